@@ -1,0 +1,1 @@
+"""The kernel: variables, declaration, initialisation, precision and errors; knows only JAX."""

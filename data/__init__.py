@@ -1,0 +1,1 @@
+"""Sources, batching and the device feed."""

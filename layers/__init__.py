@@ -1,0 +1,1 @@
+"""Array functions and layers, one family a file."""

@@ -1,0 +1,1 @@
+"""Ready experiments, one a file: what `sapwood train NAME` runs."""
