@@ -1,0 +1,115 @@
+"""What every test may rely on: eight simulated CPU devices, a home of its own, no network, any order.
+
+The environment is set while this file is imported, so before any test imports jax.
+"""
+
+import ipaddress
+import os
+import random
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DEVICES = "--xla_force_host_platform_device_count"
+
+
+def _environment(home: Path) -> None:
+    """Point every place where a library keeps its files into `home`, and take the network away from child processes."""
+    for name in [n for n in os.environ if n.startswith(("SAPWOOD_", "TFDS_"))]:
+        del os.environ[name]
+    for name in ("HOME", "USERPROFILE"):
+        os.environ[name] = str(home)
+    for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "APPDATA", "LOCALAPPDATA"):
+        os.environ[name] = str(home / name.lower())
+    if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.update(KERAS_BACKEND="jax", MPLBACKEND="Agg", HF_HUB_OFFLINE="1", NO_GCE_CHECK="true")
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        os.environ[name] = "http://127.0.0.1:9"  # the discard port: nothing answers there
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = "localhost,127.0.0.1,::1"
+
+
+HOME = Path(tempfile.mkdtemp(prefix="sapwood-tests-"))
+_environment(HOME)
+
+
+class NetworkBlocked(RuntimeError):
+    """A test tried to reach another machine."""
+
+
+def _is_loopback(host: object) -> bool:
+    if host in (None, "", "localhost", socket.gethostname()):
+        return True
+    try:
+        return ipaddress.ip_address(str(host).split("%")[0]).is_loopback or str(host) == "0.0.0.0"
+    except ValueError:
+        return False
+
+
+def _block_network() -> None:
+    connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def refuse(host: object) -> None:
+        if not _is_loopback(host.decode() if isinstance(host, bytes) else host):
+            raise NetworkBlocked(f"a test reached for {host!r}; tests run without network")
+
+    def guarded(original):
+        def call(self, address, *rest):
+            if isinstance(address, tuple):  # AF_UNIX addresses are paths
+                refuse(address[0])
+            return original(self, address, *rest)
+
+        return call
+
+    def lookup(host, *args, **kwargs):
+        refuse(host)
+        return getaddrinfo(host, *args, **kwargs)
+
+    socket.socket.connect = guarded(connect)  # pyright: ignore[reportAttributeAccessIssue]
+    socket.socket.connect_ex = guarded(connect_ex)  # pyright: ignore[reportAttributeAccessIssue]
+    socket.getaddrinfo = lookup
+
+
+class _RootIsNoTestPackage:
+    """The root holds `__init__.py` because it is the package `sapwood`. pytest would take it for a package of tests
+    named after the clone's folder and import it a second time under that name."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector):
+        return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in a random order drawn from SEED")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_RootIsNoTestPackage(), "root-is-no-test-package")
+    _block_network()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seed = config.getoption("--shuffle")
+    if seed is not None:
+        random.Random(seed).shuffle(items)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def home() -> Path:
+    """The home directory of this test run: empty at its start, removed at its end."""
+    return HOME
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The clone these tests came from (not the installed package they test)."""
+    return ROOT
