@@ -1,0 +1,172 @@
+"""Initialisers: `init(key, shape, dtype) -> array`, as in `jax.nn.initializers`, but values that can be compared.
+
+The functions of `jax.nn.initializers` are closures, so `normal(0.02) != normal(0.02)`. Here each one is a frozen
+dataclass: equal when its numbers are equal, hashable, and printed as it was written. That is what lets two
+declarations of one parameter agree, layers compare by value, and equal parameters be drawn in one vectorised call.
+Any function of the same signature still serves as an initialiser.
+
+Dtypes narrower than float32 are drawn in float32 and rounded, so a parameter stored in bfloat16 is the rounded
+float32 one, and its tails are not those of an 8-bit uniform.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers as jax_initializers
+
+Shape = tuple[int, ...]
+Axes = int | tuple[int, ...]
+Initializer = Callable[[jax.Array, Shape, Any], jax.Array]
+"""`init(key, shape, dtype) -> array`; `jax.nn.initializers` gives such functions too."""
+
+
+def _draw(init: Callable, key: jax.Array, shape: Shape, dtype: Any) -> jax.Array:
+    """`init` in float32 where `dtype` is narrower than that, then rounded."""
+    dtype = jnp.dtype(dtype)
+    wide = jnp.float32 if dtype.itemsize < 4 else dtype
+    return init(key, shape, wide).astype(dtype)
+
+
+def _hashable(value: Any) -> Any:
+    """Numbers and arrays as numbers and nested tuples, which compare and hash by value."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+
+
+@dataclass(frozen=True)
+class constant:
+    """A number everywhere, or an array (held as nested tuples) broadcast to the parameter's shape.
+
+    >>> constant(0.5)(jax.random.key(0), (2,), jnp.float32)
+    Array([0.5, 0.5], dtype=float32)
+    """
+
+    value: Any
+
+    def __post_init__(self):
+        object.__setattr__(self, "value", _hashable(self.value))
+
+    def __call__(self, key: jax.Array, shape: Shape, dtype: Any) -> jax.Array:
+        return jnp.broadcast_to(jnp.asarray(self.value, dtype), shape)
+
+
+zeros = constant(0)
+ones = constant(1)
+
+
+@dataclass(frozen=True)
+class normal:
+    """A normal distribution around 0.
+
+    >>> normal(0.02) == normal(0.02)
+    True
+    """
+
+    stddev: float
+
+    def __call__(self, key: jax.Array, shape: Shape, dtype: Any) -> jax.Array:
+        return _draw(jax_initializers.normal(self.stddev), key, shape, dtype)
+
+
+@dataclass(frozen=True)
+class truncated_normal:
+    """A normal distribution around 0 cut at two `stddev`; what is left has a standard deviation of 0.88 `stddev`.
+
+    >>> truncated_normal(0.02)(jax.random.key(0), (3, 4), jnp.bfloat16).dtype
+    dtype(bfloat16)
+    """
+
+    stddev: float
+
+    def __call__(self, key: jax.Array, shape: Shape, dtype: Any) -> jax.Array:
+        return _draw(jax_initializers.truncated_normal(self.stddev), key, shape, dtype)
+
+
+@dataclass(frozen=True)
+class uniform:
+    """A uniform distribution on [low, high).
+
+    >>> uniform(-0.1, 0.1)
+    uniform(low=-0.1, high=0.1)
+    """
+
+    low: float
+    high: float
+
+    def __call__(self, key: jax.Array, shape: Shape, dtype: Any) -> jax.Array:
+        return _draw(lambda k, s, d: jax.random.uniform(k, s, d, self.low, self.high), key, shape, dtype)
+
+
+@dataclass(frozen=True)
+class variance_scaling:
+    """Mean 0 and variance `scale / fan`, so that signals neither grow nor fade from layer to layer.
+
+    The fan is the number of inputs of one output (`"fan_in"`), of outputs of one input (`"fan_out"`) or their mean
+    (`"fan_avg"`). Dimensions that are in neither `in_axis` nor `out_axis` are a convolution's window and count in both.
+    The named schemes below are this one: `lecun_*` (LeCun et al. 1998, "Efficient BackProp"), `glorot_*` (Glorot and
+    Bengio 2010), `he_*` (He et al. 2015, arXiv:1502.01852).
+
+    >>> variance_scaling(1.0, "fan_in", "truncated_normal") == lecun_normal()
+    True
+    """
+
+    scale: float
+    mode: Literal["fan_in", "fan_out", "fan_avg"]
+    distribution: Literal["truncated_normal", "normal", "uniform"]
+    in_axis: Axes = -2
+    out_axis: Axes = -1
+
+    def __call__(self, key: jax.Array, shape: Shape, dtype: Any) -> jax.Array:
+        init = jax_initializers.variance_scaling(
+            self.scale, self.mode, self.distribution, in_axis=self.in_axis, out_axis=self.out_axis)
+        return _draw(init, key, shape, dtype)
+
+
+def lecun_normal(in_axis: Axes = -2, out_axis: Axes = -1) -> variance_scaling:
+    """Variance 1 / fan_in, truncated normal: the default of dense and convolution kernels."""
+    return variance_scaling(1.0, "fan_in", "truncated_normal", in_axis, out_axis)
+
+
+def lecun_uniform(in_axis: Axes = -2, out_axis: Axes = -1) -> variance_scaling:
+    """Variance 1 / fan_in, uniform."""
+    return variance_scaling(1.0, "fan_in", "uniform", in_axis, out_axis)
+
+
+def glorot_normal(in_axis: Axes = -2, out_axis: Axes = -1) -> variance_scaling:
+    """Variance 2 / (fan_in + fan_out), truncated normal; also known as Xavier."""
+    return variance_scaling(1.0, "fan_avg", "truncated_normal", in_axis, out_axis)
+
+
+def glorot_uniform(in_axis: Axes = -2, out_axis: Axes = -1) -> variance_scaling:
+    """Variance 2 / (fan_in + fan_out), uniform; Keras's default."""
+    return variance_scaling(1.0, "fan_avg", "uniform", in_axis, out_axis)
+
+
+def he_normal(in_axis: Axes = -2, out_axis: Axes = -1) -> variance_scaling:
+    """Variance 2 / fan_in, truncated normal: for layers that a ReLU follows; also known as Kaiming."""
+    return variance_scaling(2.0, "fan_in", "truncated_normal", in_axis, out_axis)
+
+
+def he_uniform(in_axis: Axes = -2, out_axis: Axes = -1) -> variance_scaling:
+    """Variance 2 / fan_in, uniform."""
+    return variance_scaling(2.0, "fan_in", "uniform", in_axis, out_axis)
+
+
+@dataclass(frozen=True)
+class orthogonal:
+    """`scale` times a matrix with orthonormal rows or columns, whichever are fewer; the last dimension is the columns.
+
+    Saxe et al. 2014, "Exact solutions to the nonlinear dynamics of learning" (arXiv:1312.6120).
+
+    >>> q = orthogonal()(jax.random.key(0), (5, 3), jnp.float32)
+    >>> bool(jnp.allclose(q.T @ q, jnp.eye(3), atol=1e-5))
+    True
+    """
+
+    scale: float = 1.0
+
+    def __call__(self, key: jax.Array, shape: Shape, dtype: Any) -> jax.Array:
+        return _draw(jax_initializers.orthogonal(self.scale), key, shape, dtype)
