@@ -1,3 +1,88 @@
-"""Sapwood: a model is a pure function of variables and inputs."""
+"""Sapwood: a model is a pure function ``f(v, *inputs)`` of variables and inputs.
+
+``import sapwood as sw`` gives the kernel, the layers and the meshes; what trains, loads data or converts is imported
+when it is first used.
+"""
+
+import importlib
+
+from sapwood import core, layers, parallel
+from sapwood.core import (
+    Layer,
+    Param,
+    Policy,
+    Spec,
+    Updates,
+    Vars,
+    apply,
+    bind,
+    init,
+    layer,
+    params,
+    pure,
+    spec,
+    stack,
+    state,
+    unstack,
+)
+from sapwood.core.errors import (
+    CheckError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DeclarationError,
+    EffectError,
+    SapwoodError,
+)
 
 __version__ = "0.1.0"
+
+_LATE = {  # name -> the module it is imported from when first used (an empty string: the name is the module)
+    "data": "",
+    "interop": "",
+    "models": "",
+    "recipes": "",
+    "train": "",
+}
+
+
+def __getattr__(name: str):
+    if name not in _LATE:
+        raise AttributeError(f"module 'sapwood' has no attribute {name!r}")
+    if not _LATE[name]:
+        return importlib.import_module(f"sapwood.{name}")
+    return getattr(importlib.import_module(f"sapwood.{_LATE[name]}"), name)
+
+
+def __dir__():
+    return sorted({*globals(), *_LATE})
+
+
+__all__ = [
+    "CheckError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DeclarationError",
+    "EffectError",
+    "Layer",
+    "Param",
+    "Policy",
+    "SapwoodError",
+    "Spec",
+    "Updates",
+    "Vars",
+    "apply",
+    "bind",
+    "core",
+    "init",
+    "layer",
+    "layers",
+    "parallel",
+    "params",
+    "pure",
+    "spec",
+    "stack",
+    "state",
+    "unstack",
+]

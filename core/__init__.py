@@ -1,1 +1,31 @@
-"""The kernel: variables, declaration, initialisation, precision and errors; knows only JAX."""
+"""The kernel: cursors, declarations, initialisation and running. It knows no mesh and no training."""
+
+from sapwood.core.collect import Updates
+from sapwood.core.init import init
+from sapwood.core.layer import Layer, layer
+from sapwood.core.param import Param, Stacked
+from sapwood.core.policy import Policy
+from sapwood.core.run import apply, bind, params, pure, state
+from sapwood.core.spec import Spec, spec
+from sapwood.core.stacking import stack, unstack
+from sapwood.core.vars import Vars
+
+__all__ = [
+    "Layer",
+    "Param",
+    "Policy",
+    "Spec",
+    "Stacked",
+    "Updates",
+    "Vars",
+    "apply",
+    "bind",
+    "init",
+    "layer",
+    "params",
+    "pure",
+    "spec",
+    "stack",
+    "state",
+    "unstack",
+]

@@ -1,0 +1,121 @@
+"""`Layer`: a frozen dataclass of hyper-parameters whose call declares variables and computes."""
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from sapwood.core import paths
+from sapwood.core.vars import Vars, as_vars
+
+
+def describe(x: Any) -> str:
+    """The dtypes and shapes of a value, as errors and summaries print them.
+
+    >>> import jax.numpy as jnp
+    >>> describe((jnp.ones((2, 3)), [jnp.ones(4, "bfloat16")], None, 7))
+    'float32[2,3], bfloat16[4], None, 7'
+    """
+    found = []
+    for leaf in jax.tree.leaves(x, is_leaf=lambda leaf: leaf is None or isinstance(leaf, Vars)):
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+            found.append(f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]")
+        else:
+            found.append(repr(leaf) if len(repr(leaf)) <= 40 else type(leaf).__name__)
+    return ", ".join(found)
+
+
+@typing.dataclass_transform(frozen_default=True)
+class Layer:
+    """Base of every layer. A subclass is a frozen dataclass of its annotated fields, without a decorator.
+
+    It holds hyper-parameters, never arrays: layers compare and hash by value, print as they were written, and one
+    layer may be called at many places. Errors inside its call, JAX's own included, carry a note with the path, the
+    layer and its input shapes; profiles show the path.
+
+    >>> class Scale(Layer):
+    ...     start: float = 1.0
+    ...     def __call__(self, v, x):
+    ...         return x * v.param("scale", (x.shape[-1],), lambda key, shape, dtype: jax.numpy.full(shape, self.start))
+    >>> Scale(2.0), Scale() == Scale(1.0)
+    (Scale(start=2.0), True)
+    """
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if "__call__" in cls.__dict__:
+            cls.__call__ = _located(cls.__dict__["__call__"])
+        dataclasses.dataclass(frozen=True, repr=False)(cls)
+
+    def __call__(self, v: Vars, *xs: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} defines no __call__(self, v, ...)")
+
+    def __repr__(self) -> str:
+        shown = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.repr and not (field.default is not dataclasses.MISSING and _same(value, field.default)):
+                shown.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _same(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)
+    except Exception:
+        return False
+
+
+def _located(call: Callable) -> Callable:
+    """A layer's call with its place: the cursor checked, the path in the profile and in every error."""
+
+    @functools.wraps(call)
+    def located(self, v, *xs, **options):
+        v = as_vars(v, self)
+        scope = "/".join(v._path[v._scope :])
+        try:
+            with jax.named_scope(scope or type(self).__name__):
+                y = call(self, v._with(_scope=len(v._path)), *xs, **options)
+        except Exception as error:
+            _add_note(error, f"in {paths.join(v._path)}: {self!r} on {describe((xs, options))}")
+            raise
+        recorder = v._recorder() if v._recorder is not None else None
+        if recorder is not None and recorder.on_call is not None:
+            recorder.on_call(v, self, xs, y)
+        return y
+
+    return located
+
+
+def _add_note(error: Exception, note: str) -> None:
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+
+
+class Function(Layer):
+    """A plain function ``f(v, *xs)`` as a layer; made by `layer`."""
+
+    function: Callable
+
+    def __call__(self, v: Vars, *xs: Any, **options: Any) -> Any:
+        return self.function(v, *xs, **options)
+
+    def __repr__(self) -> str:
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+def layer(f: Callable) -> Function:
+    """A plain ``f(v, *xs)`` as a `Layer`: it gets a scope in `L.Sequential`, its path in errors, and a repr.
+
+    >>> @layer
+    ... def residual(v, x):
+    ...     return x + x @ v.param("kernel", (x.shape[-1],) * 2, jax.nn.initializers.zeros)
+    >>> residual
+    residual
+    >>> residual({"kernel": jax.numpy.eye(2)}, jax.numpy.ones(2))
+    Array([2., 2.], dtype=float32)
+    """
+    return Function(f)

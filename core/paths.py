@@ -1,0 +1,94 @@
+"""Paths: how a place in a nested dict is written, matched and looked for.
+
+A path is a tuple of strings in code and ``"blocks/3/up/kernel"`` everywhere a person reads it.
+"""
+
+import difflib
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+Path = tuple[str, ...]
+
+
+def join(path: Iterable[str]) -> str:
+    """``("blocks", "3")`` as ``"blocks/3"``; the root is ``"(root)"``."""
+    return "/".join(path) or "(root)"
+
+
+def order(name: str) -> tuple[int, int, str]:
+    """Sort key of a name: numbers as numbers, and before words."""
+    return (0, int(name), "") if name.isdigit() else (1, 0, name)
+
+
+def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """The leaves of nested dicts with their paths, numbers sorted as numbers.
+
+    >>> list(leaves({"b": {"10": 1, "9": 2}}))
+    [(('b', '9'), 2), (('b', '10'), 1)]
+    """
+    if isinstance(tree, dict):
+        for name in sorted(tree, key=order):
+            yield from leaves(tree[name], (*path, name))
+    else:
+        yield path, tree
+
+
+def nest(flat: Iterable[tuple[Path, Any]]) -> dict:
+    """Nested dicts from pairs of path and leaf; the inverse of `leaves`.
+
+    >>> nest([(("a", "w"), 1), (("a", "b"), 2)])
+    {'a': {'w': 1, 'b': 2}}
+    """
+    tree: dict = {}
+    for path, leaf in flat:
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = leaf
+    return tree
+
+
+def subtree(tree: Any, path: Path) -> Any:
+    """What stands at ``path``, or an empty dict where nothing does."""
+    for name in path:
+        tree = tree.get(name, {}) if isinstance(tree, dict) else {}
+    return tree
+
+
+def overlay(base: dict, updates: dict) -> dict:
+    """``base`` with the leaves of ``updates`` written over it; neither is changed."""
+    merged = dict(base)
+    for name, value in updates.items():
+        old = merged.get(name)
+        merged[name] = overlay(old if isinstance(old, dict) else {}, value) if isinstance(value, dict) else value
+    return merged
+
+
+@functools.lru_cache(maxsize=1024)
+def _pattern(pattern: str) -> Callable[[str], Any]:
+    parts = []
+    for name in pattern.split("/"):
+        parts.append(".*" if name == "**" else re.escape(name).replace(r"\*", "[^/]*").replace(r"\?", "[^/]"))
+    text = "/".join(parts).replace("/.*", "(?:/.*)?").replace(".*/", "(?:.*/)?")
+    return re.compile(text).fullmatch
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a path fits a pattern: ``*`` is within one name, ``**`` any number of names.
+
+    >>> matches("blocks/*/up/kernel", "blocks/3/up/kernel"), matches("**/bias", "bias"), matches("*", "a/b")
+    (True, True, False)
+    """
+    return _pattern(pattern)(path) is not None
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
+    """A ready half-sentence with the known names that look most like ``name``; empty if none does.
+
+    >>> nearest("kernal", ["kernel", "bias"])
+    "; did you mean 'kernel'?"
+    """
+    close = difflib.get_close_matches(name, list(known), n, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -1,0 +1,62 @@
+"""Precision: the dtype parameters are stored in and the dtype layers compute in."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sapwood.core.errors import ConfigError
+
+
+def floating_dtype(dtype: Any) -> str:
+    """The name of a floating dtype, or a `ConfigError` that says what would be one.
+
+    >>> floating_dtype("bfloat16"), floating_dtype(jnp.float32)
+    ('bfloat16', 'float32')
+    """
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ConfigError(f"a precision must be a floating dtype such as 'float32', 'bfloat16' or 'float16', "
+                          f"not {dtype!r}")
+    return found.name
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Where numbers are rounded: ``compute`` inside layers, ``param`` in storage.
+
+    ``compute=None`` casts nothing, so the dtypes are those of the arrays given (plain JAX promotion). Norm
+    statistics, softmax and losses are float32 whatever the policy says. Raises `ConfigError` for a dtype that is
+    not floating.
+
+    >>> Policy("bfloat16")
+    Policy(compute='bfloat16', param='float32')
+    """
+
+    compute: str | None = None
+    param: str = "float32"
+
+    def __post_init__(self):
+        if self.compute is not None:
+            object.__setattr__(self, "compute", floating_dtype(self.compute))
+        object.__setattr__(self, "param", floating_dtype(self.param))
+
+    def cast(self, tree: Any) -> Any:
+        """The floating arrays of a tree in the compute dtype; everything else as it is."""
+        if self.compute is None:
+            return tree
+        return jax.tree.map(self._cast, tree)
+
+    def _cast(self, x: Any) -> Any:
+        dtype = getattr(x, "dtype", None)
+        floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+        return jnp.asarray(x, self.compute) if floating and dtype != self.compute else x
+
+
+def as_policy(policy: "Policy | str | None") -> Policy:
+    """A `Policy` from what a user writes: a policy, the compute dtype, or nothing."""
+    return policy if isinstance(policy, Policy) else Policy(policy)

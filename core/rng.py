@@ -1,0 +1,119 @@
+"""Random keys by path: one hash along the path, folded into the run's key once.
+
+The hash is 64 bits in two 32-bit lanes, and mixing works on Python integers and on traced arrays alike. So the key of
+``blocks/3/drop`` is the same number whether 3 is a name in an unrolled stack or a traced index in a scanned one.
+"""
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sapwood.core.errors import ConfigError
+
+Hash = tuple[Any, Any]
+"""Two 32-bit lanes: Python integers, or uint32 arrays where an index is traced."""
+
+ROOT: Hash = (0x243F6A88, 0x85A308D3)
+INDEX, FOLD, AGAIN, REUSED = 0x13198A2E, 0x03707344, 0xA4093822, 0x299F31D0  # tags: what kind of segment this is
+
+
+def _scramble(x: Any, word: Any) -> Any:
+    """A 32-bit finaliser (Wellons' lowbias32): every input bit reaches every output bit."""
+    x = x ^ (x >> word(16))
+    x = (x * word(0x7FEB352D)) & word(0xFFFFFFFF)
+    x = x ^ (x >> word(15))
+    x = (x * word(0x846CA68B)) & word(0xFFFFFFFF)
+    return x ^ (x >> word(16))
+
+
+def mix(h: Hash, segment: Hash) -> Hash:
+    """The hash one segment further along a path."""
+    lanes = (*h, *segment)
+    if all(isinstance(x, int) for x in lanes):
+        word = int
+    else:
+        word = np.uint32
+        lanes = tuple(word(x) if isinstance(x, int) else jnp.asarray(x).astype(jnp.uint32) for x in lanes)
+    a, b, c, d = lanes
+    a = _scramble((((a ^ c) * word(0x9E3779B1)) & word(0xFFFFFFFF)) + b & word(0xFFFFFFFF), word)
+    b = _scramble((((b ^ d) * word(0x85EBCA77)) & word(0xFFFFFFFF)) + a & word(0xFFFFFFFF), word)
+    return a, b
+
+
+def segment(name: str) -> Hash:
+    """A name as a hash; a number gives the one that its traced twin would give."""
+    if name.isdigit():
+        return int(name), INDEX
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
+def path_hash(path: tuple[str, ...], start: Hash = ROOT) -> Hash:
+    """The hash at the end of a path."""
+    for name in path:
+        start = mix(start, segment(name))
+    return start
+
+
+def fold(key: jax.Array, h: Hash) -> jax.Array:
+    """The key at a hash."""
+    a, b = (np.uint32(x) if isinstance(x, int) else x for x in h)
+    return jax.random.fold_in(jax.random.fold_in(key, a), b)
+
+
+def as_key(key: Any) -> jax.Array:
+    """A typed key from what a user has: a typed key, a raw ``uint32`` key of ``jax.random.PRNGKey``, or a seed.
+
+    Raises `ConfigError` for anything else.
+    """
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        return jax.random.key(int(key))
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0:
+        return key
+    if dtype == np.uint32 and key.ndim == 1:
+        return jax.random.wrap_key_data(key)
+    raise ConfigError(f"expected a random key (jax.random.key(0)) or an integer seed, got {key!r}")
+
+
+class Ledger:
+    """What has been drawn and forked from one key, so that nothing gets the same key twice.
+
+    It belongs to the trace it is first used in: a key closed over by another trace would give every row or step the
+    same numbers.
+    """
+
+    __slots__ = ("__weakref__", "draws", "forks", "trace", "used")
+
+    def __init__(self, trace: Any = None):
+        self.trace = trace
+        self.draws: dict = {}
+        self.forks: dict = {}
+        self.used: dict = {}
+
+    def _enter(self, path: tuple[str, ...]) -> int:
+        """Count a use of ``path``; returns how often it, or a scope around it, was forked before."""
+        prefixes = [path[:k] for k in range(len(path) + 1)]
+        for prefix in prefixes:
+            self.used[prefix] = self.used.get(prefix, 0) + 1
+        return sum(self.forks.get(prefix, 0) for prefix in prefixes)
+
+    def draw(self, path: tuple[str, ...], name: str, h: Hash) -> Hash:
+        """The hash of the next draw called ``name`` at ``path``, whose own hash is ``h``."""
+        forks = self._enter(path)
+        times = self.draws.get((path, name), 0)
+        self.draws[path, name] = times + 1
+        h = mix(h, segment(name))
+        if forks:
+            h = mix(h, (forks, REUSED))
+        return mix(h, (times, AGAIN)) if times else h
+
+    def fork(self, path: tuple[str, ...], h: Hash) -> Hash:
+        """The hash a fork of ``path`` starts from: ``h`` itself the first time, another one after any other use."""
+        before = self.used.get(path, 0)
+        forks = self._enter(path)
+        self.forks[path] = self.forks.get(path, 0) + 1
+        return mix(h, (before + forks, REUSED)) if before + forks else h

@@ -1,0 +1,130 @@
+"""Running a model: `bind` a cursor, `pure` to hand effects back, `apply` for both in one call."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from sapwood.core import paths
+from sapwood.core.collect import Updates, current_trace
+from sapwood.core.errors import DeclarationError, EffectError
+from sapwood.core.policy import as_policy
+from sapwood.core.rng import Ledger, as_key
+from sapwood.core.vars import Vars, _tree, as_vars, collecting, current_state
+
+
+def bind(params, state=None, *, rng=None, train=False, policy=None, place=None, capture: bool | str = True) -> Vars:
+    """A cursor at the root of ``params`` and ``state`` (nested dicts of arrays).
+
+    ``rng`` is a key or a seed, ``policy`` a `Policy` or compute dtype, ``place(axes, shape)`` gives the sharding of
+    an activation, and ``capture`` chooses by path pattern which sown values a run hands back.
+
+    >>> import jax.numpy as jnp
+    >>> v = bind({"dense": {"kernel": jnp.ones((2, 3))}})
+    >>> v.dense.param("kernel", (2, 3), None).shape
+    (2, 3)
+    """
+    key = None if rng is None else as_key(rng)
+    return Vars(
+        _params=_tree(params, "params"), _state=_tree({} if state is None else state, "state"), _train=bool(train),
+        _policy=as_policy(policy), _place=place, _capture=capture, _key=key,
+        _ledger=None if key is None else Ledger(current_trace()),
+    )  # fmt: skip
+
+
+def params(v: Vars) -> dict:
+    """The parameters bound at a cursor, as a plain nested dict."""
+    v = as_vars(v, "sw.params")
+    if v._reads is not None and v._own_params:
+        v._reads.update(("params", path) for path, _ in paths.leaves(v._params, v._path))
+    return v._params
+
+
+def state(v: Vars) -> dict:
+    """The state at a cursor as a plain nested dict, with what this run has put so far."""
+    v = as_vars(v, "sw.state")
+    if v._reads is not None and v._own_state:
+        v._reads.update(("state", path) for path, _ in paths.leaves(v._state, v._path))
+    return current_state(v)
+
+
+def pure(f: Callable, full: bool = False) -> Callable[..., tuple[Any, Any]]:
+    """``f(v, *xs)`` as a function that hands its effects back: ``(y, updates)``.
+
+    Inside any JAX transform this is what makes ``v.put``, ``v.rng``, ``v.loss``, ``v.sow`` and ``v.check`` work;
+    outside, ``v.merge(updates)`` takes them over. ``full=True`` gives ``(y, state)`` instead, with the whole next
+    state of ``v``: one fixed structure, as the carries of ``cond``, ``while_loop`` and ``scan`` need it. It has no
+    place for auxiliary losses, so a training run that makes some raises `EffectError`.
+
+    >>> def count(v, x):
+    ...     n = v.state("n", (), jax.nn.initializers.zeros)
+    ...     v.put(n=n + 1)
+    ...     return x * n
+    >>> import jax, jax.numpy as jnp
+    >>> y, updates = pure(count)(bind({}, {"n": jnp.ones(())}), 3.0)
+    >>> float(y), float(updates.state["n"])
+    (3.0, 2.0)
+    """
+
+    @functools.wraps(f, updated=())
+    def run(v, *xs, **options):
+        inner, collector = collecting(as_vars(v, f))
+        y = f(inner, *xs, **options)
+        if not full:
+            return y, collector.updates()
+        if collector.losses and inner.train:
+            names = ", ".join(map(paths.join, collector.losses))
+            raise EffectError(
+                f"the auxiliary losses {names} would be lost: only sw.pure(f)(v, ...) hands back updates.losses "
+                "(sw.apply and full=True hand back the state alone)"
+            )
+        return y, current_state(inner)
+
+    return run
+
+
+def apply(f, params, state, *xs, rng=None, train=False, policy=None, capture=None, place=None):
+    """Run ``f(v, *xs)`` on ``params`` and ``state``; returns ``(y, next_state)``.
+
+    With ``capture`` (True, or a path pattern such as ``"blocks/*/attn"``) it returns ``(y, next_state, captured)``,
+    where ``captured`` holds what the model sowed there. Raises `DeclarationError` for an entry that is missing, has
+    another shape, or that nothing in the model declares.
+
+    >>> import jax.numpy as jnp
+    >>> apply(lambda v, x: x @ v.param("w", (2, 1), None), {"w": jnp.ones((2, 1))}, {}, jnp.ones((1, 2)))
+    (Array([[2.]], dtype=float32), {})
+    """
+    v = bind(params, state, rng=rng, train=train, policy=policy, place=place, capture=capture or False)
+    v = v._with(_reads=set())
+    if capture:
+        y, updates = pure(f)(v, *xs)
+        next_state, captured = paths.overlay(v._state, updates.state), updates.captured
+    else:
+        y, next_state = pure(f, full=True)(v, *xs)
+        captured = None
+    _refuse_undeclared(f, v, xs)
+    return (y, next_state, captured) if capture else (y, next_state)
+
+
+def _refuse_undeclared(f: Callable, v: Vars, xs: tuple) -> None:
+    """Raise for entries that no mode of the model declares; what was read is known, so this is rarely more than a look."""
+    bound = {("params", path) for path, _ in paths.leaves(v._params)}
+    bound |= {("state", path) for path, _ in paths.leaves(v._state)}
+    unread = bound - (v._reads or set())
+    if not unread:
+        return
+    from sapwood.core.spec import spec
+
+    declared = spec(f, *xs, policy=v.policy)
+    known = {(kind, path) for kind in ("params", "state") for path, _ in paths.leaves(getattr(declared, kind))}
+    extra = sorted(f"{kind} {paths.join(path)}" for kind, path in unread - known)
+    if extra:
+        free = [paths.join(path) for _, path in sorted(known - bound)]
+        hint = f"; it declares {', '.join(free[:3])} instead" if free else ""
+        raise DeclarationError(
+            f"{getattr(f, '__name__', f)!r} declares no {', '.join(extra[:5])}"
+            + (f" and {len(extra) - 5} more" if len(extra) > 5 else "")
+            + hint
+        )
+
+
+__all__ = ["Updates", "apply", "bind", "params", "pure", "state"]

@@ -1,0 +1,47 @@
+"""`spec`: what variables a model has, without memory and without FLOPs."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from sapwood.core.declare import Recorder
+from sapwood.core.policy import as_policy
+from sapwood.core.run import bind, pure
+
+
+class Spec(NamedTuple):
+    """The variables of a model: two nested dicts whose leaves are `Param`."""
+
+    params: dict
+    state: dict
+
+
+def spec(f: Callable, *xs: Any, policy=None) -> Spec:
+    """The parameters and state that ``f(v, *xs)`` declares, in train and in eval mode together.
+
+    ``xs`` are arrays or `jax.ShapeDtypeStruct`, in any pytree. Nothing is computed. Raises `DeclarationError` where
+    two declarations contradict each other.
+
+    >>> import jax.numpy as jnp
+    >>> def model(v, x):
+    ...     return x @ v.head.param("kernel", (x.shape[-1], 10), jax.nn.initializers.lecun_normal())
+    >>> spec(model, jax.ShapeDtypeStruct((8, 4), jnp.float32)).params["head"]["kernel"].shape
+    (4, 10)
+    """
+    recorder = Recorder()
+    for train in (True, False):
+        trace(f, xs, recorder, train=train, policy=policy)
+    return Spec(recorder.tree("params"), recorder.tree("state"))
+
+
+def trace(f: Callable, xs: tuple, recorder: Recorder, *, train: bool, policy=None) -> Any:
+    """Run the model on shapes alone, its declarations going to ``recorder``; returns the shapes of its result."""
+
+    def run(key, xs):
+        v = bind({}, {}, rng=key, train=train, policy=as_policy(policy))
+        y, _ = pure(f)(v._with(_recorder=weakref.ref(recorder)), *xs)
+        return y
+
+    return jax.eval_shape(run, jax.eval_shape(lambda: jax.random.key(0)), xs)

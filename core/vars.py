@@ -1,0 +1,476 @@
+"""`Vars`: an immutable cursor into two explicit trees, `params` and `state`."""
+
+import weakref
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sapwood.core import paths
+from sapwood.core.collect import Collector, Updates, current_trace, is_traced, raise_if_failed
+from sapwood.core.declare import Recorder, concrete_shape, stacked_param, storage_dtype
+from sapwood.core.errors import DeclarationError, EffectError
+from sapwood.core.param import Stacked
+from sapwood.core.policy import Policy, as_policy
+from sapwood.core.rng import FOLD, ROOT, Ledger, as_key, fold, mix, path_hash, segment
+
+_FIELDS = {
+    "_params": {}, "_state": {}, "_path": (), "_train": False, "_policy": Policy(), "_place": None, "_capture": False,
+    "_key": None, "_start": (ROOT, 0), "_carry": False, "_ledger": None,
+    "_collector": None, "_collected": False, "_own_params": True, "_own_state": True, "_reads": None,
+    "_recorder": None, "_stacked": (), "_scope": 0,
+}  # fmt: skip
+_RESERVED = (
+    "param state put rng loss sow check shard train policy replace fork fold stack merge".split()  # the table of methods
+)
+
+
+class Vars:
+    """An immutable cursor into ``params`` and ``state``; `v.name`, ``v["name"]`` and ``v[3]`` are the places below it.
+
+    Made by `sw.bind`, `sw.apply`, `sw.pure`, `sw.init` and `sw.spec`, never by hand. It is a pytree, so it passes into
+    JAX transforms; its effects (``put``, ``rng``, ``loss``, ``sow``, ``check``) work only in the trace of the run that
+    collects them, and raise `EffectError` elsewhere. Reading works everywhere.
+    """
+
+    __slots__ = tuple(_FIELDS)
+
+    def __init__(self, **fields):
+        for name, default in _FIELDS.items():
+            object.__setattr__(self, name, fields.get(name, default))
+
+    def _with(self, **changes) -> "Vars":
+        new = object.__new__(Vars)
+        for name in _FIELDS:
+            object.__setattr__(new, name, changes[name] if name in changes else getattr(self, name))
+        return new
+
+    # ---- places -------------------------------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> "Vars":
+        if name.startswith("_"):
+            raise AttributeError(f"{name!r}: names in a tree of variables do not start with an underscore")
+        return self._child(name)
+
+    def __getitem__(self, name: str | int) -> "Vars":
+        if isinstance(name, int | np.integer) and not isinstance(name, bool) and name >= 0:
+            return self._child(str(int(name)))
+        if not isinstance(name, str):
+            hint = "; a traced index needs v.stack(n) and a scan" if is_traced(name) else ""
+            raise DeclarationError(f"{self._at()}: a child's name is a string or an integer from 0, not {name!r}{hint}")
+        return self._child(name)
+
+    def _child(self, name: str) -> "Vars":
+        return self._with(
+            _params=self._below("params", name), _state=self._below("state", name), _path=self._full(name)
+        )
+
+    def _below(self, kind: str, name: str) -> dict:
+        tree = self._params if kind == "params" else self._state
+        below = tree.get(name, {})
+        if not isinstance(below, dict):
+            raise DeclarationError(
+                f"{paths.join((*self._path, name))} is a variable in {kind} (shape {jnp.shape(below)}) and is used as a "
+                "scope; give one of the two another name"
+            )
+        return below
+
+    def _full(self, name: str) -> paths.Path:
+        if not name or name.startswith("_") or "/" in name:
+            raise DeclarationError(
+                f"{self._at()}: {name!r} cannot name a variable or a scope: names are not empty, do not start with an "
+                "underscore and hold no slash"
+            )
+        return (*self._path, name)
+
+    def _at(self) -> str:
+        return paths.join(self._path)
+
+    # ---- reading ------------------------------------------------------------------------------------------------
+
+    @property
+    def train(self) -> bool:
+        """Whether this is a training run: dropout drops, batch norm uses the batch."""
+        return self._train
+
+    @property
+    def policy(self) -> Policy:
+        """The precision of this run."""
+        return self._policy
+
+    def param(self, name: str, shape, init, *, axes=None, dtype=None, cast: bool = True) -> jax.Array:
+        """Declare and read a parameter.
+
+        ``init(key, shape, dtype)`` makes its first value; ``axes`` are its logical axis names, one or None for each
+        dimension. It is stored in ``dtype`` (the policy's by default) and handed out in the policy's compute dtype;
+        ``cast=False`` hands it out as stored. Raises `DeclarationError` where the bound array has another shape, or
+        where nothing is bound.
+        """
+        value = self._variable("params", name, shape, init, axes, dtype or self._policy.param)
+        return self._policy.cast(value) if cast else value
+
+    def state(self, name: str, shape, init, *, dtype=None) -> jax.Array:
+        """Declare and read a state entry, in the dtype it is stored in (float32 by default)."""
+        return self._variable("state", name, shape, init, None, dtype or "float32")
+
+    def _variable(self, kind: str, name: str, shape, init, axes, dtype) -> Any:
+        path = self._full(name)
+        shape, dtype = concrete_shape(shape, path), storage_dtype(dtype, path)
+        if axes is not None and len(axes) != len(shape):
+            raise DeclarationError(f"{paths.join(path)}: axes {axes} name {len(axes)} dimensions, the shape is {shape}")
+        value = self._bound(kind, name)
+        if value is None:
+            value = self._missing(kind, path, (shape, dtype, init, axes))
+        if isinstance(value, dict):
+            raise DeclarationError(
+                f"{paths.join(path)} is declared as a variable of shape {shape}, but {kind} holds a scope there with "
+                f"{', '.join(sorted(value)) or 'nothing in it'}"
+            )
+        if not isinstance(value, jax.Array):
+            value = jnp.asarray(value)
+        if value.shape != shape:
+            raise DeclarationError(
+                f"{kind} {paths.join(path)}: the model declares shape {shape}, the bound array has {value.shape}"
+            )
+        self._note_read(kind, path)
+        if kind == "state" and (collector := self._collector and self._collector()) and self._own_state:
+            collector.declared[path] = (shape, value.dtype)
+        return value
+
+    def _bound(self, kind: str, name: str) -> Any:
+        """What is bound under the name, with this run's own puts first; None where nothing is."""
+        tree = self._params if kind == "params" else self._state
+        if kind == "state" and self._own_state and (collector := self._collector and self._collector()):
+            put = collector.state.get((*self._path, name))
+            if put is not None:
+                return put
+        return tree.get(name)
+
+    def _missing(self, kind: str, path: paths.Path, declared: tuple) -> Any:
+        """Nothing is bound: record it in `spec`, make it in a data-dependent `init`, or say so."""
+        shape, dtype, init, axes = declared
+        if self._recorder is not None:
+            recorder: Recorder | None = self._recorder()
+            if recorder is None:
+                raise EffectError(f"{self._at()}: this cursor outlived the sw.spec that made it")
+            axes = None if axes is None else tuple(axes)
+            recorder.declare(kind, path, stacked_param(shape, dtype, init, axes, self._stacked))
+            return jnp.zeros(shape, dtype)
+        collector: Collector | None = self._collector and self._collector()
+        if collector is not None and collector.init_key is not None:
+            self._guard(f"the data-dependent initialiser of {path[-1]!r}")
+            if (kind, path) not in collector.fresh:
+                key = fold(collector.init_key, path_hash(path))
+                collector.fresh[kind, path] = jnp.asarray(init(key, shape, dtype), dtype)
+            return collector.fresh[kind, path]
+        tree = self._params if kind == "params" else self._state
+        raise DeclarationError(
+            f"{kind} has no {paths.join(path)!r} (shape {shape}, {dtype}); at {self._at()!r} it holds "
+            f"{', '.join(sorted(tree, key=paths.order)) or 'nothing'}{paths.nearest(path[-1], tree)}"
+        )
+
+    def _note_read(self, kind: str, path: paths.Path) -> None:
+        if self._reads is not None and (self._own_params if kind == "params" else self._own_state):
+            self._reads.add((kind, path))
+
+    # ---- effects ------------------------------------------------------------------------------------------------
+
+    def _guard(self, what: str) -> Collector:
+        """The collector of this run, if we are in its trace; else an `EffectError` that says what to do."""
+        collector: Collector | None = self._collector and self._collector()
+        if collector is not None and collector.trace == current_trace():
+            return collector
+        if collector is None and not self._collected:
+            why = "nothing collects it here: run the model with sw.apply(f, params, state, ...) or sw.pure(f)(v, ...)"
+        else:
+            why = (
+                "it belongs to another JAX trace (jit, grad, vmap, scan, cond, checkpoint, ...) and would be lost or "
+                "leak; wrap the inner function in sw.pure, return its updates and v.merge(updates) outside, or use the "
+                "lifted L.Scan, L.Vmap, L.Remat"
+            )
+        raise EffectError(f"{self._at()}: {what} cannot work: {why}")
+
+    def put(self, **values) -> None:
+        """Hand back the next value of state entries; it keeps the declared shape and dtype.
+
+        Raises `EffectError` outside the collecting trace, `DeclarationError` for an entry that was not declared.
+        """
+        for name, value in values.items():
+            path = self._full(name)
+            collector = self._guard(f"put({name}=...)")
+            if not self._own_state:
+                raise EffectError(
+                    f"{self._at()}: put({name}=...) on a cursor whose state was replaced would be lost; wrap the call "
+                    "in sw.pure and take updates.state"
+                )
+            if path not in collector.declared:
+                raise DeclarationError(
+                    f"put({name}=...) at {self._at()!r}: declare it first with v.state({name!r}, shape, init)"
+                )
+            shape, dtype = collector.declared[path]
+            value = jnp.asarray(value)
+            if value.shape != shape or not jnp.can_cast(value.dtype, dtype, "same_kind"):
+                raise DeclarationError(
+                    f"put({name}=...) at {self._at()!r}: declared {dtype}{list(shape)}, got {value.dtype}"
+                    f"{list(value.shape)}; a state entry keeps its shape and dtype"
+                )
+            if self._recorder is None or self._bound("state", name) is not None:
+                collector.state[path] = value.astype(dtype)
+
+    def rng(self, name: str) -> jax.Array:
+        """A fresh random key for ``name`` here: from the run's key, the path and the name; never the same one twice.
+
+        Raises `EffectError` where no key is bound, and where the key belongs to another trace.
+        """
+        self._full(name)
+        ledger: Ledger | None = self._ledger
+        if self._key is None:
+            crossed = "; a cursor crosses into a transform with its key by v.fork(), v.fold(i) or v.stack(n)"
+            raise EffectError(
+                f"{self._at()}: rng({name!r}) needs a key: pass rng= to sw.apply or sw.bind"
+                + (crossed if self._collected else "")
+            )
+        self._enter_ledger(ledger, f"rng({name!r})")
+        return fold(self._key, ledger.draw(self._path, name, self._hash()))
+
+    def _enter_ledger(self, ledger: Ledger, what: str) -> None:
+        trace = current_trace()
+        if ledger.trace is None:
+            ledger.trace = trace
+        if ledger.trace != trace:
+            raise EffectError(
+                f"{self._at()}: {what} with a key of another JAX trace would give every row or step the same numbers; "
+                "pass v.fork(), v.fold(i) or v.stack(n) into the transform, or use L.Scan, L.Vmap, L.Remat (sw.pure "
+                "collects what the inner function hands back)"
+            )
+
+    def _hash(self):
+        start, depth = self._start
+        return path_hash(self._path[depth:], start)
+
+    def loss(self, name: str, x) -> None:
+        """Hand back an auxiliary loss, a scalar that is added to the objective."""
+        path, collector = self._full(name), self._guard(f"loss({name!r})")
+        if jnp.ndim(x) != 0:
+            raise DeclarationError(f"loss({name!r}) at {self._at()!r}: a scalar is expected, got shape {jnp.shape(x)}")
+        collector.loss(path, x)
+
+    def sow(self, name: str, x) -> None:
+        """Hand back an intermediate value where the run captures it; nothing is kept otherwise."""
+        path = self._full(name)
+        if not self._captures(path) or (self._collector is None and not self._collected):
+            return
+        self._guard(f"sow({name!r})").sow(path, x)
+
+    def _captures(self, path: paths.Path) -> bool:
+        if isinstance(self._capture, bool):
+            return self._capture
+        unrolled = path
+        for s in reversed(self._stacked):  # blocks/attn of a scanned stack answers to blocks/*/attn too
+            unrolled = (*unrolled[: s.depth], "0", *unrolled[s.depth :])
+        return any(paths.matches(self._capture, "/".join(p)) for p in (path, unrolled))
+
+    def check(self, ok, message: str) -> None:
+        """Hand back whether values are acceptable: ``ok`` is a boolean array, true where all is well.
+
+        Known values raise a `CheckError` at once that names the first bad entry; traced ones become one bit on the
+        device that the run hands back.
+        """
+        if self._collector is None and not self._collected:  # a raw dict or a bare bind: nobody collects
+            return None if is_traced(ok) else raise_if_failed(self._path, message, ok)
+        self._guard(f"check({message!r})").check(self._path, message, ok)
+
+    def shard(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """Constrain an activation to where its logical axes live; the array itself without a mesh."""
+        if len(axes) != jnp.ndim(x):
+            raise DeclarationError(
+                f"{self._at()}: shard got {len(axes)} axis names {axes} for an array of shape {jnp.shape(x)}"
+            )
+        sharding = self._place(axes, jnp.shape(x)) if self._place else None
+        return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
+
+    # ---- the same cursor with something else bound --------------------------------------------------------------
+
+    def replace(self, *, params=None, state=None, rng=None, train=None, policy=None) -> "Vars":
+        """The same cursor with other variables, key, mode or precision. ``put`` on a replaced state needs `sw.pure`."""
+        changes: dict[str, Any] = {}
+        if params is not None:
+            changes.update(_params=_tree(params, "params"), _own_params=False)
+        if state is not None:
+            changes.update(_state=_tree(state, "state"), _own_state=False)
+        if rng is not None:
+            changes.update(_key=as_key(rng), _start=(ROOT, 0), _ledger=Ledger(current_trace()))
+        if train is not None:
+            changes["_train"] = bool(train)
+        if policy is not None:
+            changes["_policy"] = as_policy(policy)
+        return self._with(**changes)
+
+    def _branch(self, start) -> "Vars":
+        """A cursor with a ledger of its own that may take its key along into a transform."""
+        return self._with(_carry=True, _ledger=Ledger(current_trace()), _start=(start, len(self._path)))
+
+    def fork(self) -> "Vars":
+        """A cursor that carries a key into one transform: another key each time, so fork once for each crossing."""
+        if self._key is None:
+            return self
+        self._enter_ledger(self._ledger, "fork()")
+        return self._branch(self._ledger.fork(self._path, self._hash()))
+
+    def fold(self, i) -> "Vars":
+        """A cursor whose key belongs to step ``i``, which may be traced: for loops that share their variables."""
+        if self._key is None:
+            return self
+        static = not is_traced(i)
+        if static:
+            self._enter_ledger(self._ledger, f"fold({i})")
+        times = self._ledger.fork((*self._path, f"fold {int(i) if static else 'i'}"), self._hash())
+        return self._branch(mix(times, (int(i) if static else i, FOLD)))
+
+    def stack(self, n: int, axis: str | None = "layers") -> "Vars":
+        """A cursor over ``n`` copies of everything below: every leaf has a leading axis of ``n``, keys included.
+
+        Pass it through `jax.vmap` or `jax.lax.scan` along that axis. ``axis`` is the logical name of the new dimension.
+        """
+        n = concrete_shape(n, self._path)[0]
+        for kind, tree in (("params", self._params), ("state", self._state)):
+            for path, leaf in paths.leaves(tree, self._path):
+                if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != n:
+                    raise DeclarationError(
+                        f"{kind} {paths.join(path)} has shape {jnp.shape(leaf)}; stack({n}) expects {n} along its first "
+                        "dimension (sw.stack and sw.unstack convert between scanned and unrolled trees)"
+                    )
+        v = self._with(_stacked=(*self._stacked, Stacked(len(self._path), n, axis)))
+        if self._key is None:
+            return v
+        self._enter_ledger(self._ledger, f"stack({n})")
+        a, b = mix(self._ledger.fork(self._path, self._hash()), (np.arange(n, dtype=np.uint32), segment("0")[1]))
+        return v._with(_key=jnp.broadcast_to(self._key, (n,)))._branch(jnp.stack([a, b], axis=1))
+
+    def merge(self, updates: Updates) -> None:
+        """Take over what `sw.pure` handed back from a run of this cursor."""
+        collector = self._guard("merge(updates)")
+        if updates.state and not self._own_state:
+            raise EffectError(f"{self._at()}: merge into a cursor whose state was replaced would be lost")
+        for path, value in paths.leaves(updates.state, self._path):
+            collector.state[path] = value
+        for path, value in paths.leaves(updates.losses, self._path):
+            collector.loss(path, value)
+        for path, value in paths.leaves(updates.captured, self._path):
+            collector.sow(path, value)
+        for path, ok in paths.leaves(updates.checks, self._path):
+            collector.check(path[:-1], path[-1], ok)
+
+    # ---- hygiene ------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        held = sorted({*self._params, *self._state}, key=paths.order)
+        return f"Vars({self._at()}: {', '.join(held) or 'empty'})"
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f"a cursor is immutable; v.put({name}=value) hands back a state entry's next value")
+
+    def __call__(self, *args, **kwargs):
+        name = self._path[-1] if self._path else "v"
+        raise TypeError(f"{self._at()!r} is a place in a tree, not a function{paths.nearest(name, _RESERVED)}")
+
+    def _refuse(self, what: str):
+        raise TypeError(f"a cursor has no {what}: it is a place in a tree of variables; sw.params(v) and sw.state(v) "
+                        "give the plain dicts")  # fmt: skip
+
+    def __iter__(self):
+        self._refuse("iteration")
+
+    def __contains__(self, name):
+        self._refuse("'in'")
+
+    def __bool__(self):
+        self._refuse("truth value")
+
+    def __len__(self):
+        self._refuse("length")
+
+
+def _tree(tree: Any, what: str) -> dict:
+    if isinstance(tree, Vars):
+        raise TypeError(f"{what} must be a nested dict of arrays, got a cursor; use sw.{what}(v)")
+    if not isinstance(tree, dict):
+        raise TypeError(f"{what} must be a nested dict of arrays, got {type(tree).__name__}")
+    return tree
+
+
+def as_vars(v: Any, user: Any = None) -> Vars:
+    """A cursor from a cursor or a raw dict; a `TypeError` that names the layer for anything else."""
+    if isinstance(v, Vars):
+        return v
+    if isinstance(v, dict):
+        return Vars(_params=v, _state=v)
+    raise TypeError(
+        f"{user!r} takes its variables first, then its inputs: expected a cursor or a dict of arrays, "
+        f"got {type(v).__name__}{list(v.shape) if hasattr(v, 'shape') else ''}"
+    )
+
+
+class _Static:
+    """The static half of a crossing cursor. In apply mode the path is a label only: equal blocks trace once."""
+
+    __slots__ = ("fields", "key", "label")
+
+    def __init__(self, v: Vars, carry: bool):
+        self.label = (v._path, v._start[1], v._stacked, v._scope, v._reads)
+        self.fields = (v._train, v._policy, v._place, v._capture, v._recorder, carry, v._own_params, v._own_state,
+                       v._collected or v._collector is not None)  # fmt: skip
+        by_path = v._recorder is not None or isinstance(v._capture, str)
+        self.key = (self.fields, self.label[:4] if by_path else None)
+
+    def __eq__(self, other):
+        return isinstance(other, _Static) and self.key == other.key
+
+    def __hash__(self):
+        return hash(self.key[0][:2])
+
+
+def _flatten(v: Vars):
+    carry = v._carry and v._key is not None
+    key = start = None
+    if carry:
+        key, start = v._key, v._start[0]
+        if isinstance(start, tuple):
+            static = all(isinstance(lane, int) for lane in start)
+            start = np.array(start, np.uint32) if static else jnp.stack(start)
+    return (v._params, current_state(v), key, start), _Static(v, carry)
+
+
+def _unflatten(static: _Static, children) -> Vars:
+    params, state, key, start = children
+    path, depth, stacked, scope, reads = static.label
+    train, policy, place, capture, recorder, carry, own_params, own_state, collected = static.fields
+    return Vars(
+        _params=params, _state=state, _key=key, _start=(start, depth) if carry else (ROOT, 0), _carry=carry,
+        _ledger=Ledger() if carry else None, _path=path, _train=train, _policy=policy, _place=place, _capture=capture,
+        _recorder=recorder, _stacked=stacked, _scope=scope, _reads=reads, _collected=collected,
+        _own_params=own_params, _own_state=own_state,
+    )  # fmt: skip
+
+
+jax.tree_util.register_pytree_node(Vars, _flatten, _unflatten)
+
+
+def current_state(v: Vars) -> dict:
+    """The state at a cursor as a plain dict, this run's own puts included."""
+    collector = v._collector and v._collector()
+    if collector is None or not v._own_state:
+        return v._state
+    depth = len(v._path)
+    puts = ((path[depth:], value) for path, value in collector.state.items() if path[:depth] == v._path)
+    return paths.overlay(v._state, paths.nest(puts))
+
+
+def collecting(v: Vars, init_key: jax.Array | None = None) -> tuple[Vars, Collector]:
+    """The same cursor with a new collector of its own in the current trace."""
+    collector = Collector(v._path, current_trace(), init_key)
+    inner = v._with(
+        _state=current_state(v), _collector=weakref.ref(collector), _collected=True, _own_state=True
+    )
+    return inner, collector
