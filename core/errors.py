@@ -9,6 +9,10 @@ class DeclarationError(SapwoodError, ValueError):
     """A variable's name, shape, dtype or declaration is wrong, missing or contradicts another."""
 
 
+class InputError(SapwoodError, ValueError):
+    """An array given to a layer or an array function has the wrong rank, size or dtype."""
+
+
 class EffectError(SapwoodError, RuntimeError):
     """`put`, `rng`, `loss`, `sow` or `check` was used where its result could not be handed back."""
 
