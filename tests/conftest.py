@@ -18,12 +18,13 @@ DEVICES = "--xla_force_host_platform_device_count"
 
 
 def _environment(home: Path) -> None:
-    """Point every place where a library keeps its files into `home`, and take the network away from child processes."""
+    """Point every place where a library keeps files into `home`; child processes lose the network too."""
     for name in [n for n in os.environ if n.startswith(("SAPWOOD_", "TFDS_"))]:
         del os.environ[name]
     for name in ("HOME", "USERPROFILE"):
         os.environ[name] = str(home)
-    for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "APPDATA", "LOCALAPPDATA"):
+    xdg = [f"XDG_{kind}_HOME" for kind in ("DATA", "CACHE", "CONFIG", "STATE")]
+    for name in (*xdg, "APPDATA", "LOCALAPPDATA"):
         os.environ[name] = str(home / name.lower())
     if DEVICES not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
@@ -76,8 +77,8 @@ def _block_network() -> None:
 
 
 class _RootIsNoTestPackage:
-    """The root holds `__init__.py` because it is the package `sapwood`. pytest would take it for a package of tests
-    named after the clone's folder and import it a second time under that name."""
+    """The root holds `__init__.py` because it is the package `sapwood`. pytest would take it for a package of
+    tests and import it a second time under another name."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collect_directory(self, path: Path, parent: pytest.Collector):
@@ -85,7 +86,7 @@ class _RootIsNoTestPackage:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in a random order drawn from SEED")
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in an order drawn from SEED")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,0 +1,121 @@
+"""Imports go only along the arrows, and what is heavy is imported where it is first used."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ARROWS = {
+    "core": set(),
+    "parallel": {"core"},
+    "layers": {"core", "parallel"},
+    "models": {"core", "parallel", "layers"},
+    "data": {"core", "parallel"},
+    "train": {"core", "parallel", "data"},
+    "interop": {"core", "parallel", "layers", "models", "data", "train", "recipes"},
+    "recipes": {"core", "parallel", "layers", "models", "data", "train", "interop"},
+}
+MAY_IMPORT_THE_WHOLE = {"interop", "recipes"}  # `import sapwood as sw`, as a user writes it
+LIGHT = {"jax", "numpy"}  # what core, parallel and layers may import at module level; numpy comes with jax
+
+
+def imports(tree: ast.AST, package: tuple[str, ...], *, top_level_only: bool = False):
+    """Yield (line, dotted name) of every import below `tree`, also of `importlib.import_module("...")`."""
+    for node in _top_level(tree) if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) + "." if node.level else ""
+            module = (base + (node.module or "")).rstrip(".")
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            names = [a.value for a in node.args[:1] if isinstance(a, ast.Constant)]
+            yield from ((node.lineno, name) for name in names if name.startswith("sapwood"))
+
+
+def _top_level(tree: ast.AST):
+    """The nodes that run at import: all but the bodies of functions and of `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from _top_level(node)
+
+
+def modules(root: Path):
+    return [(room, path) for room in ARROWS for path in sorted((root / room).rglob("*.py"))]
+
+
+def broken_arrows(room: str, source: str, package: tuple[str, ...]):
+    for line, name in imports(ast.parse(source), package):
+        top, _, rest = name.partition(".")
+        if top != "sapwood" or room in MAY_IMPORT_THE_WHOLE:
+            continue
+        target = rest.split(".")[0]
+        if target != room and target not in ARROWS[room]:
+            yield f"line {line}: {room} imports {name}"
+
+
+def heavy_imports(source: str, package: tuple[str, ...]):
+    for line, name in imports(ast.parse(source), package, top_level_only=True):
+        top = name.split(".")[0]
+        if top not in LIGHT | {"sapwood"} and top not in sys.stdlib_module_names:
+            yield f"line {line}: {name}"
+
+
+def _package(root: Path, path: Path) -> tuple[str, ...]:
+    return ("sapwood", *path.relative_to(root).parent.parts)
+
+
+def test_imports_follow_the_arrows(root):
+    broken = {
+        path.relative_to(root).as_posix(): found
+        for room, path in modules(root)
+        if (found := list(broken_arrows(room, path.read_text(encoding="utf-8"), _package(root, path))))
+    }
+    assert not broken
+
+
+def test_import_sapwood_loads_only_jax(root):
+    heavy = {
+        path.relative_to(root).as_posix(): found
+        for room, path in modules(root)
+        if room in ("core", "parallel", "layers")
+        and (found := list(heavy_imports(path.read_text(encoding="utf-8"), _package(root, path))))
+    }
+    assert not heavy
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("core", "from sapwood.layers import Dense"),
+        ("core", "import sapwood"),
+        ("layers", "def f():\n    from ..train import loop"),
+        ("layers", "from .. import data"),
+        ("train", "import sapwood.layers.dense as d"),
+        ("data", "import importlib\nimportlib.import_module('sapwood.train')"),
+    ],
+)
+def test_the_check_sees_a_broken_arrow(room, source):
+    assert list(broken_arrows(room, source, ("sapwood", room)))
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("layers", "from sapwood.core.vars import Vars"),
+        ("layers", "from .dense import Dense"),
+        ("train", "from ..data import x"),
+    ],
+)
+def test_the_check_lets_arrows_pass(room, source):
+    assert not list(broken_arrows(room, source, ("sapwood", room)))
+
+
+def test_the_check_sees_heavy_imports_only_where_they_run():
+    assert list(heavy_imports("try:\n    import rich\nexcept ImportError:\n    pass", ("sapwood", "core")))
+    assert not list(heavy_imports("def f():\n    import rich", ("sapwood", "core")))

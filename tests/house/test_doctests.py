@@ -1,0 +1,31 @@
+"""Every example in a docstring runs, in the installed package."""
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+import sapwood
+
+HOUSE = Path(sapwood.__file__).parent
+ROOMS = ("core", "parallel", "layers", "models", "data", "train", "interop", "recipes")
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def _names() -> list[str]:
+    """Found as files, not by importing: one module that fails to import is then one failing test."""
+    files = [f for room in ROOMS for f in (HOUSE / room).rglob("*.py")]
+    dotted = [".".join(("sapwood", *f.relative_to(HOUSE).with_suffix("").parts)) for f in files]
+    return sorted(["sapwood", "sapwood.__main__", *(n.removesuffix(".__init__") for n in dotted)])
+
+
+@pytest.mark.parametrize("name", _names())
+def test_examples(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # an example that writes a file writes it here
+    module = importlib.import_module(name)
+    runner = doctest.DocTestRunner(optionflags=OPTIONS)
+    report: list[str] = []
+    for test in doctest.DocTestFinder(exclude_empty=True).find(module, name):
+        runner.run(test, out=report.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(report)

@@ -1,0 +1,52 @@
+"""What README.md and CONTRIBUTING.md print runs as printed."""
+
+import doctest
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page, without the indentation of a list they may stand in."""
+    fence = re.compile(rf"^( *)```{language}\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+    text = page.read_text(encoding="utf-8")
+    return [re.sub(rf"^{indent}", "", code, flags=re.MULTILINE) for indent, code in fence.findall(text)]
+
+
+def test_readme_has_exactly_two_set_up_commands(root):
+    lines = [
+        line for block in blocks(root / "README.md", "sh") for line in block.splitlines() if line.strip()
+    ]
+    set_up = [line for line in lines if "pip install" in line]
+    assert len(set_up) == 2, set_up
+    train, test = set_up
+    assert "sapwood train digits" in train
+    assert '".[test]"' in test  # .ci/run looks for this, and runs the line
+    assert test.endswith("pytest")
+
+
+@pytest.mark.slow
+def test_readme_examples_run(root, tmp_path):
+    examples = blocks(root / "README.md", "python")
+    assert examples
+    for example in examples:
+        command = [sys.executable, "-c", example]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{example}\n{done.stderr}"
+
+
+def test_the_layer_of_contributing(root):
+    (example,) = blocks(root / "CONTRIBUTING.md", "python")
+    names: dict = {}
+    exec(compile(example, "CONTRIBUTING.md", "exec"), names)
+    test = doctest.DocTestFinder().find(names["gated"], "gated", globs=names)
+    assert [doctest.DocTestRunner().run(t).failed for t in test] == [0]
+
+    rng = np.random.default_rng(0)
+    x, kernel, gate = rng.normal(size=(2, 3)), rng.normal(size=(3, 4)), rng.normal(size=(3, 4))
+    y = names["Gated"](4)({"kernel": kernel, "gate_kernel": gate}, x.astype("float32"))
+    np.testing.assert_allclose(y, (x @ kernel) / (1 + np.exp(-x @ gate)), rtol=1e-5)
