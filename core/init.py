@@ -1,6 +1,7 @@
 """`init`: the first values of a model's variables, each from its path alone."""
 
 import itertools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sapwood.core import paths
-from sapwood.core.collect import Collector
+from sapwood.core.collect import Collector, is_traced
+from sapwood.core.declare import identity
 from sapwood.core.errors import DeclarationError
 from sapwood.core.param import Param
 from sapwood.core.rng import as_key, fold, path_hash
@@ -36,7 +38,7 @@ def init(f: Callable, key: Any, *xs: Any, data: bool = False, policy=None, place
     ((4, 10), {})
     """
     key, declared = as_key(key), spec(f, *xs, policy=policy)
-    late = {where for where, param in _entries(declared) if _reads_data(param, key)}
+    late = {where for where, param in _entries(declared) if _reads_data(param.init)}
     if late and not data:
         names = ", ".join(paths.join(path) for _, path in sorted(late))
         raise DeclarationError(f"the initialisers of {names} read the model's input; use sw.init(..., data=True)")
@@ -87,7 +89,7 @@ def _groups(entries: list) -> list[list]:
         (_, path), param, _, count = entry
         shape = _unit_shape(param)
         alone = path if int(np.prod(shape)) * count > GROUPED_BELOW else None
-        groups.setdefault((shape, str(param.dtype), param.init, param.axes, alone), []).append(entry)
+        groups.setdefault((shape, str(param.dtype), identity(param.init), param.axes, alone), []).append(entry)
     return list(groups.values())
 
 
@@ -116,17 +118,14 @@ def _first_value(where: tuple[str, paths.Path], param: Param, key: jax.Array, sh
     return value.astype(param.dtype)
 
 
-def _reads_data(param: Param, key: jax.Array) -> bool:
-    """Whether the initialiser is a closure over values of the forward pass, which are gone by now."""
-    if getattr(param.init, "__closure__", None) is None:
-        return False
-    try:
-        jax.jit(lambda key: param.init(key, _unit_shape(param), param.dtype)).lower(key)  # type: ignore[misc]
-    except jax.errors.UnexpectedTracerError:
+def _reads_data(init: Any, depth: int = 3) -> bool:
+    """Whether an initialiser is a closure over values of the forward pass, which are gone once that has run."""
+    if is_traced(init):
         return True
-    except Exception:
-        return False  # an initialiser that fails for another reason says so itself when it is drawn
-    return False
+    held = [cell.cell_contents for cell in getattr(init, "__closure__", None) or () if cell != types.CellType()]
+    held += [*(getattr(init, "__defaults__", None) or ()), *getattr(init, "args", ())]
+    held += getattr(init, "keywords", {}).values()
+    return depth > 0 and any(_reads_data(leaf, depth - 1) for leaf in jax.tree.leaves(held))
 
 
 def _forward(f: Callable, first: tuple[dict, dict], key: jax.Array, xs: tuple, policy, place) -> tuple[dict, dict]:

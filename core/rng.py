@@ -38,8 +38,9 @@ def mix(h: Hash, segment: Hash) -> Hash:
         word = np.uint32
         lanes = tuple(word(x) if isinstance(x, int) else jnp.asarray(x).astype(jnp.uint32) for x in lanes)
     a, b, c, d = lanes
-    a = _scramble((((a ^ c) * word(0x9E3779B1)) & word(0xFFFFFFFF)) + b & word(0xFFFFFFFF), word)
-    b = _scramble((((b ^ d) * word(0x85EBCA77)) & word(0xFFFFFFFF)) + a & word(0xFFFFFFFF), word)
+    with np.errstate(over="ignore"):  # uint32 wraps around, on purpose
+        a = _scramble((((a ^ c) * word(0x9E3779B1)) & word(0xFFFFFFFF)) + b & word(0xFFFFFFFF), word)
+        b = _scramble((((b ^ d) * word(0x85EBCA77)) & word(0xFFFFFFFF)) + a & word(0xFFFFFFFF), word)
     return a, b
 
 
