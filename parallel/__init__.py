@@ -1,1 +1,40 @@
-"""Meshes, logical-axis rules and shardings."""
+"""Meshes, logical-axis rules and shardings: one model definition on any number of devices.
+
+>>> import jax, sapwood.parallel as parallel
+>>> mesh = parallel.mesh("fsdp=-1")                        # the grid of devices
+>>> spec = {"kernel": jax.ShapeDtypeStruct((128, 512), "float32")}
+>>> shardings = parallel.param_shardings(spec, mesh)       # by the rules, before any array exists
+>>> shardings["kernel"].shard_shape((128, 512)) == (128, 512 // len(jax.devices()))
+True
+"""
+
+from sapwood.parallel.batches import batch_sharding, check_batch, check_batch_size, feed, put_batch, shards
+from sapwood.parallel.describe import show
+from sapwood.parallel.init import init
+from sapwood.parallel.mesh import AXES, mesh
+from sapwood.parallel.optimizer import opt_shardings
+from sapwood.parallel.place import placement
+from sapwood.parallel.rules import DEFAULT, TABLES, Rules
+from sapwood.parallel.shardings import ShardingWarning, param_shardings, replicated, state_shardings
+
+__all__ = [
+    "AXES",
+    "DEFAULT",
+    "TABLES",
+    "Rules",
+    "ShardingWarning",
+    "batch_sharding",
+    "check_batch",
+    "check_batch_size",
+    "feed",
+    "init",
+    "mesh",
+    "opt_shardings",
+    "param_shardings",
+    "placement",
+    "put_batch",
+    "replicated",
+    "shards",
+    "show",
+    "state_shardings",
+]

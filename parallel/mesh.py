@@ -1,0 +1,152 @@
+"""Device meshes: ``mesh("data=4,fsdp=2")`` is the grid of devices that everything else is laid out on."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from sapwood.core.errors import ConfigError
+from sapwood.core.paths import nearest
+
+AnyMesh = Mesh | AbstractMesh
+
+# From the slowest link to the fastest: the last axis runs over neighbouring devices. A mesh has this order
+# however it was written, so "fsdp=2,data=4" and "data=4,fsdp=2" are one mesh, and tensor parallelism gets the
+# best links.
+AXES: dict[str, str] = {
+    "replica": "data parallelism across slices or pods",
+    "data": "data parallelism: each device holds all parameters",
+    "stage": "pipeline stages",
+    "fsdp": "data parallelism with parameters and optimizer state sharded",
+    "expert": "experts of a mixture",
+    "sequence": "the length of a sequence (context parallelism)",
+    "tensor": "heads, hidden units and vocabulary",
+}
+
+HELP = 'write axis=size pairs such as "data=4,fsdp=2"; one size may be -1 for all remaining devices'
+
+
+def mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
+    """A mesh of all devices, or of `devices`, from a string or from keywords; without either, ``"data=-1"``.
+
+    The axes are `AXES`; for others, build a `jax.sharding.Mesh` and give `Rules` that name them. Axes have
+    type `AxisType.Auto`: the compiler propagates shardings, and constraints are requests. (`jax.make_mesh`
+    makes Explicit axes, where every operation must be told.)
+
+    >>> import jax, sapwood.parallel as parallel
+    >>> m = parallel.mesh("data=-1,fsdp=1")
+    >>> m.axis_names, m.shape["data"] == len(jax.devices())
+    (('data', 'fsdp'), True)
+    >>> m == parallel.mesh(fsdp=1, data=-1)
+    True
+
+    Raises:
+      ConfigError: the string cannot be read, an axis is unknown or given twice, more than one size is -1, or
+      the
+        sizes do not multiply to the number of devices.
+    """
+    if text is not None and sizes:
+        raise ConfigError(f"mesh: give a string or keywords, not both; got {text!r} and {sizes}")
+    pairs = _read(text) if text is not None else list(sizes.items()) or [("data", -1)]
+    devices = jax.devices() if devices is None else list(devices)
+    if not devices:
+        raise ConfigError("mesh: devices is empty; leave it out to use all of jax.devices()")
+    shape = _fill(_check(pairs), len(devices))
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    if slices > 1:
+        return _across_slices(shape, slices, devices)
+    types = (AxisType.Auto,) * len(shape)
+    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=types, devices=devices)
+
+
+def _read(text: str) -> list[tuple[str, int]]:
+    """``"data=4, fsdp=-1"`` as pairs, in the order written."""
+    pairs = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([a-z_]+)\s*=\s*(-1|[0-9]+)\s*", part, re.ASCII)
+        if not match:
+            raise ConfigError(f"mesh {text!r}: cannot read {part.strip()!r}; {HELP}")
+        pairs.append((match[1], int(match[2])))
+    return pairs
+
+
+def _check(pairs: list[tuple[str, int]]) -> dict[str, int]:
+    """The same as a dict in the order of `AXES`, or an error that says what is wrong with it."""
+    written = ",".join(f"{name}={size}" for name, size in pairs)
+    for i, (name, size) in enumerate(pairs):
+        if name not in AXES:
+            raise ConfigError(
+                f"mesh {written!r}: unknown axis {name!r}{nearest(name, AXES)}; there are {', '.join(AXES)}. "
+                "For axes of your own, build a jax.sharding.Mesh and name them in Rules"
+            )
+        if name in dict(pairs[:i]):
+            raise ConfigError(f"mesh {written!r}: axis {name!r} is given twice")
+        if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
+            raise ConfigError(f"mesh {written!r}: {name}={size!r} is no size; use a positive integer, or -1")
+    if sum(size == -1 for _, size in pairs) > 1:
+        raise ConfigError(f"mesh {written!r}: only one axis may be -1")
+    sizes = dict(pairs)
+    return {name: sizes[name] for name in AXES if name in sizes}
+
+
+def _fill(shape: dict[str, int], count: int) -> dict[str, int]:
+    """`shape` with its -1 replaced, checked against the number of devices."""
+    written = ",".join(f"{name}={size}" for name, size in shape.items())
+    known = math.prod(size for size in shape.values() if size != -1)
+    free = [name for name, size in shape.items() if size == -1]
+    if free and count % known:
+        raise ConfigError(
+            f"mesh {written!r}: the number of devices, {count}, does not divide by {known}, so no size for "
+            f"{free[0]!r} fits; change the other sizes"
+        )
+    if not free and known != count:
+        raise ConfigError(
+            f"mesh {written!r}: the sizes multiply to {known}, the number of devices is {count}; write -1 "
+            f"for one axis to take all of them, or give devices=jax.devices()[:n] to use n. (On a CPU, "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={known} simulates {known}.)"
+        )
+    return {name: count // known if size == -1 else size for name, size in shape.items()}
+
+
+def _across_slices(shape: dict[str, int], slices: int, devices: Sequence[Any]) -> Mesh:
+    """A mesh over several TPU slices: one axis crosses the slow network, the others stay inside a slice."""
+    from jax.experimental import mesh_utils
+
+    outer = next((name for name in ("replica", "data", "stage") if shape.get(name, 1) % slices == 0), None)
+    if outer is None:
+        raise ConfigError(
+            f"mesh {shape}: these devices are {slices} slices joined by a slow network; one of the axes "
+            f"replica, data or stage must be a multiple of {slices}, for example replica={slices}"
+        )
+    inside = [size // slices if name == outer else size for name, size in shape.items()]
+    across = [slices if name == outer else 1 for name in shape]
+    grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+    return Mesh(grid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
+
+
+def automatic(mesh: AnyMesh) -> AnyMesh:
+    """The same devices with every axis `AxisType.Auto`, so that a user's Explicit mesh works too.
+
+    Under ``jax.set_mesh`` of an Explicit mesh every operation would have to name its output sharding; models
+    do not, so that is an error.
+
+    Raises:
+      ConfigError: `mesh` is no mesh, or an Explicit mesh is set in the context.
+    """
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise ConfigError(f"mesh: expected a jax.sharding.Mesh, got {mesh!r}; sapwood.mesh(...) makes one")
+    context = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit in context.axis_types:
+        raise ConfigError(
+            f"jax.set_mesh has set a mesh with Explicit axes {context.axis_names}, where every operation "
+            "must name its output sharding; give it as mesh= instead, or set one made by sapwood.mesh(...)"
+        )
+    if all(kind == AxisType.Auto for kind in mesh.axis_types):
+        return mesh
+    types = (AxisType.Auto,) * len(mesh.axis_names)
+    if isinstance(mesh, AbstractMesh):
+        return AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=types)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=types)

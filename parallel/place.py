@@ -1,0 +1,67 @@
+"""`placement`: what a cursor needs to know of a mesh, as one opaque callable."""
+
+import functools
+import warnings
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import AxisType, NamedSharding, Sharding
+
+from sapwood.core.errors import DeclarationError
+from sapwood.parallel.mesh import AnyMesh, automatic
+from sapwood.parallel.rules import Rules, assign, partition, resolve, unknown
+from sapwood.parallel.shardings import ShardingWarning, lost
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Maps the logical axis names and the shape of an activation to its sharding. Made by `placement`.
+
+    It compares by value, so that cursors which carry equal ones share compiled code.
+    """
+
+    mesh: AnyMesh
+    rules: Rules
+
+    def __call__(self, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> Sharding | None:
+        """The sharding, or None where nothing is left to say (inside a `shard_map` over the whole mesh)."""
+        if len(axes) != len(shape):
+            raise DeclarationError(f"shard: {len(axes)} names {axes} for an array of shape {tuple(shape)}")
+        automatic(self.mesh)  # an Explicit mesh may have been set since; say so rather than let XLA say it
+        mesh = _inside(self.mesh)
+        kinds = zip(mesh.shape.items(), mesh.axis_types, strict=True)
+        free = tuple(axis for axis, kind in kinds if kind != AxisType.Manual)
+        if not free:
+            return None
+        placed, notes = _place(self.rules, tuple(axes), tuple(shape), free)
+        for note in notes:
+            warnings.warn(f"activation {axes} of shape {tuple(shape)}: {note}", ShardingWarning, stacklevel=3)
+        return NamedSharding(mesh, partition(list(placed)))
+
+
+def placement(mesh: AnyMesh, rules: Rules | str | None = None) -> Placement:
+    """What `sapwood.bind(..., place=)` and `sapwood.apply(..., place=)` take, so that ``v.shard`` knows the
+    mesh.
+
+    >>> import sapwood.parallel as parallel
+    >>> place = parallel.placement(parallel.mesh("data=-1"))
+    >>> place(("batch", "embed"), (16, 4)).mesh.axis_names
+    ('data',)
+
+    Raises:
+      ConfigError: mesh and rules do not fit together.
+    """
+    return Placement(*resolve(mesh, rules))
+
+
+def _inside(mesh: AnyMesh) -> AnyMesh:
+    """The mesh as the surrounding `shard_map` sees it, with Manual axes, which a constraint may not name."""
+    context = jax.sharding.get_abstract_mesh()
+    same = context.axis_names == mesh.axis_names and context.axis_sizes == mesh.axis_sizes
+    return context if same and AxisType.Manual in context.axis_types else mesh
+
+
+@functools.lru_cache(maxsize=1024)
+def _place(rules: Rules, axes, shape, sizes) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    placed, missed = assign(rules.table, axes, shape, dict(sizes))
+    return tuple(placed), (*lost(missed, axes, shape, dict(sizes)), *unknown(rules, axes))
