@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import metadata, version
+from importlib.metadata import entry_points, metadata, version
 from pathlib import Path
 
 import pytest
@@ -47,6 +47,11 @@ def test_wheel_carries_licence_and_command(wheel):
     assert any(n.endswith("/licenses/LICENSE") for n in names)
     entry = wheel.read(next(n for n in names if n.endswith("/entry_points.txt"))).decode()
     assert "sapwood = sapwood.__main__:main" in entry
+
+
+def test_the_command_is_there():
+    (command,) = [e for e in entry_points(group="console_scripts") if e.name == "sapwood"]
+    assert callable(command.load())
 
 
 def test_every_folder_with_modules_is_a_listed_package(root):
