@@ -1,5 +1,6 @@
 """The kernel: cursors, declarations, initialisation and running. It knows no mesh and no training."""
 
+from sapwood.core import crossing as crossing  # makes a cursor a pytree
 from sapwood.core.collect import Updates
 from sapwood.core.init import init
 from sapwood.core.layer import Layer, layer

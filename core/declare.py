@@ -84,7 +84,9 @@ class Recorder:
         """Hold a name to one meaning: a variable or a scope, in params or in state."""
         for known, other in self.tables.items():
             if other is not self.tables[kind] and path in other:
-                raise DeclarationError(f"{join(path)} is declared in {known} and now in {kind}; one name is one variable")
+                raise DeclarationError(
+                    f"{join(path)} is declared in {known} and now in {kind}; one name is one variable"
+                )
         if path in self.where:
             raise DeclarationError(
                 f"{join(path)} is a scope (it holds {self.where[path]}) and is now declared as a variable in {kind}; "

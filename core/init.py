@@ -3,11 +3,13 @@
 import itertools
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sapwood.core import paths
 from sapwood.core.collect import Collector, is_traced
@@ -24,12 +26,15 @@ GROUPED_BELOW = 2**22
 Larger ones are drawn one by one, so that no copy of them is ever held."""
 
 
-def init(f: Callable, key: Any, *xs: Any, data: bool = False, policy=None, place=None) -> tuple[dict, dict]:
+def init(
+    f: Callable, key: Any, *xs: Any, data: bool = False, policy=None, place=None, shardings=None
+) -> tuple[dict, dict]:
     """The first ``(params, state)`` of ``f(v, *xs)``.
 
     ``key`` is a random key or an integer seed. A variable's key depends on its path alone, so values do not depend on
     call order, mesh or scanning. ``data=True`` runs the forward pass once for initialisers that read their input
-    (weight norm, ActNorm); without it they are an error. ``place(axes, shape)`` says where arrays are born.
+    (weight norm, ActNorm); without it they are an error. ``shardings(spec)`` gives a pair of trees, the sharding of
+    each parameter and state entry: arrays are born there (`sapwood.parallel.init` passes it).
 
     >>> def model(v, x):
     ...     return x @ v.head.param("kernel", (x.shape[-1], 10), jax.nn.initializers.lecun_normal())
@@ -42,33 +47,38 @@ def init(f: Callable, key: Any, *xs: Any, data: bool = False, policy=None, place
     if late and not data:
         names = ", ".join(paths.join(path) for _, path in sorted(late))
         raise DeclarationError(f"the initialisers of {names} read the model's input; use sw.init(..., data=True)")
-    first = jax.jit(lambda key: draw(declared, key, place=place, skip=late))(key)
-    return jax.jit(lambda first, key, xs: _forward(f, first, key, xs, policy, place))(first, key, xs) if late else first
+    wanted = shardings(declared) if shardings else ({}, {})
+    first = draw(declared, key, wanted, skip=late)
+    if not late:
+        return first
+    whole = jax.jit(partial(_forward, f, policy=policy, place=place), out_shardings=wanted if shardings else None)
+    return whole(first, key, xs)
 
 
-def draw(declared: Spec, key: jax.Array, *, place=None, skip: frozenset | set = frozenset()) -> tuple[dict, dict]:
-    """The first values of everything declared; a pure function of the key, to be run under `jax.jit`."""
+def draw(
+    declared: Spec, key: jax.Array, shardings: tuple[dict, dict] = ({}, {}), skip=frozenset()
+) -> tuple[dict, dict]:
+    """The first values of everything declared, each array born where its sharding says.
+
+    Variables of one shape and initialiser are drawn as one array, and cut apart by a program compiled once for each
+    group: a hundred slices in one program would have XLA repeat the draw in every one of them.
+    """
+    born = dict(_entries(Spec(*shardings)))
     entries = [(where, param) for where, param in _entries(declared) if where not in skip]
-    names = {where: _unrolled(where[1], param) for where, param in entries}
-    if not entries:
-        return {}, {}
-    hashes = np.array([path_hash(path) for where, _ in entries for path in names[where]], np.uint32).reshape(-1, 2)
-    keys = jax.vmap(lambda h: fold(key, (h[0], h[1])))(hashes)
-    starts = itertools.accumulate((len(names[where]) for where, _ in entries), initial=0)
     values: dict = {}
-    for group in _groups([(where, param, start, len(names[where])) for (where, param), start in zip(entries, starts)]):
-        values.update(_draw_group(group, keys, place))
-    trees = (((path, x) for (kind, path), x in values.items() if kind == want) for want in ("params", "state"))
-    return tuple(paths.nest(sorted(tree, key=lambda entry: [paths.order(n) for n in entry[0]])) for tree in trees)  # type: ignore
+    for group in _groups(entries, born):
+        values.update(_cut(group, _draw(group, key, born), born))
+    trees = {"params": [], "state": []}
+    for (kind, path), _ in entries:
+        trees[kind].append((path, values[kind, path]))
+    return paths.nest(trees["params"]), paths.nest(trees["state"])
 
 
 def _entries(declared: Spec) -> list:
     kinds = ("params", "state")
-    return [((kind, path), param) for kind, tree in zip(kinds, declared) for path, param in paths.leaves(tree)]
-
-
-def _unit_shape(param: Param) -> tuple[int, ...]:
-    return param.shape[len(param.stacked) :]
+    return [
+        ((kind, path), param) for kind, tree in zip(kinds, declared, strict=True) for path, param in paths.leaves(tree)
+    ]
 
 
 def _unrolled(path: paths.Path, param: Param) -> list[paths.Path]:
@@ -76,35 +86,46 @@ def _unrolled(path: paths.Path, param: Param) -> list[paths.Path]:
     result = []
     for indices in itertools.product(*(range(s.size) for s in param.stacked)):
         name = path
-        for i, s in reversed(list(zip(indices, param.stacked))):
+        for i, s in reversed(list(zip(indices, param.stacked, strict=True))):
             name = (*name[: s.depth], str(i), *name[s.depth :])
         result.append(name)
     return result
 
 
-def _groups(entries: list) -> list[list]:
-    """Entries that one vectorised draw can serve: equal shape, dtype and initialiser."""
+def _groups(entries: list, born: dict) -> list[list]:
+    """Entries that one vectorised draw can serve: equal shape, dtype, initialiser and sharding."""
     groups: dict = {}
-    for entry in entries:
-        (_, path), param, _, count = entry
-        shape = _unit_shape(param)
-        alone = path if int(np.prod(shape)) * count > GROUPED_BELOW else None
-        groups.setdefault((shape, str(param.dtype), identity(param.init), param.axes, alone), []).append(entry)
+    for where, param in entries:
+        alone = where if param.size > GROUPED_BELOW else None
+        alike = (param.shape, param.stacked, str(param.dtype), identity(param.init), born.get(where), alone)
+        groups.setdefault(alike, []).append((where, param))
     return list(groups.values())
 
 
-def _draw_group(group: list, keys: jax.Array, place: Callable | None) -> dict:
-    param = group[0][1]
-    shape = _unit_shape(param)
-    index = np.concatenate([np.arange(start, start + count) for _, _, start, count in group])
-    many = jax.vmap(lambda key: _first_value(group[0][0], param, key, shape))(keys[index])
-    values, start = {}, 0
-    for where, param, _, count in group:
-        value = many[start : start + count].reshape(param.shape)
-        sharding = place(param.axes, param.shape) if place and param.axes else None
-        values[where] = value if sharding is None else jax.lax.with_sharding_constraint(value, sharding)
-        start += count
-    return values
+def _draw(group: list, key: jax.Array, born: dict) -> jax.Array:
+    """All variables of a group in one array, one after the other along a new first dimension."""
+    where, param = group[0]
+    shape, sharding = param.shape[len(param.stacked) :], born.get(where)
+    hashes = np.array([[path_hash(path) for path in _unrolled(name[1], p)] for name, p in group], np.uint32)
+
+    def values(key, hashes):
+        keys = jax.vmap(lambda h: fold(key, (h[0], h[1])))(hashes.reshape(-1, 2))
+        drawn = jax.vmap(lambda key: _first_value(where, param, key, shape))(keys)
+        return drawn.reshape(param.shape if len(group) == 1 else (len(group), *param.shape))
+
+    if sharding is not None and len(group) > 1:
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+    return jax.jit(values, out_shardings=sharding)(key, hashes)
+
+
+def _cut(group: list, drawn: jax.Array, born: dict) -> dict:
+    """The variables of a group, out of the array they were drawn in."""
+    if len(group) == 1:
+        return {group[0][0]: drawn}
+    at = jax.jit(
+        lambda drawn, i: jax.lax.dynamic_index_in_dim(drawn, i, keepdims=False), out_shardings=born.get(group[0][0])
+    )
+    return {where: at(drawn, i) for i, (where, _) in enumerate(group)}
 
 
 def _first_value(where: tuple[str, paths.Path], param: Param, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -128,7 +149,7 @@ def _reads_data(init: Any, depth: int = 3) -> bool:
     return depth > 0 and any(_reads_data(leaf, depth - 1) for leaf in jax.tree.leaves(held))
 
 
-def _forward(f: Callable, first: tuple[dict, dict], key: jax.Array, xs: tuple, policy, place) -> tuple[dict, dict]:
+def _forward(f: Callable, first: tuple[dict, dict], key: jax.Array, xs: tuple, *, policy, place) -> tuple[dict, dict]:
     """Run the model once in train mode; what is not there yet is made where the model asks for it."""
     rng = jax.random.fold_in(key, 1)
     v, collector = collecting(bind(*first, rng=rng, train=True, policy=policy, place=place), init_key=key)

@@ -121,7 +121,8 @@ class variance_scaling:
 
     def __call__(self, key: jax.Array, shape: Shape, dtype: Any) -> jax.Array:
         init = jax_initializers.variance_scaling(
-            self.scale, self.mode, self.distribution, in_axis=self.in_axis, out_axis=self.out_axis)
+            self.scale, self.mode, self.distribution, in_axis=self.in_axis, out_axis=self.out_axis
+        )
         return _draw(init, key, shape, dtype)
 
 

@@ -20,8 +20,9 @@ def floating_dtype(dtype: Any) -> str:
     except TypeError:
         found = None
     if found is None or not jnp.issubdtype(found, jnp.floating):
-        raise ConfigError(f"a precision must be a floating dtype such as 'float32', 'bfloat16' or 'float16', "
-                          f"not {dtype!r}")
+        raise ConfigError(
+            f"a precision must be a floating dtype such as 'float32', 'bfloat16' or 'float16', not {dtype!r}"
+        )
     return found.name
 
 

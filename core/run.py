@@ -106,7 +106,7 @@ def apply(f, params, state, *xs, rng=None, train=False, policy=None, capture=Non
 
 
 def _refuse_undeclared(f: Callable, v: Vars, xs: tuple) -> None:
-    """Raise for entries that no mode of the model declares; what was read is known, so this is rarely more than a look."""
+    """Raise for entries that no mode of the model declares. What was read is known, so this rarely traces again."""
     bound = {("params", path) for path, _ in paths.leaves(v._params)}
     bound |= {("state", path) for path, _ in paths.leaves(v._state)}
     unread = bound - (v._reads or set())

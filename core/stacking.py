@@ -21,7 +21,7 @@ def stack(tree: dict) -> dict:
     if names != [str(i) for i in range(len(names))] or not names:
         raise DeclarationError(f"an unrolled stack has the children '0', '1', ..., this tree has {names}")
     flat = [dict(paths.leaves(tree[name])) for name in names]
-    for name, other in zip(names[1:], flat[1:]):
+    for name, other in zip(names[1:], flat[1:], strict=True):
         for path in sorted(flat[0].keys() | other.keys()):
             a, b = (jax.typeof(t[path]) if path in t else "nothing" for t in (flat[0], other))
             if a != b:
@@ -41,6 +41,8 @@ def unstack(tree: dict) -> dict:
         sizes.setdefault(jnp.shape(leaf)[0] if jnp.ndim(leaf) else "no", paths.join(path))
     if len(sizes) != 1 or "no" in sizes:
         found = ", ".join(f"{size} at {path}" for size, path in sizes.items())
-        raise DeclarationError(f"a scanned stack has one leading size in all its leaves, this tree has {found or 'none'}")
+        raise DeclarationError(
+            f"a scanned stack has one leading size in all its leaves, this tree has {found or 'none'}"
+        )
     n = next(iter(sizes))
     return {str(i): paths.nest((path, leaf[i]) for path, leaf in flat) for i in range(n)}

@@ -1,7 +1,8 @@
 """`Vars`: an immutable cursor into two explicit trees, `params` and `state`."""
 
 import weakref
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +14,32 @@ from sapwood.core.declare import Recorder, concrete_shape, stacked_param, storag
 from sapwood.core.errors import DeclarationError, EffectError
 from sapwood.core.param import Stacked
 from sapwood.core.policy import Policy, as_policy
-from sapwood.core.rng import FOLD, ROOT, Ledger, as_key, fold, mix, path_hash, segment
+from sapwood.core.rng import FOLD, INDEX, ROOT, Ledger, as_key, fold, mix, path_hash
 
-_FIELDS = {
-    "_params": {}, "_state": {}, "_path": (), "_train": False, "_policy": Policy(), "_place": None, "_capture": False,
-    "_key": None, "_start": (ROOT, 0), "_carry": False, "_ledger": None,
-    "_collector": None, "_collected": False, "_own_params": True, "_own_state": True, "_reads": None,
-    "_recorder": None, "_stacked": (), "_scope": 0,
-}  # fmt: skip
-_RESERVED = (
-    "param state put rng loss sow check shard train policy replace fork fold stack merge".split()  # the table of methods
-)
+_DEFAULTS: dict[str, Any] = {
+    "_params": {},  # what is bound here and below
+    "_state": {},
+    "_path": (),
+    "_own_params": True,  # whether these are the run's own trees, or were given to replace
+    "_own_state": True,
+    "_train": False,
+    "_policy": Policy(),
+    "_place": None,  # (axes, shape) -> sharding of an activation, from parallel
+    "_capture": False,  # which sown values are kept: all, none, or a path pattern
+    "_key": None,
+    "_start": (ROOT, 0),  # the hash of the first so many names of the path, which may be traced
+    "_carry": False,  # whether the key crosses into a transform
+    "_ledger": None,
+    "_collector": None,  # weak: the run that collects effects
+    "_collected": False,  # whether there ever was one, so that losing it is an error
+    "_reads": None,  # what the run has read, in `apply`
+    "_recorder": None,  # weak: the `spec` that declarations go to
+    "_stacked": (),
+    "_scope": 0,  # how much of the path the enclosing layer has named in the profile
+}
+_METHODS = (
+    "param", "state", "put", "rng", "loss", "sow", "check", "shard", "replace", "fork", "fold", "stack", "merge",
+)  # fmt: skip
 
 
 class Vars:
@@ -34,15 +50,35 @@ class Vars:
     collects them, and raise `EffectError` elsewhere. Reading works everywhere.
     """
 
-    __slots__ = tuple(_FIELDS)
+    __slots__ = tuple(_DEFAULTS)
+
+    _params: dict
+    _state: dict
+    _path: paths.Path
+    _own_params: bool
+    _own_state: bool
+    _train: bool
+    _policy: Policy
+    _place: Callable | None
+    _capture: bool | str
+    _key: jax.Array | None
+    _start: tuple[Any, int]
+    _carry: bool
+    _ledger: Ledger | None
+    _collector: weakref.ref[Collector] | None
+    _collected: bool
+    _reads: set | None
+    _recorder: weakref.ref[Recorder] | None
+    _stacked: tuple[Stacked, ...]
+    _scope: int
 
     def __init__(self, **fields):
-        for name, default in _FIELDS.items():
+        for name, default in _DEFAULTS.items():
             object.__setattr__(self, name, fields.get(name, default))
 
     def _with(self, **changes) -> "Vars":
         new = object.__new__(Vars)
-        for name in _FIELDS:
+        for name in _DEFAULTS:
             object.__setattr__(new, name, changes[name] if name in changes else getattr(self, name))
         return new
 
@@ -71,8 +107,8 @@ class Vars:
         below = tree.get(name, {})
         if not isinstance(below, dict):
             raise DeclarationError(
-                f"{paths.join((*self._path, name))} is a variable in {kind} (shape {jnp.shape(below)}) and is used as a "
-                "scope; give one of the two another name"
+                f"{paths.join((*self._path, name))} is a variable in {kind} (shape {jnp.shape(below)}) and is used as "
+                "a scope; give one of the two another name"
             )
         return below
 
@@ -134,14 +170,14 @@ class Vars:
                 f"{kind} {paths.join(path)}: the model declares shape {shape}, the bound array has {value.shape}"
             )
         self._note_read(kind, path)
-        if kind == "state" and (collector := self._collector and self._collector()) and self._own_state:
+        if kind == "state" and (collector := self._collecting()) and self._own_state:
             collector.declared[path] = (shape, value.dtype)
         return value
 
     def _bound(self, kind: str, name: str) -> Any:
         """What is bound under the name, with this run's own puts first; None where nothing is."""
         tree = self._params if kind == "params" else self._state
-        if kind == "state" and self._own_state and (collector := self._collector and self._collector()):
+        if kind == "state" and self._own_state and (collector := self._collecting()):
             put = collector.state.get((*self._path, name))
             if put is not None:
                 return put
@@ -157,7 +193,7 @@ class Vars:
             axes = None if axes is None else tuple(axes)
             recorder.declare(kind, path, stacked_param(shape, dtype, init, axes, self._stacked))
             return jnp.zeros(shape, dtype)
-        collector: Collector | None = self._collector and self._collector()
+        collector = self._collecting()
         if collector is not None and collector.init_key is not None:
             self._guard(f"the data-dependent initialiser of {path[-1]!r}")
             if (kind, path) not in collector.fresh:
@@ -176,9 +212,12 @@ class Vars:
 
     # ---- effects ------------------------------------------------------------------------------------------------
 
+    def _collecting(self) -> Collector | None:
+        return None if self._collector is None else self._collector()
+
     def _guard(self, what: str) -> Collector:
         """The collector of this run, if we are in its trace; else an `EffectError` that says what to do."""
-        collector: Collector | None = self._collector and self._collector()
+        collector = self._collecting()
         if collector is not None and collector.trace == current_trace():
             return collector
         if collector is None and not self._collected:
@@ -224,18 +263,18 @@ class Vars:
         Raises `EffectError` where no key is bound, and where the key belongs to another trace.
         """
         self._full(name)
-        ledger: Ledger | None = self._ledger
         if self._key is None:
             crossed = "; a cursor crosses into a transform with its key by v.fork(), v.fold(i) or v.stack(n)"
             raise EffectError(
                 f"{self._at()}: rng({name!r}) needs a key: pass rng= to sw.apply or sw.bind"
                 + (crossed if self._collected else "")
             )
-        self._enter_ledger(ledger, f"rng({name!r})")
-        return fold(self._key, ledger.draw(self._path, name, self._hash()))
+        return fold(self._key, self._enter_ledger(f"rng({name!r})").draw(self._path, name, self._hash()))
 
-    def _enter_ledger(self, ledger: Ledger, what: str) -> None:
-        trace = current_trace()
+    def _enter_ledger(self, what: str) -> Ledger:
+        """The ledger of this cursor's key, if we are in its trace; else an `EffectError`."""
+        trace, ledger = current_trace(), self._ledger
+        assert ledger is not None, "a key always has a ledger"
         if ledger.trace is None:
             ledger.trace = trace
         if ledger.trace != trace:
@@ -244,6 +283,7 @@ class Vars:
                 "pass v.fork(), v.fold(i) or v.stack(n) into the transform, or use L.Scan, L.Vmap, L.Remat (sw.pure "
                 "collects what the inner function hands back)"
             )
+        return ledger
 
     def _hash(self):
         start, depth = self._start
@@ -315,18 +355,16 @@ class Vars:
         """A cursor that carries a key into one transform: another key each time, so fork once for each crossing."""
         if self._key is None:
             return self
-        self._enter_ledger(self._ledger, "fork()")
-        return self._branch(self._ledger.fork(self._path, self._hash()))
+        return self._branch(self._enter_ledger("fork()").fork(self._path, self._hash()))
 
     def fold(self, i) -> "Vars":
         """A cursor whose key belongs to step ``i``, which may be traced: for loops that share their variables."""
-        if self._key is None:
+        if self._key is None or self._ledger is None:
             return self
-        static = not is_traced(i)
-        if static:
-            self._enter_ledger(self._ledger, f"fold({i})")
-        times = self._ledger.fork((*self._path, f"fold {int(i) if static else 'i'}"), self._hash())
-        return self._branch(mix(times, (int(i) if static else i, FOLD)))
+        if is_traced(i):  # differs from step to step, so the key may be closed over
+            return self._branch(mix(self._ledger.fork((*self._path, "fold"), self._hash()), (i, FOLD)))
+        ledger, i = self._enter_ledger(f"fold({i})"), int(i)
+        return self._branch(mix(ledger.fork((*self._path, f"fold {i}"), self._hash()), (i, FOLD)))
 
     def stack(self, n: int, axis: str | None = "layers") -> "Vars":
         """A cursor over ``n`` copies of everything below: every leaf has a leading axis of ``n``, keys included.
@@ -338,15 +376,15 @@ class Vars:
             for path, leaf in paths.leaves(tree, self._path):
                 if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != n:
                     raise DeclarationError(
-                        f"{kind} {paths.join(path)} has shape {jnp.shape(leaf)}; stack({n}) expects {n} along its first "
-                        "dimension (sw.stack and sw.unstack convert between scanned and unrolled trees)"
+                        f"{kind} {paths.join(path)} has shape {jnp.shape(leaf)}; stack({n}) expects {n} along its "
+                        "first dimension (sw.stack and sw.unstack convert between scanned and unrolled trees)"
                     )
         v = self._with(_stacked=(*self._stacked, Stacked(len(self._path), n, axis)))
         if self._key is None:
             return v
-        self._enter_ledger(self._ledger, f"stack({n})")
-        a, b = mix(self._ledger.fork(self._path, self._hash()), (np.arange(n, dtype=np.uint32), segment("0")[1]))
-        return v._with(_key=jnp.broadcast_to(self._key, (n,)))._branch(jnp.stack([a, b], axis=1))
+        start = self._enter_ledger(f"stack({n})").fork(self._path, self._hash())
+        lanes = mix(start, (np.arange(n, dtype=np.uint32), INDEX))  # the hashes of the names 0, 1, ..., n - 1
+        return v._with(_key=jnp.broadcast_to(self._key, (n,)))._branch(jnp.stack(lanes, axis=1))
 
     def merge(self, updates: Updates) -> None:
         """Take over what `sw.pure` handed back from a run of this cursor."""
@@ -373,22 +411,22 @@ class Vars:
 
     def __call__(self, *args, **kwargs):
         name = self._path[-1] if self._path else "v"
-        raise TypeError(f"{self._at()!r} is a place in a tree, not a function{paths.nearest(name, _RESERVED)}")
+        raise TypeError(f"{self._at()!r} is a place in a tree, not a function{paths.nearest(name, _METHODS)}")
 
-    def _refuse(self, what: str):
+    def _refuse(self, what: str) -> NoReturn:
         raise TypeError(f"a cursor has no {what}: it is a place in a tree of variables; sw.params(v) and sw.state(v) "
                         "give the plain dicts")  # fmt: skip
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator:
         self._refuse("iteration")
 
-    def __contains__(self, name):
+    def __contains__(self, name) -> bool:
         self._refuse("'in'")
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         self._refuse("truth value")
 
-    def __len__(self):
+    def __len__(self) -> int:
         self._refuse("length")
 
 
@@ -412,54 +450,9 @@ def as_vars(v: Any, user: Any = None) -> Vars:
     )
 
 
-class _Static:
-    """The static half of a crossing cursor. In apply mode the path is a label only: equal blocks trace once."""
-
-    __slots__ = ("fields", "key", "label")
-
-    def __init__(self, v: Vars, carry: bool):
-        self.label = (v._path, v._start[1], v._stacked, v._scope, v._reads)
-        self.fields = (v._train, v._policy, v._place, v._capture, v._recorder, carry, v._own_params, v._own_state,
-                       v._collected or v._collector is not None)  # fmt: skip
-        by_path = v._recorder is not None or isinstance(v._capture, str)
-        self.key = (self.fields, self.label[:4] if by_path else None)
-
-    def __eq__(self, other):
-        return isinstance(other, _Static) and self.key == other.key
-
-    def __hash__(self):
-        return hash(self.key[0][:2])
-
-
-def _flatten(v: Vars):
-    carry = v._carry and v._key is not None
-    key = start = None
-    if carry:
-        key, start = v._key, v._start[0]
-        if isinstance(start, tuple):
-            static = all(isinstance(lane, int) for lane in start)
-            start = np.array(start, np.uint32) if static else jnp.stack(start)
-    return (v._params, current_state(v), key, start), _Static(v, carry)
-
-
-def _unflatten(static: _Static, children) -> Vars:
-    params, state, key, start = children
-    path, depth, stacked, scope, reads = static.label
-    train, policy, place, capture, recorder, carry, own_params, own_state, collected = static.fields
-    return Vars(
-        _params=params, _state=state, _key=key, _start=(start, depth) if carry else (ROOT, 0), _carry=carry,
-        _ledger=Ledger() if carry else None, _path=path, _train=train, _policy=policy, _place=place, _capture=capture,
-        _recorder=recorder, _stacked=stacked, _scope=scope, _reads=reads, _collected=collected,
-        _own_params=own_params, _own_state=own_state,
-    )  # fmt: skip
-
-
-jax.tree_util.register_pytree_node(Vars, _flatten, _unflatten)
-
-
 def current_state(v: Vars) -> dict:
     """The state at a cursor as a plain dict, this run's own puts included."""
-    collector = v._collector and v._collector()
+    collector = v._collecting()
     if collector is None or not v._own_state:
         return v._state
     depth = len(v._path)
@@ -470,7 +463,5 @@ def current_state(v: Vars) -> dict:
 def collecting(v: Vars, init_key: jax.Array | None = None) -> tuple[Vars, Collector]:
     """The same cursor with a new collector of its own in the current trace."""
     collector = Collector(v._path, current_trace(), init_key)
-    inner = v._with(
-        _state=current_state(v), _collector=weakref.ref(collector), _collected=True, _own_state=True
-    )
+    inner = v._with(_state=current_state(v), _collector=weakref.ref(collector), _collected=True, _own_state=True)
     return inner, collector

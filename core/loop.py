@@ -1,0 +1,47 @@
+"""One loop for every repetition: `scan` decides between a compiled loop and unrolling.
+
+On CPU, XLA runs a convolution inside a loop about 25 times slower than outside (jax-ml/jax#12868), and not with the
+same bits. So there a body that holds a convolution is unrolled; everything else stays a loop.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+
+
+def scan(body: Callable, init: Any, xs: Any, length: int | None = None) -> tuple[Any, Any]:
+    """`jax.lax.scan(body, init, xs, length)`, unrolled on CPU where the body holds a convolution.
+
+    On CPU the body is traced once more to find out.
+
+    >>> import jax.numpy as jnp
+    >>> scan(lambda total, x: (total + x, total), jnp.zeros(()), jnp.arange(3.0))
+    (Array(3., dtype=float32), Array([0., 0., 1.], dtype=float32))
+    """
+    return lax.scan(body, init, xs, length, unroll=unrolls(body, init, xs, length))
+
+
+def unrolls(body: Callable, init: Any, xs: Any, length: int | None = None) -> bool:
+    """Whether `scan` unrolls this body: we compile for CPU and it holds a convolution, however deep."""
+    if _platform() != "cpu":
+        return False
+    traced = jax.make_jaxpr(lambda init, xs: lax.scan(body, init, xs, length))(init, xs)
+    return _holds(traced.jaxpr, "conv_general_dilated")
+
+
+def _platform() -> str:
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+    return getattr(chosen, "platform", chosen) or jax.default_backend()
+
+
+def _holds(jaxpr: Any, primitive: str) -> bool:
+    """Whether a primitive occurs in a jaxpr or in any jaxpr among its parameters (branches, loops, checkpoints)."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == primitive:
+            return True
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
+            if hasattr(inner, "eqns") and _holds(inner, primitive):
+                return True
+    return False
