@@ -1,1 +1,82 @@
-"""Array functions and layers, one family a file."""
+"""Array functions and layers, one family a file.
+
+A name in lower case is a function of arrays, `dense(x, kernel, bias)`; a name in upper case is a layer, a frozen
+dataclass of hyper-parameters that is called with a cursor, `Dense(10)(v.logits, x)`. Activations are those of `jax.nn`.
+"""
+
+from sapwood.layers.attention import MultiHeadAttention, attention
+from sapwood.layers.conv import Conv, conv
+from sapwood.layers.dense import Dense, dense
+from sapwood.layers.dropout import Dropout, dropout
+from sapwood.layers.embedding import Embed, embed
+from sapwood.layers.normalization import (
+    BatchNorm,
+    GroupNorm,
+    LayerNorm,
+    RMSNorm,
+    batch_norm,
+    group_norm,
+    layer_norm,
+    moments,
+    rms_norm,
+)
+from sapwood.layers.pooling import (
+    AvgPool,
+    GlobalAvgPool,
+    GlobalMaxPool,
+    MaxPool,
+    avg_pool,
+    global_avg_pool,
+    global_max_pool,
+    max_pool,
+)
+from sapwood.layers.positions import LearnedPositions, Rotary, rotary
+from sapwood.layers.remat import Remat
+from sapwood.layers.reshape import Flatten, flatten
+from sapwood.layers.scan import Scan
+from sapwood.layers.sequential import Sequential
+from sapwood.layers.vmap import Vmap
+
+__all__ = [  # noqa: RUF022 -- by family, not by letter
+    # linear maps and lookups
+    "Conv",
+    "Dense",
+    "Embed",
+    "conv",
+    "dense",
+    "embed",
+    # attention and positions
+    "LearnedPositions",
+    "MultiHeadAttention",
+    "Rotary",
+    "attention",
+    "rotary",
+    # normalisation and regularisation
+    "BatchNorm",
+    "Dropout",
+    "GroupNorm",
+    "LayerNorm",
+    "RMSNorm",
+    "batch_norm",
+    "dropout",
+    "group_norm",
+    "layer_norm",
+    "moments",
+    "rms_norm",
+    # pooling and shapes
+    "AvgPool",
+    "Flatten",
+    "GlobalAvgPool",
+    "GlobalMaxPool",
+    "MaxPool",
+    "avg_pool",
+    "flatten",
+    "global_avg_pool",
+    "global_max_pool",
+    "max_pool",
+    # layers of layers
+    "Remat",
+    "Scan",
+    "Sequential",
+    "Vmap",
+]

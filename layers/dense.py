@@ -1,0 +1,60 @@
+"""Fully connected layers: `y = x W + b` over the last dimension."""
+
+import jax
+
+from sapwood.core.errors import InputError
+from sapwood.core.initializers import Initializer, lecun_normal, zeros
+from sapwood.core.layer import Layer, describe
+from sapwood.core.vars import Vars
+from sapwood.layers import expect
+
+
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """`x @ kernel + bias` over the last dimension of x.
+
+    Takes x `(..., features)`, kernel `(features, out)` and bias `(out,)`, gives `(..., out)`. Raises `InputError` for
+    an x that is not floating or does not fit the kernel.
+
+    >>> import jax.numpy as jnp
+    >>> dense(jnp.ones((2, 3)), jnp.ones((3, 1)), jnp.ones(1))
+    Array([[4.],
+           [4.]], dtype=float32)
+    """
+    x = expect.floating("dense", x)
+    if x.ndim == 0 or kernel.ndim != 2 or x.shape[-1] != kernel.shape[0]:
+        raise InputError(f"dense expects x (..., features) and kernel (features, out), got {describe((x, kernel))}")
+    y = x @ kernel
+    return y if bias is None else y + bias
+
+
+class Dense(Layer):
+    """`y = x W + b`: `(..., features_in)` to `(..., features)`.
+
+    Parameters: `kernel` (features_in, features), `bias` (features,). `axes` are the kernel's logical axis names, such
+    as ("embed", "mlp"); without them it is sharded by its largest dimension that divides. The kernel starts with
+    variance 1 / features_in (LeCun et al. 1998, "Efficient BackProp"). Raises `ConfigError` for features below 1,
+    `InputError` for an x that is not floating.
+
+    >>> import jax.numpy as jnp
+    >>> Dense(1)({"kernel": jnp.ones((3, 1)), "bias": jnp.zeros(1)}, jnp.ones((2, 3)))
+    Array([[3.],
+           [3.]], dtype=float32)
+    """
+
+    features: int
+    bias: bool = True
+    axes: tuple[str | None, ...] | None = None
+    kernel_init: Initializer = lecun_normal()
+    bias_init: Initializer = zeros
+
+    def __post_init__(self):
+        expect.positive(self, "features")
+        expect.axes(self, 2, "(features_in, features)")
+
+    def __call__(self, v: Vars, x: jax.Array) -> jax.Array:
+        x = v.policy.cast(expect.floating("Dense", x))
+        expect.at_least("Dense", x, 1, "(..., features)")
+        kernel = v.param("kernel", (x.shape[-1], self.features), self.kernel_init, axes=self.axes)
+        bias_axes = self.axes and self.axes[-1:]
+        bias = v.param("bias", (self.features,), self.bias_init, axes=bias_axes) if self.bias else None
+        return dense(x, kernel, bias)

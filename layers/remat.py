@@ -1,0 +1,66 @@
+"""Remat: forget intermediate values in the forward pass and compute them again in the backward pass."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from sapwood.core.errors import ConfigError
+from sapwood.core.layer import Layer
+from sapwood.core.paths import nearest
+from sapwood.core.run import pure
+from sapwood.core.vars import Vars
+
+POLICIES = (
+    "nothing_saveable",
+    "everything_saveable",
+    "dots_saveable",
+    "dots_with_no_batch_dims_saveable",
+)
+"""The policies of `jax.checkpoint_policies` that need no argument; those that do are given as callables."""
+
+
+def policy(value: str | Callable | None) -> Callable | None:
+    """The policy of that name in `jax.checkpoint_policies`; a callable is one itself.
+
+    >>> policy("dots_savable")
+    Traceback (most recent call last):
+    sapwood.core.errors.ConfigError: 'dots_savable' is no remat policy; did you mean 'dots_saveable'? Give one of \
+nothing_saveable, everything_saveable, dots_saveable, dots_with_no_batch_dims_saveable or a function such as those in \
+jax.checkpoint_policies
+    """
+    if isinstance(value, str) and value in POLICIES:
+        return getattr(jax.checkpoint_policies, value)
+    if value is None or (callable(value) and not isinstance(value, str)):
+        return value
+    hint = nearest(str(value), POLICIES, 1) or "."
+    raise ConfigError(
+        f"{value!r} is no remat policy{hint} Give one of {', '.join(POLICIES)} or a function such as those in "
+        "jax.checkpoint_policies"
+    )
+
+
+class Remat(Layer):
+    """`layer` with less memory and more compute: what `policy` does not save is computed again for the gradient.
+
+    The result is the same, dropout included. `policy` is the name of one in `jax.checkpoint_policies` or a callable
+    from there; None saves the inputs alone. The layer keeps its scope: wrapping it changes no path. Raises
+    `ConfigError` for an unknown policy. Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"
+    (arXiv:1604.06174).
+
+    >>> import jax.numpy as jnp
+    >>> from sapwood import layers as L
+    >>> Remat(L.Dense(1, bias=False))({"kernel": jnp.ones((3, 1))}, jnp.ones(3))
+    Array([3.], dtype=float32)
+    """
+
+    layer: Callable
+    policy: str | Callable | None = None
+
+    def __post_init__(self):
+        policy(self.policy)
+
+    def __call__(self, v: Vars, *xs: Any) -> Any:
+        y, updates = jax.checkpoint(pure(self.layer), policy=policy(self.policy))(v.fork(), *xs)
+        v.merge(updates)
+        return y

@@ -1,0 +1,44 @@
+"""Scan: one block applied n times in a row, each time with its own variables, traced and compiled once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from sapwood.core.layer import Layer
+from sapwood.core.loop import scan
+from sapwood.core.run import pure
+from sapwood.core.vars import Vars
+from sapwood.layers import expect, remat
+
+
+class Scan(Layer):
+    """`for i in range(n): x = block(v[i], x, *args)`, compiled once whatever n is.
+
+    The block gives what it takes; `args` go to every copy. Each variable has a leading dimension of n with the logical
+    name `axis`: `kernel[3]` here is `3/kernel` there, and both start from the same numbers (`sw.stack` and `sw.unstack`
+    convert). `remat` saves memory: "nothing_saveable" keeps the block's inputs alone; see `Remat`. Raises `ConfigError`
+    for an n below 1 or an unknown policy.
+
+    >>> import jax.numpy as jnp
+    >>> from sapwood import layers as L
+    >>> Scan(L.Dense(1, bias=False), 3)({"kernel": jnp.full((3, 1, 1), 2.0)}, jnp.ones(1))
+    Array([8.], dtype=float32)
+    """
+
+    block: Callable
+    n: int
+    remat: str | Callable | None = None
+    axis: str | None = "layers"
+
+    def __post_init__(self):
+        expect.positive(self, "n")
+        remat.policy(self.remat)
+
+    def __call__(self, v: Vars, x: Any, *args: Any) -> Any:
+        block = pure(self.block)
+        if self.remat is not None:  # inside a loop nothing can be merged with the forward pass
+            block = jax.checkpoint(block, policy=remat.policy(self.remat), prevent_cse=False)
+        x, updates = scan(lambda x, v: block(v, x, *args), v.policy.cast(x), v.stack(self.n, self.axis))
+        v.merge(updates)
+        return x

@@ -1,0 +1,96 @@
+"""Windows that slide over the spatial dimensions: how sizes, strides and padding are written, checked and counted."""
+
+import numbers
+from typing import Any
+
+from jax import lax
+
+from sapwood.core.errors import ConfigError, InputError
+
+Padding = str | int | tuple[int | tuple[int, int], ...]
+"""`"SAME"`, `"VALID"`, `"CAUSAL"`, or a number, a number for each dimension, or (before, after) for each dimension."""
+
+
+def per_dimension(who: str, name: str, value: Any, n: int) -> tuple[int, ...]:
+    """A positive integer for each of `n` dimensions, from one integer or a tuple of `n`.
+
+    >>> per_dimension("conv", "strides", 2, 3)
+    (2, 2, 2)
+    """
+    values = value if isinstance(value, tuple) else (value,) * n
+    if len(values) != n or not all(isinstance(i, numbers.Integral) and i > 0 for i in values):
+        raise ConfigError(f"{who}: {name} must be an integer above 0 or a tuple of {n}, one a dimension; got {value!r}")
+    return values
+
+
+def window(who: str, name: str, value: Any) -> tuple[int, ...]:
+    """A window, unchanged: one positive integer for each spatial dimension, 1 to 3 of them.
+
+    >>> window("Conv", "kernel_size", 3)
+    Traceback (most recent call last):
+    sapwood.core.errors.ConfigError: Conv: kernel_size must be a tuple with a size for each spatial dimension, \
+such as (3,), (3, 3) or (3, 3, 3); got 3
+    """
+    if not isinstance(value, tuple) or not 1 <= len(value) <= 3:
+        raise ConfigError(
+            f"{who}: {name} must be a tuple with a size for each spatial dimension, such as "
+            f"(3,), (3, 3) or (3, 3, 3); got {value!r}"
+        )
+    return per_dimension(who, name, value, len(value))
+
+
+def padding(who: str, value: Any, n: int, causal: bool = False) -> str | tuple[tuple[int, int], ...]:
+    """Padding in one form: an upper-case name, or `n` pairs (before, after). "CAUSAL" only where `causal` allows it.
+
+    >>> padding("conv", "same", 2), padding("conv", 1, 2), padding("conv", (0, (1, 2)), 2)
+    ('SAME', ((1, 1), (1, 1)), ((0, 0), (1, 2)))
+    """
+    names = ("SAME", "VALID", "CAUSAL") if causal else ("SAME", "VALID")
+    if isinstance(value, str) and value.upper() in names:
+        if value.upper() == "CAUSAL" and n != 1:
+            raise ConfigError(
+                f"{who}: padding 'CAUSAL' is for sequences (one spatial dimension), here are {n}; "
+                "give a pair (before, after) for each dimension"
+            )
+        return value.upper()
+    pairs = tuple(p if isinstance(p, tuple) else (p, p) for p in (value if isinstance(value, tuple) else (value,) * n))
+    if len(pairs) != n or not all(
+        len(p) == 2 and all(isinstance(i, numbers.Integral) and i >= 0 for i in p) for p in pairs
+    ):
+        raise ConfigError(
+            f"{who}: padding must be {', '.join(map(repr, names))}, an integer from 0 up, or a tuple of "
+            f"{n} integers or pairs (before, after), one a dimension; got {value!r}"
+        )
+    return pairs
+
+
+def amounts(
+    padding: str | tuple[tuple[int, int], ...],
+    sizes: tuple[int, ...],
+    window: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> tuple[tuple[int, int], ...]:
+    """How many elements a canonical padding puts before and after each dimension.
+
+    "SAME" makes the output's size ceil(size / stride), as in TensorFlow; "CAUSAL" pads in front, so that no output
+    sees a later input.
+    """
+    spans = tuple((k - 1) * d + 1 for k, d in zip(window, dilation, strict=True))
+    if padding == "CAUSAL":
+        return ((spans[0] - 1, 0),)
+    if isinstance(padding, str):
+        return tuple(lax.padtype_to_pads(sizes, spans, strides, padding))
+    return padding  # type: ignore[return-value]
+
+
+def must_fit(who: str, sizes: tuple[int, ...], pads, window: tuple[int, ...], dilation: tuple[int, ...]) -> None:
+    """An `InputError` where a window is larger than the padded input, so that nothing would be left."""
+    padded = [size + sum(pad) for size, pad in zip(sizes, pads, strict=True)]
+    spans = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+    # a symbolic size is known only when the exported model is called
+    if any(isinstance(size, int) and size < span for size, span in zip(padded, spans, strict=True)):
+        raise InputError(
+            f"{who}: a window of {tuple(spans)} does not fit into {tuple(padded)}, the size of the input "
+            f"with its padding; use a smaller window or padding 'SAME'"
+        )
