@@ -387,7 +387,15 @@ class Vars:
         return v._with(_key=jnp.broadcast_to(self._key, (n,)))._branch(jnp.stack(lanes, axis=1))
 
     def merge(self, updates: Updates) -> None:
-        """Take over what `sw.pure` handed back from a run of this cursor."""
+        """Take over what `sw.pure` handed back from a run of this cursor.
+
+        Where nothing collects (a raw dict, a bare bind) there is nothing to take over but checks, which raise here.
+        """
+        if self._collector is None and not self._collected and not (updates.state or updates.losses):
+            for path, ok in paths.leaves(updates.checks, self._path):
+                if not is_traced(ok):
+                    raise_if_failed(path[:-1], path[-1], ok)
+            return
         collector = self._guard("merge(updates)")
         if updates.state and not self._own_state:
             raise EffectError(f"{self._at()}: merge into a cursor whose state was replaced would be lost")
