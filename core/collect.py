@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import get_opaque_trace_state

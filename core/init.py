@@ -2,7 +2,7 @@
 
 import itertools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -56,7 +56,7 @@ def init(
 
 
 def draw(
-    declared: Spec, key: jax.Array, shardings: tuple[dict, dict] = ({}, {}), skip=frozenset()
+    declared: Spec, key: jax.Array, shardings: tuple[dict, dict] = ({}, {}), skip: Collection = ()
 ) -> tuple[dict, dict]:
     """The first values of everything declared, each array born where its sharding says.
 

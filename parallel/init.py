@@ -1,14 +1,10 @@
 """Arrays born sharded: initialisation as one compiled program whose outputs already lie where they belong."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import jax
-
 from sapwood.core.init import init as initial
-from sapwood.core.rng import as_key
-from sapwood.core.spec import spec
+from sapwood.core.spec import Spec
 from sapwood.parallel.mesh import AnyMesh
 from sapwood.parallel.place import placement
 from sapwood.parallel.rules import Rules, resolve
@@ -44,11 +40,8 @@ def init(
       DeclarationError: what `sapwood.spec` raises for a wrong declaration.
     """
     mesh, rules = resolve(mesh, rules)
-    declared = spec(f, *xs, policy=policy)
-    shardings = param_shardings(declared.params, mesh, rules), state_shardings(declared.state, mesh)
-    if data:
-        make = partial(initial, f, data=True, policy=policy, place=placement(mesh, rules))
-        return jax.jit(make, out_shardings=shardings)(as_key(key), *xs)
-    shapes = jax.eval_shape(lambda *xs: xs, *xs)  # an example input is not to become a constant of the program
-    make = partial(initial, f, policy=policy)
-    return jax.jit(lambda key: make(key, *shapes), out_shardings=shardings)(as_key(key))
+
+    def shardings(declared: Spec) -> tuple[dict, dict]:
+        return param_shardings(declared.params, mesh, rules), state_shardings(declared.state, mesh)
+
+    return initial(f, key, *xs, data=data, policy=policy, place=placement(mesh, rules), shardings=shardings)
