@@ -72,10 +72,10 @@ def as_key(key: Any) -> jax.Array:
     """
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
         return jax.random.key(int(key))
-    if hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
         return key
-    if hasattr(key, "dtype") and key.dtype == np.uint32 and key.ndim == 1:
-        return jax.random.wrap_key_data(key)
+    if isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.ndim == 1:
+        return jax.random.wrap_key_data(jnp.asarray(key))
     raise ConfigError(f"expected a random key (jax.random.key(0)) or an integer seed, got {key!r}")
 
 
