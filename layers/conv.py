@@ -8,6 +8,7 @@ from sapwood.core.initializers import Initializer, lecun_normal, zeros
 from sapwood.core.layer import Layer, describe
 from sapwood.core.vars import Vars
 from sapwood.layers import expect, windows
+from sapwood.layers.windows import Padding, Sizes
 
 _LAYOUT = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -16,9 +17,9 @@ def conv(
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None = None,
-    strides=1,
-    padding="SAME",
-    dilation=1,
+    strides: Sizes = 1,
+    padding: Padding = "SAME",
+    dilation: Sizes = 1,
     groups: int = 1,
 ) -> jax.Array:
     """Slide `kernel` over the spatial dimensions of x; the kernel's rank says how many there are (1 to 3).
@@ -77,9 +78,9 @@ class Conv(Layer):
 
     features: int
     kernel_size: tuple[int, ...]
-    strides: int | tuple[int, ...] = 1
-    padding: windows.Padding = "SAME"
-    dilation: int | tuple[int, ...] = 1
+    strides: Sizes = 1
+    padding: Padding = "SAME"
+    dilation: Sizes = 1
     groups: int = 1
     bias: bool = True
     axes: tuple[str | None, ...] | None = None

@@ -87,7 +87,7 @@ def within(layer: Any, name: str, low: float, high: float) -> None:
     sapwood.core.errors.ConfigError: Dropout: rate must be a number in [0, 1), got 1.5
     """
     value = getattr(layer, name)
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not low <= value < high:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not low <= float(value) < high:
         end = "" if math.isinf(high) else f"{high:g}"
         interval = f"in [{low:g}, {end})" if end else f"from {low:g} up"
         raise ConfigError(f"{type(layer).__name__}: {name} must be a number {interval}, got {value!r}")

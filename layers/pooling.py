@@ -10,9 +10,10 @@ from sapwood.core.errors import ConfigError, InputError
 from sapwood.core.layer import Layer, describe
 from sapwood.core.vars import Vars
 from sapwood.layers import expect, windows
+from sapwood.layers.windows import Padding, Sizes
 
 
-def _geometry(who: str, x: jax.Array, window, strides, padding):
+def _geometry(who: str, x: jax.Array, window: tuple[int, ...], strides: Sizes | None, padding: Padding):
     """x checked, and its window, strides and padding amounts for each spatial dimension."""
     x = expect.floating(who, x)
     window = windows.window(who, "window", window)
@@ -32,7 +33,9 @@ def _reduce(x: jax.Array, start, reduce, window, strides, pads) -> jax.Array:
     return lax.reduce_window(x, start, reduce, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0)))
 
 
-def max_pool(x: jax.Array, window: tuple[int, ...], strides=None, padding="VALID") -> jax.Array:
+def max_pool(
+    x: jax.Array, window: tuple[int, ...], strides: Sizes | None = None, padding: Padding = "VALID"
+) -> jax.Array:
     """The largest value of each window: `(batch, *spatial, channels)` to `(batch, *spatial_out, channels)`.
 
     `window` has a size for each spatial dimension, `strides` (default: the window) an integer or one for each;
@@ -69,7 +72,11 @@ def _max_by_slices(x: jax.Array, window, strides, pads) -> jax.Array:
 
 
 def avg_pool(
-    x: jax.Array, window: tuple[int, ...], strides=None, padding="VALID", count_padding: bool = False
+    x: jax.Array,
+    window: tuple[int, ...],
+    strides: Sizes | None = None,
+    padding: Padding = "VALID",
+    count_padding: bool = False,
 ) -> jax.Array:
     """The mean of each window: `(batch, *spatial, channels)` to `(batch, *spatial_out, channels)`.
 
@@ -131,8 +138,8 @@ class MaxPool(Layer):
     """
 
     window: tuple[int, ...]
-    strides: int | tuple[int, ...] | None = None
-    padding: windows.Padding = "VALID"
+    strides: Sizes | None = None
+    padding: Padding = "VALID"
 
     def __post_init__(self):
         _check_options(self)
@@ -149,8 +156,8 @@ class AvgPool(Layer):
     """
 
     window: tuple[int, ...]
-    strides: int | tuple[int, ...] | None = None
-    padding: windows.Padding = "VALID"
+    strides: Sizes | None = None
+    padding: Padding = "VALID"
     count_padding: bool = False
 
     def __post_init__(self):

@@ -7,18 +7,24 @@ from jax import lax
 
 from sapwood.core.errors import ConfigError, InputError
 
+Sizes = int | tuple[int, ...]
+"""A number for every spatial dimension, or one for each."""
 Padding = str | int | tuple[int | tuple[int, int], ...]
 """`"SAME"`, `"VALID"`, `"CAUSAL"`, or a number, a number for each dimension, or (before, after) for each dimension."""
 
 
-def per_dimension(who: str, name: str, value: Any, n: int) -> tuple[int, ...]:
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, numbers.Integral) and int(value) >= least
+
+
+def per_dimension(who: str, name: str, value: Sizes, n: int) -> tuple[int, ...]:
     """A positive integer for each of `n` dimensions, from one integer or a tuple of `n`.
 
     >>> per_dimension("conv", "strides", 2, 3)
     (2, 2, 2)
     """
     values = value if isinstance(value, tuple) else (value,) * n
-    if len(values) != n or not all(isinstance(i, numbers.Integral) and i > 0 for i in values):
+    if len(values) != n or not all(_whole(i, 1) for i in values):
         raise ConfigError(f"{who}: {name} must be an integer above 0 or a tuple of {n}, one a dimension; got {value!r}")
     return values
 
@@ -53,15 +59,14 @@ def padding(who: str, value: Any, n: int, causal: bool = False) -> str | tuple[t
                 "give a pair (before, after) for each dimension"
             )
         return value.upper()
-    pairs = tuple(p if isinstance(p, tuple) else (p, p) for p in (value if isinstance(value, tuple) else (value,) * n))
-    if len(pairs) != n or not all(
-        len(p) == 2 and all(isinstance(i, numbers.Integral) and i >= 0 for i in p) for p in pairs
-    ):
+    given = value if isinstance(value, tuple) else (value,) * n
+    pairs = tuple(p if isinstance(p, tuple) else (p, p) for p in given)
+    if len(pairs) != n or not all(len(p) == 2 and _whole(p[0], 0) and _whole(p[1], 0) for p in pairs):
         raise ConfigError(
             f"{who}: padding must be {', '.join(map(repr, names))}, an integer from 0 up, or a tuple of "
             f"{n} integers or pairs (before, after), one a dimension; got {value!r}"
         )
-    return pairs
+    return pairs  # type: ignore[return-value]
 
 
 def amounts(
