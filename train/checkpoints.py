@@ -65,8 +65,8 @@ class _Damaged(CheckpointError):
 
 
 class Checkpoints:
-    """The checkpoints of one run in `directory`: the newest `keep` and, with `best="max:accuracy"` (or "min:..."),
-    the one with the best value of that metric.
+    """The checkpoints of one run in `directory`: the newest `keep` and, with `best="accuracy"`, the one where
+    that metric was largest (`best="-loss"`: smallest).
 
     `save` copies the arrays to the host, starts to write and returns; the arrays may be donated at once. Use it as a
     context manager, or call `close`, so that the last one is written out. On several processes every process makes
@@ -74,7 +74,7 @@ class Checkpoints:
 
     >>> import tempfile
     >>> directory = tempfile.mkdtemp()
-    >>> with Checkpoints(directory, keep=2, best="max:accuracy") as checkpoints:
+    >>> with Checkpoints(directory, keep=2, best="accuracy") as checkpoints:
     ...     for step, accuracy in [(10, 0.9), (20, 0.7), (30, 0.8), (40, 0.6)]:
     ...         tree = {"params": {"w": jnp.full(3, step)}, "key": jax.random.key(step)}
     ...         checkpoints.save(step, tree, {"position": 32 * step}, {"accuracy": accuracy})
@@ -92,12 +92,11 @@ class Checkpoints:
             )
         if keep < 1:
             raise ConfigError(f"keep={keep}: at least the newest checkpoint is kept")
-        mode, _, metric = (best or "").partition(":")
-        if best is not None and (mode not in ("min", "max") or not metric):
-            raise ConfigError(f'best={best!r}: write "max:accuracy" or "min:loss"')
+        if best is not None and not best.removeprefix("-"):
+            raise ConfigError(f'best={best!r}: name a metric, "accuracy" (largest is best) or "-loss" (smallest is)')
         self.directory = Path(directory).absolute()
         self.keep = keep
-        self._best = (mode, metric) if best else None
+        self._best = best
         self._newest: int | None = (
             None  # the step this run restored or saved last; whatever is later is not of this run
         )
@@ -354,7 +353,7 @@ class Checkpoints:
     def _best_of(self, steps: list[int]) -> int | None:
         if self._best is None:
             return None
-        mode, metric = self._best
+        metric = self._best.removeprefix("-")
         values = {}
         for step in steps:
             try:
@@ -362,13 +361,15 @@ class Checkpoints:
             except CheckpointError:
                 continue
             if not math.isnan(value):
-                values[step] = value if mode == "max" else -value
+                values[step] = -value if self._best.startswith("-") else value
         return max(values, key=lambda step: values[step], default=None)
 
     def _check_metrics(self, metrics: dict[str, float]) -> None:
-        if self._best and metrics and self._best[1] not in metrics:
-            near = paths.nearest(self._best[1], metrics)
-            raise ConfigError(f"best={':'.join(self._best)!r}, but the metrics are {sorted(metrics)}{near}")
+        name = (self._best or "").removeprefix("-")
+        if name and metrics and name not in metrics:
+            raise ConfigError(
+                f"best={self._best!r}, but the metrics are {sorted(metrics)}{paths.nearest(name, metrics)}"
+            )
 
     def _failure(self, step: int, error: BaseException) -> CheckpointError:
         try:
