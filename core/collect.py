@@ -6,7 +6,6 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import get_opaque_trace_state
 
 from sapwood.core.errors import CheckError
 from sapwood.core.paths import Path, join, nest
@@ -27,6 +26,8 @@ class Updates(NamedTuple):
 
 def current_trace() -> Any:
     """An opaque mark of the JAX trace we are in; equal only within one trace."""
+    from jax.extend.core import get_opaque_trace_state  # loads Pallas: a quarter of what `import sapwood` would cost
+
     return get_opaque_trace_state(convention="sapwood")
 
 

