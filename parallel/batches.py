@@ -72,8 +72,7 @@ def check_batch_size(size: int, sharding: NamedSharding) -> int:
         smaller = "is smaller than" if size < parts else "does not divide over"
         over = " × ".join(f"{axis}={sharding.mesh.shape[axis]}" for axis in _batch_axes(sharding))
         raise ConfigError(
-            f"batch size {size} {smaller} the {parts} shards of mesh {mesh} ({over}); "
-            f"use {near}, or a smaller mesh"
+            f"batch size {size} {smaller} the {parts} shards of mesh {mesh} ({over}); use {near}, or a smaller mesh"
         )
     return size
 
@@ -101,7 +100,7 @@ def feed(sharding: NamedSharding, process: int | None = None) -> Feed:
     parts = shards(sharding)
     rows: dict[int, set[int]] = {}
     for device, (index, *_) in sharding.devices_indices_map((parts,)).items():
-        rows.setdefault(device.process_index, set()).update(range(*index.indices(parts)))
+        rows.setdefault(_process_of(device), set()).update(range(*index.indices(parts)))
     mine = rows[jax.process_index() if process is None else process]
     size = len(mine)
     blocks = {frozenset(r) for r in rows.values()}
@@ -146,3 +145,7 @@ def _batch_axes(sharding: NamedSharding) -> tuple[str, ...]:
     """The mesh axes that split dimension 0."""
     first = (*sharding.spec, None)[0]
     return () if first is None else (first,) if isinstance(first, str) else tuple(first)
+
+
+def _process_of(device: Any) -> int:
+    return device.process_index

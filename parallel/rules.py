@@ -27,89 +27,101 @@ def _names(target: Target) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Rules:
-    """An ordered table of (logical axis, mesh axis, tuple of mesh axes, or None for "left whole").
+    """Two ordered tables of rows (logical axis, mesh axis): how arrays are computed, and how parameters are
+    stored.
 
-    Rows are tried from the top. A row gives its mesh axes to the dimension of that name if they are in the
-    mesh, not yet used by the array and divide the dimension; the first that fits wins, and later rows for the
-    name are its fallbacks. A mesh axis is used once per array: this is why ``embed`` can go to ``fsdp`` in a
-    kernel and stay whole in an activation, where ``batch``, higher up, has taken ``fsdp``.
+    A row's second half is a mesh axis, a tuple of them, or None for "left whole". Rows are tried from the
+    top: a row gives its mesh axes to the dimension of its name if they are in the mesh, not yet used by this
+    array, and divide the dimension. The first that fits wins; later rows for the name are its fallbacks; a
+    mesh axis is used once per array.
 
-    `unannotated` is the mesh axis that takes the largest divisible dimension of a parameter without axis
-    names. A parameter of fewer than `min_size` elements is left whole: sending it costs more than keeping it.
-    (In a scanned stack the elements of one layer count, so that a stack is sharded as its unrolled twin.)
+    `table` is for activations and parameters. `stored` continues it for parameters alone: what is sharded
+    there is kept in pieces and gathered where it is used (FSDP), so it never shards an activation.
 
-    >>> import sapwood.parallel as parallel
+    A parameter without axis names is stored by its largest dimension that mesh axis `unannotated` divides.
+    One of fewer than `min_size` elements is left whole: sending it costs more than keeping it. (The layer
+    axis of a scanned stack does not count, so that a stack lies as its unrolled twin does.)
+
     >>> from jax.sharding import AbstractMesh
+    >>> import sapwood.parallel as parallel
     >>> mesh = AbstractMesh((4, 2), ("fsdp", "tensor"))
-    >>> tuple(parallel.DEFAULT.spec(("embed", "mlp"), (512, 2048), mesh))
+    >>> tuple(parallel.DEFAULT.parameter(("embed", "mlp"), (512, 2048), mesh))
     ('fsdp', 'tensor')
-    >>> tuple(parallel.DEFAULT.spec(("batch", "length", "embed"), (8, 128, 512), mesh))
+    >>> tuple(parallel.DEFAULT.activation(("batch", "length", "embed"), (8, 128, 512), mesh))
     ('fsdp', None, None)
 
-    Your own table is rows in front of another one: ``Rules((("embed", "tensor"), *parallel.DEFAULT.table))``.
+    Your own rules are rows in front of others:
+
+    >>> import dataclasses
+    >>> rules = dataclasses.replace(parallel.DEFAULT, table=(("embed", "tensor"), *parallel.DEFAULT.table))
+
+    Raises:
+      ConfigError: a row that is none.
     """
 
     table: tuple[tuple[str, Target], ...]
+    stored: tuple[tuple[str, Target], ...] = ()
     unannotated: str | None = "fsdp"
     min_size: int = 2**14
 
     def __post_init__(self):
-        rows = []
-        for row in self.table:
-            if not _is_row(row):
-                raise ConfigError(
-                    f"Rules: {row!r} is no row; expected (logical axis, mesh axis or tuple of them or None)"
-                )
-            rows.append((row[0], tuple(row[1]) if isinstance(row[1], list) else row[1]))
-        object.__setattr__(self, "table", tuple(rows))
+        for field in ("table", "stored"):
+            rows = getattr(self, field)
+            for row in rows:
+                if not _is_row(row):
+                    what = "(logical axis, mesh axis or tuple of them or None)"
+                    raise ConfigError(f"Rules.{field}: {row!r} is no row; expected {what}")
+            fixed = tuple((name, tuple(t) if isinstance(t, list) else t) for name, t in rows)
+            object.__setattr__(self, field, fixed)
 
-    def spec(self, axes: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh) -> PartitionSpec:
-        """The `PartitionSpec` of an array of `shape` whose dimensions have the logical names `axes`."""
+    @property
+    def rows(self) -> tuple[tuple[str, Target], ...]:
+        """What holds for parameters: both tables."""
+        return (*self.table, *self.stored)
+
+    def activation(self, axes: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh) -> PartitionSpec:
+        """The `PartitionSpec` of an activation of `shape` whose dimensions have the logical names `axes`."""
         return partition(assign(self.table, axes, shape, mesh.shape)[0])
 
+    def parameter(self, axes: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh) -> PartitionSpec:
+        """The same for a parameter that is not small."""
+        return partition(assign(self.rows, axes, shape, mesh.shape)[0])
 
-# Activations and parameters share the table; what an array has in its dimensions decides which rows apply.
-DEFAULT = Rules(
-    (
-        # what an array is a stack of
-        ("expert", "expert"),
-        ("stage", "stage"),
-        # what the data has
-        ("batch", ("replica", "data", "fsdp", "expert")),
-        ("length", "sequence"),
-        # the wide side of a layer: computed in parallel
-        ("vocab", "tensor"),
-        ("heads", "tensor"),
-        ("kv_heads", "tensor"),
-        ("mlp", "tensor"),
-        ("channels_out", "tensor"),
-        # the other side: stored in parallel, gathered where it is used
-        ("embed", "fsdp"),
-        ("channels_in", "fsdp"),
-        # where there is no other side, or it does not divide
-        ("channels_out", "fsdp"),
-        ("mlp", "fsdp"),
-        ("heads", "fsdp"),
-        ("vocab", "fsdp"),
-        # left whole
-        ("kv", None),
-        ("layers", None),
-        ("time", None),
-        ("depth", None),
-        ("height", None),
-        ("width", None),
-    )
+
+_DATA = (
+    ("batch", ("replica", "data", "fsdp", "expert")),
+    ("length", "sequence"),
 )
-_BATCH = (("batch", ("replica", "data", "fsdp", "expert")), ("length", "sequence"))
+_STACKS = (
+    ("expert", "expert"),
+    ("stage", "stage"),
+)
+_WIDE = (  # the wide side of a layer, computed in parallel
+    ("vocab", "tensor"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("channels_out", "tensor"),
+)
+_STORED = (  # the other side; then the wide side, where there is no other or it does not divide
+    ("embed", "fsdp"),
+    ("channels_in", "fsdp"),
+    ("channels_out", "fsdp"),
+    ("mlp", "fsdp"),
+    ("heads", "fsdp"),
+    ("vocab", "fsdp"),
+)
+_WHOLE = tuple((name, None) for name in ("kv", "layers", "time", "depth", "height", "width"))
 
 # The default follows the mesh: "data=8" is data parallel, "fsdp=8" is FSDP, "fsdp=2,tensor=4" is both. The
-# others each leave something out, whatever the mesh: "data" keeps all parameters whole, "fsdp" splits no
-# computation but the batch, "tensor" is the plain Megatron layout.
+# others leave something out, whatever the mesh: "data" keeps all parameters whole, "fsdp" splits no
+# computation but the batch, "tensor" is the plain Megatron layout (Shoeybi et al. 2019).
+DEFAULT = Rules((*_STACKS, *_DATA, *_WIDE, *_WHOLE), _STORED)
 TABLES: dict[str, Rules] = {
     "default": DEFAULT,
-    "data": Rules(_BATCH, unannotated=None),
-    "fsdp": Rules(tuple(row for row in DEFAULT.table if row[1] != "tensor")),
-    "tensor": Rules(tuple(row for row in DEFAULT.table if row[1] != "fsdp"), unannotated=None),
+    "data": Rules((*_DATA, *_WHOLE), unannotated=None),
+    "fsdp": Rules((*_STACKS, *_DATA, *_WHOLE), _STORED),
+    "tensor": Rules((*_STACKS, *_DATA, *_WIDE, *_WHOLE), unannotated=None),
 }
 
 
@@ -179,7 +191,7 @@ def resolve(mesh: AnyMesh, rules: Rules | str | None) -> tuple[AnyMesh, Rules]:
         rules = TABLES[rules]
     elif not isinstance(rules, Rules):
         raise ConfigError(f"rules: expected Rules or one of {', '.join(TABLES)}; got {type(rules).__name__}")
-    named = {axis for _, target in rules.table for axis in _names(target)} | {*_names(rules.unannotated)}
+    named = {axis for _, target in rules.rows for axis in _names(target)} | {*_names(rules.unannotated)}
     known = {*AXES, *mesh.axis_names}
     for axis in sorted(named - known):
         near = nearest(axis, known)
@@ -195,7 +207,7 @@ def resolve(mesh: AnyMesh, rules: Rules | str | None) -> tuple[AnyMesh, Rules]:
 
 def unknown(rules: Rules, axes: Sequence[str | None]) -> Iterator[str]:
     """The logical names that neither these rules nor the default table know: most likely slips of the pen."""
-    known = {name for name, _ in (*rules.table, *DEFAULT.table)}
+    known = {name for name, _ in (*rules.rows, *DEFAULT.rows)}
     for name in dict.fromkeys(axes):
         if name is not None and name not in known:
             near = nearest(name, known)

@@ -77,7 +77,7 @@ def layout(leaf: Any, mesh: AnyMesh, rules: Rules) -> tuple[Placed, list[Miss], 
     axes = tuple(named) if named is not None else stacked + (None,) * (len(shape) - len(stacked))
     if _elements(shape, axes, len(stacked), rules) < rules.min_size:
         return [()] * len(shape), [], axes
-    placed, missed = assign(rules.table, axes, shape, mesh.shape)
+    placed, missed = assign(rules.rows, axes, shape, mesh.shape)
     if named is None:
         missed += assign_largest(rules.unannotated, placed, shape, mesh.shape, len(stacked))
     return placed, missed, axes
@@ -85,7 +85,7 @@ def layout(leaf: Any, mesh: AnyMesh, rules: Rules) -> tuple[Placed, list[Miss], 
 
 def _elements(shape: tuple[int, ...], axes: tuple[str | None, ...], stacked: int, rules: Rules) -> int:
     """Elements that decide whether a parameter is small: layer axes, which never shard, do not count."""
-    sharded = {name for name, target in rules.table if target is not None}
+    sharded = {name for name, target in rules.rows if target is not None}
     return math.prod(size for dim, size in enumerate(shape) if dim >= stacked or axes[dim] in sharded)
 
 

@@ -1,0 +1,169 @@
+"""Meshes from strings and keywords, and the message each mistake gets."""
+
+import itertools
+import math
+import random
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from sapwood.core.errors import ConfigError
+from sapwood.parallel import AXES, mesh
+from sapwood.parallel.mesh import automatic
+
+# `sapwood.parallel.mesh` the attribute is the function; the module is reached by import alone
+
+
+def test_a_string_and_keywords_make_the_same_mesh():
+    m = mesh("data=4,fsdp=2")
+    assert m == mesh(data=4, fsdp=2) == mesh(" fsdp = 2 , data=4 ")
+    assert dict(m.shape) == {"data": 4, "fsdp": 2}
+    assert m.axis_types == (AxisType.Auto, AxisType.Auto)
+    assert sorted(d.id for d in m.devices.flat) == [d.id for d in jax.devices()]
+
+
+def test_without_sizes_all_devices_are_data_parallel():
+    assert dict(mesh().shape) == {"data": 8}
+
+
+def test_tensor_parallelism_gets_neighbouring_devices():
+    m = mesh("tensor=4,data=2")
+    assert m.axis_names == ("data", "tensor")
+    assert [d.id for d in m.devices[0]] == [0, 1, 2, 3]
+
+
+def test_a_part_of_the_devices():
+    m = mesh("fsdp=-1", devices=jax.devices()[:3])
+    assert dict(m.shape) == {"fsdp": 3}
+
+
+def test_every_factorisation_is_read_in_any_order_with_or_without_minus_one():
+    rng = random.Random(0)
+    sizes = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if math.prod(s) == 8]
+    for size in sizes:
+        names = rng.sample(list(AXES), 3)
+        chosen = dict(zip(names, size, strict=True))
+        expected = {name: chosen[name] for name in AXES if name in chosen}
+        for hidden in (None, *names):
+            pairs = [(name, -1 if name == hidden else n) for name, n in expected.items()]
+            rng.shuffle(pairs)
+            m = mesh(",".join(f"{name}={n}" for name, n in pairs))
+            assert list(m.shape.items()) == list(expected.items())
+            assert m == mesh(**dict(pairs))
+
+
+def test_random_text_is_a_mesh_or_a_config_error():
+    rng = random.Random(1)
+    names, sizes = ["data", "fsdp", "tensor", "expert", "Data", "x"], ["-1", "1", "2", "4", "8", "0", "+2", "٣", ""]
+    read = 0
+    for _ in range(3000):
+        pairs = [f"{rng.choice(names)}={rng.choice(sizes)}" for _ in range(rng.randint(1, 3))]
+        text = list(rng.choice([",", ", ", ",", ";"]).join(pairs))
+        if rng.random() < 0.5:
+            text[rng.randrange(len(text))] = rng.choice(["", " ", "=", ",", "-", "4"])
+        try:
+            m = mesh("".join(text))
+        except ConfigError:
+            continue
+        read += 1
+        assert math.prod(m.shape.values()) == 8
+        assert set(m.shape) <= set(AXES)
+    assert read > 50  # enough of them are meshes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data=4,fsdp=4", "the sizes multiply to 16, the number of devices is 8"),
+        ("data=2", "the sizes multiply to 2, the number of devices is 8"),
+        ("data=3,fsdp=-1", "the number of devices, 8, does not divide by 3, so no size for 'fsdp' fits"),
+        ("data=-1,fsdp=-1", "only one axis may be -1"),
+        ("data=4,data=2", "axis 'data' is given twice"),
+        ("dta=8", "unknown axis 'dta'; did you mean 'data'"),
+        ("data:8", "cannot read 'data:8'; write axis=size pairs such as"),
+        ("data=8,", "cannot read ''"),
+        ("", "cannot read ''"),
+        ("data=four", "cannot read 'data=four'"),
+        ("data=0", "data=0 is no size"),
+        ("data=-2", "cannot read 'data=-2'"),
+    ],
+)
+def test_a_wrong_string_says_what_is_wrong(text, message):
+    with pytest.raises(ConfigError) as error:
+        mesh(text)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.0, True, "8", None])
+def test_a_wrong_keyword_size(size):
+    with pytest.raises(ConfigError, match="is no size"):
+        mesh(data=size)
+
+
+def test_a_string_and_keywords_together_are_refused():
+    with pytest.raises(ConfigError, match="not both"):
+        mesh("data=4", fsdp=2)
+
+
+def test_no_devices():
+    with pytest.raises(ConfigError, match="devices is empty"):
+        mesh("data=-1", devices=[])
+
+
+def test_an_explicit_mesh_becomes_automatic():
+    explicit = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Explicit,) * 2)
+    assert automatic(explicit) == Mesh(explicit.devices, ("data", "fsdp"))
+    assert automatic(explicit).axis_types == (AxisType.Auto,) * 2
+    abstract = AbstractMesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Explicit,) * 2)
+    assert automatic(abstract).axis_types == (AxisType.Auto,) * 2
+
+
+def test_an_explicit_mesh_in_the_context_is_an_error_that_says_what_to_do():
+    explicit = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(explicit), pytest.raises(ConfigError, match=r"give it as mesh= instead"):
+        automatic(explicit)
+    with jax.set_mesh(mesh("data=8")):
+        assert automatic(explicit) == mesh("data=8")
+
+
+def test_a_string_where_a_mesh_belongs():
+    with pytest.raises(ConfigError, match=r"expected a jax.sharding.Mesh, got 'data=8'"):
+        automatic("data=8")
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """All that laying out a mesh looks at in a device."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "gpu"
+    device_kind: str = "stand-in"
+
+
+def _slices(count, each):
+    return [StandIn(i, i // each) for i in range(count * each)]
+
+
+@pytest.mark.parametrize("text", ["replica=2,fsdp=4", "data=4,tensor=2", "fsdp=4,stage=2"])
+def test_across_slices_only_the_outer_axis_crosses(text):
+    from sapwood.parallel.mesh import _across_slices, _check, _fill, _read
+
+    shape = _fill(_check(_read(text)), 8)
+    grid = _across_slices(shape, 2, _slices(2, 4)).devices
+    slice_of = np.vectorize(lambda d: d.slice_index)(grid)
+    assert grid.shape == tuple(shape.values())
+    outer = next(name for name in ("replica", "data", "stage") if name in shape)
+    half = np.split(slice_of, 2, axis=list(shape).index(outer))
+    assert [set(part.flat) for part in half] in ([{0}, {1}], [{1}, {0}])
+
+
+def test_across_slices_some_axis_must_fit():
+    from sapwood.parallel.mesh import _across_slices
+
+    with pytest.raises(ConfigError, match="must be a multiple of 2"):
+        _across_slices({"fsdp": 8}, 2, _slices(2, 4))

@@ -1,0 +1,206 @@
+"""The rule table: order, one use per array, fallbacks, and the message each mistake gets."""
+
+import itertools
+import math
+import random
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from sapwood.core.errors import ConfigError
+from sapwood.parallel.rules import DEFAULT, TABLES, Miss, Rules, assign, assign_largest, resolve, unknown
+
+
+def on(**sizes):
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes))
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "sizes", "expected"),
+    [
+        # parameters
+        (("embed", "mlp"), (512, 2048), {"fsdp": 4, "tensor": 2}, ("fsdp", "tensor")),
+        (("mlp", "embed"), (2048, 512), {"fsdp": 4, "tensor": 2}, ("tensor", "fsdp")),
+        (("embed", "mlp"), (512, 2048), {"fsdp": 8}, ("fsdp", None)),
+        (("embed", "mlp"), (512, 2048), {"data": 8}, (None, None)),
+        (("embed", "mlp"), (511, 2048), {"fsdp": 8}, (None, "fsdp")),  # the fallback row of mlp
+        (
+            ("layers", "embed", "heads", "kv"),
+            (8, 64, 4, 16),
+            {"fsdp": 2, "tensor": 4},
+            (None, "fsdp", "tensor", None),
+        ),
+        (("vocab", "embed"), (1000, 64), {"fsdp": 2, "tensor": 4}, ("tensor", "fsdp")),
+        (
+            ("height", "width", "channels_in", "channels_out"),
+            (8, 8, 64, 128),
+            {"fsdp": 8},
+            (None, None, "fsdp", None),
+        ),
+        (
+            ("height", "width", "channels_in", "channels_out"),
+            (8, 8, 3, 128),
+            {"fsdp": 8},
+            (None, None, None, "fsdp"),
+        ),
+        (("expert", "embed", "mlp"), (8, 64, 128), {"expert": 4, "fsdp": 2}, ("expert", "fsdp", None)),
+        # activations
+        (
+            ("batch", "length", "embed"),
+            (16, 128, 512),
+            {"data": 2, "fsdp": 4},
+            (("data", "fsdp"), None, None),
+        ),
+        (
+            ("batch", "length", "embed"),
+            (16, 128, 512),
+            {"data": 2, "sequence": 4},
+            ("data", "sequence", None),
+        ),
+        (
+            ("batch", "length", "heads", "kv"),
+            (16, 9, 8, 4),
+            {"data": 2, "tensor": 4},
+            ("data", None, "tensor", None),
+        ),
+        (("expert", "batch", "embed"), (8, 16, 4), {"expert": 4, "data": 2}, ("expert", "data", None)),
+        ((None, None), (8, 8), {"data": 8}, (None, None)),
+        ((), (), {"data": 8}, ()),
+    ],
+)
+def test_the_default_table(axes, shape, sizes, expected):
+    lay = DEFAULT.activation if "batch" in axes else DEFAULT.parameter
+    assert tuple(lay(axes, shape, on(**sizes))) == expected
+
+
+def test_what_is_stored_in_pieces_never_shards_an_activation():
+    mesh = on(fsdp=4, tensor=2)
+    assert tuple(DEFAULT.activation(("length", "embed"), (8, 512), mesh)) == (None, None)
+    assert tuple(DEFAULT.activation(("batch", "embed"), (3, 512), mesh)) == (None, None)
+    assert tuple(DEFAULT.activation(("batch", "mlp"), (8, 512), mesh)) == ("fsdp", "tensor")
+
+
+def test_rows_are_tried_from_the_top_not_dimensions_from_the_left():
+    rules = Rules((("b", "fsdp"), ("a", "fsdp")))
+    assert tuple(rules.activation(("a", "b"), (8, 8), on(fsdp=4))) == (None, "fsdp")
+    assert tuple(rules.activation(("a", "b"), (8, 7), on(fsdp=4))) == ("fsdp", None)
+
+
+def test_a_name_that_stands_twice_takes_a_mesh_axis_once_and_then_its_next_row():
+    rules = Rules((("embed", "tensor"), ("embed", "fsdp")))
+    assert tuple(rules.activation(("embed", "embed"), (8, 8), on(fsdp=2, tensor=2))) == ("tensor", "fsdp")
+    assert tuple(rules.activation(("embed", "embed"), (8, 8), on(tensor=2))) == ("tensor", None)
+
+
+def test_none_ends_the_search():
+    rules = Rules((("embed", None), ("embed", "fsdp")))
+    assert tuple(rules.activation(("embed",), (8,), on(fsdp=2))) == (None,)
+
+
+def test_of_several_mesh_axes_as_many_from_the_left_as_divide():
+    rules = Rules((("batch", ("data", "fsdp")),))
+    assert tuple(rules.activation(("batch",), (8,), on(data=4, fsdp=2))) == (("data", "fsdp"),)
+    assert tuple(rules.activation(("batch",), (4,), on(data=4, fsdp=2))) == ("data",)
+    assert tuple(rules.activation(("batch",), (2,), on(data=4, fsdp=2))) == (None,)
+
+
+def test_what_was_lost_is_what_stays_unused():
+    sizes = {"fsdp": 8, "tensor": 3}
+    assert assign(DEFAULT.rows, ("embed", "mlp"), (100, 300), sizes)[1] == [Miss(0, "fsdp")]
+    assert assign(DEFAULT.rows, ("embed", "mlp"), (100, 304), sizes)[1] == [Miss(1, "tensor")]
+    assert assign(DEFAULT.rows, ("embed",), (1,), sizes)[1] == []  # nobody expects a broadcast dimension to split
+
+
+def test_random_tables_never_use_an_axis_twice_and_always_divide():
+    rng = random.Random(0)
+    names, mesh_axes = ["a", "b", "c", None], ["data", "fsdp", "tensor"]
+    for _ in range(500):
+        targets = [None, *mesh_axes, ("data", "fsdp"), ("tensor", "data", "fsdp")]
+        table = [(rng.choice(names[:3]), rng.choice(targets)) for _ in range(rng.randint(0, 6))]
+        axes = rng.choices(names, k=rng.randint(0, 4))
+        shape = rng.choices([1, 2, 3, 4, 6, 8, 12], k=len(axes))
+        sizes = {name: rng.choice([1, 2, 3, 4]) for name in mesh_axes}
+        placed, missed = assign(table, axes, shape, sizes)
+        used = list(itertools.chain(*placed))
+        assert len(used) == len(set(used))
+        assert not {m.mesh_axis for m in missed} & set(used)
+        for axis, size, split in zip(axes, shape, placed, strict=True):
+            assert size % math.prod(sizes[a] for a in split) == 0
+            assert not split or axis is not None
+            assert 1 not in {sizes[a] for a in split}
+
+
+def test_the_largest_dimension_that_divides():
+    placed = [(), (), ()]
+    assert assign_largest("fsdp", placed, (24, 100, 48), {"fsdp": 8}, skip=0) == []
+    assert placed == [(), (), ("fsdp",)]
+    placed = [(), ()]
+    assert assign_largest("fsdp", placed, (7, 9), {"fsdp": 8}, skip=0) == [Miss(None, "fsdp")]
+    placed = [(), ()]
+    assert assign_largest("fsdp", placed, (64, 16), {"fsdp": 8}, skip=1) == []
+    assert placed == [(), ("fsdp",)]
+    for axis, sizes in ((None, {"fsdp": 8}), ("fsdp", {"data": 8}), ("fsdp", {"fsdp": 1})):
+        assert assign_largest(axis, [()], (7,), sizes, skip=0) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("default", {"kernel": ("fsdp", "tensor"), "x": (("data", "fsdp"), None, None)}),
+        ("data", {"kernel": (None, None), "x": (("data", "fsdp"), None, None)}),
+        ("tensor", {"kernel": (None, "tensor"), "x": (("data", "fsdp"), None, None)}),
+    ],
+)
+def test_changing_the_strategy_is_changing_the_table(name, expected):
+    mesh = on(data=2, fsdp=2, tensor=2)
+    rules = TABLES[name]
+    assert tuple(rules.parameter(("embed", "mlp"), (512, 2048), mesh)) == expected["kernel"]
+    assert tuple(rules.activation(("batch", "length", "embed"), (4, 8, 512), mesh)) == expected["x"]
+
+
+def test_the_fsdp_table_splits_nothing_but_storage_and_batch():
+    assert tuple(TABLES["fsdp"].parameter(("embed", "mlp"), (512, 2048), on(fsdp=8))) == ("fsdp", None)
+    with pytest.raises(ConfigError, match="no rule uses axis 'tensor', so its 2 devices would all do the same work"):
+        resolve(on(fsdp=4, tensor=2), "fsdp")
+
+
+def test_rules_compare_by_value_and_are_hashable():
+    assert Rules([["a", ["data", "fsdp"]]]) == Rules((("a", ("data", "fsdp")),))
+    assert len({DEFAULT, Rules(DEFAULT.table, DEFAULT.stored)}) == 1
+
+
+@pytest.mark.parametrize("row", ["batch", ("batch",), ("batch", 3), (None, "data"), ("batch", ("data", 1))])
+def test_a_row_that_is_none(row):
+    with pytest.raises(ConfigError, match=r"is no row; expected \(logical axis, mesh axis"):
+        Rules((row,))
+    with pytest.raises(ConfigError, match=r"Rules.stored"):
+        Rules((), (row,))
+
+
+def test_resolve_names_what_does_not_fit():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    assert resolve(mesh, None) == (mesh, DEFAULT)
+    assert resolve(mesh, "data") == (mesh, TABLES["data"])
+    with pytest.raises(ConfigError, match="no such table; did you mean 'fsdp'"):
+        resolve(mesh, "fdsp")
+    with pytest.raises(ConfigError, match="expected Rules or one of default, data, fsdp, tensor; got dict"):
+        resolve(mesh, {})
+    with pytest.raises(ConfigError, match="there is no mesh axis 'dta'; did you mean 'data'"):
+        resolve(mesh, Rules((("batch", "dta"),)))
+
+
+def test_a_mesh_with_axes_of_its_own_needs_rules_that_name_them():
+    mesh = on(x=4, y=2)
+    with pytest.raises(ConfigError, match="no rule uses axis 'x', so its 4 devices would all do the same work"):
+        resolve(mesh, None)
+    rules = Rules((("batch", "x"), ("mlp", "y")), unannotated=None)
+    assert resolve(mesh, rules) == (mesh, rules)
+    assert rules.activation(("batch", "mlp"), (8, 8), mesh) == PartitionSpec("x", "y")
+
+
+def test_a_slip_of_the_pen_in_an_axis_name_is_noticed():
+    assert list(unknown(DEFAULT, ("embd", None, "mlp"))) == [
+        "no rule knows the logical axis 'embd'; did you mean 'embed'?: left whole"
+    ]
+    assert list(unknown(Rules((("embd", None),)), ("embd", "embed"))) == []

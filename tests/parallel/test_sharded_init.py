@@ -1,0 +1,87 @@
+"""Arrays are born sharded, and with the values they have everywhere."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sapwood.core as core
+from sapwood import parallel
+from sapwood.core.errors import ConfigError, DeclarationError
+from sapwood.parallel import DEFAULT, mesh
+
+INIT = jax.nn.initializers.normal(0.1)
+ZEROS = jax.nn.initializers.zeros
+
+
+def dense(v, x, features, axes=None):
+    return x @ v.param("kernel", (x.shape[-1], features), INIT, axes=axes) + v.param("bias", (features,), ZEROS)
+
+
+def model(v, x):
+    v.norm.state("mean", (32,), ZEROS)
+    for i in range(3):
+        x = jnp.tanh(dense(v.blocks[i], x, 32))
+    return dense(v.logits, dense(v.up, x, 512, ("embed", "mlp")), 64, ("mlp", "embed"))
+
+
+X = jnp.ones((8, 32))
+SMALL = replace(DEFAULT, min_size=64)
+
+
+@pytest.mark.parametrize("text", ["data=4,fsdp=2", "data=2,fsdp=2,tensor=2"])
+def test_values_are_bit_for_bit_the_unsharded_ones(text):
+    params, state = core.init(model, jax.random.key(3), X)
+    sharded, sharded_state = parallel.init(model, jax.random.key(3), X, mesh=mesh(text), rules=SMALL)
+    jax.tree.map(np.testing.assert_array_equal, sharded, params)
+    jax.tree.map(np.testing.assert_array_equal, sharded_state, state)
+    expected = parallel.param_shardings(core.spec(model, X).params, mesh(text), SMALL)
+    assert jax.tree.map(lambda x: x.sharding, sharded) == expected
+    for leaf in jax.tree.leaves(sharded):
+        assert {s.data.shape for s in leaf.addressable_shards} == {leaf.sharding.shard_shape(leaf.shape)}
+    kernel = sharded["up"]["kernel"]
+    assert kernel.addressable_shards[0].data.nbytes * mesh(text).size // mesh(text).shape["data"] == kernel.nbytes
+    assert sharded_state["norm"]["mean"].sharding == parallel.replicated(mesh(text))
+
+
+def test_no_device_holds_the_whole_on_the_way_either():
+    def large(v, x):
+        for i in range(4):
+            v.blocks[i].param("kernel", (1024, 512), INIT, axes=("embed", "mlp"))
+
+    m = mesh("fsdp=8")
+    shardings = parallel.param_shardings(core.spec(large, X).params, m)
+    born = jax.jit(lambda key: core.init(large, key, X)[0], out_shardings=shardings)
+    program = born.lower(jax.random.key(0)).compile()
+    assert program.memory_analysis().output_size_in_bytes < 1.01 * 4 * 1024 * 512 * 4 / 8
+    assert "128,512]" in program.as_text()  # what one device makes
+    assert "1024,512]" not in program.as_text()
+
+
+def test_data_dependent_values_agree():
+    def scaled(v, x):
+        v.param("scale", (x.shape[-1],), lambda key, shape, dtype: x.std(0).astype(dtype))
+        return v.shard(dense(v.up, x, 512), "batch", "mlp")
+
+    x = jax.random.normal(jax.random.key(1), (16, 32))
+    params, _ = core.init(scaled, 0, x, data=True)
+    sharded, _ = parallel.init(scaled, 0, x, mesh=mesh("data=2,fsdp=4"), data=True)
+    np.testing.assert_array_equal(sharded["up"]["kernel"], params["up"]["kernel"])
+    np.testing.assert_allclose(sharded["scale"], params["scale"], 1e-6)
+    assert tuple(sharded["up"]["kernel"].sharding.spec) == (None, "fsdp")
+    with pytest.raises(DeclarationError, match="data=True"):
+        parallel.init(scaled, 0, x, mesh=mesh("data=8"))
+
+
+def test_shapes_are_enough_and_a_policy_is_kept():
+    shapes, policy = jax.ShapeDtypeStruct((8, 32), jnp.float32), core.Policy("bfloat16", "bfloat16")
+    params, _ = parallel.init(model, 0, shapes, mesh=mesh("fsdp=8"), policy=policy)
+    assert params["up"]["kernel"].dtype == jnp.bfloat16
+    assert tuple(params["up"]["kernel"].sharding.spec) == ("fsdp", None)
+
+
+def test_a_mesh_that_is_none():
+    with pytest.raises(ConfigError, match=r"expected a jax.sharding.Mesh, got 'fsdp=8'"):
+        parallel.init(model, 0, X, mesh="fsdp=8")
