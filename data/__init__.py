@@ -1,1 +1,33 @@
-"""Sources, batching and the device feed."""
+"""Data: load it from anywhere, hold it to what it should be, batch it in a seekable order, feed it to the devices.
+
+    data = load("digits")                      # Dataset: random access, checked features
+    stream = batches(data, 32, seed=0)         # Batches: position = one integer, the same for any number of processes
+    for batch in to_device(stream, sharding):  # global jax.Arrays, read ahead
+        ...
+
+Importing this costs NumPy; grain, TensorFlow Datasets, pyarrow and Pillow are imported where they are first used.
+"""
+
+from sapwood.data.batches import Batches, batches
+from sapwood.data.dataset import Dataset
+from sapwood.data.device import DeviceBatches, to_device
+from sapwood.data.directory import data_directory
+from sapwood.data.features import Feature
+from sapwood.data.load import load
+from sapwood.data.source import Source
+from sapwood.data.sources.folder import decode as decode_image
+from sapwood.data.text import characters
+
+__all__ = [
+    "Batches",
+    "Dataset",
+    "DeviceBatches",
+    "Feature",
+    "Source",
+    "batches",
+    "characters",
+    "data_directory",
+    "decode_image",
+    "load",
+    "to_device",
+]

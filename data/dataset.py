@@ -1,0 +1,282 @@
+"""`Dataset`: random access to checked examples, with slicing, mapping, splitting and weights."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+import numpy as np
+
+from sapwood.core.errors import ConfigError, DataError
+from sapwood.data.features import Feature, check, infer, narrow, stack
+from sapwood.data.source import Reader, positive
+
+Example = dict[str, Any]
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One `map`: a function of one example, or of stacked examples."""
+
+    function: Callable[[Any], Any]
+    batched: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Examples by index. Immutable: slicing, mapping and weighting give new ones that share what was read.
+
+    Made by `sapwood.data.load` or `sapwood.data.characters`; not by hand.
+
+    Attributes:
+        features: what each entry of an example is.
+
+    Example:
+        >>> import numpy as np, sapwood.data
+        >>> data = sapwood.data.load((np.zeros((6, 4), "float32"), np.array([0, 1, 2, 0, 1, 2])))
+        >>> len(data), sorted(data[0]), data[:2].gather([0, 1])["features"].shape
+        (6, ['features', 'label'], (2, 4))
+    """
+
+    reader: Reader
+    indices: np.ndarray | None
+    features: dict[str, Feature]
+    steps: tuple[Step, ...] = ()
+    weights: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self):
+            raise DataError("the data set is empty; at least one example is needed")
+
+    @classmethod
+    def over(cls, source, features: dict[str, Feature] | None = None) -> "Dataset":
+        """A data set of all the examples of `source`, held to `features` (default: the source's own)."""
+        features = dict(source.features if features is None else features)
+        return cls(Reader(source, features), None, features)
+
+    def __len__(self) -> int:
+        return len(self.reader) if self.indices is None else len(self.indices)
+
+    @overload
+    def __getitem__(self, key: int) -> Example: ...
+    @overload
+    def __getitem__(self, key: slice) -> "Dataset": ...
+    def __getitem__(self, key):
+        """Example `key` as a dict of arrays; for a slice, the data set of those examples."""
+        if isinstance(key, slice):
+            return self.select(np.arange(len(self))[key])
+        return {name: values[0] for name, values in self.gather([key]).items()}
+
+    def gather(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """The examples of `indices` as a dict of arrays `(examples, ...)`; DataError where one is wrong."""
+        here = positive(indices, len(self))
+        entries = here if self.indices is None else self.indices[here]
+        batch = self.reader.gather(entries)
+        for step in self.steps:
+            batch = self._apply(step, batch, entries)
+        if self.steps:  # what a function made is new each time, so it is checked each time
+            check(self.features, batch, entries, self.reader.source.where)
+        if self.weights is not None:
+            weight = self.weights[here]
+            batch = {**batch, "weight": batch["weight"] * weight if "weight" in batch else weight}
+        return batch
+
+    def _apply(self, step: Step, batch: Batch, entries: np.ndarray) -> Batch:
+        where = self.reader.source.where
+        if not step.batched:
+            rows = [step.function({n: a[i] for n, a in batch.items()}) for i in range(len(entries))]
+            if not all(isinstance(row, Mapping) for row in rows):
+                raise DataError(f"the mapped function gave {type(rows[0]).__name__}; a dict of arrays is expected")
+            return stack(rows, entries, where)
+        mapped = step.function(batch)
+        lengths = {n: np.shape(a)[:1] for n, a in mapped.items()} if isinstance(mapped, Mapping) else mapped
+        if not isinstance(mapped, Mapping) or any(n != (len(entries),) for n in lengths.values()):
+            raise DataError(
+                f"the mapped function gave {lengths} for {len(entries)} examples; each entry needs them all"
+            )
+        return {n: narrow(n, a) for n, a in mapped.items()}
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> "Dataset":
+        """The data set of the examples of `indices`, in that order."""
+        here = positive(indices, len(self))
+        entries = here if self.indices is None else self.indices[here]
+        return replace(self, indices=entries, weights=None if self.weights is None else self.weights[here])
+
+    def take(self, count: int) -> "Dataset":
+        """The first `count` examples."""
+        return self[:count]
+
+    def map(self, function: Callable[[Any], Any], *, batched: bool = False) -> "Dataset":
+        """The data set of `function(example)`, computed when read.
+
+        Args:
+            function: dict of arrays to dict of arrays; deterministic, since examples may be read again.
+            batched: the function takes and gives stacked examples `(examples, ...)`: much faster for small ones.
+
+        Features whose shape and dtype stay keep their classes and ranges, and are held to them; the others are
+        inferred from the first example. `declare` says more.
+
+        Example:
+            >>> import numpy as np, sapwood.data
+            >>> data = sapwood.data.load({"x": np.array([1.0, 2.0], "float32")})
+            >>> data.map(lambda e: {"x": e["x"] * 2})[1]
+            {'x': np.float32(4.0)}
+        """
+        mapped = replace(self, steps=(*self.steps, Step(function, batched)), features={}, weights=None)
+        features = {}
+        for name, values in mapped.gather([0]).items():
+            old, new = self.features.get(name), infer(values)
+            same = old is not None and (old.shape, old.dtype) == (new.shape, new.dtype)
+            features[name] = old if same else new
+        return replace(mapped, features=features, weights=self.weights)
+
+    def declare(self, **features: Feature) -> "Dataset":
+        """The same examples, with more said about some entries: they are held to it from now on.
+
+        Example:
+            >>> import numpy as np, sapwood.data
+            >>> data = sapwood.data.load({"x": np.array([1.0, 200.0], "float32")})
+            >>> data.declare(x=Feature((), "float32", low=0, high=100))[1]
+            Traceback (most recent call last):
+            sapwood.core.errors.DataError: x of example 1 is 200.0; the range is 0..100
+        """
+        unknown = [n for n in features if n not in self.features]
+        if unknown:
+            raise ConfigError(
+                f"there is no entry {unknown[0]!r}; the examples have {', '.join(map(repr, self.features))}"
+            )
+        features = {**self.features, **features}
+        if self.steps:
+            return replace(self, features=features)
+        return replace(self, reader=Reader(self.reader.source, features), features=features)
+
+    def column(self, name: str) -> np.ndarray:
+        """Entry `name` of all examples `(examples, ...)`, without decoding the others where the source can."""
+        if self.steps:
+            chunks = np.array_split(np.arange(len(self)), -(-len(self) // 1024))
+            return np.concatenate([self.gather(c)[name] for c in chunks])
+        if name not in self.features:
+            raise ConfigError(f"there is no entry {name!r}; the examples have {', '.join(map(repr, self.features))}")
+        values = self.reader.column(name)
+        return values if self.indices is None else values[self.indices]
+
+    def split(self, fraction: float, *, seed: int = 0, by: str | None = None) -> tuple["Dataset", "Dataset"]:
+        """Two disjoint data sets: the rest, and a `fraction` of the examples drawn by `seed`.
+
+        Each keeps the order of the examples. Where there are classes, each class is split in proportion.
+
+        Args:
+            fraction: between 0 and 1; each part gets at least one example.
+            by: the entry whose classes are kept in proportion; default "label", if that has classes.
+
+        Example:
+            >>> import numpy as np, sapwood.data
+            >>> data = sapwood.data.load({"x": np.arange(20.0), "label": np.arange(20) % 2})
+            >>> rest, part = data.split(0.1)
+            >>> len(rest), sorted(int(x) for x in part.column("label"))
+            (18, [0, 1])
+        """
+        if not 0 < fraction < 1:
+            raise ConfigError(f"a split takes a fraction between 0 and 1, not {fraction}")
+        if len(self) < 2:
+            raise DataError("one example cannot be split in two")
+        if by is None:
+            label = self.features.get("label")
+            groups = self.column("label") if label is not None and label.num_classes else np.zeros(len(self), int)
+        else:
+            groups = self.column(by)
+        part = _draw(np.asarray(groups), fraction, seed)
+        return self.select(np.flatnonzero(~part)), self.select(np.flatnonzero(part))
+
+    def class_weights(self, name: str = "label") -> np.ndarray:
+        """The weight of each class that makes all of them count the same, float32 `(classes,)`.
+
+        examples / (classes * examples of the class), as scikit-learn's "balanced"; 0 for a class without examples.
+
+        Example:
+            >>> import numpy as np, sapwood.data
+            >>> sapwood.data.load({"label": np.array([0, 0, 0, 1])}).class_weights().round(3).tolist()
+            [0.667, 2.0]
+        """
+        feature = self.features.get(name)
+        if feature is None or not feature.num_classes:
+            raise ConfigError(
+                f"{name!r} has no classes to weigh; the examples have {', '.join(map(repr, self.features))}"
+            )
+        labels = self.column(name)
+        self._check_classes(name, labels)
+        count = np.bincount(labels, minlength=feature.num_classes)
+        weights = np.zeros(len(count))
+        np.divide(len(self), len(count) * count, out=weights, where=count > 0)
+        return weights.astype(np.float32)
+
+    def _check_classes(self, name: str, labels: np.ndarray) -> None:
+        entries = np.arange(len(self)) if self.indices is None else self.indices
+        check({name: self.features[name]}, {name: labels}, entries, self.reader.source.where)
+
+    def weighted(self, weights: Any = "balanced") -> "Dataset":
+        """The same examples, each with a float32 entry "weight" that counts in losses and metrics.
+
+        Args:
+            weights: one number an example `(examples,)`; or "balanced" for `class_weights`; or a dict from class
+                (name or number) to weight, where classes left out weigh 1. Weights already there are multiplied.
+
+        Raises:
+            DataError: a weight is negative or not finite, or their number is not that of the examples.
+
+        Example:
+            >>> import numpy as np, sapwood.data
+            >>> data = sapwood.data.load({"label": np.array([0, 0, 0, 1])}).weighted({1: 3})
+            >>> data.gather([0, 3])["weight"].tolist()
+            [1.0, 3.0]
+        """
+        if isinstance(weights, str):
+            if weights != "balanced":
+                raise ConfigError(f"weights are numbers, a dict by class or 'balanced', not {weights!r}")
+            weights = self.class_weights()[self.column("label")]
+        elif isinstance(weights, Mapping):
+            weights = self._weights_of(weights)[self.column("label")]
+        weights = np.asarray(weights, np.float32)
+        if weights.shape != (len(self),):
+            raise DataError(f"weights have shape {weights.shape}; ({len(self)},) is expected, one an example")
+        feature = Feature((), "float32", low=0)
+        check({"weight": feature}, {"weight": weights}, range(len(self)))
+        old = 1 if self.weights is None else self.weights
+        return replace(self, weights=weights * old, features={**self.features, "weight": feature})
+
+    def _weights_of(self, by_class: Mapping[Any, float]) -> np.ndarray:
+        label = self.features.get("label")
+        if label is None or not label.num_classes:
+            raise ConfigError("weights by class need a label with classes")
+        table = np.ones(label.num_classes, np.float32)
+        names = {label.name(i): i for i in range(label.num_classes)}
+        for key, weight in by_class.items():
+            index = key if isinstance(key, int | np.integer) else names.get(key, -1)
+            if not 0 <= index < len(table):
+                raise ConfigError(f"there is no class {key!r} to weigh; classes are {', '.join(names)}")
+            table[index] = weight
+        return table
+
+    def check(self, batch: Mapping[str, np.ndarray], first_index: int = 0) -> None:
+        """Hold stacked examples to this data set's features; DataError names the first that is wrong.
+
+        `first_index` is the number that the message gives the batch's first example.
+        """
+        present = {n: f for n, f in self.features.items() if n in batch}
+        check(present, batch, range(first_index, first_index + len(next(iter(batch.values())))))
+
+
+def _draw(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Which examples a split draws, bool `(examples,)`: the same share of each group, rounded so that the total is
+    right. RandomState, whose numbers NumPy promises never to change: a split must outlive upgrades."""
+    rng = np.random.RandomState(seed)
+    names, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    total = min(max(round(len(groups) * fraction), 1), len(groups) - 1)
+    exact = sizes * (total / len(groups))
+    counts = np.floor(exact).astype(int)
+    owed = np.argsort(counts - exact, kind="stable")[: total - counts.sum()]  # largest remainders first
+    counts[owed] += 1
+    part = np.zeros(len(groups), bool)
+    for group in range(len(names)):
+        part[rng.permutation(np.flatnonzero(member == group))[: counts[group]]] = True
+    return part

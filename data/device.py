@@ -1,0 +1,187 @@
+"""The feed of batches to the devices: sharded as the mesh wants it, a few batches ahead, without waiting."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from sapwood.core.errors import ConfigError, DataError
+from sapwood.data.batches import Batches
+from sapwood.parallel.batches import check_batch_size
+
+
+class DeviceBatches(Iterator[dict[str, Any]]):
+    """An iterator of batches as global `jax.Array`s. Made by `to_device`.
+
+    Its `position` counts the batches handed out, not those read ahead, so it is what a checkpoint keeps.
+    """
+
+    def __init__(self, batches: Batches, sharding: Any, prefetch: int, block: int | None):
+        self.batches, self.sharding = batches, sharding
+        self._block, self._prefetch = block, prefetch
+        self._ahead: deque[Future] = deque()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="sapwood-feed") if prefetch else None
+        self._next = batches.position
+
+    @property
+    def position(self) -> int:
+        """The number of the next batch to be handed out."""
+        return self.batches.position
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.batches.steps_per_epoch
+
+    @property
+    def steps(self) -> int | None:
+        return self.batches.steps
+
+    def state(self) -> dict[str, int]:
+        """What a checkpoint keeps; see `Batches.state`."""
+        return self.batches.state()
+
+    def seek(self, position: int) -> "DeviceBatches":
+        """Make batch `position` the next one; what was read ahead is dropped."""
+        self.batches.seek(position)
+        self._forget()
+        return self
+
+    def restore(self, state: dict[str, int]) -> "DeviceBatches":
+        """Go to where `state()` was taken; see `Batches.restore`."""
+        self.batches.restore(state)
+        self._forget()
+        return self
+
+    def _forget(self) -> None:
+        for future in self._ahead:
+            future.cancel()
+        self._ahead.clear()
+        self._next = self.batches.position
+
+    def _size(self, step: int) -> int:
+        """How many batches the one that starts at `step` takes: `block`, or what is left."""
+        size = self._block or 1
+        return size if self.steps is None else min(size, self.steps - step)
+
+    def __next__(self) -> dict[str, Any]:
+        step = self.batches.position
+        size = self._size(step)
+        if size <= 0:
+            raise StopIteration
+        if self._pool is None:
+            batch = self._make(step, size)
+        else:
+            while len(self._ahead) <= self._prefetch and (ahead := self._size(self._next)) > 0:
+                self._ahead.append(self._pool.submit(self._make, self._next, ahead))
+                self._next += ahead
+            try:
+                batch = self._ahead.popleft().result()
+            except BaseException:
+                self._forget()  # so that asking again asks for the same batch
+                raise
+        self.batches.position = step + size
+        return batch
+
+    def _make(self, step: int, size: int) -> dict[str, Any]:
+        if self._block is None:
+            return _place(self.batches[step], self.batches, self.sharding, 0)
+        return _place(self.batches.block(step, size), self.batches, self.sharding, 1)
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._forget()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    def __del__(self) -> None:
+        if (pool := getattr(self, "_pool", None)) is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def to_device(batches: Batches, sharding: Any = None, *, prefetch: int = 2, block: int | None = None) -> DeviceBatches:
+    """Batches on the devices, as global arrays, read and transferred ahead by a thread of its own.
+
+    Each process reads the rows that its own devices hold, whichever those are under the mesh, and no others. Nothing
+    waits for a device: transfers are asynchronous.
+
+    Args:
+        batches: what `sapwood.data.batches` gives. The feed goes on from its position, and leaves it as it is.
+        sharding: of the batch, such as `sapwood.parallel.batch_sharding(mesh)`: dimension 0 over the data axes.
+            None puts everything on JAX's default device.
+        prefetch: batches to read ahead; 0 reads each when it is asked for, in the caller's thread.
+        block: hand out so many batches at once as arrays `(block, batch, ...)`, for several steps in one dispatch (the
+            last may have fewer).
+
+    Raises:
+        ConfigError: the batch size does not divide over the sharding's devices.
+        DataError: an entry is text or another Python object.
+
+    Example:
+        >>> import numpy as np, sapwood.data
+        >>> data = sapwood.data.load({"x": np.arange(8.0)})
+        >>> feed = to_device(sapwood.data.batches(data, 4, epochs=1, shuffle=False))
+        >>> [b["x"].sum().item() for b in feed], feed.position
+        ([6.0, 22.0], 2)
+    """
+    import jax
+
+    if prefetch < 0:
+        raise ConfigError(f"prefetch is {prefetch}; a number of batches, 0 for none, is expected")
+    if block is not None and block < 1:
+        raise ConfigError(f"block is {block}; at least one batch is expected")
+    if sharding is None and jax.process_count() > 1:
+        raise ConfigError("with several processes a sharding is needed; sapwood.parallel.batch_sharding(mesh) gives it")
+    rows = np.arange(batches.batch_size)
+    if sharding is not None:
+        if isinstance(sharding, jax.sharding.NamedSharding):
+            check_batch_size(batches.batch_size, sharding)
+        rows = _rows_here(batches.batch_size, sharding)
+    return DeviceBatches(batches.of_rows(rows), sharding, prefetch, block)
+
+
+def _rows_here(batch_size: int, sharding: Any) -> np.ndarray:
+    """The rows of a global batch that this process's devices hold, in order."""
+    held = np.zeros(batch_size, bool)
+    for index in sharding.addressable_devices_indices_map((batch_size,)).values():
+        held[index[0]] = True
+    return np.flatnonzero(held)
+
+
+def _place(batch: dict[str, np.ndarray], batches: Batches, sharding: Any, row_axis: int) -> dict[str, Any]:
+    import jax
+
+    for name, values in batch.items():
+        if values.dtype.kind in "OUSM":
+            raise DataError(
+                f"{name} holds {_kind(values)}, which no device takes; use `map` to make it numbers, or leave it out"
+            )
+    if sharding is None:
+        return jax.device_put(batch)
+    if row_axis and isinstance(sharding, jax.sharding.NamedSharding):
+        spec = jax.sharding.PartitionSpec(None, *sharding.spec)
+        sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return {name: _global(values, batches, sharding, row_axis) for name, values in batch.items()}
+
+
+def _global(values: np.ndarray, batches: Batches, sharding: Any, row_axis: int) -> Any:
+    """A global array of which this process has `batches.rows` in `values`."""
+    import jax
+
+    shape = list(values.shape)
+    shape[row_axis] = batches.batch_size
+
+    def part(index: Any) -> np.ndarray:
+        start, stop, _ = index[row_axis].indices(batches.batch_size)
+        low, high = np.searchsorted(batches.rows, [start, stop])
+        return values[(*index[:row_axis], slice(low, high), *index[row_axis + 1 :])]
+
+    return jax.make_array_from_callback(tuple(shape), sharding, part)
+
+
+def _kind(values: np.ndarray) -> str:
+    return {"M": "dates"}.get(values.dtype.kind) or ("text" if isinstance(values.flat[0], str) else "Python objects")

@@ -1,0 +1,250 @@
+"""What an entry of the data is (`Feature`), and the checks that hold each example to it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+
+from sapwood.core.errors import ConfigError, DataError
+
+TEXT = "str"  # the dtype name of entries that hold Python strings, as object arrays
+RAW = "object"  # any other Python object: it can be mapped, never put on a device
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One entry of every example: its shape, its type and what its values may be.
+
+    Features travel with a `Dataset` and its batches; every example is checked against them when it is first
+    read, so a wrong label stops at the data and not as a NaN, or silently clamped, inside the model.
+
+    Args:
+        shape: shape of one example's entry; `None` where it varies from example to example.
+        dtype: NumPy name, or "str" for text.
+        classes: names of the classes of a label, in order.
+        num_classes: how many classes; taken from `classes` where those are given.
+        low, high: smallest and largest value, both included.
+        vocabulary: the tokens (for `characters`, the characters) that ids stand for, in order.
+        columns: names along the last axis, for tables.
+        finite: whether NaN and infinity are errors.
+
+    Example:
+        >>> Feature((), "int32", classes=("cat", "dog")).bounds
+        (0, 1)
+        >>> Feature((8, 8, 1), "uint8", low=0, high=16).scale(np.array([0, 8, 16], "uint8"))
+        array([0. , 0.5, 1. ], dtype=float32)
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: str
+    classes: tuple[str, ...] | None = None
+    num_classes: int | None = None
+    low: float | None = None
+    high: float | None = None
+    vocabulary: tuple[str, ...] | None = field(default=None, repr=False)
+    columns: tuple[str, ...] | None = None
+    finite: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        for name in ("classes", "vocabulary", "columns"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(str(x) for x in getattr(self, name)))
+        if self.classes is not None:
+            if self.num_classes not in (None, len(self.classes)):
+                raise ConfigError(f"num_classes is {self.num_classes}, but {len(self.classes)} classes are named")
+            object.__setattr__(self, "num_classes", len(self.classes))
+        if self.dtype not in (TEXT, RAW):
+            try:
+                object.__setattr__(self, "dtype", np.dtype(self.dtype).name)
+            except TypeError:
+                raise ConfigError(f"{self.dtype!r} is no dtype; say e.g. 'float32', 'int32' or 'str'") from None
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        """Smallest and largest value that an entry may hold, from the classes, the vocabulary or the range."""
+        size = self.num_classes if self.vocabulary is None else len(self.vocabulary)
+        return (self.low, self.high) if size is None else (0, size - 1)
+
+    def name(self, index: int) -> str:
+        """The name of class `index`; its number where the classes have no names.
+
+        >>> Feature((), "int32", classes=("cat", "dog")).name(1)
+        'dog'
+        """
+        return str(int(index)) if self.classes is None else self.classes[int(index)]
+
+    def scale(self, values: Any) -> Any:
+        """Values as float32 in 0..1, by the declared range (by the dtype's for `uint8`).
+
+        Works on NumPy and JAX arrays alike, so it can be used in a model or an objective, on the device.
+
+        Raises:
+            ConfigError: nothing says what the range is.
+        """
+        low, high = self.bounds
+        if low is None or high is None:
+            if self.dtype != "uint8":
+                raise ConfigError(f"no range is declared to scale by: {self}; give low= and high=")
+            low, high = 0, 255
+        return (values.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that say something, as JSON types; `Feature.from_json` reads them back.
+
+        >>> Feature((), "int32", num_classes=10).to_json()
+        {'shape': [], 'dtype': 'int32', 'num_classes': 10}
+        """
+        said = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in said.items()}
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> "Feature":
+        """The feature that `to_json` described."""
+        return cls(**said)
+
+
+def infer(values: np.ndarray) -> Feature:
+    """The feature of a stacked array `(examples, ...)`, as far as its shape and dtype tell.
+
+    >>> infer(np.zeros((5, 8, 8), "float32")) == Feature((8, 8), "float32")
+    True
+    """
+    if values.dtype == object:
+        return Feature(values.shape[1:], TEXT if all(isinstance(v, str) for v in values.flat) else RAW)
+    return Feature(values.shape[1:], TEXT if values.dtype.kind == "U" else values.dtype.name)
+
+
+def narrow(name: str, values: Any) -> np.ndarray:
+    """`values` as an array of a type the device has: float64 to float32 and int64 to int32 unless JAX's 64-bit types
+    are on. An integer that does not fit is an error here, where JAX would wrap it around without a word."""
+    values = np.asarray(values)
+    if values.dtype.kind == "U":
+        return values.astype(object)
+    if values.dtype.kind not in "iuf" or values.dtype.itemsize < 8:
+        return values
+    from jax.dtypes import canonicalize_dtype
+
+    dtype = np.dtype(canonicalize_dtype(values.dtype))
+    if dtype.kind in "iu" and dtype != values.dtype and values.size:
+        limits = np.iinfo(dtype)
+        if values.min() < limits.min or values.max() > limits.max:
+            bad = values.max() if values.max() > limits.max else values.min()
+            raise DataError(
+                f"{name} holds {bad}, which does not fit {dtype.name}; map it to smaller numbers, or turn on JAX's "
+                "64-bit types with jax.config.update('jax_enable_x64', True)"
+            )
+    return values.astype(dtype, copy=False)
+
+
+def check(
+    features: Mapping[str, Feature],
+    batch: Mapping[str, np.ndarray],
+    entries: Sequence[int] | np.ndarray,
+    where: Callable[[int], str] = "example {}".format,
+) -> None:
+    """Hold stacked examples to their features.
+
+    Args:
+        features: what each entry should be; entries of the batch without one are let pass.
+        batch: arrays `(examples, ...)`.
+        entries: the index of each example, for the message.
+        where: how to name example i.
+
+    Raises:
+        DataError: naming the first example and feature that are wrong, and what was expected.
+
+    Example:
+        >>> check({"label": Feature((), "int32", num_classes=10)}, {"label": np.array([3, 12])}, [16, 17])
+        Traceback (most recent call last):
+        sapwood.core.errors.DataError: label of example 17 is 12; classes are 0..9
+    """
+    for name, feature in features.items():
+        if name not in batch:
+            raise DataError(f"{name} is declared, but the examples have only {', '.join(map(repr, batch))}")
+        values = batch[name]
+        _check_shape(name, feature, values, entries, where)
+        _check_values(name, feature, values, entries, where)
+
+
+def _check_shape(name, feature: Feature, values, entries, where) -> None:
+    shape = values.shape[1:]
+    fits = len(shape) == len(feature.shape) and all(b in (a, None) for a, b in zip(shape, feature.shape, strict=True))
+    if not fits and feature.dtype not in (TEXT, RAW):
+        raise DataError(f"{name} of {where(int(entries[0]))} has shape {shape}; {feature.shape} was expected")
+
+
+def _check_values(name, feature: Feature, values, entries, where) -> None:
+    floating = "float" in values.dtype.name  # bfloat16 and its kin too, whose NumPy kind is V
+    if not (floating or values.dtype.kind in "iu") or not values.size:
+        return
+    if floating and feature.finite:
+        _refuse(name, feature, values, ~np.isfinite(values), "finite numbers are expected", entries, where)
+    low, high = feature.bounds
+    # min and max first: they need no temporary array, and all but bad data ends here
+    if (low is not None and values.min() < low) or (high is not None and values.max() > high):
+        wrong = np.zeros(values.shape, bool)
+        wrong |= False if low is None else values < low
+        wrong |= False if high is None else values > high
+        _refuse(name, feature, values, wrong, _expected(feature), entries, where)
+
+
+def _expected(feature: Feature) -> str:
+    low, high = feature.bounds
+    if feature.vocabulary is not None:
+        return f"the vocabulary has ids {low}..{high}"
+    if feature.num_classes is not None:
+        return f"classes are {low}..{high}"
+    return f"the range is {'' if low is None else low}..{'' if high is None else high}"
+
+
+def _refuse(name, feature: Feature, values, wrong: np.ndarray, expected: str, entries, where) -> None:
+    if not wrong.any():
+        return
+    first = tuple(int(i) for i in np.argwhere(wrong)[0])
+    row, *at = first
+    place = f" at {tuple(at) if len(at) > 1 else at[0]}" if at else ""
+    if at and feature.columns is not None:
+        name, place = f"{name} column {feature.columns[at[-1]]!r}", ""
+    others = int(wrong.reshape(len(wrong), -1).any(1).sum()) - 1
+    more = f" (and {others} more like it in this batch)" if others else ""
+    raise DataError(f"{name} of {where(int(entries[row]))} is {values[first]}{place}; {expected}{more}")
+
+
+def stack(examples: Sequence[Mapping[str, Any]], entries, where: Callable[[int], str]) -> dict[str, np.ndarray]:
+    """Single examples as one dict of arrays `(examples, ...)`; DataError where their entries or shapes differ."""
+    names = list(examples[0])
+    for example, entry in zip(examples, entries, strict=True):
+        if example.keys() != examples[0].keys():
+            raise DataError(
+                f"{where(int(entry))} has {', '.join(map(repr, example))}, but {where(int(entries[0]))} has "
+                f"{', '.join(map(repr, names))}; every example needs the same entries"
+            )
+    return {name: _stack_entry(name, [e[name] for e in examples], entries, where) for name in names}
+
+
+def _stack_entry(name: str, values: list, entries, where) -> np.ndarray:
+    if isinstance(values[0], str | bytes) or values[0] is None:
+        stacked = np.empty(len(values), object)
+        stacked[:] = values
+        return stacked
+    values = [np.asarray(v) for v in values]
+    for value, entry in zip(values, entries, strict=True):
+        if value.shape != values[0].shape:
+            raise DataError(
+                f"{name} of {where(int(entry))} has shape {value.shape}, but {where(int(entries[0]))} has "
+                f"{values[0].shape}; a batch needs one shape: resize, pad or crop it with `map`"
+            )
+    return narrow(name, np.stack(values))
+
+
+def described(features: Mapping[str, Feature], name: str, classes: int | Sequence[str] | None) -> dict[str, Feature]:
+    """`features` with `classes` (their number, or their names) declared for entry `name`."""
+    if classes is None:
+        return dict(features)
+    if name not in features:
+        raise ConfigError(f"classes= describes {name!r}, but there are only {', '.join(map(repr, features))}")
+    if isinstance(classes, int):
+        return {**features, name: replace(features[name], num_classes=classes, classes=None)}
+    return {**features, name: replace(features[name], classes=tuple(classes), num_classes=None)}

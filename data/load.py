@@ -1,0 +1,158 @@
+"""`load`: one way in for every kind of data."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sapwood.core.errors import ConfigError, DataError
+from sapwood.data.dataset import Dataset
+from sapwood.data.source import Source
+
+TABLES = (".csv", ".tsv", ".parquet", ".pq")
+
+
+def load(
+    source: Any,
+    split: str | None = None,
+    *,
+    validation: float = 0.0,
+    seed: int = 0,
+    target: str | None = None,
+    classes: int | Sequence[str] | None = None,
+    weight: str | None = None,
+    size: tuple[int, int] | None = None,
+    data_dir: str | Path | None = None,
+) -> Any:
+    """A `Dataset` of whatever `source` is; with `validation`, a pair of them.
+
+    | source | entries | options |
+    |---|---|---|
+    | "digits" | image, label | split, data_dir |
+    | a TensorFlow data set: "mnist", "glue/cola", "mnist:3.0.1" | its own | split, target, data_dir |
+    | a folder with `dataset_info.json` | its own | split, target |
+    | a folder of images by class | image, label | split, classes, size |
+    | .csv, .tsv, .parquet; a pandas data frame; a pyarrow table | features, label, ... | target, classes, weight |
+    | a file .npz, or a dict of arrays | its own | target, classes |
+    | (inputs, labels), (inputs, labels, weights), or an array | features (image if 4-D), label, weight | classes |
+    | a `datasets.Dataset` or a dict of them by split | its own | split, target, classes |
+    | anything with `__len__` and `__getitem__` | its own | target, classes |
+
+    Args:
+        source: as above. A path that exists is read as such; other text is the name of a TensorFlow data set.
+        split: "train" unless said; TFDS also takes "train[:80%]" and "train+test".
+        validation: the fraction to hold out, drawn by `seed`, in proportion for each class (`Dataset.split`); the
+            pair (the rest, the held-out part) is given back.
+        target: the entry that becomes "label".
+        classes: the names of the label's classes in order, or their number, where the source does not say.
+        weight: the column of sample weights.
+        size: (height, width) to resize images to.
+        data_dir: where prepared sets are; default $SAPWOOD_DATA_DIR, $TFDS_DATA_DIR, ~/tensorflow_datasets.
+
+    Raises:
+        DataError: there is no such data, it is empty or damaged, or it cannot be had here; says how to get it.
+        ConfigError: an option that this kind of source does not take.
+
+    Example:
+        >>> import numpy as np
+        >>> train, valid = load((np.zeros((50, 3)), np.arange(50) % 5), validation=0.2)
+        >>> len(train), len(valid), train.features["label"].num_classes
+        (40, 10, 5)
+    """
+    options = {
+        "split": split,
+        "target": target,
+        "classes": classes,
+        "weight": weight,
+        "size": size,
+        "data_dir": data_dir,
+    }
+    if isinstance(source, Dataset):
+        data = _with(options, "a Dataset", lambda: source)
+    else:
+        data = Dataset.over(_open(source, options))
+    if not 0 <= validation < 1:
+        raise ConfigError(f"validation is the fraction of examples to hold out, 0 to below 1, not {validation}")
+    return data.split(validation, seed=seed) if validation else data
+
+
+def _with(options: Mapping[str, Any], kind: str, open_it: Callable[..., Any], *takes: str) -> Any:
+    """`open_it` with the options it takes, by name; an error where another one was given."""
+    for name, value in options.items():
+        if value is not None and name not in takes:
+            said = f"it takes {', '.join(f'{t}=' for t in takes)}" if takes else "it takes no options"
+            raise ConfigError(f"{name}={value!r} says nothing about {kind}; {said}")
+    return open_it(**{name: options[name] for name in takes})
+
+
+def _open(source: Any, options: Mapping[str, Any]) -> Source:
+    from sapwood.data.sources import arrays, hub, indexed, table
+
+    if isinstance(source, str | os.PathLike):
+        return _named(os.fspath(source), options)
+    if hub.is_hub(source):
+        return _with(options, "a datasets.Dataset", _on(hub.Hub, source), "split", "target", "classes")
+    kind = f"{type(source).__module__.split('.')[0]}.{type(source).__name__}"
+    if kind == "pandas.DataFrame":
+        return _with(options, "a data frame", _on(table.from_frame, source), "target", "classes", "weight")
+    if kind == "pyarrow.Table":
+        name = _on(table.from_table, source, "the table")
+        return _with(options, "a table", name, "target", "classes", "weight")
+    if isinstance(source, Mapping):
+        return _with(options, "a dict of arrays", _on(arrays.from_arrays, source), "target", "classes")
+    if isinstance(source, tuple):
+        return _with(options, "a tuple of arrays", _on(arrays.from_tuple, source), "classes")
+    if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
+        return _with(options, "an array", _on(arrays.from_tuple, (source,)), "classes")
+    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
+        return _with(options, type(source).__name__, _on(indexed.Indexed, source), "target", "classes")
+    raise DataError(
+        f"{type(source).__name__} cannot be read; a name, a path, arrays, or an object with __len__ and __getitem__ is "
+        "expected (an iterator has no random access: make a list of it)"
+    )
+
+
+def _on(function: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+    return lambda **options: function(*args, **options)
+
+
+def _named(name: str, options: Mapping[str, Any]) -> Source:
+    if name == "digits":
+        from sapwood.data.digits import digits
+
+        return _with(options, "digits", digits, "split", "data_dir")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder(path, options)
+    if path.is_file() or path.suffix.lower() in (*TABLES, ".npz"):
+        return _file(path, options)
+    if name.startswith((".", "/", "~")) or "\\" in name:
+        raise DataError(f"there is no file or folder {name}")
+    from sapwood.data.sources.catalog import from_catalog
+
+    return _with(options, "a TensorFlow data set", _on(from_catalog, name), "split", "target", "data_dir")
+
+
+def _folder(path: Path, options: Mapping[str, Any]) -> Source:
+    if (path / "dataset_info.json").exists():
+        from sapwood.data.sources.catalog import from_prepared
+
+        return _with(options, "a prepared data set", _on(from_prepared, path), "split", "target")
+    from sapwood.data.sources.folder import Folder
+
+    return _with(options, "a folder of images", _on(Folder, path), "split", "classes", "size")
+
+
+def _file(path: Path, options: Mapping[str, Any]) -> Source:
+    from sapwood.data.sources import arrays, table
+
+    if not path.exists():
+        raise DataError(f"there is no file {path}")
+    if path.suffix.lower() in TABLES:
+        return _with(options, "a table", _on(table.from_file, path), "target", "classes", "weight")
+    if path.suffix.lower() == ".npz":
+        return _with(options, "arrays", _on(arrays.from_file, path), "target", "classes")
+    hint = "sapwood.data.characters makes data of a text; " if path.suffix in (".txt", ".md") else ""
+    raise DataError(f"{path} is of no known kind; {hint}files read here are {', '.join((*TABLES, '.npz'))}")

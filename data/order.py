@@ -1,0 +1,64 @@
+"""In which order examples come: the stream of passes over the data, seekable and the same on every machine."""
+
+import numpy as np
+
+from sapwood.core.errors import ConfigError
+
+WHOLE = 1 << 22  # up to so many examples a whole pass is drawn at once: 0.25 s, 32 MB
+
+
+class Order:
+    """The endless stream of example numbers: pass 0 over all `count` examples, then pass 1, ...
+
+    Shuffled, each pass is a fresh permutation that depends on `seed` and the number of the pass alone, so any
+    position is found without walking there. Unshuffled, each pass is 0, 1, ..., count - 1.
+
+    Up to `WHOLE` examples, a pass is `numpy.random.RandomState([seed, pass]).permutation(count)`, whose numbers NumPy
+    promises to keep. Beyond, it is grain's `MapDataset.range(count).seed(seed).shuffle()`, a keyed bijection that needs
+    no memory. (Below 65,536 examples grain's costs 65,536 / count cipher walks an index: measured 3.8 ms an index for
+    10 examples and 31 us for 1,437, where a permutation's share is 0.02 us.)
+
+    Example:
+        >>> order = Order(5, seed=0, shuffle=True)
+        >>> sorted(order(np.arange(5)).tolist()), sorted(order(np.arange(5, 10)).tolist())
+        ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
+    """
+
+    def __init__(self, count: int, seed: int, shuffle: bool):
+        if seed < 0 or seed >= 2**32:
+            raise ConfigError(f"a seed is an integer from 0 to 2**32 - 1, not {seed}")
+        self.count, self.seed, self.shuffle = count, int(seed), shuffle
+        self._passes: dict[int, np.ndarray] = {}
+        self._grain = None
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """The example number at each position of the stream, int64."""
+        passes, places = np.divmod(positions, self.count)
+        if not self.shuffle:
+            return places
+        if self.count > WHOLE:
+            return self._endless(positions)
+        first, last = int(passes.min()), int(passes.max())
+        if first == last:
+            return self._permutation(first)[places]
+        indices = np.empty_like(places)
+        for number in np.unique(passes):
+            mine = passes == number
+            indices[mine] = self._permutation(int(number))[places[mine]]
+        return indices
+
+    def _permutation(self, number: int) -> np.ndarray:
+        found = self._passes.get(number)
+        if found is None:
+            found = np.random.RandomState([self.seed, number]).permutation(self.count)
+            while len(self._passes) > 1:  # a batch on the border of two passes needs both
+                self._passes.pop(next(iter(self._passes)), None)
+            self._passes[number] = found
+        return found
+
+    def _endless(self, positions: np.ndarray) -> np.ndarray:
+        if self._grain is None:
+            import grain  # 0.5 s on top of jax, most of it orbax; so not for small data
+
+            self._grain = grain.MapDataset.range(self.count).seed(self.seed).shuffle()
+        return np.array([self._grain[int(p)] for p in positions], np.int64)

@@ -1,0 +1,155 @@
+"""Where examples come from (`Source`), and the reader that checks each one once and remembers what fits in memory."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from sapwood.core.errors import DataError
+from sapwood.data.features import RAW, TEXT, Feature, check, stack
+
+REMEMBER = 1 << 30  # bytes of decoded examples that a reader keeps; a larger set is decoded anew each time
+THREADS = 8  # reading files, decompressing and decoding images release Python's lock
+
+
+class Source:
+    """Random access to examples: subclasses give `__len__`, `features` and `read` (or `gather`, if faster).
+
+    A source says what is stored. Checking, remembering, slicing, mapping and shuffling are done around it.
+    """
+
+    features: dict[str, Feature]
+    threads = THREADS  # 1 where reading holds Python's lock or is not thread-safe
+    remember = True  # False where an example costs no more to read than to remember
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, index: int) -> dict[str, Any]:
+        """Example `index`, decoded."""
+        raise NotImplementedError
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples of `indices` as arrays `(examples, ...)`."""
+        numbers = [int(i) for i in indices]
+        return stack(in_parts(lambda part: [self.read(i) for i in part], numbers, self.threads), numbers, self.where)
+
+    def column(self, name: str) -> np.ndarray:
+        """Entry `name` of all examples; override where it can be had without decoding the rest."""
+        chunks = np.array_split(np.arange(len(self)), max(1, len(self) // 1024))
+        return np.concatenate([self.gather(c)[name] for c in chunks])
+
+    def where(self, index: int) -> str:
+        """How an error names example `index`."""
+        return f"example {index}"
+
+
+def in_parts(read: Callable[[list[int]], list[Any]], numbers: list[int], threads: int) -> list[Any]:
+    """`read(numbers)`, by several threads where that is allowed and there is more than one number each."""
+    if threads < 2 or len(numbers) < 2 * threads:
+        return read(numbers)
+    cuts = np.linspace(0, len(numbers), threads + 1).astype(int)
+    parts = _pool().map(read, [numbers[a:b] for a, b in itertools.pairwise(cuts)])
+    return [example for part in parts for example in part]
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="sapwood-read")
+
+
+class ArraySource(Source):
+    """Examples that lie in memory as arrays `(examples, ...)`, one an entry."""
+
+    remember = False
+
+    def __init__(self, arrays: dict[str, np.ndarray], features: dict[str, Feature]):
+        self.arrays, self.features = arrays, features
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: a[indices] for name, a in self.arrays.items()}
+
+    def column(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+
+class Reader:
+    """A source with two memories, shared by every slice of a data set: which examples were checked, and, where they
+    have fixed shapes and fit into `REMEMBER` bytes together, the decoded examples themselves.
+
+    So each example is checked and decoded once, and later batches are one indexing operation an entry.
+    Reading from several threads is safe: at worst two of them decode the same example.
+    """
+
+    def __init__(self, source: Source, features: dict[str, Feature]):
+        self.source, self.features = source, features
+        self._checked = np.zeros(len(source), bool)
+        self._all_checked = False
+        self._arrays = _room(len(source), features) if source.remember else None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples of `indices`, checked, as arrays `(examples, ...)`."""
+        if self._all_checked and self._arrays is not None:
+            return {name: a[indices] for name, a in self._arrays.items()}
+        fresh = indices if self._all_checked else indices[~self._checked[indices]]
+        if self._arrays is None:
+            batch = self.source.gather(indices)
+            if not self._all_checked and len(fresh):
+                check(self.features, batch, indices, self.source.where)
+        else:
+            self._learn(np.unique(fresh))
+            batch = {name: a[indices] for name, a in self._arrays.items()}
+        if not self._all_checked and len(fresh):
+            self._checked[fresh] = True
+            self._all_checked = bool(self._checked.all())
+        return batch
+
+    def _learn(self, fresh: np.ndarray) -> None:
+        if not len(fresh) or self._arrays is None:
+            return
+        batch = self.source.gather(fresh)
+        check(self.features, batch, fresh, self.source.where)
+        if batch.keys() != self._arrays.keys():
+            raise DataError(
+                f"{self.source.where(int(fresh[0]))} has {', '.join(map(repr, batch))}; "
+                f"{', '.join(map(repr, self._arrays))} were declared"
+            )
+        for name, values in batch.items():
+            self._arrays[name][fresh] = values
+
+    def column(self, name: str) -> np.ndarray:
+        """Entry `name` of all examples, unchecked."""
+        return self.source.column(name)
+
+
+def _room(count: int, features: dict[str, Feature]) -> dict[str, np.ndarray] | None:
+    """Empty arrays for all examples, or None where shapes vary, are not known, or take too much memory."""
+    if not features or any(None in f.shape or f.dtype == RAW for f in features.values()):
+        return None
+    shapes = {n: tuple(d or 0 for d in f.shape) for n, f in features.items()}
+    dtypes = {n: np.dtype(object if f.dtype == TEXT else f.dtype) for n, f in features.items()}
+    size = sum(count * int(np.prod(shapes[n])) * dtypes[n].itemsize for n in features)
+    if size > REMEMBER:
+        return None
+    return {n: np.empty((count, *shapes[n]), dtypes[n]) for n in features}
+
+
+def positive(indices: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
+    """`indices` as int64, negative ones counted from the end; IndexError outside `count` examples."""
+    numbers = np.asarray(indices)
+    if numbers.dtype == bool:
+        numbers = np.flatnonzero(numbers)
+    numbers = np.where(numbers < 0, numbers + count, numbers).astype(np.int64)
+    if numbers.size and (numbers.min() < 0 or numbers.max() >= count):
+        bad = numbers[(numbers < 0) | (numbers >= count)][0]
+        raise IndexError(f"there is no example {bad}; the data set has examples 0..{count - 1}")
+    return numbers

@@ -1,0 +1,80 @@
+"""Arrays in memory: a dict of them, or a tuple (inputs, labels) or (inputs, labels, weights)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from sapwood.core.errors import ConfigError, DataError
+from sapwood.data.features import Feature, infer, narrow
+from sapwood.data.source import ArraySource
+from sapwood.data.sources.labels import Classes, encode
+
+
+def from_arrays(arrays: Mapping[str, Any], target: str | None, classes: Classes) -> ArraySource:
+    """Examples along the first dimension of each array. `target` names the entry that becomes "label".
+
+    Example:
+        >>> source = from_arrays({"x": np.zeros((3, 2)), "y": [0, 2, 1]}, "y", None)
+        >>> source.features["label"].num_classes
+        3
+    """
+    if not arrays:
+        raise DataError("no arrays were given; at least one entry is needed")
+    stacked: dict[str, np.ndarray] = {}
+    features: dict[str, Feature] = {}
+    target = "label" if target is None and "label" in arrays else target
+    if target is not None and target not in arrays:
+        raise ConfigError(f"there is no entry {target!r} to be the target; there are {', '.join(map(repr, arrays))}")
+    if classes is not None and target is None:
+        raise ConfigError("classes describe a label, and there is none; name it with target=")
+    for name, values in arrays.items():
+        if name == target:
+            stacked["label"], features["label"] = encode(values, classes)
+            continue
+        stacked[name] = _array(name, values)
+        features[name] = infer(stacked[name])
+    if "weight" in stacked:
+        stacked["weight"] = stacked["weight"].astype(np.float32)
+        features["weight"] = Feature((), "float32", low=0)
+    _check_lengths(stacked)
+    return ArraySource(stacked, features)
+
+
+def from_tuple(parts: tuple, classes: Classes) -> ArraySource:
+    """(inputs, labels) or (inputs, labels, weights). Inputs of shape `(examples, height, width, channels)` are called
+    "image", others "features"."""
+    if not 1 <= len(parts) <= 3:
+        raise ConfigError(
+            f"a tuple of {len(parts)} was given; (inputs, labels) or (inputs, labels, weights) is expected"
+        )
+    inputs = np.asarray(parts[0])
+    names = ("image" if inputs.ndim == 4 else "features", "label", "weight")
+    return from_arrays(dict(zip(names, (inputs, *parts[1:]), strict=False)), None, classes)
+
+
+def _array(name: str, values: Any) -> np.ndarray:
+    array = narrow(name, values)
+    if array.ndim == 0:
+        raise DataError(f"{name} is a single {array.dtype.name}; an array with one row an example is expected")
+    return array
+
+
+def _check_lengths(arrays: Mapping[str, np.ndarray]) -> None:
+    lengths = {name: len(a) for name, a in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{n} has {length}" for n, length in lengths.items())
+        raise DataError(f"the arrays differ in their number of examples: {said}")
+
+
+def from_file(path: Path, target: str | None, classes: Classes) -> ArraySource:
+    """The arrays of an .npz file; never unpickles."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return from_arrays(dict(file), target, classes)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        if isinstance(error, ConfigError | DataError):
+            raise
+        raise DataError(f"{path} cannot be read as npz: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,87 @@
+"""Anything with `__len__` and `__getitem__`: lists, PyTorch data sets, `grain.MapDataset`, classes of one's own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sapwood.core.errors import ConfigError, DataError
+from sapwood.data.features import RAW, Feature, infer, narrow
+from sapwood.data.source import Source
+from sapwood.data.sources.labels import Classes
+
+PROBES = 8  # examples looked at to learn which dimensions vary
+
+
+class Indexed(Source):
+    """Examples by `rows[i]`: a dict of arrays, a tuple (inputs, label), or the inputs alone ("features").
+
+    Shapes and dtypes are learnt from a few examples spread over the set; a dimension in which those differ is None.
+    An object with `__getitems__(list)` is asked for many examples at once. Examples are read in one thread, since
+    nothing says that the object would bear more.
+    """
+
+    threads = 1
+
+    def __init__(self, rows: Any, target: str | None, classes: Classes):
+        self.rows, self.target, self.classes = rows, target, classes
+        self._number = {n: i for i, n in enumerate(classes)} if classes and not isinstance(classes, int) else None
+        if not len(rows):
+            raise DataError("the data set is empty; at least one example is needed")
+        probes = [self.read(int(i)) for i in np.unique(np.linspace(0, len(rows) - 1, PROBES).astype(int))]
+        self.features = {name: _probe([p[name] for p in probes if name in p]) for name in probes[0]}
+        if classes is not None:
+            if "label" not in self.features:
+                raise ConfigError(f"classes describe a label; name it with target=: {', '.join(map(repr, probes[0]))}")
+            count = classes if isinstance(classes, int) else len(classes)
+            names = None if isinstance(classes, int) else tuple(classes)
+            label = self.features["label"]
+            self.features["label"] = Feature(label.shape, label.dtype, classes=names, num_classes=count)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: int) -> dict[str, Any]:
+        return self._entries(self.rows[index], index)
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        many = getattr(self.rows, "__getitems__", None)
+        if many is None:
+            return super().gather(indices)
+        from sapwood.data.features import stack
+
+        numbers = [int(i) for i in indices]
+        rows = [self._entries(row, i) for row, i in zip(many(numbers), numbers, strict=True)]
+        return stack(rows, numbers, self.where)
+
+    def _entries(self, row: Any, index: int) -> dict[str, Any]:
+        if isinstance(row, tuple):
+            row = dict(zip(("features", "label", "weight"), row, strict=False))
+        elif not isinstance(row, Mapping):
+            row = {"features": row}
+        entries = {("label" if n == self.target else n): _value(n, v) for n, v in row.items()}
+        if self.target is not None and self.target not in row:
+            raise ConfigError(f"example {index} has no {self.target!r}; it has {', '.join(map(repr, row))}")
+        if self._number is not None and isinstance(entries.get("label"), str):
+            if entries["label"] not in self._number:
+                known = ", ".join(map(repr, self._number))
+                raise DataError(f"label of example {index} is {entries['label']!r}; classes are {known}")
+            entries["label"] = np.int32(self._number[entries["label"]])
+        return entries
+
+
+def _value(name: str, value: Any) -> Any:
+    return value if isinstance(value, str | bytes) or value is None else narrow(name, value)
+
+
+def _probe(values: list) -> Feature:
+    if isinstance(values[0], str | bytes):
+        return Feature((), "str")
+    arrays = [np.asarray(v) for v in values]
+    if arrays[0].dtype == object:
+        return Feature(arrays[0].shape, RAW)
+    if len({a.ndim for a in arrays}) > 1:
+        raise DataError(f"examples have {arrays[0].ndim} and other numbers of dimensions; one number is expected")
+    shape = tuple(s.pop() if len(s) == 1 else None for s in map(set, zip(*(a.shape for a in arrays), strict=True)))
+    feature = infer(arrays[0][None])
+    return Feature(shape, feature.dtype)
