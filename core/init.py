@@ -1,6 +1,7 @@
 """`init`: the first values of a model's variables, each from its path alone."""
 
 import itertools
+import math
 import types
 from collections.abc import Callable, Collection
 from functools import partial
@@ -65,9 +66,13 @@ def draw(
     """
     born = dict(_entries(Spec(*shardings)))
     entries = [(where, param) for where, param in _entries(declared) if where not in skip]
+    hashes = [path_hash(path) for where, param in entries for path in _unrolled(where[1], param)]
+    keys = _keys(key, np.array(hashes, np.uint32).reshape(-1, 2))
+    starts = itertools.accumulate((math.prod(s.size for s in param.stacked) for _, param in entries), initial=0)
+    start = dict(zip((where for where, _ in entries), starts, strict=False))
     values: dict = {}
     for group in _groups(entries, born):
-        values.update(_cut(group, _draw(group, key, born), born))
+        values.update(_cut(group, _draw(group, keys, start, born), born))
     trees = {"params": [], "state": []}
     for (kind, path), _ in entries:
         trees[kind].append((path, values[kind, path]))
@@ -102,20 +107,28 @@ def _groups(entries: list, born: dict) -> list[list]:
     return list(groups.values())
 
 
-def _draw(group: list, key: jax.Array, born: dict) -> jax.Array:
+@jax.jit
+def _keys(key: jax.Array, hashes: np.ndarray) -> jax.Array:
+    return jax.vmap(lambda h: fold(key, (h[0], h[1])))(hashes)
+
+
+def _draw(group: list, keys: jax.Array, start: dict, born: dict) -> jax.Array:
     """All variables of a group in one array, one after the other along a new first dimension."""
     where, param = group[0]
     shape, sharding = param.shape[len(param.stacked) :], born.get(where)
-    hashes = np.array([[path_hash(path) for path in _unrolled(name[1], p)] for name, p in group], np.uint32)
+    copies = math.prod(s.size for s in param.stacked)
+    index = np.concatenate([np.arange(copies) + start[name] for name, _ in group])
 
-    def values(key, hashes):
-        keys = jax.vmap(lambda h: fold(key, (h[0], h[1])))(hashes.reshape(-1, 2))
-        drawn = jax.vmap(lambda key: _first_value(where, param, key, shape))(keys)
+    def values(keys):
+        if len(index) == 1:  # a draw for one key compiles faster than a vectorised draw for a batch of one
+            drawn = _first_value(where, param, keys[index[0]], shape)
+        else:
+            drawn = jax.vmap(lambda key: _first_value(where, param, key, shape))(keys[index])
         return drawn.reshape(param.shape if len(group) == 1 else (len(group), *param.shape))
 
     if sharding is not None and len(group) > 1:
         sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
-    return jax.jit(values, out_shardings=sharding)(key, hashes)
+    return jax.jit(values, out_shardings=sharding)(keys)
 
 
 def _cut(group: list, drawn: jax.Array, born: dict) -> dict:
