@@ -1,1 +1,37 @@
 """Objectives, the training step and loop, metrics, checkpoints, callbacks."""
+
+from sapwood.train import callbacks, losses, metrics
+from sapwood.train.callbacks import Callback, EarlyStopping, Event, OnEpoch, StopAt, TimeLimit
+from sapwood.train.checkpoints import Checkpoints
+from sapwood.train.checks import Flags
+from sapwood.train.loop import Result, fit
+from sapwood.train.metrics import Last, Mean, Metric
+from sapwood.train.objective import Objective, Supervised, supervised
+from sapwood.train.scaling import LossScale
+from sapwood.train.state import TrainState
+from sapwood.train.trainer import Trainer
+
+__all__ = [
+    "Callback",
+    "Checkpoints",
+    "EarlyStopping",
+    "Event",
+    "Flags",
+    "Last",
+    "LossScale",
+    "Mean",
+    "Metric",
+    "Objective",
+    "OnEpoch",
+    "Result",
+    "StopAt",
+    "Supervised",
+    "TimeLimit",
+    "TrainState",
+    "Trainer",
+    "callbacks",
+    "fit",
+    "losses",
+    "metrics",
+    "supervised",
+]

@@ -1,0 +1,78 @@
+"""Gradient accumulation: one optimizer step from several micro-batches that together are the batch.
+
+Micro-batches count by the sum of their mask and weights, so the gradient is that of the whole batch however the padding
+falls. Batch statistics are those of the micro-batches, one after the other.
+"""
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sapwood.core.errors import ConfigError
+from sapwood.core.loop import scan
+from sapwood.train.forward import Pass
+from sapwood.train.metrics import Mean, Metric
+
+Gradient = Callable[[dict, dict, Any, Any], tuple[Any, Pass]]
+"""``gradient(trained, model_state, key, batch) -> (gradients or None, Pass)``."""
+
+
+def split(batch: Any, n: int) -> Any:
+    """A batch as ``n`` micro-batches along a new leading axis: example ``i`` goes to micro-batch ``i % n``.
+
+    So the rows that a device holds become its rows of every micro-batch, and no example moves. Raises `ConfigError`
+    where ``n`` does not divide the batch.
+
+    >>> split({"x": jnp.arange(4)}, 2)["x"].tolist()
+    [[0, 2], [1, 3]]
+    """
+
+    def part(x: jax.Array) -> jax.Array:
+        if x.ndim == 0 or x.shape[0] % n:
+            raise ConfigError(f"accumulate={n} does not divide the batch (an entry has shape {x.shape}); take a batch "
+                              f"size that is a multiple of {n}")
+        return jnp.swapaxes(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 0, 1)
+
+    return jax.tree.map(part, batch)
+
+
+def accumulate(gradient: Gradient, n: int) -> Gradient:
+    """The same gradient taken over ``n`` micro-batches, one after the other."""
+
+    def whole(trained: dict, model_state: dict, key: Any, batch: Any) -> tuple[Any, Pass]:
+        def body(carry, xs):
+            total, model_state = carry
+            i, micro = xs
+            grads, out = gradient(trained, model_state, jax.random.fold_in(key, i), micro)
+            total = jax.tree.map(lambda t, g: t + g * out.weight.astype(g.dtype), total, grads)
+            return (total, out.state), out._replace(state={}, weight=jnp.asarray(out.weight))
+
+        micros = split(batch, n)
+        first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), micros)
+        shapes = jax.eval_shape(gradient, trained, model_state, key, first)[0]
+        zeros = jax.tree.map(lambda g: jnp.zeros(g.shape, g.dtype), shapes)
+        (total, model_state), outs = scan(body, (zeros, model_state), (jnp.arange(n), micros), n)
+        weight = jnp.sum(outs.weight)
+        safe = jnp.where(weight == 0, 1, weight)
+        grads = jax.tree.map(lambda t: t / safe.astype(t.dtype), total)
+        loss = jnp.sum(outs.loss * outs.weight) / safe
+        ok = jax.tree.map(jnp.all, outs.ok)
+        return grads, Pass(loss, weight, _merge(outs.metrics, outs.weight, n), model_state, ok)
+
+    return whole
+
+
+def _merge(stacked: dict[str, Any], weights: jax.Array, n: int) -> dict[str, Any]:
+    """The metrics of the whole batch from those of its micro-batches, stacked along the first axis."""
+
+    def one(value: Any) -> Metric:
+        if not isinstance(value, Metric):
+            return Mean(jnp.sum(value * weights), jnp.sum(weights))
+        parts = [jax.tree.map(operator.itemgetter(i), value) for i in range(n)]
+        return functools.reduce(lambda left, right: left.merge(right), parts)
+
+    return {name: one(value) for name, value in stacked.items()}

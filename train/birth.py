@@ -1,0 +1,87 @@
+"""The birth of a training state: shapes and shardings from the declarations alone, then every array in its place."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sapwood import parallel
+from sapwood.core.init import _reads_data, draw, init
+from sapwood.core.paths import leaves
+from sapwood.core.rng import as_key
+from sapwood.core.spec import Spec, spec
+from sapwood.train import trainable
+from sapwood.train.state import TrainState
+
+
+class Plan(NamedTuple):
+    """How a state will be: ``make(key, batch)`` compiled, its ``shapes`` (with shardings), and those ``shardings``.
+
+    ``shardings`` is None without a mesh.
+    """
+
+    make: Callable[[Any, Any], TrainState]
+    shapes: TrainState
+    shardings: TrainState | None
+
+
+def plan(trainer: Any, batch: Any) -> Plan:
+    """The plan of the training state of a trainer for batches like this one (arrays or shapes)."""
+    batch = jax.eval_shape(lambda x: x, dict(batch))
+    declared = spec(trainer.objective, batch, policy=trainer.policy)
+    trainable.check(declared.params, trainer.trainable)
+    reads_data = any(_reads_data(param.init) for tree in declared for _, param in leaves(tree))
+
+    def make(key: Any, batch: Any) -> TrainState:
+        if reads_data:
+            policy = trainer.policy
+            return _complete(trainer, key, *init(trainer.objective, key, batch, data=True, policy=policy))
+        return _complete(trainer, key, *draw(declared, key))
+
+    shapes = jax.eval_shape(make, jax.eval_shape(lambda: jax.random.key(0)), batch)
+    shardings = None if trainer.mesh is None else _shardings(trainer, declared, shapes)
+    if shardings is not None:
+        shapes = jax.tree.map(_struct, shapes, shardings)
+    compiled = jax.jit(make, out_shardings=shardings)
+
+    def born(key: Any, batch: Any) -> TrainState:
+        return compiled(as_key(key), batch if reads_data else {})
+
+    return Plan(born, shapes, shardings)
+
+
+def _struct(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _complete(trainer: Any, key: Any, params: dict, state: dict) -> TrainState:
+    """The state around first parameters: fresh optimizer state, key, and what the trainer's options need."""
+    trained, _ = trainable.split(params, trainer.trainable)
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        state=state,
+        opt_state=trainer.optimizer.init(trained),
+        rng=jax.random.fold_in(key, 2),  # init itself draws from the key, and from fold 1 for data-dependent values
+        ema=None if trainer.ema is None else jax.tree.map(jnp.copy, trained),
+        scale=None if trainer.scaling is None else trainer.scaling.init(),
+        ok=jnp.bool_(True) if trainer.checks else None,
+    )
+
+
+def _shardings(trainer: Any, declared: Spec, shapes: TrainState) -> TrainState:
+    params = parallel.param_shardings(declared.params, trainer.mesh, trainer.rules)
+    trained, _ = trainable.split(params, trainer.trainable)
+    structs, _ = trainable.split(shapes.params, trainer.trainable)
+    whole = parallel.replicated(trainer.mesh)
+    return TrainState(
+        step=whole,
+        params=params,
+        state=parallel.state_shardings(declared.state, trainer.mesh),
+        opt_state=parallel.opt_shardings(trainer.optimizer, structs, trained, trainer.mesh),
+        rng=whole,
+        ema=None if trainer.ema is None else trained,
+        scale=jax.tree.map(lambda _: whole, shapes.scale),
+        ok=None if shapes.ok is None else whole,
+    )

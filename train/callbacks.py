@@ -1,0 +1,155 @@
+"""Callbacks: what looks at a run after each row of metrics, and may end it.
+
+A callback is any function ``callback(event, memory) -> bool | None``; True ends the run. ``memory`` is its own dict of
+JSON values, empty at first, kept by the loop and saved in every checkpoint, so a resumed run goes on as if unbroken.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from sapwood.core.errors import ConfigError
+from sapwood.core.paths import nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """One row of metrics, as a callback sees it.
+
+    ``step`` batches are done (of ``steps``), ``epoch`` is counted from 1, and ``epoch_end`` says whether this row
+    closes it (then ``row`` holds the validation metrics too). ``state`` is the `TrainState` after ``step``: read it
+    before returning, its buffers are reused by the next step.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    epoch_end: bool
+    row: Mapping[str, Any]
+    state: Any
+
+
+class Callback(Protocol):
+    """Anything callable like this; a plain function will do.
+
+    >>> def stop_when_good(event, memory):
+    ...     return event.row["loss"] < 0.1
+    >>> stop_when_good(Event(1, 9, 1, False, {"loss": 0.05}, None), {})
+    True
+    """
+
+    def __call__(self, event: Event, memory: dict[str, Any], /) -> bool | None: ...
+
+
+def value(row: Mapping[str, Any], name: str, who: str) -> float:
+    """A metric of a row by name; `ConfigError` with the nearest names if it is not there."""
+    if name not in row:
+        raise ConfigError(f"{who} watches {name!r}, but the row has no such metric{nearest(name, row)} "
+                          f"(there are {', '.join(row)}; names with validation_ need fit(validation=...))")
+    return float(row[name])
+
+
+def better(new: float, best: float, mode: str, by: float = 0.0) -> bool:
+    """Whether ``new`` beats ``best`` by more than ``by``; NaN never does.
+
+    >>> better(0.9, 0.8, "max"), better(math.nan, 1.0, "min")
+    (True, False)
+    """
+    return new > best + by if mode == "max" else new < best - by
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStopping:
+    """End the run when ``monitor`` has not improved by more than ``delta`` for ``patience`` epochs in a row.
+
+    ``mode`` is "min" or "max". Looks at the rows that close an epoch. (Prechelt 1998, "Early stopping, but when?")
+    Raises `ConfigError` for another mode, a patience below 1, or a metric that is not in the row.
+
+    >>> stop, memory = EarlyStopping("validation_loss", patience=1), {}
+    >>> [stop(Event(1, 9, 1, True, {"validation_loss": x}, None), memory) for x in (0.5, 0.4, 0.6)]
+    [False, False, True]
+    """
+
+    monitor: str = "validation_loss"
+    patience: int = 3
+    mode: str = "min"
+    delta: float = 0.0
+
+    def __post_init__(self):
+        if self.mode not in ("min", "max"):
+            raise ConfigError(f"EarlyStopping(mode={self.mode!r}): the mode is 'min' or 'max'")
+        if self.patience < 1:
+            raise ConfigError(f"EarlyStopping(patience={self.patience}): the patience is at least 1 epoch")
+
+    def __call__(self, event: Event, memory: dict[str, Any]) -> bool:
+        if not event.epoch_end:
+            return False
+        new = value(event.row, self.monitor, "EarlyStopping")
+        if "best" not in memory or better(new, memory["best"], self.mode, self.delta):
+            memory.update(best=new, step=event.step, waited=0)
+        else:
+            memory["waited"] += 1
+        return memory["waited"] >= self.patience
+
+
+@dataclasses.dataclass(frozen=True)
+class StopAt:
+    """End the run as soon as ``monitor`` reaches ``target`` ("max": at least, "min": at most).
+
+    >>> StopAt("accuracy", 0.9)(Event(1, 9, 1, True, {"accuracy": 0.95}, None), {})
+    True
+    """
+
+    monitor: str
+    target: float
+    mode: str = "max"
+
+    def __post_init__(self):
+        if self.mode not in ("min", "max"):
+            raise ConfigError(f"StopAt(mode={self.mode!r}): the mode is 'min' or 'max'")
+
+    def __call__(self, event: Event, memory: dict[str, Any]) -> bool:
+        if self.monitor.startswith("validation_") and not event.epoch_end:
+            return False
+        new = value(event.row, self.monitor, "StopAt")
+        return new >= self.target if self.mode == "max" else new <= self.target
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeLimit:
+    """End the run after ``seconds`` of wall time, resumed runs counted together.
+
+    A limit in time makes the length of a run depend on the machine; use `StopAt` or ``steps`` where it must not.
+    """
+
+    seconds: float
+
+    def __call__(self, event: Event, memory: dict[str, Any]) -> bool:
+        now = time.time()
+        memory["spent"] = memory.get("spent", 0.0) + (now - memory.get("last", now) if self._here(memory) else 0.0)
+        memory.update(last=now, process=_PROCESS)
+        return memory["spent"] >= self.seconds
+
+    @staticmethod
+    def _here(memory: dict[str, Any]) -> bool:
+        return memory.get("process") == _PROCESS
+
+
+_PROCESS = time.time()  # tells the rows of this process from those of the one that was resumed
+
+
+@dataclasses.dataclass(frozen=True)
+class OnEpoch:
+    """Call ``function(event)`` at the end of each ``every``-th epoch: to draw samples, say. Its result is ignored.
+
+    >>> OnEpoch(lambda event: print("epoch", event.epoch))(Event(1, 9, 1, True, {}, None), {})
+    epoch 1
+    """
+
+    function: Callable[[Event], Any]
+    every: int = 1
+
+    def __call__(self, event: Event, memory: dict[str, Any]) -> None:
+        if event.epoch_end and event.epoch % self.every == 0:
+            self.function(event)

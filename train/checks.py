@@ -1,0 +1,105 @@
+"""Checks of a step: bits collected on the device, and the replay that turns a false one into a sentence.
+
+While all is well a check costs its own comparison. Where one fails the training state stops changing (`TrainState.ok`),
+the host finds out when it fetches the metrics, and that one batch is run again without jit, on the state it met.
+"""
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sapwood.core.errors import CheckError
+from sapwood.core.paths import join, leaves
+from sapwood.core.run import bind, pure
+from sapwood.train.metrics import Metric
+
+FLAGS = "checks"
+"""Where a step's metrics hold its `Flags`, if it has any."""
+
+FINITE = "the loss is not finite"
+
+
+class Flags(Metric):
+    """The checks of one or several steps: ``ok`` maps a message to one bit, true where all was well."""
+
+    ok: dict[str, Any]
+
+    def merge(self, other: "Flags") -> "Flags":
+        return jax.tree.map(operator.and_, self, other)
+
+    def compute(self) -> bool:
+        return all(bool(ok) for ok in self.ok.values())
+
+    def failed(self) -> list[str]:
+        """The messages of what failed."""
+        return [message for message, ok in self.ok.items() if not bool(ok)]
+
+
+def flat(checks: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested checks of ``updates.checks`` as one dict from "layer path: message" to a bit."""
+    return {f"{join(path[:-1])}: {path[-1]}": ok for path, ok in leaves(dict(checks))}
+
+
+def explain(trainer: Any, state: Any, batch: Mapping[str, Any], key: Any, *, train: bool, where: str) -> None:
+    """Run one batch without jit and raise a `CheckError` that says what is wrong, in which layer, at which entry.
+
+    ``state`` is the `TrainState` that the batch met and ``where`` names the batch. Returns where nothing is found.
+    """
+    try:
+        with jax.disable_jit():
+            _inputs(batch)
+            _variables(state)
+            if (found := _first_nan(trainer, state, batch, key, train)) is not None:
+                raise CheckError(found)
+    except CheckError as error:
+        error.add_note(where)
+        raise
+
+
+def _inputs(batch: Mapping[str, Any]) -> None:
+    mask = np.asarray(batch["mask"]) if "mask" in batch else None
+    for name, x in batch.items():
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            continue
+        bad = ~np.isfinite(np.asarray(x, np.float32))
+        if mask is not None:
+            bad &= mask.reshape(mask.shape + (1,) * (bad.ndim - mask.ndim)).astype(bool)
+        if bad.any():
+            at = tuple(int(i) for i in np.argwhere(bad)[0])
+            inside = f" (position {', '.join(map(str, at[1:]))})" if len(at) > 1 else ""
+            raise CheckError(f"input {name!r} of the batch is {np.asarray(x, np.float32)[at]} at entry {at[0]}{inside}"
+                             f"; {len(np.unique(np.argwhere(bad)[:, 0]))} of {len(x)} entries are not finite: clean "
+                             f"the data or mask them")
+
+
+def _variables(state: Any) -> None:
+    for kind in ("params", "state"):
+        for path, x in leaves(getattr(state, kind)):
+            if jnp.issubdtype(x.dtype, jnp.inexact) and not bool(jnp.isfinite(x).all()):
+                raise CheckError(f"{kind} {join(path)} are not finite before this step: an earlier gradient was not, "
+                                 f"or the learning rate is too high; try Trainer(clip=1.0) or a smaller learning rate")
+
+
+def _first_nan(trainer: Any, state: Any, batch: Mapping[str, Any], key: Any, train: bool) -> str | None:
+    """What makes the loss non-finite; the eager `v.check` of the forward pass raises before that."""
+
+    def run():
+        v = bind(state.params, state.state, rng=key, train=train, policy=trainer.policy, capture=False)
+        return pure(trainer.objective)(v, batch)
+
+    (loss, _), updates = run()
+    total = sum(jax.tree.leaves(updates.losses), loss)
+    if bool(jnp.isfinite(total)):
+        return None
+    try:
+        with jax.debug_nans(True):
+            run()
+    except FloatingPointError as error:
+        # Layers add their place to what is raised inside them, the innermost first.
+        notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("in ")]
+        return f"{FINITE}: the first NaN arises {notes[0] if notes else 'outside any layer'}"
+    return f"{FINITE} ({float(total)}): the inputs and the variables are, so it overflowed in the forward pass"

@@ -1,0 +1,215 @@
+"""`fit`: the loop around the pure step. It sends steps and never waits for the device without need.
+
+Metrics stay on the device until a row of them closes, are then fetched asynchronously and read one row later; only
+callbacks and checkpoints make it wait. Everything that decides what happens next is in the checkpoint, so a run that
+was killed and resumed ends bit for bit where an unbroken one does.
+"""
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sapwood.core.errors import CheckError, ConfigError
+from sapwood.data.batches import batches
+from sapwood.data.device import to_device
+from sapwood.train import checks, learning_rate, metrics
+from sapwood.train.callbacks import Callback, Event
+from sapwood.train.evaluation import AHEAD, Evaluation, as_dataset, without_flags
+from sapwood.train.progress import Progress
+from sapwood.train.run import Run
+from sapwood.train.schedule import Schedule, schedule
+from sapwood.train.start import start
+from sapwood.train.state import TrainState
+
+
+class Result(NamedTuple):
+    """What `fit` gives: the state after the last step, and one dict per row of metrics."""
+
+    state: TrainState
+    history: list[dict[str, Any]]
+
+
+def fit(
+    trainer: Any,
+    data: Any,
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int = 32,
+    validation: Any = None,
+    seed: int = 0,
+    state: TrainState | None = None,
+    run: Any = None,
+    resume: bool = False,
+    checkpoint_every: int | None = None,
+    keep: int = 3,
+    best: str | None = None,
+    log_every: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+) -> Result:
+    """Train ``trainer`` on ``data`` (a data set, or anything `sapwood.data.load` takes).
+
+    Args:
+        epochs, steps: how long; exactly one of them.
+        batch_size: examples of a global batch; the last batch of an epoch is filled from the next one.
+        validation: data evaluated at the end of each epoch; its metrics are "validation_loss" and so on.
+        seed: of the first parameters, the order of the data and every random draw.
+        state: start from this state instead of a fresh one; it is copied.
+        run: directory for ``metrics.jsonl``, TensorBoard events and checkpoints; None writes nothing.
+        resume: go on from the newest whole checkpoint in ``run``; from the beginning where there is none.
+        checkpoint_every: steps between checkpoints, and `keep` how many of them stay.
+        best: also keep the checkpoint with the best value of a metric: "max:validation_accuracy" or "min:loss".
+        log_every: steps between rows of metrics; each row averages since the one before.
+        callbacks: functions ``(event, memory) -> bool | None``, see `sapwood.train.callbacks`.
+        progress: show rows and, in a terminal, a bar.
+
+    Returns the last state and the rows. Raises `ConfigError` for options that do not fit together, `DataError` for bad
+    data, `CheckError` where a check fails in a step (nothing after that step has changed the state).
+
+    >>> import numpy as np, optax
+    >>> from sapwood.train import Trainer, supervised
+    >>> data = {"x": np.eye(4, dtype="float32"), "label": np.arange(4)}
+    >>> model = lambda v, x: x @ v.param("w", (4, 4), jax.nn.initializers.zeros)
+    >>> trainer = Trainer(supervised(model, inputs="x"), optax.sgd(1.0))
+    >>> state, history = fit(trainer, data, epochs=2, batch_size=2, progress=False)
+    >>> int(state.step), [row["step"] for row in history], history[-1]["accuracy"]
+    (4, [2, 4], 1.0)
+    """
+    trainer.check_batch_size(batch_size)
+    stream = batches(as_dataset(data), batch_size, seed=seed)
+    if best is not None and ":validation_" in best and validation is None:
+        raise ConfigError(f"fit(best={best!r}) needs fit(validation=...)")
+    plan = schedule(
+        stream.steps_per_epoch, epochs=epochs, steps=steps, log_every=log_every,
+        checkpoint_every=checkpoint_every, best=best is not None,
+    )  # fmt: skip
+    evaluation = None if validation is None else Evaluation(trainer, validation, None, "validation")
+    with Run(run, resume=resume, keep=keep, best=best) as record:
+        begun = start(trainer, stream, evaluation, record, seed=seed, state=state)
+        loop = Loop(trainer, begun.step, begun.state, stream, plan, evaluation, record, tuple(callbacks))
+        loop.restore(begun.info)
+        show = Progress(plan.steps, epochs=epochs, start=loop.done, quiet=not progress or jax.process_index() > 0)
+        with show as loop.progress:
+            loop.run()
+    return Result(loop.state, loop.history)
+
+
+@dataclasses.dataclass
+class Row:
+    """A row that is closed but not read yet: its metrics are on the device, or on their way from there."""
+
+    step: int
+    steps: list[dict[str, Any]]
+    validation: list[dict[str, Any]] | None
+
+
+class Loop:
+    """The state of one run of `fit`, and the loop itself."""
+
+    def __init__(self, trainer: Any, step: Callable, state: TrainState, stream: Any, plan: Schedule,
+                 evaluation: Evaluation | None, record: Run, callbacks: tuple[Callback, ...]):  # fmt: skip
+        self.trainer, self.step, self.state, self.stream, self.plan = trainer, step, state, stream, plan
+        self.evaluation, self.record, self.callbacks = evaluation, record, callbacks
+        self.progress = Progress(plan.steps, quiet=True)
+        self.history: list[dict[str, Any]] = []
+        self.memory: list[dict[str, Any]] = [{} for _ in callbacks]
+        self.done, self.stopped = 0, False
+        self.pending: list[dict[str, Any]] = []
+        self.late: deque[Row] = deque()
+
+    def restore(self, info: dict[str, Any] | None) -> None:
+        """Go on where the checkpoint with this info was taken."""
+        if info is None:
+            self.record.begin(None)
+            self.done = int(self.state.step)
+            self.stream.seek(self.done)
+            return
+        self.stream.restore(info["data"])
+        self.done, self.stopped = self.stream.position, info["stopped"]
+        self.history = self.record.begin(self.done)
+        if len(info["callbacks"]) == len(self.callbacks):
+            self.memory = info["callbacks"]
+        elif info["callbacks"] or self.callbacks:
+            raise ConfigError(f"the run was saved with {len(info['callbacks'])} callbacks and is resumed with "
+                              f"{len(self.callbacks)}; give the same ones, so that it goes on as if unbroken")
+
+    def run(self) -> None:
+        """Send every step that is left."""
+        if self.stopped:
+            return
+        feed = to_device(self.stream, self.trainer.batch_sharding)
+        self.clock, self.clocked = time.perf_counter(), self.done
+        try:
+            while self.done < self.plan.steps and not self.stopped:
+                self.state, found = self.step(self.state, next(feed))
+                self.done += 1
+                self.pending.append(found)
+                if len(self.pending) > AHEAD:
+                    jax.block_until_ready(self.pending[-AHEAD])
+                self.progress.advance(self.done)
+                if self.plan.closes_row(self.done):
+                    self.close()
+        finally:
+            feed.close()
+
+    def close(self) -> None:
+        """Close the row of this step, read what has arrived, and save where a checkpoint is due."""
+        validation = None
+        if self.evaluation is not None and self.plan.ends_epoch(self.done):
+            validation = self.evaluation.send(self.state)
+        self.late.append(Row(self.done, self.pending, validation))
+        for x in jax.tree.leaves((self.pending, validation)):
+            if isinstance(x, jax.Array):
+                x.copy_to_host_async()
+        self.pending = []
+        saves = self.record.directory is not None and self.plan.saves(self.done)
+        now = saves or self.callbacks or self.done == self.plan.steps
+        while len(self.late) > (0 if now else 1):
+            self.read(self.late.popleft())
+        if saves or (self.stopped and self.record.directory is not None):
+            info = {"data": {**self.stream.state(), "position": self.done}, "stopped": self.stopped,
+                    "callbacks": self.memory}  # fmt: skip
+            row = self.history[-1] if self.plan.ends_epoch(self.done) else {}
+            self.record.save(self.done, self.state, info, row)
+
+    def read(self, row: Row) -> None:
+        """Fetch a row, look at its checks, log it, and ask the callbacks."""
+        steps = jax.device_get(row.steps)
+        self.look(row, steps)
+        values = metrics.compute(metrics.merge([without_flags(tree) for tree in steps]))
+        skipped = 0 if self.state.scale is None else int(self.state.scale.skipped)
+        values = learning_rate.complete(values, self.trainer.learning_rate, row.step - skipped)
+        if row.validation is not None and self.evaluation is not None:
+            found = self.evaluation.settle(row.validation, self.state)
+            values |= {f"validation_{name}": value for name, value in found.items()}
+        now = time.perf_counter()
+        rate = (row.step - self.clocked) / max(now - self.clock, 1e-9)
+        self.clock, self.clocked = now, row.step
+        line = {"step": row.step, "epoch": self.plan.epoch(row.step), "loss": values.pop("loss"), **values}
+        line["steps_per_second"] = round(rate, 2)
+        self.history.append(line)
+        self.record.write(line)
+        self.progress.row(line)
+        event = Event(row.step, self.plan.steps, line["epoch"], self.plan.ends_epoch(row.step), line, self.state)
+        for callback, memory in zip(self.callbacks, self.memory, strict=True):
+            self.stopped = bool(callback(event, memory)) or self.stopped
+
+    def look(self, row: Row, steps: list[dict[str, Any]]) -> None:
+        """Raise where a check failed: the state has not changed since, so that batch can be run again to say why."""
+        for i, tree in enumerate(steps):
+            failed = tree[checks.FLAGS].failed() if checks.FLAGS in tree else []
+            if not failed:
+                continue
+            number = row.step - len(steps) + i
+            where = f"in step {number + 1} (epoch {self.plan.epoch(number + 1)})"
+            if jax.process_count() == 1:
+                key = jax.random.fold_in(self.state.rng, jnp.int32(number))
+                batch = self.trainer.put(self.stream[number])
+                checks.explain(self.trainer, self.state, batch, key, train=True, where=where)
+            raise CheckError(f"{'; '.join(failed)}, {where}")

@@ -1,0 +1,201 @@
+"""Losses: functions ``loss(outputs, target) -> per-example losses``, in float32, from optax where optax has them.
+
+A loss keeps the batch's shape; `reduce` turns it into one number under a mask or weights. What indexing would clamp in
+silence, a label outside the classes, is flagged by `check` on the device.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sapwood.core.errors import ConfigError, DataError
+from sapwood.core.paths import nearest
+from sapwood.train.metrics import Mean, lead, same_shape
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def _float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32)
+
+
+def _classes(what: str, logits: jax.Array, target: jax.Array) -> bool:
+    """Whether the target is class labels (...) for logits (..., classes); False for one probability per class."""
+    if jnp.issubdtype(target.dtype, jnp.integer) and target.shape == logits.shape[:-1]:
+        return True
+    if jnp.issubdtype(target.dtype, jnp.floating) and target.shape == logits.shape:
+        return False
+    raise DataError(f"{what}: logits of shape {logits.shape} need integer labels of shape {logits.shape[:-1]} or "
+                    f"probabilities of shape {logits.shape}, got {target.dtype}{list(target.shape)}")
+
+
+def softmax_cross_entropy(logits: jax.Array, target: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Cross-entropy of ``softmax(logits)``.
+
+    ``logits`` (..., classes) with integer ``target`` (...) or probabilities (..., classes) give float32 losses (...).
+    ``label_smoothing`` mixes the target with the uniform distribution (Szegedy et al. 2016, arXiv:1512.00567).
+    Raises `DataError` for shapes that do not fit.
+
+    >>> softmax_cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])).round(4).tolist()
+    [1.3862999677658081, 1.3862999677658081]
+    """
+    logits = _float32(logits)
+    if _classes("softmax_cross_entropy", logits, target):
+        if not label_smoothing:
+            return optax.softmax_cross_entropy_with_integer_labels(logits, target)
+        target = jax.nn.one_hot(target, logits.shape[-1])
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(target, label_smoothing))
+
+
+def sigmoid_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """Cross-entropy of ``sigmoid(logits)`` with a target between 0 and 1; all of one shape (...).
+
+    >>> sigmoid_cross_entropy(jnp.zeros(2), jnp.array([0, 1])).round(4).tolist()
+    [0.6930999755859375, 0.6930999755859375]
+    """
+    same_shape("sigmoid_cross_entropy", logits, target)
+    return optax.sigmoid_binary_cross_entropy(_float32(logits), _float32(target))
+
+
+def focal(logits: jax.Array, target: jax.Array, gamma: float = 2.0) -> jax.Array:
+    """Focal loss of ``sigmoid(logits)`` (Lin et al. 2017, arXiv:1708.02002); all of one shape (...).
+
+    >>> focal(jnp.zeros(1), jnp.ones(1)).round(4).tolist()
+    [0.1733000099658966]
+    """
+    same_shape("focal", logits, target)
+    return optax.sigmoid_focal_loss(_float32(logits), _float32(target), gamma=gamma)
+
+
+def squared_error(outputs: jax.Array, target: jax.Array) -> jax.Array:
+    """``(outputs - target) ** 2``, all of one shape.
+
+    >>> squared_error(jnp.array([1., 2.]), jnp.array([1., 4.])).tolist()
+    [0.0, 4.0]
+    """
+    same_shape("squared_error", outputs, target)
+    return optax.squared_error(_float32(outputs), _float32(target))
+
+
+def absolute_error(outputs: jax.Array, target: jax.Array) -> jax.Array:
+    """``|outputs - target|``, all of one shape.
+
+    >>> absolute_error(jnp.array([1., 2.]), jnp.array([1., 4.])).tolist()
+    [0.0, 2.0]
+    """
+    same_shape("absolute_error", outputs, target)
+    return jnp.abs(_float32(outputs) - _float32(target))
+
+
+def huber(outputs: jax.Array, target: jax.Array, delta: float = 1.0) -> jax.Array:
+    """Quadratic up to ``delta``, linear beyond (Huber 1964); all of one shape.
+
+    >>> huber(jnp.array([0.5, 3.0]), jnp.zeros(2)).tolist()
+    [0.125, 2.5]
+    """
+    same_shape("huber", outputs, target)
+    return optax.huber_loss(_float32(outputs), _float32(target), delta=delta)
+
+
+def log_cosh(outputs: jax.Array, target: jax.Array) -> jax.Array:
+    """``log(cosh(outputs - target))``, all of one shape.
+
+    >>> log_cosh(jnp.ones(1), jnp.ones(1)).tolist()
+    [0.0]
+    """
+    same_shape("log_cosh", outputs, target)
+    return optax.log_cosh(_float32(outputs), _float32(target))
+
+
+def hinge(outputs: jax.Array, target: jax.Array) -> jax.Array:
+    """``max(0, 1 - outputs * target)`` for a target of -1 and 1; all of one shape.
+
+    >>> hinge(jnp.array([0.5, -2.0]), jnp.array([1, 1])).tolist()
+    [0.5, 3.0]
+    """
+    same_shape("hinge", outputs, target)
+    return optax.hinge_loss(_float32(outputs), _float32(target))
+
+
+def kl_divergence(log_probabilities: jax.Array, target: jax.Array) -> jax.Array:
+    """KL divergence of ``target`` (..., classes) from ``exp(log_probabilities)`` (..., classes): losses (...).
+
+    >>> kl_divergence(jnp.log(jnp.full((1, 2), 0.5)), jnp.full((1, 2), 0.5)).tolist()
+    [0.0]
+    """
+    same_shape("kl_divergence", log_probabilities, target)
+    return optax.kl_divergence(_float32(log_probabilities), _float32(target))
+
+
+def cosine_distance(outputs: jax.Array, target: jax.Array) -> jax.Array:
+    """One minus the cosine of the angle between vectors (..., features): losses (...).
+
+    >>> cosine_distance(jnp.array([[1., 0.]]), jnp.array([[0., 2.]])).tolist()
+    [1.0]
+    """
+    same_shape("cosine_distance", outputs, target)
+    return optax.cosine_distance(_float32(outputs), _float32(target), epsilon=1e-8)
+
+
+LOSSES: Mapping[str, Loss] = {
+    loss.__name__: loss
+    for loss in (softmax_cross_entropy, sigmoid_cross_entropy, focal, squared_error, absolute_error, huber, log_cosh,
+                 hinge, kl_divergence, cosine_distance)
+}  # fmt: skip
+"""Every loss by name."""
+
+
+def resolve(loss: str | Loss) -> Loss:
+    """A loss given by name or as a function; `ConfigError` with the nearest names.
+
+    >>> resolve("huber") is huber
+    True
+    """
+    if callable(loss):
+        return loss
+    if loss not in LOSSES:
+        raise ConfigError(f"no loss is called {loss!r}{nearest(str(loss), LOSSES)} (known: {', '.join(LOSSES)}; or "
+                          f"give a function (outputs, target) -> per-example losses)")
+    return LOSSES[loss]
+
+
+def example_weight(batch: Mapping[str, Any]) -> jax.Array | None:
+    """What each example counts: ``batch["mask"]`` times ``batch["weight"]``, whichever are there; None for neither."""
+    mask, weight = batch.get("mask"), batch.get("weight")
+    if mask is None or weight is None:
+        return mask if weight is None else jnp.asarray(weight)
+    mask, weight = jnp.asarray(mask), jnp.asarray(weight)
+    wide = max(mask, weight, key=lambda x: x.ndim).shape
+    return lead(mask, wide) * lead(weight, wide)
+
+
+def reduce(losses: jax.Array, weight: jax.Array | None = None) -> tuple[jax.Array, Mean]:
+    """The mean of per-example losses (batch, ...) under a mask or weight, and the sums it is made of.
+
+    A batch whose weights are all zero has loss 0, so that it adds nothing to an accumulated gradient.
+
+    >>> loss, mean = reduce(jnp.array([1., 3., 5.]), jnp.array([1., 1., 0.]))
+    >>> float(loss), float(mean.weight)
+    (2.0, 2.0)
+    """
+    mean = Mean.of(losses, weight)
+    if weight is None:
+        return mean.total / mean.weight, mean
+    return mean.total / jnp.where(mean.weight == 0, 1, mean.weight), mean
+
+
+def check(v: Any, loss: Loss, outputs: jax.Array, target: jax.Array, mask: jax.Array | None = None) -> None:
+    """Flag targets that ``loss`` would misread in silence; examples outside ``mask`` may hold anything."""
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    if function is softmax_cross_entropy and jnp.issubdtype(target.dtype, jnp.integer):
+        classes = outputs.shape[-1]
+        ok, message = (target >= 0) & (target < classes), f"label outside the {classes} classes 0 to {classes - 1}"
+    elif function in (sigmoid_cross_entropy, focal):
+        ok, message = (target >= 0) & (target <= 1), "target outside 0 to 1"
+    else:
+        return
+    v.check(ok if mask is None else ok | ~lead(mask, ok.shape).astype(bool), message)

@@ -1,0 +1,102 @@
+"""Objectives: what is minimised. Any pure function ``objective(v, batch) -> (loss, metrics)``; `supervised` makes one.
+
+``loss`` is a scalar; ``metrics`` is a dict of `Metric` accumulators or scalars. A batch is a dict of arrays, with
+"mask" (batch,) where it is padded and "weight" (batch,) where examples have weights. Auxiliary losses of layers
+(``v.loss``) are added by the training step, so an objective need not know of them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+
+from sapwood.core.errors import ConfigError, DataError
+from sapwood.core.paths import nearest
+from sapwood.train import losses as losses_
+from sapwood.train import metrics as metrics_
+
+Batch = Mapping[str, Any]
+
+
+class Objective(Protocol):
+    """A pure function of a cursor and a batch: ``(loss, metrics)``. One with ``predict(v, batch)`` can predict too."""
+
+    def __call__(self, v: Any, batch: Batch, /) -> tuple[jax.Array, dict[str, Any]]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+    """The objective `supervised` makes: ``loss`` and ``metrics`` of ``model(v, *inputs)`` against ``batch[target]``."""
+
+    model: Callable[..., Any]
+    loss: losses_.Loss
+    metrics: tuple[tuple[str, Callable[..., Any]], ...]
+    inputs: tuple[str, ...]
+    target: str
+
+    def predict(self, v: Any, batch: Batch) -> Any:
+        """The model's outputs for the inputs of a batch, which are cast to the compute dtype."""
+        return self.model(v, *(v.policy.cast(_feature(batch, name, "inputs")) for name in self.inputs))
+
+    def __call__(self, v: Any, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
+        outputs, target = self.predict(v, batch), _feature(batch, self.target, "target")
+        weight = losses_.example_weight(batch)
+        losses_.check(v, self.loss, outputs, target, batch.get("mask"))
+        loss, mean = losses_.reduce(self._per_example(outputs, target), weight)
+        metrics = {name: _as_accumulator(metric(outputs, target, weight), weight) for name, metric in self.metrics}
+        if weight is None:  # the loss says it all: every example counts the same
+            return loss, metrics
+        return loss, {"loss": mean, **metrics}
+
+    def _per_example(self, outputs: Any, target: Any) -> jax.Array:
+        losses = self.loss(outputs, target)
+        if losses.ndim == 0 or losses.shape[0] != target.shape[0]:
+            name = getattr(self.loss, "__name__", repr(self.loss))
+            raise ConfigError(f"the loss {name} returned shape {losses.shape} for {target.shape[0]} examples; return "
+                              f"one loss per example (batch, ...), the mean is taken under the mask and weights")
+        return losses
+
+
+def _as_accumulator(value: Any, weight: Any) -> metrics_.Metric:
+    """A metric function may hand back an accumulator, or one value per example to be averaged."""
+    return value if isinstance(value, metrics_.Metric) else metrics_.Mean.of(value, weight)
+
+
+def _feature(batch: Batch, name: str, role: str) -> Any:
+    if name not in batch:
+        raise DataError(f"the batch has no feature {name!r}, which supervised({role}=...) names"
+                        f"{nearest(name, batch)} (it has {', '.join(batch) or 'nothing'})")
+    return batch[name]
+
+
+def supervised(
+    model: Callable[..., Any],
+    loss: str | losses_.Loss = "softmax_cross_entropy",
+    metrics: Sequence[str | Callable[..., Any]] = ("accuracy",),
+    inputs: str | Sequence[str] = "image",
+    target: str = "label",
+) -> Supervised:
+    """The objective of learning ``target`` from ``inputs`` by example.
+
+    ``model(v, *inputs)`` is any model. ``loss`` is a name or a function ``(outputs, target) -> per-example losses``;
+    ``metrics`` are names or functions ``(outputs, target, weight) -> Metric`` (or one value per example). Masks and
+    weights of the batch enter both. Labels outside the classes are flagged on the device. Raises `ConfigError` with
+    the nearest names for an unknown loss or metric, `DataError` for a feature the batch lacks.
+
+    >>> import jax.numpy as jnp
+    >>> import sapwood as sw
+    >>> objective = supervised(lambda v, x: x @ v.param("w", (2, 3), jax.nn.initializers.zeros), inputs="features")
+    >>> batch = {"features": jnp.ones((4, 2)), "label": jnp.array([0, 1, 2, 0])}
+    >>> params, state = sw.init(objective, 0, batch)
+    >>> (loss, metrics), _ = sw.apply(objective, params, state, batch)
+    >>> round(float(loss), 4), metrics_.compute(metrics)["accuracy"]
+    (1.0986, 0.5)
+    """
+    if not callable(model):
+        raise ConfigError(f"supervised(model=...): a model is a function f(v, *inputs), got {type(model).__name__}")
+    if isinstance(metrics, str):
+        metrics = (metrics,)
+    names = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+    chosen = tuple(metrics_.resolve(metric) for metric in metrics)
+    return Supervised(model, losses_.resolve(loss), chosen, names, target)

@@ -1,0 +1,55 @@
+"""The compiled programs of a trainer: each traced and compiled once, the state donated to the training step."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from sapwood import parallel
+from sapwood.train.evaluation import evaluate_step, predict_step
+from sapwood.train.step import train_step
+
+
+class Programs:
+    """What a `Trainer` runs: `train` for shardings of the state, `evaluate`, `predict`."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.whole = None if trainer.mesh is None else parallel.replicated(trainer.mesh)
+
+    @functools.cached_property
+    def evaluate(self) -> Callable[..., Any]:
+        """``(params, state, batch) -> metrics``"""
+        return self._compile(evaluate_step, self.whole)
+
+    @functools.cached_property
+    def predict(self) -> Callable[..., Any]:
+        """``(params, state, batch) -> outputs``, whole on every device."""
+        return self._compile(predict_step, self.whole)
+
+    def train(self, shardings: Any) -> Callable[..., Any]:
+        """``(state, batch) -> (state, metrics)`` in place: the state given is used up."""
+        return self._compile(train_step, None if shardings is None else (shardings, self.whole), donate_argnums=0)
+
+    def _compile(self, function: Callable[..., Any], out_shardings: Any, **options: Any) -> Callable[..., Any]:
+        trainer = self.trainer
+
+        def run(*args):
+            return function(trainer, *args)
+
+        run.__name__ = function.__name__  # what profiles show
+        if not trainer.jit:
+            return eager(run)
+        return jax.jit(run, out_shardings=out_shardings, **options)
+
+
+def eager(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function as plain Python, every operation by itself."""
+
+    @functools.wraps(function)
+    def run(*args):
+        with jax.disable_jit():
+            return function(*args)
+
+    return run

@@ -1,0 +1,79 @@
+"""The directory of a run: its rows, its TensorBoard events and its checkpoints; nothing at all where none is wanted."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sapwood.core.errors import CheckpointError, ConfigError
+from sapwood.train.checkpoints import Checkpoints, preload
+from sapwood.train.logs import JsonlLog, TensorBoardLog, read_rows
+
+
+class Run:
+    """What `fit` writes to ``directory`` (None writes nothing). A context manager: leaving waits for what is under way.
+
+    Raises `ConfigError` for options that need a directory where there is none, `CheckpointError` where the directory
+    holds the checkpoints of another run and ``resume`` does not say to go on from them.
+    """
+
+    def __init__(self, directory: Any, *, resume: bool, keep: int, best: str | None):
+        if directory is None and (resume or best is not None):
+            option = "resume=True" if resume else f"best={best!r}"
+            raise ConfigError(f"fit({option}) needs run=, the directory that holds the checkpoints")
+        self.directory = None if directory is None else Path(directory)
+        self.checkpoints: Checkpoints | None = None
+        self.logs: list[Any] = []
+        if self.directory is None:
+            return
+        self.checkpoints = Checkpoints(self.directory / "checkpoints", keep=keep, best=best)
+        newest = self.checkpoints.latest()
+        if newest is not None and not resume:
+            raise CheckpointError(f"{directory} already holds a run (newest checkpoint: step {newest}); resume it "
+                                  f"(resume=True, --resume), or choose another directory")
+        preload()  # Orbax takes 0.4 s to import: in a thread, while the step compiles
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        for log in self.logs:
+            log.close()
+        if self.checkpoints is not None:
+            self.checkpoints.close()
+
+    def restore(self, shapes: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The state and info of the newest whole checkpoint, or None where there is none yet."""
+        if self.checkpoints is None or self.checkpoints.latest() is None:
+            return None
+        state, found = self.checkpoints.restore(shapes)
+        return state, found.info
+
+    def save(self, step: int, state: Any, info: dict[str, Any], metrics: dict[str, Any]) -> None:
+        """Start to write a checkpoint."""
+        assert self.checkpoints is not None
+        numbers = {name: x for name, x in metrics.items() if isinstance(x, int | float)}
+        self.checkpoints.save(step, state, info, numbers)
+
+    def begin(self, step: int | None) -> list[dict[str, Any]]:
+        """Open the logs of a fresh run (None), or of one that goes on from a step; returns the rows so far."""
+        if self.directory is None or jax.process_index() > 0:
+            return []
+        rows = self.directory / "metrics.jsonl"
+        self.logs = [JsonlLog(rows, after=step), TensorBoardLog(self.directory / "tensorboard", after=step)]
+        return [] if step is None else [{name: _number(x) for name, x in row.items()} for row in read_rows(rows)]
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Write one row to the logs; TensorBoard takes single numbers alone."""
+        if not self.logs:
+            return
+        self.logs[0].write({name: x.tolist() if isinstance(x, np.ndarray) else x for name, x in row.items()})
+        self.logs[1].write({name: x for name, x in row.items() if isinstance(x, int | float)})
+
+
+def _number(x: Any) -> Any:
+    """A value as it was before it was written: JSON has no NaN and no infinity, so they are strings there."""
+    if isinstance(x, list):
+        return np.asarray(x)
+    return float(x) if isinstance(x, str) else x

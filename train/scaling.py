@@ -1,0 +1,67 @@
+"""Dynamic loss scaling for float16, whose gradients underflow below 6e-8 (Micikevicius et al. 2018, arXiv:1710.03740).
+
+The loss is multiplied by a scale before the gradient is taken. A step whose gradients overflow is skipped and halves
+the scale; after a run of good steps it doubles. bfloat16 has float32's range and needs none of this.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sapwood.core.errors import ConfigError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ScaleState:
+    """The scale (float32), the good steps since it last changed, and the steps skipped so far (int32); all scalars."""
+
+    scale: Any
+    good: Any
+    skipped: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class LossScale:
+    """How the scale starts and moves: doubled after ``interval`` good steps, halved (down to 1) by an overflow.
+
+    >>> scaling = LossScale(initial=8, interval=2)
+    >>> state = scaling.init()
+    >>> for finite in (True, True, False):
+    ...     state = scaling.update(state, jnp.bool_(finite))
+    ...     print(float(state.scale), int(state.skipped))
+    8.0 0
+    16.0 0
+    8.0 1
+    """
+
+    initial: float = 2.0**15
+    interval: int = 2000
+    factor: float = 2.0
+
+    def __post_init__(self):
+        if self.initial < 1 or self.interval < 1 or self.factor <= 1:
+            raise ConfigError(f"{self}: the initial scale and the interval are at least 1, the factor more than 1")
+
+    def init(self) -> ScaleState:
+        """The state before the first step."""
+        return ScaleState(jnp.float32(self.initial), jnp.int32(0), jnp.int32(0))
+
+    def update(self, state: ScaleState, finite: jax.Array) -> ScaleState:
+        """The state after a step whose gradients were all finite, or not."""
+        grow = finite & (state.good + 1 >= self.interval)
+        up, down = state.scale * self.factor, jnp.maximum(state.scale / self.factor, 1.0)
+        # A scale that reached infinity could never come back, so it stops where float32 still holds it.
+        scale = jnp.where(grow, jnp.minimum(up, 2.0**126), jnp.where(finite, state.scale, down))
+        return ScaleState(scale, jnp.where(finite & ~grow, state.good + 1, 0), state.skipped + ~finite)
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is finite: a boolean scalar.
+
+    >>> bool(all_finite({"a": jnp.ones(2), "b": jnp.array([jnp.inf])}))
+    False
+    """
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))

@@ -1,0 +1,36 @@
+"""`TrainState`: everything a run carries from one step to the next, as one pytree."""
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """The whole state of training. What a run does not use is None and holds no array.
+
+    ``step`` counts batches, ``params`` and ``state`` are the model's nested dicts, ``opt_state`` is optax's, ``rng``
+    the run's key (each step folds its number into it), ``ema`` the running mean of the parameters that train,
+    ``scale`` the `ScaleState` of float16, and ``ok`` turns false at a step whose checks failed: from there on nothing
+    else changes, so that step can be replayed when the host comes to look.
+
+    (A plain registered dataclass: `flax.struct` gives the same but costs 0.17 s to import.)
+
+    >>> TrainState(step=0, params={}, state={}, opt_state=(), rng=jax.random.key(0)).replace(step=1).step
+    1
+    """
+
+    step: Any
+    params: dict
+    state: dict
+    opt_state: Any
+    rng: Any
+    ema: Any = None
+    scale: Any = None
+    ok: Any = None
+
+    def replace(self, **changes: Any) -> Self:
+        """The same state with some fields changed."""
+        return dataclasses.replace(self, **changes)

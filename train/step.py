@@ -1,0 +1,90 @@
+"""The pure training step: gradient, update and what follows from it. What a run does not use adds no operation."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sapwood.train import checks, learning_rate
+from sapwood.train.accumulate import accumulate
+from sapwood.train.forward import Pass, forward
+from sapwood.train.scaling import all_finite
+from sapwood.train.state import TrainState
+from sapwood.train.trainable import join, split
+
+
+def train_step(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+    """The state after one batch, and the metrics of that batch; see `Trainer.step`."""
+    trained, frozen = split(state.params, trainer.trainable)
+    key = jax.random.fold_in(state.rng, state.step)  # dropped by the compiler where the model draws nothing
+    scale = None if state.scale is None else state.scale.scale
+
+    def loss(trained: dict, model_state: dict, key: Any, batch: Any) -> tuple[jax.Array, Pass]:
+        out = forward(trainer, join(trained, frozen), model_state, key, batch, train=True)
+        return (out.loss if scale is None else out.loss * scale), out
+
+    gradient, plain = jax.grad(loss, has_aux=True), lambda *args: (None, loss(*args)[1])
+    if trainer.accumulate > 1:
+        gradient, plain = accumulate(gradient, trainer.accumulate), accumulate(plain, trainer.accumulate)
+    grads, out = gradient(trained, state.state, key, batch)
+    if scale is not None:
+        grads = jax.tree.map(lambda g: g / scale.astype(g.dtype), grads)
+
+    metrics = out.metrics
+    finite = None if scale is None else all_finite(grads)
+    if trainer.clip is not None:
+        grads, metrics["gradient_norm"] = clip(grads, trainer.clip)
+    updates, opt_state = optax.with_extra_args_support(trainer.optimizer).update(
+        grads, state.opt_state, trained,
+        value=out.loss, grad=grads, value_fn=lambda trained: plain(trained, state.state, key, batch)[1].loss,
+    )  # fmt: skip
+    trained = optax.apply_updates(trained, updates)
+    after = state.replace(params=join(trained, frozen), state=out.state, opt_state=opt_state)
+    if trainer.ema is not None:
+        after = after.replace(ema=optax.incremental_update(trained, state.ema, 1 - trainer.ema))
+    after, metrics = _gate(trainer, state, after, out, finite, metrics)
+    return after.replace(step=state.step + 1), {**metrics, **learning_rate.logged(after.opt_state)}
+
+
+def clip(grads: Any, limit: float) -> tuple[Any, jax.Array]:
+    """Gradients scaled down to a global norm of at most ``limit``, and the norm they had, both taken in float32.
+
+    (Pascanu et al. 2013, arXiv:1211.5063.)
+
+    >>> grads, norm = clip({"w": jnp.array([3., 4.])}, 1.0)
+    >>> grads["w"].round(3).tolist(), float(norm)
+    ([0.6000000238418579, 0.800000011920929], 5.0)
+    """
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)))
+    factor = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-12))
+    return jax.tree.map(lambda g: (g * factor).astype(g.dtype), grads), norm
+
+
+def _gate(trainer: Any, before: TrainState, after: TrainState, out: Pass, finite: Any, metrics: dict):
+    """Keep what was before where the step is not to count: gradients overflowed, or a check failed now or earlier."""
+    good = finite
+    if trainer.checks:
+        flags = dict(out.ok)
+        if finite is None:  # under loss scaling an overflow is no failure: the step is skipped
+            flags[checks.FINITE] = jnp.isfinite(out.loss)
+        metrics = {**metrics, checks.FLAGS: checks.Flags(flags)}
+        ok = before.ok
+        for flag in flags.values():
+            ok = ok & flag
+        after, good = after.replace(ok=ok), ok if finite is None else ok & finite
+    if good is not None:
+        after = after.replace(
+            params=_keep(good, after.params, before.params),
+            state=_keep(good, after.state, before.state),
+            opt_state=_keep(good, after.opt_state, before.opt_state),
+            ema=_keep(good, after.ema, before.ema),
+        )
+    if finite is not None:
+        after = after.replace(scale=trainer.scaling.update(before.scale, finite))
+    return after, metrics
+
+
+def _keep(good: jax.Array, new: Any, old: Any) -> Any:
+    """The new tree where ``good``, else the old one; what did not change anyway is left alone."""
+    return jax.tree.map(lambda n, o: n if n is o else jnp.where(good, n, o), new, old)

@@ -1,0 +1,172 @@
+"""`Trainer`: how a model is trained, as one frozen value; its methods are thin doors to the files that do the work."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from sapwood import parallel
+from sapwood.core.errors import ConfigError
+from sapwood.core.policy import Policy, as_policy
+from sapwood.train import birth, evaluation, loop, programs, trainable
+from sapwood.train.scaling import LossScale
+from sapwood.train.state import TrainState
+from sapwood.train.step import train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """A configuration of training, without any array in it.
+
+    Attributes:
+        objective: a pure function ``(v, batch) -> (loss, metrics)``; `supervised` makes one.
+        optimizer: any optax transformation; it is given ``value``, ``grad`` and ``value_fn``, so `reduce_on_plateau`
+            and L-BFGS with its line search work.
+        mesh, rules: where arrays live (`sapwood.mesh`, `sapwood.parallel.Rules`); None is one device.
+        policy: a `Policy` or a compute dtype; "float16" brings dynamic loss scaling.
+        trainable: path patterns of what trains ("head", "**/lora_*", ("!stem", ...)); None is everything.
+        ema: decay of a running mean of the parameters, which evaluation then uses.
+        accumulate: micro-batches that a batch is cut into, one after the other, for one optimizer step.
+        clip: largest global norm of the gradient.
+        learning_rate: the schedule or number given to the optimizer, once more, to be logged; not needed where the
+            optimizer is made with `optax.inject_hyperparams`.
+        scaling: how the loss scale of float16 moves; made by default for a float16 policy.
+        jit: False runs every step as plain Python, so that a breakpoint in a layer stops there.
+        checks: collect `v.check` and the finiteness of the loss on the device; a failure raises `CheckError`.
+
+    Raises `ConfigError` for values that cannot be.
+
+    >>> import jax.numpy as jnp
+    >>> from sapwood.train import supervised
+    >>> model = lambda v, x: x @ v.param("w", (2, 3), jax.nn.initializers.zeros)
+    >>> trainer = Trainer(supervised(model, inputs="x"), optax.sgd(0.5))
+    >>> batch = {"x": jnp.eye(2), "label": jnp.array([0, 2])}
+    >>> state = trainer.init(0, batch)
+    >>> step = jax.jit(trainer.step, donate_argnums=0)     # your own loop
+    >>> state, metrics = step(state, batch)
+    >>> int(state.step), round(float(metrics["loss"].compute()), 4)
+    (1, 1.0986)
+    """
+
+    objective: Callable[..., Any]
+    optimizer: Any
+    mesh: Any = None
+    rules: Any = None
+    policy: Any = None
+    trainable: Any = None
+    ema: float | None = None
+    accumulate: int = 1
+    clip: float | None = None
+    learning_rate: Any = None
+    scaling: LossScale | None = None
+    jit: bool = True
+    checks: bool = True
+
+    def __post_init__(self):
+        policy: Policy = as_policy(self.policy)
+        object.__setattr__(self, "policy", policy)
+        if policy.compute == "float16" and self.scaling is None:
+            object.__setattr__(self, "scaling", LossScale())
+        if isinstance(self.trainable, list):
+            object.__setattr__(self, "trainable", tuple(self.trainable))
+        if not callable(self.objective):
+            raise ConfigError(f"Trainer(objective=...): a function (v, batch) -> (loss, metrics) is expected, got "
+                              f"{type(self.objective).__name__}")
+        if not (callable(getattr(self.optimizer, "init", None)) and callable(getattr(self.optimizer, "update", None))):
+            raise ConfigError(f"Trainer(optimizer=...): an optax transformation such as optax.adam(1e-3) is expected, "
+                              f"got {self.optimizer!r}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"Trainer(ema={self.ema}): a decay between 0 and 1, such as 0.999, is expected")
+        if self.accumulate < 1:
+            raise ConfigError(f"Trainer(accumulate={self.accumulate}): at least 1 micro-batch is expected")
+        if self.clip is not None and not self.clip > 0:
+            raise ConfigError(f"Trainer(clip={self.clip}): a norm above 0 is expected; None does not clip")
+
+    # ---- the parts --------------------------------------------------------------------------------------------------
+
+    def init(self, key: Any, batch: Mapping[str, Any]) -> TrainState:
+        """The state before the first step, each array born where it will live.
+
+        ``key`` is a random key or a seed, ``batch`` a batch of arrays or of shapes (arrays where initialisers read
+        data). The parameters are those of ``sw.init(objective, key, batch)``. Raises `ConfigError` where ``trainable``
+        matches nothing, or the batch does not divide over the mesh.
+        """
+        self.check_batch_size(jax.tree.leaves(dict(batch))[0].shape[0])
+        return birth.plan(self, batch).make(key, dict(batch))
+
+    def step(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
+        """One training step, a pure function: ``jax.jit(trainer.step, donate_argnums=0)`` in a loop of your own.
+
+        The metrics are accumulators (`Metric`) or scalars by name: "loss" and what the objective gives, then
+        "auxiliary_loss" where layers add one, "gradient_norm" with ``clip``, "learning_rate" where the optimizer
+        holds it, and with ``checks`` the bits under "checks" (`Flags.failed` lists what failed).
+        """
+        return train_step(self, state, dict(batch))
+
+    def fit(self, data: Any, **options: Any) -> "loop.Result":
+        """Train on a data set; see `sapwood.train.fit` for the options. Returns ``(state, history)``."""
+        return loop.fit(self, data, **options)
+
+    def evaluate(self, state: TrainState, data: Any, batch_size: int | None = None) -> dict[str, Any]:
+        """The metrics over a whole data set, exact whatever the batch size and the mesh.
+
+        ``data`` is a data set or anything `sapwood.data.load` takes. The running mean of the parameters is used where
+        there is one. Raises `DataError` for an empty data set, `CheckError` where a check fails.
+        """
+        run = evaluation.Evaluation(self, data, batch_size)
+        return run.settle(run.send(state), state)
+
+    def predict(self, state: TrainState, data: Any, batch_size: int | None = None) -> Any:
+        """The model's outputs for every example, in order, as NumPy arrays (examples, ...).
+
+        ``data`` is a data set, or a dict of arrays. The objective must have ``predict(v, batch)``, as those of
+        `supervised` do. Raises `ConfigError` where it has not, `DataError` for no data.
+        """
+        return evaluation.predict(self, state, data, batch_size)
+
+    # ---- what the parts share ---------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def place(self) -> Any:
+        """What tells a cursor where activations live; None without a mesh."""
+        return None if self.mesh is None else parallel.placement(self.mesh, self.rules)
+
+    @functools.cached_property
+    def batch_sharding(self) -> Any:
+        """How a batch lies on the mesh; None without one."""
+        return None if self.mesh is None else parallel.batch_sharding(self.mesh, self.rules)
+
+    @functools.cached_property
+    def compiled(self) -> "programs.Programs":
+        """The compiled programs of this trainer, made when first used and kept."""
+        return programs.Programs(self)
+
+    def put(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch of host arrays on the devices, split as the mesh says."""
+        if self.mesh is None:
+            return jax.device_put(dict(batch))
+        return parallel.put_batch(dict(batch), self.batch_sharding)
+
+    def eval_params(self, state: TrainState) -> dict:
+        """The parameters evaluation uses: their running mean where the state keeps one."""
+        if state.ema is None:
+            return state.params
+        return trainable.join(state.ema, trainable.split(state.params, self.trainable)[1])
+
+    def check_batch_size(self, size: int) -> int:
+        """The size itself; `ConfigError` where accumulation or the mesh cannot divide it."""
+        if size % self.accumulate:
+            raise ConfigError(f"accumulate={self.accumulate} does not divide the batch of {size}; use a batch size "
+                              f"that is a multiple of {self.accumulate}")
+        if self.mesh is not None:
+            try:
+                parallel.check_batch_size(size // self.accumulate, self.batch_sharding)
+            except ConfigError as error:
+                if self.accumulate > 1:
+                    error.add_note(f"(a batch of {size} in accumulate={self.accumulate} micro-batches)")
+                raise
+        return size
+
+
