@@ -1,7 +1,10 @@
 """Imports go only along the arrows, and what is heavy is imported where it is first used."""
 
 import ast
+import re
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -87,6 +90,25 @@ def test_import_sapwood_loads_only_jax(root):
         and (found := list(heavy_imports(path.read_text(encoding="utf-8"), _package(root, path))))
     }
     assert not heavy
+
+
+OPTIONAL = {"treescope", "datasets"}  # used where they are there; each has a message that says how to get it
+
+
+def test_every_import_is_a_declared_dependency(root):
+    """What arrives only because another package happens to need it may leave with that package's next version."""
+    dependencies = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    declared = {re.split(r"[^\w-]", d)[0].lower().replace("_", "-") for d in dependencies}
+    known = packages_distributions()
+    loose = set()
+    for _room, path in [*modules(root), *(("", p) for p in root.glob("*.py"))]:
+        for _line, name in imports(ast.parse(path.read_text(encoding="utf-8")), _package(root, path)):
+            top = name.split(".")[0]
+            if top == "sapwood" or top in sys.stdlib_module_names or top in OPTIONAL:
+                continue
+            if not {d.lower().replace("_", "-") for d in known.get(top, [top])} & declared:
+                loose.add(f"{path.relative_to(root).as_posix()}: {top}")
+    assert not loose
 
 
 @pytest.mark.parametrize(

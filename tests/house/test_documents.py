@@ -18,9 +18,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def test_readme_has_exactly_two_set_up_commands(root):
-    lines = [
-        line for block in blocks(root / "README.md", "sh") for line in block.splitlines() if line.strip()
-    ]
+    lines = [line for block in blocks(root / "README.md", "sh") for line in block.splitlines() if line.strip()]
     set_up = [line for line in lines if "pip install" in line]
     assert len(set_up) == 2, set_up
     train, test = set_up
