@@ -3,12 +3,12 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from sapwood.core.errors import CheckError
+from sapwood.core.errors import CheckError, DeclarationError
 from sapwood.core.paths import Path, join, nest
+from sapwood.core.traces import is_traced
 
 
 class Updates(NamedTuple):
@@ -22,18 +22,6 @@ class Updates(NamedTuple):
     losses: dict
     captured: dict
     checks: dict
-
-
-def current_trace() -> Any:
-    """An opaque mark of the JAX trace we are in; equal only within one trace."""
-    from jax.extend.core import get_opaque_trace_state  # loads Pallas: a quarter of what `import sapwood` would cost
-
-    return get_opaque_trace_state(convention="sapwood")
-
-
-def is_traced(x: Any) -> bool:
-    """Whether the value is not known yet."""
-    return isinstance(x, jax.core.Tracer)
 
 
 def raise_if_failed(path: Path, message: str, ok: Any) -> None:
@@ -60,7 +48,7 @@ class Collector:
         self.declared: dict[Path, tuple[tuple[int, ...], Any]] = {}
         self.state: dict[Path, Any] = {}
         self.losses: dict[Path, Any] = {}
-        self.captured: dict[Path, Any] = {}
+        self.captured: dict[Path, list] = {}
         self.checks: dict[Path, Any] = {}
 
     def loss(self, path: Path, x: Any) -> None:
@@ -70,10 +58,7 @@ class Collector:
 
     def sow(self, path: Path, x: Any) -> None:
         """Keep a value; a second one of the same name makes a tuple."""
-        if path in self.captured:
-            old = self.captured[path]
-            x = (*old, x) if isinstance(old, tuple) else (old, x)
-        self.captured[path] = x
+        self.captured.setdefault(path, []).append(x)
 
     def check(self, path: Path, message: str, ok: Any) -> None:
         """Keep one bit where the values are not known yet; raise at once where they are."""
@@ -85,7 +70,20 @@ class Collector:
 
     def updates(self) -> Updates:
         """Everything collected, relative to the root of the run."""
-        return Updates(*map(self._relative, (self.state, self.losses, self.captured, self.checks)))
+        captured = {path: tuple(found) if len(found) > 1 else found[0] for path, found in self.captured.items()}
+        return Updates(
+            self._relative(self.state, "a state entry"),
+            self._relative(self.losses, "a loss"),
+            self._relative(captured, "a captured value"),
+            self._relative(self.checks, "a check"),
+        )
 
-    def _relative(self, flat: dict[Path, Any]) -> dict:
+    def _relative(self, flat: dict[Path, Any], what: str) -> dict:
+        for path in flat:
+            for k in range(len(self.root) + 1, len(path)):
+                if path[:k] in flat:
+                    raise DeclarationError(
+                        f"{join(path[:k])} is {what} and a scope that holds {join(path)}; give one of the two "
+                        "another name"
+                    )
         return nest((path[len(self.root) :], value) for path, value in flat.items())

@@ -4,9 +4,9 @@ Its arrays go along, its key only from `fork`, `fold` or `stack`, its collector 
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from sapwood.core.errors import EffectError
 from sapwood.core.rng import ROOT, Ledger
 from sapwood.core.vars import Vars, current_state
 
@@ -17,11 +17,11 @@ class Static:
     __slots__ = ("fields", "key", "label")
 
     def __init__(self, v: Vars, carry: bool):
-        self.label = (v._path, v._start[1], v._stacked, v._scope, v._reads)
+        self.label = (v._path, v._stacked, v._scope, v._reads)
         self.fields = (v._train, v._policy, v._place, v._capture, v._recorder, carry, v._own_params, v._own_state,
                        v._collected or v._collector is not None)  # fmt: skip
         by_path = v._recorder is not None or isinstance(v._capture, str)
-        self.key = (self.fields, self.label[:4] if by_path else None)
+        self.key = (self.fields, self.label[:3] if by_path else None)
 
     def __eq__(self, other):
         return isinstance(other, Static) and self.key == other.key
@@ -33,20 +33,22 @@ class Static:
 def flatten(v: Vars):
     carry = v._carry and v._key is not None
     key = start = None
-    if carry:
-        key, start = v._key, v._start[0]
-        if isinstance(start, tuple):
-            static = all(isinstance(lane, int) for lane in start)
-            start = np.array(start, np.uint32) if static else jnp.stack(start)
+    if carry:  # the whole hash goes along: the path is a label, and equal blocks share one trace
+        if not v._ledger.cross(v._path):
+            raise EffectError(
+                f"{v._at()}: this cursor's key has been used here and would give the same numbers again inside; "
+                "v.fork() for each crossing into a transform"
+            )
+        key, start = v._key, tuple(np.uint32(lane) if isinstance(lane, int) else lane for lane in v._hash())
     return (v._params, current_state(v), key, start), Static(v, carry)
 
 
 def unflatten(static: Static, children) -> Vars:
     params, state, key, start = children
-    path, depth, stacked, scope, reads = static.label
+    path, stacked, scope, reads = static.label
     train, policy, place, capture, recorder, carry, own_params, own_state, collected = static.fields
     return Vars(
-        _params=params, _state=state, _key=key, _start=(start, depth) if carry else (ROOT, 0), _carry=carry,
+        _params=params, _state=state, _key=key, _start=(start, len(path)) if carry else (ROOT, 0), _carry=carry,
         _ledger=Ledger() if carry else None, _path=path, _train=train, _policy=policy, _place=place, _capture=capture,
         _recorder=recorder, _stacked=stacked, _scope=scope, _reads=reads, _collected=collected,
         _own_params=own_params, _own_state=own_state,

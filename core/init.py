@@ -13,13 +13,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sapwood.core import paths
-from sapwood.core.collect import Collector, is_traced
+from sapwood.core.collect import Collector
 from sapwood.core.declare import identity
 from sapwood.core.errors import DeclarationError
 from sapwood.core.param import Param
 from sapwood.core.rng import as_key, fold, path_hash
 from sapwood.core.run import bind
 from sapwood.core.spec import Spec, spec
+from sapwood.core.traces import is_traced
 from sapwood.core.vars import collecting
 
 GROUPED_BELOW = 2**22

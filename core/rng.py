@@ -86,10 +86,11 @@ class Ledger:
     same numbers.
     """
 
-    __slots__ = ("__weakref__", "draws", "forks", "trace", "used")
+    __slots__ = ("__weakref__", "crossed", "draws", "forks", "trace", "used")
 
     def __init__(self, trace: Any = None):
         self.trace = trace
+        self.crossed: set = set()
         self.draws: dict = {}
         self.forks: dict = {}
         self.used: dict = {}
@@ -117,3 +118,18 @@ class Ledger:
         forks = self._enter(path)
         self.forks[path] = self.forks.get(path, 0) + 1
         return mix(h, (before + forks, REUSED)) if before + forks else h
+
+    def cross(self, path: tuple[str, ...]) -> bool:
+        """Note that the key of ``path`` goes into a transform as it is, so that later draws here differ from those
+        in there; False where anything was drawn or forked from it before.
+
+        One crossing may ask several times: JAX flattens the arguments of a call more than once.
+        """
+        if path in self.crossed:
+            return True
+        if self.used.get(path) or any(self.forks.get(path[:k]) for k in range(len(path))):
+            return False
+        self.crossed.add(path)
+        self._enter(path)
+        self.forks[path] = self.forks.get(path, 0) + 1
+        return True

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 from sapwood.core import paths
-from sapwood.core.collect import Updates, current_trace
+from sapwood.core.collect import Updates
 from sapwood.core.errors import DeclarationError, EffectError
 from sapwood.core.policy import as_policy
 from sapwood.core.rng import Ledger, as_key
+from sapwood.core.traces import current_trace
 from sapwood.core.vars import Vars, _tree, as_vars, collecting, current_state
 
 

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from sapwood.core import paths
-from sapwood.core.collect import Collector, Updates, current_trace, is_traced, raise_if_failed
+from sapwood.core.collect import Collector, Updates, raise_if_failed
 from sapwood.core.declare import Recorder, concrete_shape, stacked_param, storage_dtype
 from sapwood.core.errors import DeclarationError, EffectError
 from sapwood.core.param import Stacked
 from sapwood.core.policy import Policy, as_policy
 from sapwood.core.rng import FOLD, INDEX, ROOT, Ledger, as_key, fold, mix, path_hash
+from sapwood.core.traces import belongs_here, current_trace, is_traced, shared_by_rows
 
 _DEFAULTS: dict[str, Any] = {
     "_params": {},  # what is bound here and below
@@ -164,7 +165,7 @@ class Vars:
                 f"{', '.join(sorted(value)) or 'nothing in it'}"
             )
         if not isinstance(value, jax.Array):
-            value = jnp.asarray(value)
+            value = _as_array(value, f"{kind} {paths.join(path)}")
         if value.shape != shape:
             raise DeclarationError(
                 f"{kind} {paths.join(path)}: the model declares shape {shape}, the bound array has {value.shape}"
@@ -275,9 +276,14 @@ class Vars:
         """The ledger of this cursor's key, if we are in its trace; else an `EffectError`."""
         trace, ledger = current_trace(), self._ledger
         assert ledger is not None, "a key always has a ledger"
+        if jnp.ndim(self._key):
+            raise EffectError(
+                f"{self._at()}: {what} on a stacked cursor; pass it through jax.vmap or jax.lax.scan first"
+            )
+        shared = ledger.trace is None and shared_by_rows(self._key)
         if ledger.trace is None:
             ledger.trace = trace
-        if ledger.trace != trace:
+        if shared or ledger.trace != trace:
             raise EffectError(
                 f"{self._at()}: {what} with a key of another JAX trace would give every row or step the same numbers; "
                 "pass v.fork(), v.fold(i) or v.stack(n) into the transform, or use L.Scan, L.Vmap, L.Remat (sw.pure "
@@ -340,7 +346,7 @@ class Vars:
         if state is not None:
             changes.update(_state=_tree(state, "state"), _own_state=False)
         if rng is not None:
-            changes.update(_key=as_key(rng), _start=(ROOT, 0), _ledger=Ledger(current_trace()))
+            changes.update(_key=as_key(rng), _start=(ROOT, 0), _carry=False, _ledger=Ledger(current_trace()))
         if train is not None:
             changes["_train"] = bool(train)
         if policy is not None:
@@ -352,7 +358,10 @@ class Vars:
         return self._with(_carry=True, _ledger=Ledger(current_trace()), _start=(start, len(self._path)))
 
     def fork(self) -> "Vars":
-        """A cursor that carries a key into one transform: another key each time, so fork once for each crossing."""
+        """A cursor that carries a key into one transform: another key each time, so fork once for each crossing.
+
+        Passed along an axis of a `jax.vmap` it would be one key for all rows, which raises: `stack` has one for each.
+        """
         if self._key is None:
             return self
         return self._branch(self._enter_ledger("fork()").fork(self._path, self._hash()))
@@ -361,8 +370,13 @@ class Vars:
         """A cursor whose key belongs to step ``i``, which may be traced: for loops that share their variables."""
         if self._key is None or self._ledger is None:
             return self
-        if is_traced(i):  # differs from step to step, so the key may be closed over
+        if belongs_here(i):  # differs from step to step, so the key may be closed over
             return self._branch(mix(self._ledger.fork((*self._path, "fold"), self._hash()), (i, FOLD)))
+        if is_traced(i):
+            raise EffectError(
+                f"{self._at()}: fold(i) with an i of another JAX trace would give every row or step the same numbers; "
+                "fold where i is made and pass the cursor in"
+            )
         ledger, i = self._enter_ledger(f"fold({i})"), int(i)
         return self._branch(mix(ledger.fork((*self._path, f"fold {i}"), self._hash()), (i, FOLD)))
 
@@ -384,7 +398,7 @@ class Vars:
             return v
         start = self._enter_ledger(f"stack({n})").fork(self._path, self._hash())
         lanes = mix(start, (np.arange(n, dtype=np.uint32), INDEX))  # the hashes of the names 0, 1, ..., n - 1
-        return v._with(_key=jnp.broadcast_to(self._key, (n,)))._branch(jnp.stack(lanes, axis=1))
+        return v._with(_key=jnp.broadcast_to(self._key, (n,)))._branch(lanes)
 
     def merge(self, updates: Updates) -> None:
         """Take over what `sw.pure` handed back from a run of this cursor.
@@ -400,6 +414,7 @@ class Vars:
         if updates.state and not self._own_state:
             raise EffectError(f"{self._at()}: merge into a cursor whose state was replaced would be lost")
         for path, value in paths.leaves(updates.state, self._path):
+            self._refuse_reshaped(path, value, collector)
             collector.state[path] = value
         for path, value in paths.leaves(updates.losses, self._path):
             collector.loss(path, value)
@@ -407,6 +422,17 @@ class Vars:
             collector.sow(path, value)
         for path, ok in paths.leaves(updates.checks, self._path):
             collector.check(path[:-1], path[-1], ok)
+
+    def _refuse_reshaped(self, path: paths.Path, value: Any, collector: Collector) -> None:
+        """A merged state entry keeps its shape and dtype, as one that was put does."""
+        old = paths.subtree(self._state, path[len(self._path) :])
+        old = collector.fresh.get(("state", path)) if isinstance(old, dict) else old
+        if old is not None and (jnp.shape(old), jnp.result_type(old)) != (jnp.shape(value), jnp.result_type(value)):
+            raise DeclarationError(
+                f"merge(updates): state {paths.join(path)} is {jnp.result_type(old)}{list(jnp.shape(old))}, the update "
+                f"{jnp.result_type(value)}{list(jnp.shape(value))}; a state entry keeps its shape and dtype: v.stack(n) "
+                "gives each row or step its own, or reduce the update first (jax.tree.map over updates.state)"
+            )
 
     # ---- hygiene ------------------------------------------------------------------------------------------------
 
@@ -416,6 +442,18 @@ class Vars:
 
     def __setattr__(self, name, value):
         raise AttributeError(f"a cursor is immutable; v.put({name}=value) hands back a state entry's next value")
+
+    def __setitem__(self, name, value):
+        self.__setattr__(name, value)
+
+    def __copy__(self) -> "Vars":
+        return self  # immutable
+
+    def __deepcopy__(self, memo) -> "Vars":
+        return self
+
+    def __reduce_ex__(self, protocol) -> NoReturn:
+        raise TypeError("a cursor is not saved; save the plain dicts sw.params(v) and sw.state(v)")
 
     def __call__(self, *args, **kwargs):
         name = self._path[-1] if self._path else "v"
@@ -438,12 +476,31 @@ class Vars:
         self._refuse("length")
 
 
+def _refuse_arithmetic(self: Vars, *others: Any) -> NoReturn:
+    raise TypeError(f"{self._at()!r} is a place in a tree, not an array; v.param(name, shape, init) reads one")
+
+
+for _operator in ("add", "sub", "mul", "matmul", "truediv", "pow"):
+    setattr(Vars, f"__{_operator}__", _refuse_arithmetic)
+    setattr(Vars, f"__r{_operator}__", _refuse_arithmetic)
+
+
 def _tree(tree: Any, what: str) -> dict:
     if isinstance(tree, Vars):
         raise TypeError(f"{what} must be a nested dict of arrays, got a cursor; use sw.{what}(v)")
     if not isinstance(tree, dict):
         raise TypeError(f"{what} must be a nested dict of arrays, got {type(tree).__name__}")
     return tree
+
+
+def _as_array(value: Any, where: str) -> jax.Array:
+    try:
+        return jnp.asarray(value)
+    except TypeError:
+        raise DeclarationError(
+            f"{where} holds {type(value).__name__}, an array is expected; sw.spec only describes variables, sw.init "
+            "makes them"
+        ) from None
 
 
 def as_vars(v: Any, user: Any = None) -> Vars:
@@ -471,5 +528,7 @@ def current_state(v: Vars) -> dict:
 def collecting(v: Vars, init_key: jax.Array | None = None) -> tuple[Vars, Collector]:
     """The same cursor with a new collector of its own in the current trace."""
     collector = Collector(v._path, current_trace(), init_key)
-    inner = v._with(_state=current_state(v), _collector=weakref.ref(collector), _collected=True, _own_state=True)
+    inner = v._with(  # its key stays: only a fork of its own crosses further
+        _state=current_state(v), _collector=weakref.ref(collector), _collected=True, _own_state=True, _carry=False
+    )
     return inner, collector
