@@ -34,14 +34,21 @@ from sapwood.core.errors import (
     EffectError,
     SapwoodError,
 )
+from sapwood.parallel import mesh
 
 __version__ = "0.1.0"
 
 _LATE = {  # name -> the module it is imported from when first used (an empty string: the name is the module)
+    "Recipe": "recipes.recipe",
+    "TrainState": "train.state",
+    "Trainer": "train.trainer",
     "data": "",
     "interop": "",
+    "load": "train.artifact",
     "models": "",
     "recipes": "",
+    "save": "train.artifact",
+    "supervised": "train.objective",
     "train": "",
 }
 
@@ -78,6 +85,7 @@ __all__ = [
     "init",
     "layer",
     "layers",
+    "mesh",
     "parallel",
     "params",
     "pure",

@@ -18,8 +18,9 @@ ARROWS = {
     "train": {"core", "parallel", "data"},
     "interop": {"core", "parallel", "layers", "models", "data", "train", "recipes"},
     "recipes": {"core", "parallel", "layers", "models", "data", "train", "interop"},
+    "command": {"core", "parallel", "layers", "models", "data", "train", "interop", "recipes"},
 }
-MAY_IMPORT_THE_WHOLE = {"interop", "recipes"}  # `import sapwood as sw`, as a user writes it
+MAY_IMPORT_THE_WHOLE = {"interop", "recipes", "command"}  # `import sapwood as sw`, as a user writes it
 LIGHT = {"jax", "numpy"}  # what core, parallel and layers may import at module level; numpy comes with jax
 
 

@@ -1,0 +1,92 @@
+"""``sapwood doctor``: versions, devices, and what is missing with the command that mends it."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from sapwood.command import options
+
+PACKAGES = (
+    "sapwood", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "array-record",
+    "numpy", "rich", "matplotlib",
+)  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    """Print what is here; exit code 1 where something is missing."""
+    parser = options.Parser("doctor", "versions, devices, and what is missing with the command that mends it")
+    options.add_machine(parser)
+    found = parser.read(arguments)
+    print(f"python      {platform.python_version()} on {platform.system()} {platform.machine()}")
+    missing = packages()
+    where = options.machine(found)
+    missing += devices()
+    if "mesh" in where:
+        print(f"mesh        {dict(where['mesh'].shape)}")
+    missing += data()
+    for problem, mend in missing:
+        print(f"\nmissing     {problem}\n            {mend}")
+    print("\nall is well" if not missing else "")
+    return 1 if missing else 0
+
+
+def packages() -> list[tuple[str, str]]:
+    """Print the versions; what is not installed."""
+    missing = []
+    for name in PACKAGES:
+        try:
+            print(f"{name:<19} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"{name:<19} -")
+            if not (name == "array-record" and platform.system() != "Linux"):
+                missing.append((f"the package {name}", f"pip install {name}"))
+    return missing
+
+
+def devices() -> list[tuple[str, str]]:
+    """Print the devices; an accelerator that JAX does not see."""
+    import jax
+
+    found = jax.devices()
+    kinds = sorted({device.device_kind for device in found})
+    print(f"devices     {len(found)} x {', '.join(kinds)} ({jax.default_backend()}), process {jax.process_index()} of "
+          f"{jax.process_count()}")  # fmt: skip
+    if jax.default_backend() != "cpu":
+        return []
+    asked = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms  # type: ignore[attr-defined]
+    if asked == "cpu":
+        print("            (JAX is told to use the CPU alone)")
+        return []
+    if nvidia():
+        return [("JAX sees no GPU, but there is an NVIDIA driver", "pip install 'sapwood[cuda]'")]
+    if Path("/dev/kfd").exists():
+        return [("JAX sees no GPU, but there is an AMD driver", "pip install 'sapwood[rocm]'")]
+    if tpu():
+        return [("JAX sees no TPU, but this machine has one", "pip install 'sapwood[tpu]'")]
+    return []
+
+
+def nvidia() -> bool:
+    """Whether an NVIDIA driver with a GPU is here."""
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+
+
+def tpu() -> bool:
+    """Whether this is a TPU machine."""
+    return any(Path("/dev").glob("accel*")) or "TPU_WORKER_ID" in os.environ
+
+
+def data() -> list[tuple[str, str]]:
+    """Print where data lies; a directory that cannot be written."""
+    from sapwood.data import data_directory
+
+    place = data_directory()
+    prepared = sorted(path.parent.name for path in place.glob("*/*/dataset_info.json")) if place.exists() else []
+    print(f"data        {place} ({', '.join(dict.fromkeys(prepared)) or 'nothing prepared yet'})")
+    nearest = next(path for path in (place, *place.parents) if path.exists())
+    if not os.access(nearest, os.W_OK):
+        return [(f"{place} cannot be written", "export SAPWOOD_DATA_DIR=/a/directory/that/can")]
+    return []

@@ -1,0 +1,16 @@
+"""``sapwood evaluate RUN``: the test metrics of a run's newest whole checkpoint."""
+
+from sapwood.command import options
+
+
+def main(arguments: list[str]) -> None:
+    """Print every test metric of the run, one a line."""
+    parser = options.Parser("evaluate", "the test metrics of a run's newest whole checkpoint")
+    parser.add_argument("run", help="the run directory")
+    options.add_machine(parser)
+    found = parser.read(arguments)
+    from sapwood.recipes.experiment import Experiment
+
+    experiment = Experiment.open(found.run, options.machine(found))
+    for name, value in experiment.test(experiment.restore()).items():
+        print(f"test {name} {value:.4f}")

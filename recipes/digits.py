@@ -1,0 +1,33 @@
+"""`digits`: a small convolutional network on 1,797 real handwritten digits of 8 x 8 pixels."""
+
+from dataclasses import dataclass
+
+import jax
+import optax
+
+import sapwood as sw
+from sapwood import layers as L
+
+
+@dataclass(frozen=True)
+class Digits(sw.Recipe):
+    """A small convolutional network on 1,797 handwritten digits."""
+
+    width: int = 32
+    dropout: float = 0.3
+    learning_rate: float = 2e-3
+
+    def data(self):
+        return sw.data.load("digits", "train"), sw.data.load("digits", "test")
+
+    def model(self, v, image):
+        x = v.policy.cast(image.astype("float32") / 16)  # pixels are whole numbers from 0 to 16
+        for i, width in enumerate((self.width, 2 * self.width)):
+            x = L.Conv(width, (3, 3), bias=False)(v.conv[i], x)
+            x = jax.nn.relu(L.BatchNorm()(v.norm[i], x))
+            x = L.max_pool(x, (2, 2))
+        x = L.Dropout(self.dropout)(v.drop, L.flatten(x))
+        return L.Dense(10)(v.logits, x)
+
+    def optimizer(self, steps):
+        return optax.adam(optax.cosine_decay_schedule(self.learning_rate, steps))

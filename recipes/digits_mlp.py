@@ -1,0 +1,28 @@
+"""`digits-mlp`: two dense layers on the handwritten digits; the smallest complete example."""
+
+from dataclasses import dataclass
+
+import jax
+import optax
+
+import sapwood as sw
+from sapwood import layers as L
+
+
+@dataclass(frozen=True)
+class DigitsMLP(sw.Recipe):
+    """Two dense layers on 1,797 handwritten digits."""
+
+    hidden: int = 128
+    learning_rate: float = 2e-3
+
+    def data(self):
+        return sw.data.load("digits", "train"), sw.data.load("digits", "test")
+
+    def model(self, v, image):
+        x = L.flatten(v.policy.cast(image.astype("float32") / 16))
+        x = jax.nn.relu(L.Dense(self.hidden)(v.hidden, x))
+        return L.Dense(10)(v.logits, x)
+
+    def optimizer(self, steps):
+        return optax.adam(optax.cosine_decay_schedule(self.learning_rate, steps))
