@@ -84,7 +84,7 @@ def data() -> list[tuple[str, str]]:
     from sapwood.data import data_directory
 
     place = data_directory()
-    prepared = sorted(path.parent.name for path in place.glob("*/*/dataset_info.json")) if place.exists() else []
+    prepared = sorted(path.parent.parent.name for path in place.glob("*/*/dataset_info.json")) if place.exists() else []
     print(f"data        {place} ({', '.join(dict.fromkeys(prepared)) or 'nothing prepared yet'})")
     nearest = next(path for path in (place, *place.parents) if path.exists())
     if not os.access(nearest, os.W_OK):

@@ -13,6 +13,7 @@ from sapwood import layers as L
 class Digits(sw.Recipe):
     """A small convolutional network on 1,797 handwritten digits."""
 
+    epochs: int = 15
     width: int = 32
     dropout: float = 0.3
     learning_rate: float = 2e-3
