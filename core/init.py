@@ -19,7 +19,7 @@ from sapwood.core.errors import DeclarationError
 from sapwood.core.param import Param
 from sapwood.core.rng import as_key, fold, path_hash
 from sapwood.core.run import bind
-from sapwood.core.spec import Spec, spec
+from sapwood.core.spec import Spec, arrays_apart, spec
 from sapwood.core.traces import is_traced
 from sapwood.core.vars import collecting
 
@@ -53,8 +53,9 @@ def init(
     first = draw(declared, key, wanted, skip=late)
     if not late:
         return first
-    whole = jax.jit(partial(_forward, f, policy=policy, place=place), out_shardings=wanted if shardings else None)
-    return whole(first, key, xs)
+    arrays, rest = arrays_apart(xs)
+    whole = jax.jit(partial(_forward, f, rest, policy=policy, place=place), out_shardings=wanted if shardings else None)
+    return whole(first, key, arrays)
 
 
 def draw(
@@ -163,11 +164,13 @@ def _reads_data(init: Any, depth: int = 3) -> bool:
     return depth > 0 and any(_reads_data(leaf, depth - 1) for leaf in jax.tree.leaves(held))
 
 
-def _forward(f: Callable, first: tuple[dict, dict], key: jax.Array, xs: tuple, *, policy, place) -> tuple[dict, dict]:
+def _forward(
+    f: Callable, rest: Callable, first: tuple[dict, dict], key: jax.Array, arrays: list, *, policy, place
+) -> tuple[dict, dict]:
     """Run the model once in train mode; what is not there yet is made where the model asks for it."""
     rng = jax.random.fold_in(key, 1)
     v, collector = collecting(bind(*first, rng=rng, train=True, policy=policy, place=place), init_key=key)
-    f(v, *xs)
+    f(v, *rest(arrays))
     return _with_fresh(first, collector)
 
 

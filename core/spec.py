@@ -21,8 +21,8 @@ class Spec(NamedTuple):
 def spec(f: Callable, *xs: Any, policy=None) -> Spec:
     """The parameters and state that ``f(v, *xs)`` declares, in train and in eval mode together.
 
-    ``xs`` are arrays or `jax.ShapeDtypeStruct`, in any pytree. Nothing is computed. Raises `DeclarationError` where
-    two declarations contradict each other.
+    ``xs`` are arrays or `jax.ShapeDtypeStruct`, in any pytree; what is no array (a number, a string) is passed on as
+    it is. Nothing is computed. Raises `DeclarationError` where two declarations contradict each other.
 
     >>> import jax.numpy as jnp
     >>> def model(v, x):
@@ -39,9 +39,23 @@ def spec(f: Callable, *xs: Any, policy=None) -> Spec:
 def trace(f: Callable, xs: tuple, recorder: Recorder, *, train: bool, policy=None) -> Any:
     """Run the model on shapes alone, its declarations going to ``recorder``; returns the shapes of its result."""
 
-    def run(key, xs):
+    arrays, rest = arrays_apart(xs)
+
+    def run(key, arrays):
         v = bind({}, {}, rng=key, train=train, policy=as_policy(policy))
-        y, _ = pure(f)(v._with(_recorder=weakref.ref(recorder)), *xs)
+        y, _ = pure(f)(v._with(_recorder=weakref.ref(recorder)), *rest(arrays))
         return y
 
-    return jax.eval_shape(run, jax.eval_shape(lambda: jax.random.key(0)), xs)
+    return jax.eval_shape(run, jax.eval_shape(lambda: jax.random.key(0)), arrays)
+
+
+def arrays_apart(xs: Any) -> tuple[list, Callable[[list], Any]]:
+    """The arrays of a tree, which may be traced, and the function that puts them back among everything else."""
+    leaves, tree = jax.tree.flatten(xs)
+    is_array = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
+
+    def whole(arrays: list) -> Any:
+        given = iter(arrays)
+        return jax.tree.unflatten(tree, [next(given) if a else x for a, x in zip(is_array, leaves, strict=True)])
+
+    return [leaf for a, leaf in zip(is_array, leaves, strict=True) if a], whole

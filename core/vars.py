@@ -37,6 +37,7 @@ _DEFAULTS: dict[str, Any] = {
     "_recorder": None,  # weak: the `spec` that declarations go to
     "_stacked": (),
     "_scope": 0,  # how much of the path the enclosing layer has named in the profile
+    "_lost": None,  # where the path left the tree of parameters, and what is there instead
 }
 _METHODS = (
     "param", "state", "put", "rng", "loss", "sow", "check", "shard", "replace", "fork", "fold", "stack", "merge",
@@ -72,6 +73,7 @@ class Vars:
     _recorder: weakref.ref[Recorder] | None
     _stacked: tuple[Stacked, ...]
     _scope: int
+    _lost: tuple[paths.Path, tuple[str, ...]] | None
 
     def __init__(self, **fields):
         for name, default in _DEFAULTS.items():
@@ -99,8 +101,11 @@ class Vars:
         return self._child(name)
 
     def _child(self, name: str) -> "Vars":
+        lost = self._lost
+        if lost is None and self._params and name not in self._params:
+            lost = (self._path, tuple(self._params))
         return self._with(
-            _params=self._below("params", name), _state=self._below("state", name), _path=self._full(name)
+            _params=self._below("params", name), _state=self._below("state", name), _path=self._full(name), _lost=lost
         )
 
     def _below(self, kind: str, name: str) -> dict:
@@ -193,7 +198,7 @@ class Vars:
                 raise EffectError(f"{self._at()}: this cursor outlived the sw.spec that made it")
             axes = None if axes is None else tuple(axes)
             recorder.declare(kind, path, stacked_param(shape, dtype, init, axes, self._stacked))
-            return jnp.zeros(shape, dtype)
+            return jax.lax.empty(shape, dtype)  # of declare only the shape is used; zeros take five times as long
         collector = self._collecting()
         if collector is not None and collector.init_key is not None:
             self._guard(f"the data-dependent initialiser of {path[-1]!r}")
@@ -201,10 +206,14 @@ class Vars:
                 key = fold(collector.init_key, path_hash(path))
                 collector.fresh[kind, path] = jnp.asarray(init(key, shape, dtype), dtype)
             return collector.fresh[kind, path]
-        tree = self._params if kind == "params" else self._state
+        tree, at, wanted = (self._params if kind == "params" else self._state), self._path, path[-1]
+        if kind == "params" and self._lost:
+            at, tree = self._lost
+            wanted = path[len(at)]
+        scanned = wanted.isdigit() and "; a scanned stack becomes an unrolled one by sw.unstack" or ""
         raise DeclarationError(
-            f"{kind} has no {paths.join(path)!r} (shape {shape}, {dtype}); at {self._at()!r} it holds "
-            f"{', '.join(sorted(tree, key=paths.order)) or 'nothing'}{paths.nearest(path[-1], tree)}"
+            f"{kind} has no {paths.join(path)!r} (shape {shape}, {dtype}); at {paths.join(at)!r} it holds "
+            f"{', '.join(sorted(tree, key=paths.order)) or 'nothing'}{paths.nearest(wanted, tree)}{scanned if tree else ''}"
         )
 
     def _note_read(self, kind: str, path: paths.Path) -> None:
@@ -342,7 +351,7 @@ class Vars:
         """The same cursor with other variables, key, mode or precision. ``put`` on a replaced state needs `sw.pure`."""
         changes: dict[str, Any] = {}
         if params is not None:
-            changes.update(_params=_tree(params, "params"), _own_params=False)
+            changes.update(_params=_tree(params, "params"), _own_params=False, _lost=None)
         if state is not None:
             changes.update(_state=_tree(state, "state"), _own_state=False)
         if rng is not None:
@@ -430,8 +439,8 @@ class Vars:
         if old is not None and (jnp.shape(old), jnp.result_type(old)) != (jnp.shape(value), jnp.result_type(value)):
             raise DeclarationError(
                 f"merge(updates): state {paths.join(path)} is {jnp.result_type(old)}{list(jnp.shape(old))}, the update "
-                f"{jnp.result_type(value)}{list(jnp.shape(value))}; a state entry keeps its shape and dtype: v.stack(n) "
-                "gives each row or step its own, or reduce the update first (jax.tree.map over updates.state)"
+                f"{jnp.result_type(value)}{list(jnp.shape(value))}; a state entry keeps its shape and dtype: "
+                "v.stack(n) gives each row or step its own, or reduce the update first (jax.tree.map over updates.state)"
             )
 
     # ---- hygiene ------------------------------------------------------------------------------------------------
