@@ -45,8 +45,7 @@ def mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, **siz
 
     Raises:
       ConfigError: the string cannot be read, an axis is unknown or given twice, more than one size is -1, or
-      the
-        sizes do not multiply to the number of devices.
+        the sizes do not multiply to the number of devices.
     """
     if text is not None and sizes:
         raise ConfigError(f"mesh: give a string or keywords, not both; got {text!r} and {sizes}")

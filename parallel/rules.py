@@ -27,8 +27,7 @@ def _names(target: Target) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Rules:
-    """Two ordered tables of rows (logical axis, mesh axis): how arrays are computed, and how parameters are
-    stored.
+    """Two ordered tables of rows (logical axis, mesh axis): how arrays are computed, how parameters are stored.
 
     A row's second half is a mesh axis, a tuple of them, or None for "left whole". Rows are tried from the
     top: a row gives its mesh axes to the dimension of its name if they are in the mesh, not yet used by this
@@ -88,40 +87,48 @@ class Rules:
         return partition(assign(self.rows, axes, shape, mesh.shape)[0])
 
 
-_DATA = (
-    ("batch", ("replica", "data", "fsdp", "expert")),
-    ("length", "sequence"),
+DEFAULT = Rules(
+    table=(
+        # what an array is a stack of
+        ("expert", "expert"),
+        ("stage", "stage"),
+        # what the data has
+        ("batch", ("replica", "data", "fsdp", "expert")),
+        ("length", "sequence"),
+        # the wide side of a layer: computed in parallel
+        ("vocab", "tensor"),
+        ("heads", "tensor"),
+        ("kv_heads", "tensor"),
+        ("mlp", "tensor"),
+        ("channels_out", "tensor"),
+        # left whole
+        ("kv", None),
+        ("layers", None),
+        ("time", None),
+        ("depth", None),
+        ("height", None),
+        ("width", None),
+    ),
+    stored=(
+        # the other side of a layer
+        ("embed", "fsdp"),
+        ("channels_in", "fsdp"),
+        # where there is no other side, or it does not divide
+        ("channels_out", "fsdp"),
+        ("mlp", "fsdp"),
+        ("heads", "fsdp"),
+        ("vocab", "fsdp"),
+    ),
 )
-_STACKS = (
-    ("expert", "expert"),
-    ("stage", "stage"),
-)
-_WIDE = (  # the wide side of a layer, computed in parallel
-    ("vocab", "tensor"),
-    ("heads", "tensor"),
-    ("kv_heads", "tensor"),
-    ("mlp", "tensor"),
-    ("channels_out", "tensor"),
-)
-_STORED = (  # the other side; then the wide side, where there is no other or it does not divide
-    ("embed", "fsdp"),
-    ("channels_in", "fsdp"),
-    ("channels_out", "fsdp"),
-    ("mlp", "fsdp"),
-    ("heads", "fsdp"),
-    ("vocab", "fsdp"),
-)
-_WHOLE = tuple((name, None) for name in ("kv", "layers", "time", "depth", "height", "width"))
 
-# The default follows the mesh: "data=8" is data parallel, "fsdp=8" is FSDP, "fsdp=2,tensor=4" is both. The
-# others leave something out, whatever the mesh: "data" keeps all parameters whole, "fsdp" splits no
-# computation but the batch, "tensor" is the plain Megatron layout (Shoeybi et al. 2019).
-DEFAULT = Rules((*_STACKS, *_DATA, *_WIDE, *_WHOLE), _STORED)
+# The default follows the mesh: "data=8" is data parallel, "fsdp=8" is FSDP, "fsdp=2,tensor=4" is both. The others
+# leave something out, whatever the mesh: "data" keeps all parameters whole, "fsdp" splits no computation but the
+# batch, "tensor" is the plain Megatron layout (Shoeybi et al. 2019).
 TABLES: dict[str, Rules] = {
     "default": DEFAULT,
-    "data": Rules((*_DATA, *_WHOLE), unannotated=None),
-    "fsdp": Rules((*_STACKS, *_DATA, *_WHOLE), _STORED),
-    "tensor": Rules((*_STACKS, *_DATA, *_WIDE, *_WHOLE), unannotated=None),
+    "data": Rules(tuple(row for row in DEFAULT.table if row[0] in ("batch", "length")), unannotated=None),
+    "fsdp": Rules(tuple(row for row in DEFAULT.table if row[1] != "tensor"), DEFAULT.stored),
+    "tensor": Rules(DEFAULT.table, unannotated=None),
 }
 
 
@@ -177,9 +184,8 @@ def resolve(mesh: AnyMesh, rules: Rules | str | None) -> tuple[AnyMesh, Rules]:
     """The mesh with Auto axes, and the rules: None is `DEFAULT`, a string names one of `TABLES`.
 
     Raises:
-      ConfigError: an unknown table, a row for a mesh axis that does not exist, or a mesh axis that no row
-      names (its
-        devices would all do the same work).
+      ConfigError: an unknown table, a row for a mesh axis that does not exist, or a mesh axis that no
+        row names (its devices would all do the same work).
     """
     mesh = automatic(mesh)
     if rules is None:

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import re
 
 import jax
 import pytest
@@ -204,3 +205,11 @@ def test_a_slip_of_the_pen_in_an_axis_name_is_noticed():
         "no rule knows the logical axis 'embd'; did you mean 'embed'?: left whole"
     ]
     assert list(unknown(Rules((("embd", None),)), ("embd", "embed"))) == []
+
+
+def test_every_axis_name_that_layers_and_models_use_is_in_the_default_table(root):
+    sources = [path.read_text() for room in ("layers", "models") for path in (root / room).glob("*.py")]
+    tuples = itertools.chain(*(re.findall(r"\baxes\b[^=\n]*=\s*\(([^()]*)\)", text) for text in sources))
+    names = set(re.findall(r'"([a-z_]+)"', " ".join(tuples)))
+    assert {"embed", "heads"} <= names
+    assert list(unknown(DEFAULT, sorted(names))) == []
