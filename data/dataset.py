@@ -7,7 +7,7 @@ from typing import Any, overload
 import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.data.features import Feature, check, infer, narrow, stack
+from sapwood.data.features import Feature, check, even, infer, narrow, stack
 from sapwood.data.source import Reader, positive
 
 Example = dict[str, Any]
@@ -72,10 +72,12 @@ class Dataset:
         here = positive(indices, len(self))
         entries = here if self.indices is None else self.indices[here]
         batch = self.reader.gather(entries)
+        where = self.reader.source.where
         for step in self.steps:
-            batch = self._apply(step, batch, entries)
+            batch = self._apply(step, even(batch, entries, where) if step.batched else batch, entries)
+        batch = even(batch, entries, where)
         if self.steps:  # what a function made is new each time, so it is checked each time
-            check(self.features, batch, entries, self.reader.source.where)
+            check(self.features, batch, entries, where)
         if self.weights is not None:
             weight = self.weights[here]
             batch = {**batch, "weight": batch["weight"] * weight if "weight" in batch else weight}
@@ -195,8 +197,8 @@ class Dataset:
 
         Example:
             >>> import numpy as np, sapwood.data
-            >>> sapwood.data.load({"label": np.array([0, 0, 0, 1])}).class_weights().round(3).tolist()
-            [0.667, 2.0]
+            >>> sapwood.data.load({"label": np.array([0, 0, 0, 0, 1, 1])}).class_weights().tolist()
+            [0.75, 1.5]
         """
         feature = self.features.get(name)
         if feature is None or not feature.num_classes:

@@ -164,6 +164,10 @@ def check(
         if name not in batch:
             raise DataError(f"{name} is declared, but the examples have only {', '.join(map(repr, batch))}")
         values = batch[name]
+        if is_ragged(values):
+            for value, entry in zip(values, entries, strict=True):
+                check({name: feature}, {name: value[None]}, [entry], where)
+            continue
         _check_shape(name, feature, values, entries, where)
         _check_values(name, feature, values, entries, where)
 
@@ -213,7 +217,10 @@ def _refuse(name, feature: Feature, values, wrong: np.ndarray, expected: str, en
 
 
 def stack(examples: Sequence[Mapping[str, Any]], entries, where: Callable[[int], str]) -> dict[str, np.ndarray]:
-    """Single examples as one dict of arrays `(examples, ...)`; DataError where their entries or shapes differ."""
+    """Single examples as one dict of arrays `(examples, ...)`; DataError where their entries differ.
+
+    Where shapes differ, the array is one of objects, the examples' arrays: a `map` may still make them even.
+    """
     names = list(examples[0])
     for example, entry in zip(examples, entries, strict=True):
         if example.keys() != examples[0].keys():
@@ -229,14 +236,33 @@ def _stack_entry(name: str, values: list, entries, where) -> np.ndarray:
         stacked = np.empty(len(values), object)
         stacked[:] = values
         return stacked
-    values = [np.asarray(v) for v in values]
-    for value, entry in zip(values, entries, strict=True):
-        if value.shape != values[0].shape:
-            raise DataError(
-                f"{name} of {where(int(entry))} has shape {value.shape}, but {where(int(entries[0]))} has "
-                f"{values[0].shape}; a batch needs one shape: resize, pad or crop it with `map`"
-            )
-    return narrow(name, np.stack(values))
+    arrays = [np.asarray(v) for v in values]
+    if all(a.shape == arrays[0].shape for a in arrays):
+        return narrow(name, np.stack(arrays))
+    ragged = np.empty(len(arrays), object)
+    ragged[:] = [narrow(name, a) for a in arrays]
+    return ragged
+
+
+def is_ragged(values: np.ndarray) -> bool:
+    """Whether these are arrays of several shapes, as `stack` keeps them: an object array of arrays."""
+    return values.dtype == object and values.size > 0 and isinstance(values.flat[0], np.ndarray)
+
+
+def even(batch: Mapping[str, np.ndarray], entries, where: Callable[[int], str]) -> dict[str, np.ndarray]:
+    """`batch` with no ragged entries left; DataError, naming two examples, where shapes still differ."""
+    evened = dict(batch)
+    for name, values in batch.items():
+        if not is_ragged(values):
+            continue
+        for value, entry in zip(values, entries, strict=True):
+            if value.shape != values[0].shape:
+                raise DataError(
+                    f"{name} of {where(int(entry))} has shape {value.shape}, but {where(int(entries[0]))} has "
+                    f"{values[0].shape}; a batch needs one shape: resize, pad or crop it with `map`"
+                )
+        evened[name] = np.stack(list(values))
+    return evened
 
 
 def described(features: Mapping[str, Feature], name: str, classes: int | Sequence[str] | None) -> dict[str, Feature]:

@@ -14,7 +14,7 @@ from sapwood.data.directory import data_directory
 from sapwood.data.features import RAW, TEXT, Feature, narrow, stack
 from sapwood.data.source import Source, in_parts
 
-# TensorFlow encodes these when a set is prepared; reading them needs only Pillow
+# TensorFlow encodes these when a set is prepared; reading them needs only Pillow, and takes time
 NEED_TENSORFLOW = ("Image", "LabeledImage", "Video", "Audio", "BBoxFeature")
 PROBE_SECONDS = 5.0
 
@@ -29,10 +29,11 @@ class Catalog(Source):
         self._decoders: dict[str, Any] = {}
         features = _describe("", builder.info.features)
         if target is not None and target not in features:
-            there = ", ".join(map(repr, features))
+            there = ", ".join(map(repr, sorted(features)))
             raise ConfigError(f"{builder.name} has no entry {target!r} to be the target; it has {there}")
         self._renamed = {} if target is None else {target: "label"}
-        self.features = {self._renamed.get(n, n): f for n, f in features.items()}
+        # sorted, since TFDS reads the features of a prepared set from a protobuf map, in another order each time
+        self.features = {self._renamed.get(n, n): f for n, f in sorted(features.items())}
         self._text = [n for n, f in features.items() if f.dtype == TEXT]
         self.threads = 8 if any(len(f.shape) >= 3 for f in features.values()) else 1
 
@@ -90,7 +91,9 @@ class Catalog(Source):
             return super().column(name)
         import tensorflow_datasets as tfds
 
-        rows = self._open(decoders=tfds.decode.PartialDecoding({stored: True}))
+        entries = self.builder.info.features
+        others = [n for n in entries if n != stored and type(entries[n]).__name__ in NEED_TENSORFLOW]
+        rows = self._open(decoders={n: tfds.decode.SkipDecoding() for n in others})
         examples = self._examples(rows, list(range(len(self))))
         return stack([{name: e[name]} for e in examples], range(len(self)), self.where)[name]
 
@@ -108,11 +111,10 @@ def from_prepared(folder: Path, split: str | None, target: str | None) -> Catalo
     import tensorflow_datasets as tfds
 
     try:
-        return Catalog(tfds.builder_from_directory(str(folder)), split, target)
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, DataError | ConfigError):
-            raise
+        builder = tfds.builder_from_directory(str(folder))
+    except Exception as error:  # whatever TFDS, protobuf and JSON raise on files that are not theirs
         raise DataError(f"{folder} holds no prepared data set: {str(error).splitlines()[0]}") from error
+    return Catalog(builder, split, target)
 
 
 def _find(name: str, data_dir: str | Path | None) -> Any:

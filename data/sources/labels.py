@@ -56,15 +56,16 @@ def _feature(values: np.ndarray, classes: int | Sequence[str]) -> Feature:
 def _encode_text(values: np.ndarray, classes: Classes, name: str) -> tuple[np.ndarray, Feature]:
     if isinstance(classes, int):
         raise ConfigError(f"{name} holds text; give the names of the classes, not their number {classes}")
-    for i, value in enumerate(values.reshape(-1)):
+    texts = values.reshape(-1).tolist()
+    for i, value in enumerate(texts):
         if not isinstance(value, str):
             raise DataError(
                 f"{name} of example {i} is {value!r}, but others are text; every label is expected to be text"
             )
-    names = sorted(set(values.reshape(-1))) if classes is None else list(classes)
+    names = sorted(set(texts)) if classes is None else list(classes)
     number = {n: i for i, n in enumerate(names)}
-    for i, value in enumerate(values.reshape(-1)):
+    for i, value in enumerate(texts):
         if value not in number:
             raise DataError(f"{name} of example {i} is {value!r}; classes are {', '.join(map(repr, names))}")
-    numbers = np.array([number[v] for v in values.reshape(-1)], np.int32).reshape(values.shape)
+    numbers = np.array([number[v] for v in texts], np.int32).reshape(values.shape)
     return numbers, _feature(numbers, names)

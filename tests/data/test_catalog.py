@@ -1,0 +1,171 @@
+"""Against real TFDS sets, prepared here in a temporary directory; TensorFlow is not needed for any of it."""
+
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sapwood.core.errors import ConfigError, DataError
+from sapwood.data import Feature, load
+from sapwood.data.sources import catalog
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    import tensorflow_datasets as tfds
+
+    place = tmp_path_factory.mktemp("prepared")
+
+    class SapwoodTestShapes(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("2.1.0")
+        pkg_dir_path = tfds.core.Path(__file__).parent
+
+        def _info(self):
+            ranged = tfds.features.Documentation(value_range="0..1.5")
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(
+                    {
+                        "grid": tfds.features.Tensor(shape=(2, 3), dtype=np.float64, doc=ranged),
+                        "kind": tfds.features.ClassLabel(names=["square", "circle", "star"]),
+                        "name": tfds.features.Text(),
+                        "tags": tfds.features.Sequence(np.int64),
+                        "place": {"x": np.float32, "y": np.float32},
+                    }
+                ),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(30), "test": self._generate_examples(5)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                yield (
+                    i,
+                    {
+                        "grid": np.full((2, 3), 2.0 if i == 29 else i / 30),
+                        "kind": i % 3,
+                        "name": f"shape {i} é",
+                        "tags": list(range(i % 4)),
+                        "place": {"x": i, "y": -i},
+                    },
+                )
+
+    tfds.disable_progress_bar()
+    SapwoodTestShapes(data_dir=str(place), file_format="array_record").download_and_prepare()
+    return place
+
+
+NAME = "sapwood_test_shapes"
+
+
+def test_entries_and_features(place):
+    data = load(NAME, data_dir=place, target="kind")
+    assert len(data) == 30
+    assert data.features["grid"] == Feature((2, 3), "float32", low=0, high=1.5)
+    assert data.features["label"].classes == ("square", "circle", "star")
+    assert data.features["tags"].shape == (None,)
+    assert list(data.features) == ["grid", "label", "name", "place/x", "place/y", "tags"]
+    kept = data.map(lambda e: {n: v for n, v in e.items() if n != "tags"})
+    batch = kept.gather([4, 0])
+    np.testing.assert_allclose(batch["grid"][:, 0, 0], [4 / 30, 0], rtol=1e-6)
+    assert batch["label"].tolist() == [1, 0]
+    assert batch["label"].dtype == np.int32
+    assert batch["name"].tolist() == ["shape 4 é", "shape 0 é"]
+    assert batch["place/y"].tolist() == [-4, 0]
+    assert data[3]["tags"].tolist() == [0, 1, 2]
+
+
+def test_a_documented_range_is_held(place):
+    with pytest.raises(DataError, match=r"grid of example 29 is 2.0 at \(0, 0\); the range is 0..1.5"):
+        load(NAME, data_dir=place)[29]
+
+
+def test_labels_are_read_alone(place):
+    data = load(NAME, data_dir=place, target="kind")
+    assert data.column("label").tolist() == [i % 3 for i in range(30)]
+    train, valid = load(NAME, data_dir=place, target="kind", validation=0.2)
+    assert np.bincount(valid.column("label")).tolist() == [2, 2, 2]
+    assert len(train) == 24
+
+
+def test_splits(place):
+    assert len(load(NAME, "test", data_dir=place)) == 5
+    assert len(load(NAME, "train[:50%]+test", data_dir=place)) == 20
+    with pytest.raises(DataError, match=f"{NAME} has no split 'dev'; it has train, test"):
+        load(NAME, "dev", data_dir=place)
+    with pytest.raises(ConfigError, match="no entry 'sort' to be the target; it has 'grid', 'kind'"):
+        load(NAME, data_dir=place, target="sort")
+
+
+def test_by_version_by_folder_and_from_the_environment(place, monkeypatch):
+    assert len(load(f"{NAME}:2.1.0", data_dir=place)) == 30
+    assert len(load(place / NAME / "2.1.0", "test")) == 5
+    monkeypatch.setenv("SAPWOOD_DATA_DIR", str(place))
+    assert len(load(NAME)) == 30
+    monkeypatch.delenv("SAPWOOD_DATA_DIR")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(place))
+    assert len(load(NAME)) == 30
+
+
+def test_damaged_files_are_named(place, tmp_path):
+    shutil.copytree(place / NAME, tmp_path / NAME)
+    records = next((tmp_path / NAME / "2.1.0").glob("*train.array_record*"))
+    records.write_bytes(records.read_bytes()[: records.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"cannot be read .*; delete that folder and prepare it again"):
+        load(NAME, data_dir=tmp_path).gather(np.arange(30))
+
+
+def test_a_known_set_that_cannot_be_had_says_how_to_get_it(tmp_path):
+    start = time.monotonic()
+    with pytest.raises(DataError) as error:
+        load("mnist", data_dir=tmp_path)
+    message = str(error.value)
+    assert "mnist is not prepared in" in message
+    assert "tfds build mnist --file_format=array_record --data_dir=DIR" in message
+    assert "data_dir=DIR" in message
+    assert "\n" not in message
+    assert time.monotonic() - start < 60
+    assert not list(tmp_path.glob("mnist/*"))
+
+
+def test_a_set_that_needs_no_tensorflow_is_unreachable_without_network(tmp_path):
+    with pytest.raises(
+        DataError, match=r"iris is not prepared in .*, and its source cannot be reached .*tfds build iris"
+    ):
+        load("iris", data_dir=tmp_path)
+
+
+def test_unknown_names_get_the_nearest():
+    with pytest.raises(
+        DataError, match="no file, folder or TensorFlow data set 'mnits'; the nearest names are 'mnist'"
+    ):
+        load("mnits")
+    with pytest.raises(DataError, match="nearest names are 'digits'"):
+        load("digit")
+    with pytest.raises(DataError, match="TFDS has no name like it"):
+        load("zzzzqqqq")
+
+
+def test_another_format_says_how_to_prepare_again(place, tmp_path):
+    shutil.copytree(place / NAME, tmp_path / NAME)
+    info = tmp_path / NAME / "2.1.0" / "dataset_info.json"
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(DataError, match=f"{NAME} is prepared as tfrecord in .* no random access; .*--file_format="):
+        load(NAME, data_dir=tmp_path)
+
+
+def test_a_folder_that_is_not_prepared(tmp_path):
+    (tmp_path / "dataset_info.json").write_text("{")
+    with pytest.raises(DataError, match="holds no prepared data set"):
+        load(tmp_path)
+
+
+def test_the_real_directory_of_the_user_is_not_touched(home):
+    from sapwood.data import data_directory
+
+    assert data_directory() == Path(home) / "tensorflow_datasets"
+    assert catalog.data_directory is data_directory

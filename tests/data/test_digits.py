@@ -1,0 +1,197 @@
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from sapwood.core.errors import DataError
+from sapwood.data import Feature, load
+from sapwood.data import digits as module
+from sapwood.data.digits import digits, prepare
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("data")
+    prepare(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def reference():
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    x, y = load_digits(return_X_y=True)
+    train, test, train_labels, test_labels = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
+    return {"train": (train, train_labels), "test": (test, test_labels)}
+
+
+def run(code, **env):
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("array_record", [True, False])
+def test_both_ways_give_scikit_learns_split(place, reference, split, array_record, monkeypatch):
+    if not array_record:
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
+    data = load("digits", split, data_dir=place)
+    batch = data.gather(np.arange(len(data)))
+    images, labels = reference[split]
+    np.testing.assert_array_equal(batch["image"].reshape(-1, 64), images)
+    np.testing.assert_array_equal(batch["label"], labels)
+    assert (batch["image"].dtype, batch["label"].dtype) == (np.uint8, np.int32)
+    assert data.features["image"] == Feature((8, 8, 1), "uint8", low=0, high=16)
+    assert data.features["label"].classes == tuple("0123456789")
+    assert len(data) == {"train": 1437, "test": 360}[split]
+
+
+@pytest.mark.parametrize("split", ["train[:10%]", "test+train[1400:]"])
+def test_slices_of_splits_are_the_same_both_ways(place, split, monkeypatch):
+    stored = load("digits", split, data_dir=place)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    kept = load("digits", split)
+    assert len(stored) == len(kept)
+    np.testing.assert_array_equal(stored.column("image"), kept.column("image"))
+
+
+def test_an_unknown_split(place, monkeypatch):
+    with pytest.raises(DataError, match="digits has no split 'dev'; it has train, test"):
+        load("digits", "dev", data_dir=place)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="digits has no split 'dev'; it has train, test"):
+        load("digits", "dev")
+
+
+def test_it_is_a_tfds_set_like_any_other(place):
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(place / "digits" / "1.0.0"))
+    assert builder.info.splits["train"].num_examples == 1437
+    assert builder.as_data_source("test")[0]["image"].shape == (8, 8, 1)
+    assert sorted(p.name for p in place.iterdir()) == ["digits"]
+
+
+def test_reading_it_again_imports_neither_scikit_learn_nor_tensorflow_nor_grain(place):
+    code = (
+        "import json, sys, sapwood.data as d\n"
+        "next(d.batches(d.load('digits'), 32, process_index=0, process_count=1))\n"
+        "print(json.dumps([m for m in ('sklearn', 'tensorflow', 'grain', 'pandas') if m in sys.modules]))"
+    )
+    done = run(code, SAPWOOD_DATA_DIR=str(place))
+    assert json.loads(done.stdout) == [], done.stderr
+
+
+def test_a_directory_that_cannot_be_written_falls_back_to_memory_and_says_so(tmp_path, reference):
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match=r"digits cannot be prepared in .*file .*set SAPWOOD_DATA_DIR"):
+        source = digits("test", tmp_path / "file")
+    np.testing.assert_array_equal(source.column("label"), reference["test"][1])
+
+
+# A driver that kills its children, each at another moment of the preparation, and checks after each that nothing
+# half-made can be taken for data. It is one process with what is heavy imported once, and forks.
+KILLS = """
+import os, signal, sys
+from pathlib import Path
+import sklearn.datasets, sklearn.model_selection, tensorflow_datasets
+from sapwood.data import digits as module
+
+place = Path(sys.argv[1])
+final = place / "digits" / "1.0.0"
+die = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+
+def before_write(): module._write = die
+def in_sklearn(): module._from_sklearn = die
+def in_the_examples():
+    original, counted = module._builder_class()._generate_examples, []
+    def some(self, images, labels):
+        for item in original(self, images, labels):
+            counted.append(1)
+            if len(counted) == 700: die()
+            yield item
+    module._builder_class()._generate_examples = some
+def between_the_files():
+    os.fsync = die
+def before_the_rename():
+    rename = os.rename
+    os.rename = lambda a, b: die() if Path(b) == final else rename(a, b)
+def after_the_rename():
+    rename = os.rename
+    os.rename = lambda a, b: (rename(a, b), Path(b) == final and die())
+
+for moment in (before_write, in_sklearn, in_the_examples, between_the_files, before_the_rename, after_the_rename):
+    child = os.fork()
+    if not child:
+        moment()
+        module.prepare(place)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (moment.__name__, status)
+    assert final.exists() == (moment is after_the_rename), moment.__name__
+print(len(list((place / "digits").glob("incomplete.*"))))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+def test_a_killed_preparation_leaves_nothing_that_is_trusted(tmp_path, place):
+    done = subprocess.run([sys.executable, "-c", KILLS, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 0  # what the killed left behind is there, and is not mistaken for data
+    folder = tmp_path / "digits" / "1.0.0"
+    whole = place / "digits" / "1.0.0"
+    assert {p.name for p in folder.iterdir()} == {p.name for p in whole.iterdir()}
+    data, expected = (load("digits", data_dir=d) for d in (tmp_path, place))
+    np.testing.assert_array_equal(data.column("image"), expected.column("image"))
+
+
+def test_what_a_killed_preparation_left_is_swept_when_old(tmp_path):
+    old, young = tmp_path / "digits" / "incomplete.old", tmp_path / "digits" / "incomplete.young"
+    for left in (old, young):
+        left.mkdir(parents=True)
+        (left / "file").write_text("half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    prepare(tmp_path)
+    assert sorted(p.name for p in (tmp_path / "digits").iterdir()) == ["1.0.0", "incomplete.young"]
+
+
+TOGETHER = """
+import os, sys, time
+from pathlib import Path
+import sklearn.datasets, sklearn.model_selection, tensorflow_datasets
+from sapwood.data import digits as module
+
+place = Path(sys.argv[1])
+write = module._write
+def slowly(work):
+    made = write(work)
+    (place / f"ready.{os.getpid()}").touch()
+    while len(list(place.glob("ready.*"))) < 3: time.sleep(0.01)  # all three are about to rename
+    return made
+module._write = slowly
+children = []
+for _ in range(3):
+    child = os.fork()
+    if not child:
+        try:
+            module.prepare(place)
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+    children.append(child)
+sys.exit(max(os.waitpid(c, 0)[1] for c in children))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_several_processes_preparing_at_once(tmp_path):
+    done = subprocess.run([sys.executable, "-c", TOGETHER, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in (tmp_path / "digits").iterdir()] == ["1.0.0"]
+    assert len(load("digits", data_dir=tmp_path)) == 1437

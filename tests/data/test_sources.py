@@ -1,0 +1,319 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from sapwood.core.errors import ConfigError, DataError
+from sapwood.data import Feature, decode_image, load
+from sapwood.data.source import Reader, Source
+
+# arrays
+
+
+def test_arrays_of_a_pair_keep_their_values():
+    x, y = np.random.RandomState(0).rand(6, 5, 5, 3), np.array([0, 1, 2, 0, 1, 2])
+    data = load((x, y))
+    batch = data.gather([4, 0])
+    np.testing.assert_array_equal(batch["image"], x[[4, 0]].astype(np.float32))
+    assert batch["label"].tolist() == [1, 0]
+    assert batch["label"].dtype == np.int32
+    assert data.features["label"].num_classes == 3
+    assert list(load((x[..., 0], y)).features) == ["features", "label"]
+    assert list(load(x).features) == ["image"]
+
+
+def test_float_labels_are_a_regression_and_text_labels_have_names():
+    assert load((np.zeros(2), np.array([0.5, 1]))).features["label"] == Feature((), "float32")
+    data = load((np.zeros(3), ["dog", "cat", "dog"]))
+    assert data.features["label"].classes == ("cat", "dog")
+    assert data.column("label").tolist() == [1, 0, 1]
+    assert load((np.zeros(2), ["b", "a"]), classes=["b", "a", "c"]).column("label").tolist() == [0, 1]
+
+
+def test_bad_arrays():
+    with pytest.raises(DataError, match="features has 3, label has 2"):
+        load((np.zeros(3), np.zeros(2, int)))
+    with pytest.raises(DataError, match="empty"):
+        load((np.zeros((0, 4)), np.zeros(0, int)))
+    with pytest.raises(DataError, match=r"label of example 1 is -1; classes are counted from 0"):
+        load((np.zeros(2), np.array([1, -1])))
+    with pytest.raises(DataError, match="label of example 1 is 'cow'; classes are 'cat', 'dog'"):
+        load((np.zeros(2), ["cat", "cow"]), classes=["cat", "dog"])
+    with pytest.raises(ConfigError, match="no entry 'y' to be the target; there are 'x'"):
+        load({"x": np.zeros(2)}, target="y")
+    with pytest.raises(DataError, match="x is a single"):
+        load({"x": 3.0})
+
+
+def test_an_npz_file(tmp_path):
+    np.savez(tmp_path / "d.npz", x=np.arange(4.0), y=np.array([1, 0, 1, 0]))
+    data = load(tmp_path / "d.npz", target="y")
+    assert data.gather([2])["label"].tolist() == [1]
+    (tmp_path / "bad.npz").write_bytes(b"no zip")
+    with pytest.raises(DataError, match="cannot be read as npz"):
+        load(tmp_path / "bad.npz")
+    np.savez(tmp_path / "pickled.npz", x=np.array([{}], dtype=object))
+    with pytest.raises(DataError, match="npz"):
+        load(tmp_path / "pickled.npz")
+
+
+@pytest.mark.parametrize("option", [{"size": (4, 4)}, {"weight": "w"}, {"data_dir": "."}, {"split": "test"}])
+def test_an_option_that_means_nothing_is_refused(option):
+    with pytest.raises(ConfigError, match="says nothing about a tuple of arrays; it takes classes="):
+        load((np.zeros(2), np.zeros(2, int)), **option)
+
+
+# tables
+
+
+@pytest.fixture
+def csv(tmp_path):
+    path = tmp_path / "people.csv"
+    path.write_text("age,height,name,label,w\n30,1.7,Ada,yes,1\n41,1.8,Bob,no,2\n25,1.6,Cyd,yes,0.5\n")
+    return path
+
+
+def test_a_csv_file(csv):
+    data = load(csv, weight="w")
+    assert data.features["features"].columns == ("age", "height")
+    assert data.features["label"].classes == ("no", "yes")
+    batch = data.gather([2, 0])
+    np.testing.assert_allclose(batch["features"], [[25, 1.6], [30, 1.7]])
+    assert batch["label"].tolist() == [1, 1]
+    assert batch["weight"].tolist() == [0.5, 1]
+    assert batch["name"].tolist() == ["Cyd", "Ada"]
+
+
+def test_a_parquet_file_a_table_and_a_frame_give_the_same(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    table = pa.table({"a": [1, 2, 3], "v": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], "y": [0.5, 1.5, 2.5]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    for source in (tmp_path / "t.parquet", str(tmp_path / "t.parquet"), table, pandas.DataFrame(table.to_pandas())):
+        batch = load(source, target="y").gather([1, 2])
+        np.testing.assert_array_equal(batch["features"], [[2], [3]])
+        np.testing.assert_array_equal(batch["v"], [[3, 4], [5, 6]])
+        np.testing.assert_array_equal(batch["label"], np.array([1.5, 2.5], np.float32))
+
+
+def test_an_empty_cell_is_named_by_its_line_and_column(tmp_path):
+    path = tmp_path / "gaps.csv"
+    path.write_text("age,label\n30,0\n,1\n25,0\n")
+    with pytest.raises(DataError, match=r"features column 'age' of example 1 \(line 3 of gaps.csv\) is nan"):
+        load(path).gather([0, 1, 2])
+
+
+def test_a_label_of_a_table_outside_the_declared_classes(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("x,label\n1,0\n2,3\n")
+    with pytest.raises(DataError, match=r"label of example 1 \(line 3 of t.csv\) is 3; classes are 0\.\.2"):
+        load(path, classes=3).gather([0, 1])
+
+
+def test_bad_tables(tmp_path, csv):
+    with pytest.raises(ConfigError, match="no column 'salary' for target=; it has 'age'"):
+        load(csv, target="salary")
+    with pytest.raises(DataError, match="there is no file"):
+        load(tmp_path / "none.csv")
+    (tmp_path / "empty.csv").write_text("a,b\n")
+    with pytest.raises(DataError, match="has no rows"):
+        load(tmp_path / "empty.csv")
+    (tmp_path / "uneven.csv").write_text("a,b\n1,2\n3\n")
+    with pytest.raises(DataError, match="cannot be read as csv"):
+        load(tmp_path / "uneven.csv")
+    (tmp_path / "no.parquet").write_bytes(b"hello")
+    with pytest.raises(DataError, match="cannot be read as parquet"):
+        load(tmp_path / "no.parquet")
+    (tmp_path / "book.txt").write_text("hello")
+    with pytest.raises(DataError, match=r"no known kind; sapwood\.data.characters"):
+        load(tmp_path / "book.txt")
+
+
+# folders
+
+
+def picture(path, value, size=(6, 4), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((*size, 3), value, np.uint8) if mode == "RGB" else np.full(size, value, np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def pets(tmp_path):
+    for i, (kind, count) in enumerate([("cat", 3), ("dog", 2)]):
+        for k in range(count):
+            picture(tmp_path / "pets" / kind / f"{k}.png", 100 * i + k)
+    return tmp_path / "pets"
+
+
+def test_a_folder_of_images_by_class(pets):
+    data = load(pets)
+    assert data.features["image"] == Feature((6, 4, 3), "uint8", low=0, high=255)
+    assert data.features["label"].classes == ("cat", "dog")
+    batch = data.gather([4, 0, 1])
+    assert batch["image"].shape == (3, 6, 4, 3)
+    assert batch["image"][:, 0, 0, 0].tolist() == [101, 0, 1]
+    assert batch["label"].tolist() == [1, 0, 0]
+    assert data.class_weights().round(3).tolist() == [np.float32(0.833), 1.25]
+
+
+def test_images_are_read_when_asked_for(pets):
+    data = load(pets)
+    (pets / "dog" / "1.png").write_bytes(b"not an image")
+    data.gather([0, 1, 2, 3])
+    with pytest.raises(DataError, match=r"1\.png is not an image that can be read"):
+        data[4]
+
+
+def test_splits_of_a_folder(tmp_path):
+    picture(tmp_path / "train" / "cat" / "a.jpg", 1)
+    picture(tmp_path / "test" / "cat" / "b.jpg", 2)
+    assert len(load(tmp_path)) == 1
+    assert load(str(tmp_path), split="test")[0]["image"][0, 0, 0] == 2
+    with pytest.raises(DataError, match="no split 'validation'; it has test, train"):
+        load(tmp_path, split="validation")
+
+
+def test_sizes_that_differ_need_one_size(pets):
+    picture(pets / "dog" / "9.png", 7, size=(10, 8))
+    data = load(pets)
+    assert data.features["image"].shape == (None, None, 3)
+    with pytest.raises(DataError, match=r"image of example 5 \(dog/9.png\) has shape \(10, 8, 3\), but example 0"):
+        data.gather([0, 5])
+    assert load(pets, size=(5, 5)).gather([0, 5])["image"].shape == (2, 5, 5, 3)
+    assert data.map(lambda e: {**e, "image": e["image"][:4, :4]}).gather([0, 5])["image"].shape == (2, 4, 4, 3)
+
+
+def test_grey_images_have_one_channel(tmp_path):
+    picture(tmp_path / "a" / "1.png", 9, mode="L")
+    assert load(tmp_path)[0]["image"].shape == (6, 4, 1)
+    assert decode_image(tmp_path / "a" / "1.png").shape == (6, 4, 3)
+
+
+def test_bad_folders(tmp_path, pets):
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(DataError, match="no images in"):
+        load(tmp_path / "nothing")
+    with pytest.raises(DataError, match="has a folder 'dog'; classes are 'cat'"):
+        load(pets, classes=["cat"])
+    with pytest.raises(DataError, match="there is no file or folder"):
+        load("./no/such/folder")
+    with pytest.raises(DataError, match="there is no file"):
+        decode_image(tmp_path / "none.png")
+
+
+# anything indexed
+
+
+def test_a_list_of_dicts_and_a_torch_data_set():
+    torch = pytest.importorskip("torch")
+    rows = [{"x": np.full(3, i), "y": i % 2} for i in range(20)]
+    data = load(rows, target="y", classes=2)
+    assert data.gather([3, 4])["label"].tolist() == [1, 0]
+    tensors = torch.utils.data.TensorDataset(torch.arange(20.0).reshape(20, 1), torch.arange(20) % 4)
+    data = load(tensors, classes=["a", "b", "c", "d"])
+    batch = data.gather([5, 6])
+    assert batch["features"].tolist() == [[5], [6]]
+    assert batch["label"].tolist() == [1, 2]
+    assert data.features["label"].name(2) == "c"
+
+
+def test_a_grain_data_set():
+    import grain
+
+    rows = grain.MapDataset.range(50).map(lambda i: {"x": np.float32(i)}).shuffle(seed=1)
+    data = load(rows)
+    assert sorted(data.column("x").tolist()) == list(range(50))
+    assert data[7]["x"] == rows[7]["x"]
+
+
+def test_many_at_once_where_the_object_can():
+    asked = []
+
+    class Rows:
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, i):
+            return (np.float32(i),)
+
+        def __getitems__(self, indices):
+            asked.append(list(indices))
+            return [self[i] for i in indices]
+
+    data = load(Rows())
+    assert data.gather([30, 2])["features"].tolist() == [30, 2]
+    assert asked == [[2, 30]]
+    data.gather([2, 30, 3])
+    assert asked == [[2, 30], [3]]  # what was read is remembered
+
+
+def test_lengths_that_vary_are_seen_and_padded_by_map():
+    data = load([{"tokens": np.arange(1 + i % 3)} for i in range(9)])
+    assert data.features["tokens"].shape == (None,)
+    with pytest.raises(DataError, match=r"tokens of example 1 has shape \(2,\), but example 0 has \(1,\)"):
+        data.gather([0, 1])
+    padded = data.map(lambda e: {"tokens": np.pad(e["tokens"], (0, 3 - len(e["tokens"])))})
+    assert padded.gather([0, 1, 2])["tokens"].tolist() == [[0, 0, 0], [0, 1, 0], [0, 1, 2]]
+
+
+def test_bad_objects():
+    with pytest.raises(DataError, match=r"generator cannot be read; .* make a list of it"):
+        load(x for x in range(3))
+    with pytest.raises(DataError, match="empty"):
+        load([])
+    with pytest.raises(ConfigError, match="has no 'y'; it has 'x'"):
+        load([{"x": 1}], target="y")
+
+
+# the reader
+
+
+class Counting(Source):
+    threads = 1
+
+    def __init__(self, shape=()):
+        self.features = {"x": Feature(shape, "float32")}
+        self.reads = []
+
+    def __len__(self):
+        return 10
+
+    def read(self, index):
+        self.reads.append(index)
+        return {"x": np.full([d or 2 for d in self.features["x"].shape], index, np.float32)}
+
+
+def test_examples_of_fixed_shape_are_read_once():
+    source = Counting()
+    reader = Reader(source, source.features)
+    for _ in range(3):
+        assert reader.gather(np.array([3, 1, 3]))["x"].tolist() == [3, 1, 3]
+    assert sorted(source.reads) == [1, 3]
+    for _ in range(2):
+        assert reader.gather(np.arange(10))["x"].tolist() == list(range(10))
+    assert sorted(source.reads) == list(range(10))
+
+
+def test_what_is_too_large_to_remember_is_read_again(monkeypatch):
+    monkeypatch.setattr("sapwood.data.source.REMEMBER", 39)  # ten float32 take 40
+    source = Counting()
+    reader = Reader(source, source.features)
+    for _ in range(2):
+        reader.gather(np.array([3]))
+    assert source.reads == [3, 3]
+
+
+def test_remembered_examples_cannot_be_changed_from_outside():
+    source = Counting()
+    reader = Reader(source, source.features)
+    reader.gather(np.arange(10))["x"][:] = -1
+    assert reader.gather(np.arange(10))["x"].tolist() == list(range(10))
+
+
+def test_threads_give_examples_in_order(pets):
+    for k in range(60):
+        picture(pets / "cat" / f"x{k:02}.png", k)
+    data = load(pets)
+    pixels = data.gather(np.arange(3, 63))["image"][:, 0, 0, 0]
+    assert pixels.tolist() == list(range(60))
