@@ -8,8 +8,6 @@ written and again after it is read. Nothing on disk is unpickled.
 """
 
 import functools
-import hashlib
-import json
 import logging
 import math
 import os
@@ -23,30 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sapwood.core import paths
 from sapwood.core.errors import CheckpointError, ConfigError
-from sapwood.core.param import Param
+from sapwood.train import storage
 from sapwood.train.digest import describe, digests, named_leaves
+from sapwood.train.sealed import seal, unseal
 
 INDEX = "sapwood.json"
 _FORMAT = 1
 _STEP = re.compile(r"\d{8,}")
 _ASIDE = ".replaced"
-# What Orbax's array driver can store as it is. Other dtypes (4 bits, 8-bit floats, PRNG keys) are stored as their bits.
-_STORABLE = {"bool", "bfloat16"} | {
-    f"{kind}{bits}"
-    for kind, sizes in {
-        "int": (8, 16, 32, 64),
-        "uint": (8, 16, 32, 64),
-        "float": (16, 32, 64),
-        "complex": (64, 128),
-    }.items()
-    for bits in sizes
-}
-_KEYS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +62,7 @@ class Checkpoints:
     >>> directory = tempfile.mkdtemp()
     >>> with Checkpoints(directory, keep=2, best="accuracy") as checkpoints:
     ...     for step, accuracy in [(10, 0.9), (20, 0.7), (30, 0.8), (40, 0.6)]:
-    ...         tree = {"params": {"w": jnp.full(3, step)}, "key": jax.random.key(step)}
+    ...         tree = {"params": {"w": jax.numpy.full(3, step)}, "key": jax.random.key(step)}
     ...         checkpoints.save(step, tree, {"position": 32 * step}, {"accuracy": accuracy})
     >>> checkpoints.steps(), checkpoints.best()
     ([10, 30, 40], 10)
@@ -119,6 +105,8 @@ class Checkpoints:
             names = os.listdir(self.directory)
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise CheckpointError(f"the checkpoints in {self.directory} cannot be listed: {error.strerror}") from error
         return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
     def latest(self) -> int | None:
@@ -134,6 +122,11 @@ class Checkpoints:
         if step not in self._known:
             self._known[step] = _info(self._read_index(step))
         return self._known[step]
+
+    def contents(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays of checkpoint `step` by path: shape and dtype. CheckpointError if it is damaged."""
+        arrays = self._read_index(step)["arrays"]
+        return {name: storage.struct(dtype, shape) for name, (dtype, shape, _) in arrays.items()}
 
     def save(
         self,
@@ -160,10 +153,13 @@ class Checkpoints:
         }
         self._check_metrics(index["metrics"])
         marks = digests(arrays)  # before the write: these are the arrays as they were, whatever the disk makes of them
-        index["arrays"] = {name: [*_json_kind(x), marks[name]] for name, x in arrays.items()}
-        text = _sealed(index)
+        index["arrays"] = {name: [*describe(x), marks[name]] for name, x in arrays.items()}
+        try:
+            text = seal(index)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"the info of a checkpoint must be what JSON can hold: {error}") from error
         self._make_room(step)
-        stored = {name: _encode(x) for name, x in arrays.items() if x.size}
+        stored = {name: storage.encode(x) for name, x in arrays.items() if x.size}
         try:
             self._writer.index = text
             self._writer.checkpointer.save(self._path(step), args=self._writer.save_args(stored))
@@ -228,9 +224,9 @@ class Checkpoints:
         index = self._read_index(step)
         saved = index["arrays"]
         if target is None:
-            structs = {name: _struct(dtype, shape) for name, (dtype, shape, _) in saved.items()}
+            structs = self.contents(step)
         else:
-            structs = {name: _as_struct(name, leaf) for name, leaf in named_leaves(target).items()}
+            structs = {name: storage.as_struct(name, leaf) for name, leaf in named_leaves(target).items()}
             self._check_same_model(step, saved, structs, subset)
         arrays = self._read_arrays(step, structs)
         found = digests(arrays)
@@ -248,29 +244,19 @@ class Checkpoints:
         return tree, _info(index)
 
     def _read_arrays(self, step: int, structs: dict[str, Any]) -> dict[str, Any]:
-        stored = {name: _stored_struct(x) for name, x in structs.items() if math.prod(x.shape)}
+        stored = {name: storage.stored_struct(x) for name, x in structs.items() if math.prod(x.shape)}
         found = self._attempt(step, stored)
         if isinstance(found, Exception):
             bad = [name for name, x in stored.items() if isinstance(self._attempt(step, {name: x}), Exception)]
             raise self._damage(step, f"{_some(bad)} cannot be read" if bad else _short(found)) from found
-        return {name: _decode(found[name] if name in found else _empty(x), x) for name, x in structs.items()}
+        return {
+            name: storage.decode(found[name] if name in found else storage.empty(x), x) for name, x in structs.items()
+        }
 
     def _attempt(self, step: int, stored: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array] | Exception:
         """The arrays, or the exception: on several processes all of them go the same way."""
-        ocp = _orbax()
-        args = {name: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape) for name, x in stored.items()}
         try:
-            result = (
-                _reader().restore(
-                    self._path(step),
-                    args=ocp.args.PyTreeRestore(item=stored, restore_args=args, partial_restore=True),
-                )
-                if stored
-                else {}
-            )
-            for name, x in stored.items():
-                if describe(result[name]) != describe(x):
-                    raise ValueError(f"{name} is {_kind(*describe(result[name]))}, not {_kind(*describe(x))}")
+            result = self._read(step, stored) if stored else {}
         except Exception as error:
             result = error
         if jax.process_count() > 1:
@@ -281,16 +267,24 @@ class Checkpoints:
                 result = RuntimeError(f"it cannot be read on process {int(failed.argmax())}")
         return result
 
+    def _read(self, step: int, stored: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        ocp = _orbax()
+        args = {name: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape) for name, x in stored.items()}
+        args = ocp.args.PyTreeRestore(item=stored, restore_args=args, partial_restore=True)
+        arrays = _reader().restore(self._path(step), args=args)
+        for name, x in stored.items():
+            if not isinstance(arrays[name], jax.Array) or describe(arrays[name]) != describe(x):
+                raise ValueError(f"{name} is no longer {storage.kind(*describe(x))}")
+        return arrays
+
     def _read_index(self, step: int) -> dict[str, Any]:
         file = self._path(step) / INDEX
         try:
-            sealed = json.loads(file.read_bytes())
-            index = sealed["index"]
-            whole = sealed["sha256"] == _checksum(index) and index["step"] == step
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            index = unseal(file.read_bytes())
+            if index["step"] != step:
+                raise ValueError(f"it is that of step {index['step']}")
+        except (OSError, ValueError, KeyError) as error:
             raise self._damage(step, f"{INDEX}: {_short(error)}") from error
-        if not whole:
-            raise self._damage(step, f"{INDEX} reads back other than saved")
         if index["format"] != _FORMAT:
             raise CheckpointError(f"checkpoint {step} in {self.directory} was written by a newer Sapwood; update it")
         return index
@@ -298,7 +292,11 @@ class Checkpoints:
     def _check_same_model(self, step: int, saved: dict[str, list], structs: dict[str, Any], subset: bool) -> None:
         missing = [name for name in structs if name not in saved]
         unexpected = [] if subset else [name for name in saved if name not in structs]
-        kinds = [(name, _kind(*saved[name][:2]), _kind(*describe(x))) for name, x in structs.items() if name in saved]
+        kinds = [
+            (name, storage.kind(*saved[name][:2]), storage.kind(*describe(x)))
+            for name, x in structs.items()
+            if name in saved
+        ]
         other = [f"{name} is {there} there and {here} here" for name, there, here in kinds if there != here]
         parts = [f"it lacks {_some(missing)}"] if missing else []
         parts += [f"it has {_some(unexpected)} in addition"] if unexpected else []
@@ -330,17 +328,15 @@ class Checkpoints:
             return
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            for name in os.listdir(self.directory):
-                if name.endswith(_ASIDE) or ".orbax-checkpoint-tmp" in name:
-                    shutil.rmtree(self.directory / name)
+            self._sweep()
             if step in steps:
                 self._aside(step)
         except OSError as error:
             raise self._failure(step, error) from error
 
-    def _aside(self, step: int) -> Path:
+    def _aside(self, step: int) -> None:
         self._known.pop(step, None)
-        return self._path(step).rename(self.directory / f"{step:08d}{_ASIDE}")
+        self._path(step).rename(self.directory / f"{step:08d}{_ASIDE}")
 
     def _prune(self) -> None:
         """Remove what is neither new nor best; renamed first, so that no half of it is ever trusted."""
@@ -348,7 +344,14 @@ class Checkpoints:
         kept = {*steps[-self.keep :], self._best_of(steps)}
         for step in self.steps():
             if step not in kept:
-                shutil.rmtree(self._aside(step), ignore_errors=True)
+                self._aside(step)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what was moved aside, and what a write that did not end has left."""
+        for name in os.listdir(self.directory):
+            if name.endswith(_ASIDE) or ".orbax-checkpoint-tmp" in name:
+                shutil.rmtree(self.directory / name)
 
     def _best_of(self, steps: list[int]) -> int | None:
         if self._best is None:
@@ -422,8 +425,10 @@ def preload() -> threading.Thread:
 def _orbax() -> Any:
     import orbax.checkpoint as ocp
 
-    # A failed write comes here as an exception; absl would print a page of traceback for each of Orbax's threads too.
+    # What fails comes here as an exception. absl would print a page of traceback for each of Orbax's threads too, and
+    # asyncio one for each array that Orbax no longer waited for.
     logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.getMessage())
     return ocp
 
 
@@ -435,7 +440,7 @@ def _reader() -> Any:
 def _arrays(tree: Any) -> dict[str, Any]:
     """The tree's leaves by path, all of them `jax.Array`s."""
     try:
-        arrays = {name: _as_array(name, leaf) for name, leaf in named_leaves(tree).items()}
+        arrays = {name: storage.as_array(name, leaf) for name, leaf in named_leaves(tree).items()}
     except ValueError as error:
         raise ConfigError(f"this tree cannot be saved: {error}") from error
     if not any(x.size for x in arrays.values()):
@@ -443,102 +448,9 @@ def _arrays(tree: Any) -> dict[str, Any]:
     return arrays
 
 
-def _as_array(name: str, leaf: Any) -> jax.Array:
-    if isinstance(leaf, jax.Array):
-        return leaf
-    if not isinstance(leaf, (np.ndarray, np.generic, bool, int, float, complex)):
-        raise ConfigError(f"{name} is of type {type(leaf).__name__}; a checkpoint holds arrays, `info` what JSON holds")
-    array = jnp.asarray(leaf)
-    if isinstance(leaf, (np.ndarray, np.generic)) and array.dtype != leaf.dtype:
-        raise ConfigError(
-            f"{name} is {leaf.dtype}, which JAX would make {array.dtype}; convert it, or enable jax_enable_x64"
-        )
-    return array
-
-
-def _as_struct(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
-    if isinstance(leaf, Param):
-        leaf = leaf.struct
-    if not isinstance(leaf, jax.ShapeDtypeStruct):
-        leaf = _as_array(name, leaf)
-    sharding = getattr(leaf, "sharding", None)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding or _default_sharding())
-
-
-def _default_sharding() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-
-def _struct(dtype: str, shape: list[int]) -> jax.ShapeDtypeStruct:
-    kind = _dtype(dtype)
-    if not _is_key(kind) and jax.dtypes.canonicalize_dtype(kind) != kind:
-        raise CheckpointError(f"the checkpoint holds {dtype} arrays; enable jax_enable_x64 to read them")
-    return jax.ShapeDtypeStruct(tuple(shape), kind, sharding=_default_sharding())
-
-
-def _dtype(name: str) -> Any:
-    if name in _KEYS:
-        return jax.eval_shape(lambda: jax.random.key(0, impl=_KEYS[name])).dtype
-    return jnp.dtype(name)
-
-
-def _is_key(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
-
-
-def _encode(x: jax.Array) -> jax.Array:
-    """The array as Orbax can store it."""
-    if _is_key(x.dtype):
-        return jax.random.key_data(x)
-    if str(x.dtype) in _STORABLE:
-        return x
-    return jax.lax.bitcast_convert_type(x, f"uint{jax.dtypes.itemsize_bits(x.dtype)}").astype(jnp.uint8)
-
-
-def _decode(x: jax.Array, struct: jax.ShapeDtypeStruct) -> jax.Array:
-    """The inverse of `_encode`."""
-    if _is_key(struct.dtype):
-        return jax.random.wrap_key_data(x, impl=_KEYS[str(struct.dtype)])
-    if str(struct.dtype) in _STORABLE:
-        return x
-    return jax.lax.bitcast_convert_type(x.astype(f"uint{jax.dtypes.itemsize_bits(struct.dtype)}"), struct.dtype)
-
-
-def _stored_struct(struct: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """What `_encode` makes of an array of this kind, with the same sharding (a key's own words are not split)."""
-    stored = jax.eval_shape(_encode, jax.ShapeDtypeStruct(struct.shape, struct.dtype))
-    return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=struct.sharding)
-
-
-def _empty(struct: jax.ShapeDtypeStruct) -> jax.Array:
-    """The stored form of an array without elements, which Orbax does not store."""
-    stored = _stored_struct(struct)
-    return jnp.zeros(stored.shape, stored.dtype, device=stored.sharding)
-
-
-def _json_kind(x: Any) -> tuple[str, list[int]]:
-    dtype, shape = describe(x)
-    return dtype, list(shape)
-
-
-def _kind(dtype: str, shape: Any) -> str:
-    return f"{dtype}[{','.join(map(str, shape))}]"
-
-
 def _info(index: dict[str, Any]) -> Info:
     marks = {name: mark for name, (_, _, mark) in index["arrays"].items()}
     return Info(index["step"], index["info"], index["metrics"], marks)
-
-
-def _checksum(index: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
-
-
-def _sealed(index: dict[str, Any]) -> str:
-    try:
-        return json.dumps({"sha256": _checksum(index), "index": index}, indent=1)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"the info of a checkpoint must be what JSON can hold: {error}") from error
 
 
 def _some(names: list[str], quote: bool = True) -> str:
@@ -547,5 +459,9 @@ def _some(names: list[str], quote: bool = True) -> str:
 
 
 def _short(error: BaseException) -> str:
+    """One line; of TensorStore's long messages what the operating system said."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+    cause = re.search(r"OS error \d+: \w+ ([^\[\]]+)", text)
+    if cause:
+        return cause[1]
+    return text if len(text) <= 300 else f"{text[:200]} ... {text[-95:]}"

@@ -1,0 +1,582 @@
+"""Checkpoints: what goes in comes out on any mesh, and whatever happens to a disk or a process is noticed and named."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from sapwood.core.errors import CheckpointError, ConfigError
+from sapwood.core.param import Param
+from sapwood.train.checkpoints import INDEX, Checkpoints
+from sapwood.train.digest import digests, named_leaves, tree_digest
+
+
+class State(NamedTuple):
+    """Stands for a training state: named fields, nested dicts, a tuple of moments, a typed key, nothing at all."""
+
+    step: jax.Array
+    params: dict
+    opt_state: tuple
+    rng: jax.Array
+    ema: dict | None = None
+
+
+def state(seed=0, width=8) -> State:
+    kernel, bias = jax.random.normal(jax.random.key(seed), (4, width)), jnp.arange(width, dtype=jnp.bfloat16)
+    params = {"stem": {"kernel": kernel, "bias": bias}, "blocks": {"10": {"w": kernel[0]}, "9": {"w": kernel[1]}}}
+    moments = (jax.tree.map(lambda x: x * 0.5, params), jnp.int32(seed))
+    return State(jnp.int32(7), params, moments, jax.random.split(jax.random.key(seed), 2))
+
+
+def write(directory, *steps, keep=10, tree=state, **options) -> Checkpoints:
+    with Checkpoints(directory, keep=keep, **options) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, tree(step), {"position": 32 * step, "seed": 0}, {"loss": 1 / step})
+    return checkpoints
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    assert digests(named_leaves(a)) == digests(named_leaves(b))
+
+
+def damage(file, how):
+    """Flip a byte, cut the file, empty it or delete it."""
+    data = bytearray(file.read_bytes())
+    if how == "delete":
+        file.unlink()
+    elif how == "empty":
+        file.write_bytes(b"")
+    elif how == "cut":
+        file.write_bytes(data[: len(data) // 2])
+    else:
+        data[how % len(data)] ^= 1 << how % 8
+        file.write_bytes(data)
+
+
+def mesh(*shape):
+    return jax.make_mesh(shape, ("data", "fsdp")[: len(shape)], axis_types=(AxisType.Auto,) * len(shape))
+
+
+# What goes in comes out
+
+
+def test_a_whole_training_state(tmp_path):
+    write(tmp_path, 3)
+    tree, info = Checkpoints(tmp_path).restore(state())
+    same(tree, state(3))
+    assert (info.step, info.info, info.metrics) == (3, {"position": 96, "seed": 0}, {"loss": 1 / 3})
+    assert jax.random.bits(tree.rng[0]) == jax.random.bits(state(3).rng[0])
+    same(Checkpoints(tmp_path).restore(jax.eval_shape(state))[0], state(3))
+
+
+def test_without_a_target_it_is_nested_dicts_by_path(tmp_path):
+    write(tmp_path, 3)
+    tree, _ = Checkpoints(tmp_path).restore()
+    assert digests(named_leaves(tree)) == digests(named_leaves(state(3)))
+    assert list(tree["opt_state"]) == ["0", "1"]
+    assert tree["params"]["blocks"]["10"]["w"].shape == (8,)
+
+
+DTYPES = [
+    "bool",
+    "int8",
+    "uint8",
+    "int16",
+    "uint16",
+    "int32",
+    "uint32",
+    "float16",
+    "bfloat16",
+    "float32",
+    "complex64",
+    "int4",
+    "uint4",
+    "int2",
+    "uint2",
+]
+DTYPES += ["float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float4_e2m1fn"]
+
+
+def test_every_dtype_and_shape(tmp_path):
+    tree = {name: jnp.arange(6).reshape(2, 3).astype(name) for name in DTYPES}
+    tree |= {"scalar": jnp.float32(-0.0), "none": jnp.zeros((3, 0)), "nan": jnp.float32(jnp.nan), "int": 3}
+    tree |= {
+        "empty_key": jax.random.split(jax.random.key(0), 1)[:0],
+        "numpy": np.float32([1, 2]),
+        "odd.na me%é": jnp.ones(2),
+    }
+    tree |= {"rbg": jax.random.key(1, impl="rbg"), "urbg": jax.random.key(1, impl="unsafe_rbg")}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, tree)
+    for target in (tree, None):
+        back = Checkpoints(tmp_path).restore(target)[0]
+        same(back, tree | {"int": jnp.int32(3)})
+    assert isinstance(Checkpoints(tmp_path).restore(tree)[0]["numpy"], np.ndarray)
+
+
+def test_64_bits(tmp_path):
+    wide = {"x": np.arange(3.0), "y": np.ones(2, np.complex128)}
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(ConfigError, match=r"x is float64, which JAX would make float32; .*jax_enable_x64"):
+            checkpoints.save(1, wide)
+        with jax.enable_x64(True):
+            checkpoints.save(1, wide)
+            checkpoints.wait()
+            same(checkpoints.restore(wide)[0], wide)
+        with pytest.raises(CheckpointError, match="jax_enable_x64"):
+            checkpoints.restore()
+
+
+@pytest.mark.parametrize(("saved_on", "read_on"), [((), (8,)), ((4, 2), ()), ((4, 2), (2, 4)), ((8,), (4, 2))])
+def test_from_any_mesh_to_any_mesh(tmp_path, saved_on, read_on):
+    def place(tree, shape):
+        if not shape:
+            return tree
+        spec = PartitionSpec(None, "data") if len(shape) == 1 else PartitionSpec("fsdp", "data")
+        whole = NamedSharding(mesh(*shape), PartitionSpec())
+        split = NamedSharding(mesh(*shape), spec)
+        return jax.tree.map(lambda x: jax.device_put(x, split if x.ndim == 2 else whole), tree)
+
+    expected = state(1)
+    write(tmp_path, 1, tree=lambda _: place(expected, saved_on))
+    target = place(state(), read_on)
+    structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), target)
+    for wanted in (target, structs):
+        tree, _ = Checkpoints(tmp_path).restore(wanted)
+        same(tree, expected)
+        for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(target), strict=True):
+            assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+
+
+def test_sharded_keys(tmp_path):
+    sharding = NamedSharding(mesh(8), PartitionSpec("data"))
+    keys = jax.device_put(jax.random.split(jax.random.key(0), 16), sharding)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"keys": keys})
+    back = Checkpoints(tmp_path).restore({"keys": keys})[0]["keys"]
+    assert back.sharding.is_equivalent_to(sharding, 1)
+    assert (jax.random.key_data(back) == jax.random.key_data(keys)).all()
+
+
+def test_a_subset_and_params_as_a_target(tmp_path):
+    write(tmp_path, 1)
+    target = {"params": {"stem": {"kernel": Param((4, 8), "float32", None, None)}}}
+    tree, _ = Checkpoints(tmp_path).restore(target, subset=True)
+    same(tree, {"params": {"stem": {"kernel": state(1).params["stem"]["kernel"]}}})
+    with pytest.raises(CheckpointError, match=r"of another model: it has .*in addition"):
+        Checkpoints(tmp_path).restore(target)
+
+
+def test_saved_arrays_may_be_donated_at_once(tmp_path):
+    step = jax.jit(lambda tree: jax.tree.map(lambda x: x * 1.001 + 1, tree), donate_argnums=0)
+    tree = {f"w{i}": jnp.full((512, 512), float(i)) for i in range(6)}
+    marks = {}
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        for n in range(5):
+            tree = step(tree)
+            marks[n] = tree_digest(tree)
+            checkpoints.save(n, tree)
+            for _ in range(20):  # while the write is under way
+                tree = step(tree)
+    for n in range(5):
+        assert tree_digest(Checkpoints(tmp_path).restore(step=n)[0]) == marks[n]
+
+
+def test_it_can_be_read_by_orbax_alone(tmp_path):
+    import orbax.checkpoint as ocp
+
+    write(tmp_path, 1)
+    args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in Checkpoints(tmp_path).contents(1)}
+    tree = ocp.PyTreeCheckpointer().restore(tmp_path / "00000001", restore_args=args)
+    assert (tree["params/stem/kernel"] == state(1).params["stem"]["kernel"]).all()
+
+
+def test_info_without_reading_arrays(tmp_path):
+    checkpoints = write(tmp_path, 4, 5)
+    assert checkpoints.info(4).info == {"position": 128, "seed": 0}
+    assert checkpoints.info(4).digests == digests(named_leaves(state(4)))
+    assert checkpoints.contents(5)["params/stem/bias"] == jax.ShapeDtypeStruct(
+        (8,), "bfloat16", sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    )
+
+
+# What is kept
+
+
+@pytest.mark.parametrize(
+    ("options", "kept", "best"),
+    [
+        ({"keep": 1}, [6], None),
+        ({"keep": 3}, [4, 5, 6], None),
+        ({"keep": 2, "best": "score"}, [3, 5, 6], 3),
+        ({"keep": 1, "best": "-score"}, [1, 6], 1),
+        ({"keep": 1, "best": "late"}, [6], 6),
+    ],
+)
+def test_the_newest_and_the_best_are_kept(tmp_path, options, kept, best):
+    scores = [1, 4, 5, 3, float("nan"), 2]
+    with Checkpoints(tmp_path, **options) as checkpoints:
+        for step, score in enumerate(scores, 1):
+            checkpoints.save(step, {"x": jnp.float32(step)}, metrics={"score": score, "late": step == 6})
+    assert checkpoints.steps() == kept
+    assert Checkpoints(tmp_path, **options).best() == best
+    assert checkpoints.latest() == 6
+    assert sorted(os.listdir(tmp_path)) == [f"{step:08d}" for step in kept]
+
+
+def test_a_checkpoint_without_metrics_is_never_best(tmp_path):
+    with Checkpoints(tmp_path, keep=1, best="score") as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, {"x": jnp.ones(())}, metrics={"score": 1.0} if step == 2 else None)
+        assert checkpoints.best() == 2
+        with pytest.raises(ConfigError, match=r"best='score', but the metrics are \['scored'\]; did you mean 'scored'"):
+            checkpoints.save(4, {"x": jnp.ones(())}, metrics={"scored": 1})
+
+
+def test_going_on_from_an_earlier_checkpoint_drops_the_later_ones(tmp_path):
+    write(tmp_path, 1, 2, 3)
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        checkpoints.restore(state(), step=1)
+        checkpoints.save(2, state(20))
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 2]
+        same(checkpoints.restore(state())[0], state(20))
+    assert sorted(os.listdir(tmp_path)) == ["00000001", "00000002"]
+
+
+def test_another_run_is_not_mixed_in(tmp_path):
+    write(tmp_path, 1, 2)
+    with pytest.raises(CheckpointError, match=r"already holds checkpoints of an earlier run .2 is the newest.; resume"):
+        write(tmp_path, 1)
+    assert Checkpoints(tmp_path).steps() == [1, 2]
+
+
+def test_reading_leaves_the_directory_alone(tmp_path):
+    write(tmp_path, 1, 2, 3)
+    (tmp_path / "00000004.orbax-checkpoint-tmp").mkdir()
+    before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*")}
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.restore(state())
+        checkpoints.best()
+    assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*")} == before
+    assert not (tmp_path / "nothing").exists()
+    assert Checkpoints(tmp_path / "nothing").latest() is None
+
+
+# Another model, wrong use
+
+
+def test_another_model_is_named_path_by_path(tmp_path):
+    write(tmp_path, 1)
+    other = state(1)._replace(params={"stem": {"kernel": jnp.ones((4, 9)), "bias": jnp.ones(8), "scale": jnp.ones(8)}})
+    with pytest.raises(CheckpointError) as error:
+        Checkpoints(tmp_path).restore(other)
+    message = str(error.value)
+    assert "is of another model" in message
+    assert "it lacks 'params/stem/scale'" in message
+    assert "it has 'params/blocks/10/w', 'params/blocks/9/w' in addition" in message
+    assert "params/stem/kernel is float32[4,8] there and float32[4,9] here" in message
+    assert "params/stem/bias is bfloat16[8] there and float32[8] here" in message
+
+
+def test_long_lists_are_cut(tmp_path):
+    write(tmp_path, 1, tree=lambda _: {"x": jnp.ones(1)})
+    with pytest.raises(CheckpointError, match=r"it lacks 'y/0', .*'y/4' and 20 more"):
+        Checkpoints(tmp_path).restore({"x": jnp.ones(1), "y": [jnp.ones(1)] * 25})
+
+
+@pytest.mark.parametrize(
+    ("tree", "info", "message"),
+    [
+        ({"a": "text"}, {}, "a is of type str"),
+        ({"a": {"b": 1}, "a/b": 2}, {}, "two leaves of the tree have the path 'a/b'"),
+        ({}, {}, "it holds no numbers"),
+        ({"a": 1}, {"x": object()}, "the info of a checkpoint must be what JSON can hold: .*object"),
+        ({"a": np.array(["x"])}, {}, "."),
+    ],
+)
+def test_what_cannot_be_saved(tmp_path, tree, info, message):
+    with pytest.raises((ConfigError, TypeError), match=message), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, tree, info)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("options", [{"keep": 0}, {"best": ""}, {"best": "-"}])
+def test_wrong_options(tmp_path, options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        Checkpoints(tmp_path, **options)
+    with pytest.raises(ConfigError, match="mount the bucket"):
+        Checkpoints("gs://bucket/run")
+
+
+def test_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        Checkpoints(tmp_path).restore(state())
+    write(tmp_path, 1)
+    with pytest.raises(CheckpointError, match=r"has no checkpoint of step 3; it has \[1\]"):
+        Checkpoints(tmp_path).restore(state(), step=3)
+
+
+# Damage
+
+
+# Orbax's abandoned reads may come back to a closed event loop.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_each_byte_counts_or_does_no_harm(tmp_path):
+    """Damage each file of a checkpoint in turn: what comes back is what was saved, or an error that says what."""
+    write(tmp_path / "whole", 1)
+    files = sorted(f.relative_to(tmp_path / "whole") for f in (tmp_path / "whole").rglob("*") if f.is_file())
+    expected = digests(named_leaves(state(1)))
+    rng, found = random.Random(0), {}
+    for file in files:
+        size = (tmp_path / "whole" / file).stat().st_size
+        for how in ["delete", "empty", "cut", *(rng.randrange(size * 8) for _ in range(6))]:
+            if how == "cut" and size == 0:
+                continue
+            shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+            shutil.copytree(tmp_path / "whole", tmp_path / "copy")
+            damage(tmp_path / "copy" / file, how)
+            try:
+                tree, info = Checkpoints(tmp_path / "copy").restore(state())
+            except CheckpointError as error:
+                found[file.name, how] = str(error)
+            else:
+                assert digests(named_leaves(tree)) == expected, f"{file} with {how} read back wrong without a word"
+                assert (info.step, info.info) == (1, {"position": 32, "seed": 0})
+    assert all("no whole checkpoint" in text and "checkpoint 1 in" in text for text in found.values())
+    damaged_files = {name for name, _ in found}
+    assert INDEX in damaged_files
+    assert len(damaged_files) >= 3
+    assert any("'params/stem/kernel'" in text for text in found.values())
+
+
+def test_the_damaged_array_is_named_and_the_one_before_is_used(tmp_path):
+    write(tmp_path, 1, 2, 3, tree=lambda step: {"a": jnp.full(9, 1.0 * step), "b": jnp.full((999,), 7.5 + step)})
+    needle = np.full(999, 10.5, np.float32).tobytes()
+    files = [f for f in (tmp_path / "00000003").rglob("*") if f.is_file() and needle in f.read_bytes()]
+    for file in files:
+        data = bytearray(file.read_bytes())
+        data[data.index(needle) + 2000] ^= 4
+        file.write_bytes(data)
+    assert files
+    target = {"a": jnp.ones(9), "b": jnp.ones(999)}
+    with pytest.warns(
+        UserWarning, match=r"checkpoint 3 in .* is damaged: 'b' .*; going back to the checkpoint before it"
+    ):
+        tree, info = Checkpoints(tmp_path).restore(target)
+    assert info.step == 2
+    assert (tree["b"] == 9.5).all()
+    with pytest.raises(CheckpointError, match=r"checkpoint 3 .* is damaged: 'b'"):
+        Checkpoints(tmp_path).restore(target, step=3)
+    # The run goes on from 2, comes to 3 again, and the damaged one makes way.
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        with pytest.warns(UserWarning, match="damaged"):
+            checkpoints.restore(target)
+        checkpoints.save(3, target)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same(Checkpoints(tmp_path).restore(target)[0], target)
+    assert sorted(os.listdir(tmp_path)) == ["00000002", "00000003"]
+
+
+def test_none_is_whole(tmp_path):
+    write(tmp_path, 1, 2)
+    for step in (1, 2):
+        (tmp_path / f"0000000{step}" / INDEX).write_text("{")
+    with (
+        pytest.raises(CheckpointError, match=r"no whole checkpoint in .*checkpoint 2 .*; checkpoint 1 .* is damaged"),
+        pytest.warns(UserWarning, match="going back"),
+    ):
+        Checkpoints(tmp_path).restore(state())
+
+
+def test_a_checkpoint_under_a_false_name_or_with_a_false_position(tmp_path):
+    write(tmp_path, 1)
+    (tmp_path / "00000001").rename(tmp_path / "00000009")
+    with pytest.raises(CheckpointError, match=f"{INDEX}: it is that of step 1"):
+        Checkpoints(tmp_path).restore(state())
+    (tmp_path / "00000009").rename(tmp_path / "00000001")
+    file = tmp_path / "00000001" / INDEX
+    sealed = json.loads(file.read_text())
+    sealed["content"]["info"]["position"] += 1
+    file.write_text(json.dumps(sealed))
+    with pytest.raises(CheckpointError, match="reads back other"):
+        Checkpoints(tmp_path).restore(state())
+
+
+# Disks and processes
+
+
+def run(code, *args, **options):
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], **options)
+
+
+LOOP = """
+import sys, jax, jax.numpy as jnp
+from sapwood.train.checkpoints import Checkpoints
+step_of = jax.jit(lambda t: jax.tree.map(lambda x: x * 1.5 + 1, t), donate_argnums=0)
+tree = {f"w{i}": jnp.full((64, 64), float(i)) for i in range(8)}
+with Checkpoints(sys.argv[1], keep=2) as checkpoints:
+    print("ready", flush=True)
+    for step in range(1, 10**6):
+        tree = step_of(tree)
+        checkpoints.save(step, tree, {"position": step})
+        print(step, flush=True)
+"""
+
+
+def follow(step):
+    tree = {f"w{i}": jnp.full((64, 64), float(i)) for i in range(8)}
+    for _ in range(step):
+        tree = jax.jit(lambda t: jax.tree.map(lambda x: x * 1.5 + 1, t))(tree)
+    return tree
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.03, 0.11, 0.4])
+def test_killed_at_any_moment(tmp_path, moment):
+    process = run(LOOP, tmp_path / "run", stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(moment)
+    process.send_signal(signal.SIGKILL)
+    done = [int(line) for line in process.communicate()[0].split() if line.isdigit()]
+    checkpoints = Checkpoints(tmp_path / "run", keep=2)
+    steps = checkpoints.steps()
+    if not steps:
+        assert len(done) <= 1  # the first was still being written
+        return
+    assert steps[-1] >= max(done, default=1) - 1  # all but the one being written
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # not one of them damaged
+        for step in steps:
+            tree, info = checkpoints.restore(step=step)
+            assert info.info == {"position": step}
+            assert tree_digest(tree) == tree_digest(follow(step))
+        checkpoints.restore()
+        with checkpoints:
+            checkpoints.save(steps[-1] + 1, tree)
+    assert len(os.listdir(tmp_path / "run")) == 2  # what was half-written is gone
+
+
+FULL = """
+import resource, sys, jax.numpy as jnp
+from sapwood.core.errors import CheckpointError
+from sapwood.train.checkpoints import Checkpoints
+with Checkpoints(sys.argv[1], keep=5) as checkpoints:
+    checkpoints.save(1, {"w": jnp.ones(1000)})
+    checkpoints.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        checkpoints.save(2, {"w": jnp.arange(1e6)})
+        checkpoints.wait()
+    except CheckpointError as error:
+        print(error)
+    tree, info = checkpoints.restore()
+    print(info.step)
+    checkpoints.save(3, {"w": jnp.ones(500)})
+print(Checkpoints(sys.argv[1]).restore()[1].step)
+"""
+
+
+def test_a_file_that_cannot_be_written(tmp_path):
+    process = run(FULL, tmp_path / "run", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    out, errors = process.communicate()
+    message, restored, after = out.splitlines()
+    assert message.startswith("checkpoint 2 could not be written to")
+    assert "File too large" in message
+    assert "earlier checkpoints are untouched: make room or choose another directory, and resume" in message
+    assert (restored, after) == ("1", "3")
+    assert "Traceback" not in errors
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB, where the tests may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if (
+        not shutil.which("mount")
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True).returncode
+    ):
+        pytest.skip("no rights to mount a small file system")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk(small_disk):
+    tree = {"w": jnp.arange(200_000.0)}
+    with Checkpoints(small_disk, keep=5) as checkpoints:
+        checkpoints.save(1, tree)
+        checkpoints.wait()
+        checkpoints.save(2, {"w": jnp.arange(600_000.0)})
+        with pytest.raises(CheckpointError, match=r"checkpoint 2 could not be written to .*No space left.*MB free"):
+            checkpoints.wait()
+        same(checkpoints.restore(tree)[0], tree)
+        checkpoints.save(3, {"w": jnp.arange(1000.0)})  # what the failed one left behind makes way
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 3]
+
+
+def test_a_directory_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("here")
+    with (
+        pytest.raises(CheckpointError, match=r"checkpoint 1 could not be written to .*(File exists|Not a directory)"),
+        Checkpoints(tmp_path / "file") as checkpoints,
+    ):
+        checkpoints.save(1, state())
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs POSIX users")
+def test_an_unwritable_directory():
+    tmp_path = Path(tempfile.mkdtemp(dir="/tmp"))
+    tmp_path.chmod(0o555)
+    checkpoints = Checkpoints(tmp_path / "run")
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(CheckpointError, match=r"checkpoint 1 could not be written to .*/run: .*Permission denied"):
+            checkpoints.save(1, state())
+    finally:
+        if root:
+            os.seteuid(0)
+        tmp_path.rmdir()
+
+
+def test_nothing_is_unpickled(tmp_path, monkeypatch):
+    import pickle
+
+    write(tmp_path, 1)
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, lambda *_, **__: pytest.fail("a checkpoint was unpickled"))
+    Checkpoints(tmp_path).restore(state())
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or not file.read_bytes().startswith(b"\x80\x04")
+
+
+def test_cost(tmp_path):
+    """30 small arrays: the step waits some 30 ms for a save; the bounds leave room for a busy machine."""
+    tree = {f"w{i}": jnp.ones((64, 8)) for i in range(30)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, tree)
+        checkpoints.wait()
+        start, used = time.perf_counter(), time.process_time()
+        checkpoints.save(2, tree)
+        assert time.perf_counter() - start < 2
+        checkpoints.wait()
+        assert time.process_time() - used < 1
+    assert sum(f.stat().st_size for f in (tmp_path / "00000002").rglob("*")) < 3 * 30 * 64 * 8 * 4
