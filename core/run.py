@@ -87,7 +87,8 @@ def apply(f, params, state, *xs, rng=None, train=False, policy=None, capture=Non
     """Run ``f(v, *xs)`` on ``params`` and ``state``; returns ``(y, next_state)``.
 
     With ``capture`` (True, or a path pattern such as ``"blocks/*/attn"``) it returns ``(y, next_state, captured)``,
-    where ``captured`` holds what the model sowed there. Raises `DeclarationError` for an entry that is missing, has
+    where ``captured`` holds what the model sowed there. A failed ``v.check`` raises where values are known; under
+    `jax.jit` only `pure` hands the checks back. Raises `DeclarationError` for an entry that is missing, has
     another shape, or that nothing in the model declares.
 
     >>> import jax.numpy as jnp

@@ -14,7 +14,7 @@ from sapwood.core.declare import Recorder, concrete_shape, stacked_param, storag
 from sapwood.core.errors import DeclarationError, EffectError
 from sapwood.core.param import Stacked
 from sapwood.core.policy import Policy, as_policy
-from sapwood.core.rng import FOLD, INDEX, ROOT, Ledger, as_key, fold, mix, path_hash
+from sapwood.core.rng import FOLD, INDEX, ROOT, Ledger, as_key, fold, fold_once, mix, path_hash
 from sapwood.core.traces import belongs_here, current_trace, is_traced, shared_by_rows
 
 _DEFAULTS: dict[str, Any] = {
@@ -210,10 +210,12 @@ class Vars:
         if kind == "params" and self._lost:
             at, tree = self._lost
             wanted = path[len(at)]
-        scanned = wanted.isdigit() and "; a scanned stack becomes an unrolled one by sw.unstack" or ""
+        hint = paths.nearest(wanted, tree)
+        if tree and wanted.isdigit():
+            hint = "; a scanned stack becomes an unrolled one by sw.unstack"
         raise DeclarationError(
             f"{kind} has no {paths.join(path)!r} (shape {shape}, {dtype}); at {paths.join(at)!r} it holds "
-            f"{', '.join(sorted(tree, key=paths.order)) or 'nothing'}{paths.nearest(wanted, tree)}{scanned if tree else ''}"
+            f"{', '.join(sorted(tree, key=paths.order)) or 'nothing'}{hint}"
         )
 
     def _note_read(self, kind: str, path: paths.Path) -> None:
@@ -279,7 +281,7 @@ class Vars:
                 f"{self._at()}: rng({name!r}) needs a key: pass rng= to sw.apply or sw.bind"
                 + (crossed if self._collected else "")
             )
-        return fold(self._key, self._enter_ledger(f"rng({name!r})").draw(self._path, name, self._hash()))
+        return fold_once(self._key, self._enter_ledger(f"rng({name!r})").draw(self._path, name, self._hash()))
 
     def _enter_ledger(self, what: str) -> Ledger:
         """The ledger of this cursor's key, if we are in its trace; else an `EffectError`."""
@@ -440,7 +442,8 @@ class Vars:
             raise DeclarationError(
                 f"merge(updates): state {paths.join(path)} is {jnp.result_type(old)}{list(jnp.shape(old))}, the update "
                 f"{jnp.result_type(value)}{list(jnp.shape(value))}; a state entry keeps its shape and dtype: "
-                "v.stack(n) gives each row or step its own, or reduce the update first (jax.tree.map over updates.state)"
+                "v.stack(n) gives each row or step its own; or reduce the update first (jax.tree.map over "
+                "updates.state)"
             )
 
     # ---- hygiene ------------------------------------------------------------------------------------------------
