@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sapwood as sw
+
 
 def _values_and_gradients(f, args):
     """`f(*args)` and the gradient of a fixed, uneven weighting of it by every floating argument."""
@@ -47,6 +49,16 @@ def draw(request):
         return jnp.asarray(numbers.normal(size=shape), dtype)
 
     return draw
+
+
+@pytest.fixture
+def weights(draw):
+    """`weights(layer, *xs)`: small random params for it, without compiling an initialiser."""
+
+    def weights(layer, *xs):
+        return jax.tree.map(lambda p: 0.5 * draw(*p.shape), sw.spec(layer, *xs).params)
+
+    return weights
 
 
 @pytest.fixture(scope="session")

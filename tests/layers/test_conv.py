@@ -98,7 +98,12 @@ def test_matches_keras(name, size, x, options, keras, agree, draw):
     layer = getattr(keras.layers, name)(4, size, **options)
     layer.build((None, *x[1:]))
     ours = L.Conv(
-        4, size, options.get("strides", 1), options["padding"], options.get("dilation_rate", 1), options.get("groups", 1)
+        4,
+        size,
+        options.get("strides", 1),
+        options["padding"],
+        options.get("dilation_rate", 1),
+        options.get("groups", 1),
     )
     agree(
         lambda x, k, b: ours({"kernel": k, "bias": b}, x),
@@ -125,7 +130,10 @@ def test_declares_its_parameters():
 
 
 def test_starts_with_unit_variance():
-    layer, x = L.Conv(64, (3, 3), padding="VALID"), jnp.asarray(np.random.default_rng(0).normal(size=(4, 9, 9, 32)), "f4")
+    layer, x = (
+        L.Conv(64, (3, 3), padding="VALID"),
+        jnp.asarray(np.random.default_rng(0).normal(size=(4, 9, 9, 32)), "f4"),
+    )
     params, _ = sw.init(layer, 0, x)
     assert 0.95 < float(layer(params, x).std()) < 1.05
 

@@ -18,9 +18,7 @@ def test_matches_a_one_hot_product(dtype, agree, draw):
 def test_matches_keras(keras, agree, draw):
     layer, ids = keras.layers.Embedding(5, 3), jnp.array([[0, 4], [2, 2]])
     layer.build()
-    agree(
-        lambda t: L.embed(ids, t), lambda t: layer.stateless_call([t], [], ids)[0], draw(5, 3)
-    )
+    agree(lambda t: L.embed(ids, t), lambda t: layer.stateless_call([t], [], ids)[0], draw(5, 3))
 
 
 def test_array_function_gives_nan_and_no_gradient_outside_the_table():
@@ -51,6 +49,7 @@ def test_tied_logits(agree, draw):
         return embed.attend(v, jnp.tanh(embed(v, ids)))
 
     agree(tied, lambda t: jnp.tanh(t[ids]) @ t.T, draw(5, 3))
+
     def model(v, i):
         return embed.attend(v.table, embed(v.table, i))
 

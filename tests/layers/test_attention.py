@@ -1,0 +1,163 @@
+"""Attention against the paper's formula, Keras, and itself with heads repeated."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sapwood as sw
+from sapwood import layers as L
+
+
+def formula(q, k, v, mask=None, causal=False, scale=None):
+    """softmax(q k^T / sqrt(d)) v, one head at a time, with each key head repeated for its group."""
+    groups = q.shape[2] // k.shape[2]
+    heads = []
+    for n in range(q.shape[2]):
+        scores = q[:, :, n] @ jnp.swapaxes(k[:, :, n // groups], 1, 2)
+        scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
+        if mask is not None:
+            allowed = jnp.broadcast_to(mask, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))[:, n]
+            scores = jnp.where(allowed, scores, -jnp.inf)
+        if causal:
+            scores = jnp.where(jnp.tril(jnp.ones(scores.shape[1:], bool)), scores, -jnp.inf)
+        weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+        heads.append(weights / weights.sum(-1, keepdims=True) @ v[:, :, n // groups])
+    return jnp.stack(heads, 2)
+
+
+def some_mask(*shape):
+    return jnp.asarray(np.random.default_rng(0).random(shape) < 0.6).at[..., 0].set(True)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "queries", "keys", "options"),
+    [
+        (2, 2, 5, 5, {}),
+        (4, 2, 5, 7, {"mask": some_mask(2, 1, 5, 7)}),
+        (4, 1, 5, 5, {"causal": True, "scale": 0.3}),
+        (6, 3, 4, 4, {"causal": True, "mask": some_mask(2, 6, 1, 4)}),
+        (3, 3, 1, 9, {"mask": some_mask(1, 1, 1, 9)}),
+    ],
+)
+def test_matches_the_formula(heads, kv_heads, queries, keys, options, agree, draw):
+    agree(
+        lambda q, k, v: L.attention(q, k, v, **options),
+        lambda q, k, v: formula(q, k, v, **options),
+        draw(2, queries, heads, 4), draw(2, keys, kv_heads, 4), draw(2, keys, kv_heads, 4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_layer_matches_keras(kv_heads, keras, agree, draw):
+    mask = some_mask(2, 5, 6)
+    oracle = keras.layers.GroupQueryAttention(3, 4, kv_heads)
+    oracle.build((2, 5, 8), (2, 6, 8))
+    ours = L.MultiHeadAttention(4, head_dim=3, kv_heads=kv_heads, bias=True)
+
+    def run(x, context, *weights):
+        places = [(a, b) for a in ("query", "key", "value", "out") for b in ("kernel", "bias")]
+        params = {}
+        for (a, b), w in zip(places, weights, strict=True):
+            params.setdefault(a, {})[b] = w
+        return ours(params, x, context, mask=mask[:, None])
+
+    shapes = {w.path.split("/")[-2] + "/" + w.name: w.shape for w in oracle.weights}
+    order = [f"{a}/{b}" for a in ("query", "key", "value", "attention_output") for b in ("kernel", "bias")]
+    assert [w.path.split("/")[-2] + "/" + w.name for w in oracle.weights] == order
+
+    def theirs(x, context, *weights):
+        return oracle.stateless_call(list(weights), oracle.non_trainable_variables, x, context, attention_mask=mask)[0]
+
+    agree(run, theirs, draw(2, 5, 8), draw(2, 6, 8), *(draw(*shapes[name]) for name in order), rtol=1e-3, atol=1e-4)
+
+
+def test_causal_sees_nothing_later(draw, weights):
+    layer, x = L.MultiHeadAttention(2, causal=True, rotary=L.Rotary()), draw(1, 6, 8)
+    params = weights(layer, x)
+    before, after = layer(params, x), layer(params, x.at[:, 3].add(1))
+    np.testing.assert_array_equal(before[:, :3], after[:, :3])
+    assert bool(jnp.all(jnp.any(before[:, 3:] != after[:, 3:], -1)))
+
+
+def test_padding_does_not_reach_the_rest(draw, weights):
+    layer, x = L.MultiHeadAttention(2), draw(2, 6, 8)
+    params = weights(layer, x)
+    valid = jnp.arange(6) < 4
+    padded = layer(params, x, mask=valid[None, None, None, :])
+    np.testing.assert_allclose(padded[:, :4], layer(params, x[:, :4]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_low_precision_softmax_is_float32(dtype, draw):
+    q, k, v = (draw(1, 16, 2, 8).astype(dtype) for _ in range(3))
+    low = L.attention(8 * q, k, v, causal=True)
+    high = formula(*(x.astype("float32") for x in (8 * q, k, v)), causal=True)
+    assert low.dtype == dtype
+    np.testing.assert_allclose(np.asarray(low, "f4"), high, atol=4 * float(jnp.finfo(dtype).eps) * 3)
+
+
+def test_declares_its_parameters():
+    layer, x = L.MultiHeadAttention(4, kv_heads=2, bias=True), jnp.ones((1, 3, 8))
+    params = sw.spec(layer, x).params
+    found = {f"{a}/{b}": (p.shape, p.axes) for a, ps in params.items() for b, p in ps.items()}
+    assert found == {
+        "query/kernel": ((8, 4, 2), ("embed", "heads", "kv")),
+        "query/bias": ((4, 2), ("heads", "kv")),
+        "key/kernel": ((8, 2, 2), ("embed", "heads", "kv")),
+        "key/bias": ((2, 2), ("heads", "kv")),
+        "value/kernel": ((8, 2, 2), ("embed", "heads", "kv")),
+        "value/bias": ((2, 2), ("heads", "kv")),
+        "out/kernel": ((4, 2, 8), ("heads", "kv", "embed")),
+        "out/bias": ((8,), ("embed",)),
+    }
+    assert sw.spec(L.MultiHeadAttention(2), x, jnp.ones((1, 5, 12))).params["key"]["kernel"].shape == (12, 2, 4)
+
+
+def test_projections_start_with_unit_variance():
+    x = jax.random.normal(jax.random.key(1), (4, 9, 256))
+    params, _ = sw.init(L.MultiHeadAttention(8), 0, x)
+    assert abs(float(jnp.einsum("ble,ehd->blhd", x, params["query"]["kernel"]).std()) - 1) < 0.05
+    assert abs(float(params["out"]["kernel"].std()) * 16 - 1) < 0.05
+
+
+def test_same_numbers_with_heads_on_a_mesh(draw, weights):
+    layer, x = L.MultiHeadAttention(4, kv_heads=2, causal=True), draw(4, 6, 8)
+    params = weights(layer, x)
+    place = sw.parallel.placement(sw.parallel.mesh("data=4,tensor=2"))
+    placed = jax.jit(lambda p, x: sw.apply(layer, p, {}, x, place=place)[0])(params, x)
+    np.testing.assert_allclose(placed, layer(params, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": 0}, r"heads must be an integer above 0"),
+        ({"head_dim": -1}, r"head_dim must be"),
+        ({"kv_heads": 3}, r"heads must be a multiple of kv_heads, got 4 and 3"),
+        ({"kv_heads": 0}, r"kv_heads must be"),
+    ],
+)
+def test_refuses_bad_options(options, message):
+    with pytest.raises(sw.ConfigError, match=message):
+        L.MultiHeadAttention(**{"heads": 4, **options})
+
+
+@pytest.mark.parametrize(
+    ("layer", "xs", "options", "message"),
+    [
+        (L.MultiHeadAttention(3), ((1, 4, 8),), {}, r"8 features do not divide into heads=3"),
+        (L.MultiHeadAttention(2), ((4, 8),), {}, r"\(batch, length, features\), got float32\[4,8\]"),
+        (L.MultiHeadAttention(2), ((1, 4, 8), (4, 8)), {}, r"\(batch, keys, features\)"),
+        (L.MultiHeadAttention(2), ((1, 4, 8), (2, 4, 8)), {}, r"attention expects q .* got q float32\[1,4,2,4\]"),
+        (L.MultiHeadAttention(2, causal=True), ((1, 4, 8), (1, 5, 8)), {}, r"as many queries as keys, got 4 and 5"),
+        (L.MultiHeadAttention(2), ((1, 4, 8),), {"mask": jnp.ones((1, 4), bool)}, r"mask\[:, None, None, :\]"),
+        (L.MultiHeadAttention(2), ((1, 4, 8),), {"mask": jnp.ones((1, 1, 4, 4))}, r"boolean mask .* got float32"),
+        (L.MultiHeadAttention(2), ((1, 4, 8),), {"mask": jnp.ones((1, 1, 4, 3), bool)}, r"= \(1, 2, 4, 4\)"),
+        (L.MultiHeadAttention(2), ((1, 4, 8),), {"positions": jnp.arange(4)}, r"positions are used by rotary="),
+        (L.MultiHeadAttention(2, rotary=L.Rotary()), ((1, 4, 8), (1, 4, 8)), {}, r"cannot be used with a context"),
+    ],
+)
+def test_explains_an_input_that_does_not_fit(layer, xs, options, message):
+    with pytest.raises(ValueError, match=message):
+        sw.spec(lambda v, *xs: layer(v, *xs, **options), *(jnp.ones(x) for x in xs))

@@ -1,0 +1,101 @@
+"""What every layer keeps to: values that compare, print and hash; one dict for a cursor; any precision; readable errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sapwood as sw
+from sapwood import layers as L
+
+IMAGE, SEQUENCE = (2, 6, 6, 4), (2, 6, 4)
+CASES = [
+    (L.Dense(3, axes=("embed", "mlp")), SEQUENCE),
+    (L.Conv(4, (3, 3), strides=(2, 1), padding=((0, 1), 1), groups=2), IMAGE),
+    (L.BatchNorm(momentum=0.5), IMAGE),
+    (L.LayerNorm(bias=False), SEQUENCE),
+    (L.RMSNorm(), SEQUENCE),
+    (L.GroupNorm(2), IMAGE),
+    (L.Dropout(0.5), SEQUENCE),
+    (L.MaxPool((2, 2), padding="SAME"), IMAGE),
+    (L.AvgPool((2, 2), 1, count_padding=True), IMAGE),
+    (L.GlobalMaxPool(), IMAGE),
+    (L.GlobalAvgPool(), IMAGE),
+    (L.Flatten(), IMAGE),
+    (L.MultiHeadAttention(2, kv_heads=1, causal=True, rotary=L.Rotary(500.0)), SEQUENCE),
+    (L.Rotary(), IMAGE),
+    (L.LearnedPositions(8), SEQUENCE),
+    (L.Sequential((L.Dense(4), L.Sequential((("act", L.Dropout(0.1)),)))), SEQUENCE),
+    (L.Scan(L.Dense(4), 2, remat="dots_saveable"), SEQUENCE),
+    (L.Remat(L.Dense(4), "dots_saveable"), SEQUENCE),
+    (L.Vmap(L.Dense(3), 2, in_axes=None), SEQUENCE),
+]
+EVERY = pytest.mark.parametrize(("layer", "shape"), CASES, ids=[type(layer).__name__ for layer, _ in CASES])
+
+
+def variables(layer, x, draw):
+    spec = sw.spec(layer, x)
+    return jax.tree.map(lambda p: draw(*p.shape) / 2, spec.params), jax.tree.map(
+        lambda p: jnp.ones(p.shape), spec.state
+    )
+
+
+def test_the_table_names_every_layer():
+    named = {type(layer) for layer, _ in CASES} | {L.Embed}  # an embedding takes ids: its own file has it all
+    public = {x for x in map(L.__dict__.get, L.__all__) if isinstance(x, type)}
+    assert named == public
+
+
+@EVERY
+def test_is_a_value(layer, shape):
+    again = eval(repr(layer), vars(L) | vars(sw.core.initializers))
+    assert again == layer
+    assert hash(again) == hash(layer)
+    assert repr(again) == repr(layer)
+    with pytest.raises(AttributeError):
+        layer.features = 3
+
+
+@EVERY
+def test_one_raw_dict_serves_params_and_state(layer, shape, draw):
+    x = draw(*shape)
+    params, state = variables(layer, x, draw)
+    y, after = sw.apply(layer, params, state, x)
+    np.testing.assert_array_equal(layer({**params, **state}, x), y)
+    jax.tree.map(np.testing.assert_array_equal, after, state)  # evaluation changes nothing
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_is_close_and_differentiable(layer, shape, dtype, draw):
+    x = draw(*shape)
+    params, state = variables(layer, x, draw)
+
+    def run(policy, params, x):
+        return sw.apply(layer, params, state, x, policy=policy)[0]
+
+    @jax.jit
+    def both(params, x):
+        y, pull = jax.vjp(lambda p, x: run(dtype, p, x), params, x.astype(dtype))
+        return run(None, params, x), y, pull(jnp.ones_like(y))
+
+    high, low, (for_params, for_x) = both(params, x)
+    assert low.dtype == for_x.dtype == dtype
+    error = jnp.abs(high - low.astype("float32")).max() / jnp.maximum(jnp.abs(high).max(), 1)
+    assert error < 16 * float(jnp.finfo(dtype).eps)
+    assert all(np.isfinite(leaf).all() and leaf.dtype == "float32" for leaf in jax.tree.leaves(for_params))
+
+
+@EVERY
+def test_integers_are_refused_with_a_reason(layer, shape):
+    if isinstance(layer, L.Flatten):
+        assert layer({}, jnp.ones(shape, int)).dtype == int
+        return
+    with pytest.raises(sw.SapwoodError, match=r"floating numbers, got uint8\[.*x.astype"):
+        sw.spec(layer, jnp.ones(shape, "uint8"))
+
+
+@EVERY
+def test_something_that_is_no_cursor_is_refused(layer, shape):
+    with pytest.raises(TypeError, match=f"{type(layer).__name__}.* takes its variables first"):
+        layer(jnp.ones(shape), jnp.ones(shape))

@@ -1,0 +1,186 @@
+"""Norms against Keras, NumPy in float64, and their own definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sapwood as sw
+from sapwood import layers as L
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 5, 7), (6,), (2, 1, 3, 8)])
+def test_layer_and_rms_norm_match_numpy(shape, draw):
+    x, scale, bias = 3 * draw(*shape) + 10, draw(shape[-1]), draw(shape[-1])
+    wide = np.asarray(x, np.float64)
+    centred = wide - wide.mean(-1, keepdims=True)
+    expected = centred / np.sqrt(wide.var(-1, keepdims=True) + 1e-3) * scale + bias
+    np.testing.assert_allclose(L.layer_norm(x, scale, bias, 1e-3), expected, rtol=1e-4, atol=1e-5)
+    expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-3) * scale
+    np.testing.assert_allclose(L.rms_norm(x, scale, 1e-3), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_layer_norm_matches_keras(keras, agree, draw):
+    layer = keras.layers.LayerNormalization(epsilon=1e-5)
+    layer.build((None, 4, 6))
+    agree(
+        lambda x, s, b: L.LayerNorm()({"scale": s, "bias": b}, x),
+        lambda x, s, b: layer.stateless_call([s, b], [], x)[0],
+        draw(3, 4, 6), draw(6), draw(6), rtol=1e-3,
+    )  # fmt: skip
+
+
+def test_rms_norm_matches_keras(keras, agree, draw):
+    layer = keras.layers.RMSNormalization()
+    layer.build((None, 4, 6))
+    agree(
+        lambda x, s: L.RMSNorm()({"scale": s}, x),
+        lambda x, s: layer.stateless_call([s], [], x)[0],
+        draw(3, 4, 6), draw(6), rtol=1e-3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("groups", [1, 3, 6])
+def test_group_norm_matches_keras(groups, keras, agree, draw):
+    layer = keras.layers.GroupNormalization(groups, epsilon=1e-5)
+    layer.build((None, 4, 5, 6))
+    agree(
+        lambda x, s, b: L.GroupNorm(groups)({"scale": s, "bias": b}, x),
+        lambda x, s, b: layer.stateless_call([s, b], [], x)[0],
+        draw(2, 4, 5, 6), draw(6), draw(6), rtol=1e-3, atol=1e-4,
+    )  # fmt: skip
+
+
+def test_group_norm_of_vectors_and_sequences(draw):
+    for shape in ((3, 6), (2, 5, 6)):
+        x = draw(*shape)
+        wide = np.asarray(x, np.float64).reshape(shape[0], -1, 2, 3)
+        expected = (wide - wide.mean((1, 3), keepdims=True)) / np.sqrt(wide.var((1, 3), keepdims=True) + 1e-5)
+        np.testing.assert_allclose(L.group_norm(x, 2), expected.reshape(shape), rtol=1e-4, atol=1e-5)
+
+
+def batch_norm_variables(draw, n):
+    return {"scale": draw(n), "bias": draw(n), "mean": draw(n), "var": draw(n) ** 2 + 0.1}
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_matches_keras(train, keras, agree, draw):
+    layer = keras.layers.BatchNormalization(momentum=0.8, epsilon=1e-5)
+    layer.build((None, 4, 5, 3))
+    start = batch_norm_variables(draw, 3)
+
+    def ours(x, scale, bias):
+        params = {"scale": scale, "bias": bias}
+        state = {"mean": start["mean"], "var": start["var"]}
+        y, state = sw.apply(L.BatchNorm(momentum=0.8), params, state, x, train=train)
+        return jnp.concatenate([y.ravel(), state["mean"], state["var"]])
+
+    def oracle(x, scale, bias):
+        y, state = layer.stateless_call([scale, bias], [start["mean"], start["var"]], x, training=train)
+        return jnp.concatenate([y.ravel(), *state])
+
+    agree(ours, oracle, draw(4, 4, 5, 3), draw(3), draw(3), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("mask_shape", [(4,), (4, 5)])
+def test_masked_batch_statistics_are_those_of_the_rest(mask_shape, draw):
+    x = draw(4, 5, 3)
+    mask = np.random.default_rng(0).random(mask_shape) < 0.6
+    rest = x[mask].reshape(-1, 3)
+    layer, state = L.BatchNorm(scale=False, bias=False), {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+    y, after = sw.apply(layer, {}, state, x.at[~mask].set(jnp.nan), mask, train=True)
+    expected, expected_after = sw.apply(layer, {}, state, rest, train=True)
+    np.testing.assert_allclose(y[mask].reshape(-1, 3), expected, rtol=1e-4, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after, expected_after)
+    for leaf in after.values():
+        assert np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_statistics_cross_a_named_axis(masked, draw):
+    x = draw(4, 6, 3) * jnp.arange(1.0, 5)[:, None, None]  # rows differ, so row statistics would show
+    mask = np.arange(24).reshape(4, 6) % 3 > 0 if masked else np.ones((4, 6), bool)
+    state = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+
+    def one(x, mask):
+        layer = L.BatchNorm(scale=False, bias=False, axis_name="rows")
+        return sw.apply(layer, {}, state, x, *([mask] if masked else []), train=True)
+
+    y, after = jax.vmap(one, axis_name="rows")(x, mask)
+    whole, expected = sw.apply(L.BatchNorm(scale=False, bias=False), {}, state, x, mask, train=True)
+    np.testing.assert_allclose(y, whole, rtol=1e-4, atol=1e-5)
+    for name, value in after.items():
+        np.testing.assert_allclose(value, np.broadcast_to(expected[name], (4, 3)), rtol=1e-5, atol=1e-6)
+
+
+def test_batch_statistics_do_not_depend_on_the_mesh(draw):
+    x, state = draw(16, 3), {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+    layer = L.BatchNorm(scale=False, bias=False)
+    run = jax.jit(lambda x: sw.apply(layer, {}, state, x, train=True))
+    sharding = jax.NamedSharding(sw.parallel.mesh("data=8"), jax.P("data"))
+    for a, b in zip(jax.tree.leaves(run(x)), jax.tree.leaves(run(jax.device_put(x, sharding))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_large_mean_costs_no_digits(draw):
+    x = draw(1000, 2) + 4096
+    mean, var = L.moments(x, (0,))
+    np.testing.assert_allclose(var[0], np.asarray(x, np.float64).var(0), rtol=1e-3)
+    assert mean.shape == (1, 2)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("layer", [L.LayerNorm(), L.RMSNorm(), L.GroupNorm(2), L.BatchNorm()], ids=repr)
+def test_statistics_are_float32_in_low_precision(layer, dtype, draw):
+    x = (draw(64, 8) + 200).astype(dtype)  # squares overflow float16, sums of bfloat16 lose all digits
+    params, state = sw.init(layer, 0, x)
+    low, after = sw.apply(layer, params, state, x, train=True, policy=dtype)
+    high, _ = sw.apply(layer, params, state, x.astype("float32"), train=True)
+    assert low.dtype == dtype
+    np.testing.assert_array_equal(low, high.astype(dtype))
+    assert all(leaf.dtype == jnp.float32 for leaf in after.values())
+
+
+def test_variables_can_be_left_out():
+    x = jnp.ones((2, 4))
+    for layer in (L.LayerNorm, L.GroupNorm, L.BatchNorm):
+        options = {"groups": 2} if layer is L.GroupNorm else {}
+        assert sw.spec(layer(**options, scale=False), x).params.keys() == {"bias"}
+        assert sw.spec(layer(**options, bias=False), x).params.keys() == {"scale"}
+    assert sw.spec(L.RMSNorm(scale=False), x).params == {}
+    spec = sw.spec(L.BatchNorm(), x)
+    assert spec.state.keys() == {"mean", "var"}
+    _, state = sw.init(L.BatchNorm(), 0, x)
+    np.testing.assert_array_equal(state["mean"], 0)
+    np.testing.assert_array_equal(state["var"], 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: L.BatchNorm(momentum=1.0), r"momentum must be a number in \[0, 1\), got 1.0"),
+        (lambda: L.BatchNorm(eps=-1e-3), r"eps must be a number from 0 up"),
+        (lambda: L.LayerNorm(eps="small"), r"eps must be a number from 0 up, got 'small'"),
+        (lambda: L.RMSNorm(eps=-1), r"eps"),
+        (lambda: L.GroupNorm(0), r"groups must be an integer above 0"),
+    ],
+)
+def test_refuses_bad_options(make, message):
+    with pytest.raises(sw.ConfigError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("layer", "xs", "message"),
+    [
+        (L.GroupNorm(4), (jnp.ones((2, 6)),), r"6 channels do not divide into groups=4"),
+        (L.LayerNorm(), (jnp.ones((2, 6), int),), r"floating numbers, got int32\[2,6\]"),
+        (L.BatchNorm(), (jnp.ones(6),), r"\(batch, \.\.\., features\), got float32\[6\] of rank 1"),
+        (L.BatchNorm(), (jnp.ones((4, 6)), jnp.ones(4)), r"boolean mask .* got mask float32\[4\]"),
+        (L.BatchNorm(), (jnp.ones((4, 6)), jnp.ones(6, bool)), r"mask bool\[6\] for x float32\[4,6\]"),
+        (L.BatchNorm(), (jnp.ones((4, 6)), jnp.ones((4, 6), bool)), r"leading dimensions"),
+    ],
+)
+def test_explains_an_input_that_does_not_fit(layer, xs, message):
+    with pytest.raises(ValueError, match=message):
+        sw.spec(layer, *xs)

@@ -1,0 +1,138 @@
+"""Pooling against Keras, NumPy, and the plain form of its own fast path."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import sapwood as sw
+from sapwood import layers as L
+
+CASES = [
+    # (x, window, strides, padding, amounts)
+    ((2, 7, 3), (2,), None, "VALID", ((0, 0),)),
+    ((2, 7, 3), (3,), 2, "SAME", ((1, 1),)),
+    ((2, 6, 5, 3), (2, 2), None, "VALID", ((0, 0), (0, 0))),
+    ((1, 6, 5, 2), (3, 2), (1, 2), "SAME", ((1, 1), (0, 1))),
+    ((1, 5, 5, 2), (3, 3), 2, 1, ((1, 1), (1, 1))),
+    ((1, 5, 5, 2), (2, 3), (3, 1), ((1, 0), 2), ((1, 0), (2, 2))),
+    ((1, 4, 4, 5, 2), (2, 1, 3), 2, "SAME", ((0, 0), (0, 0), (1, 1))),
+]
+
+
+def windows(x, window, strides, amounts, fill):
+    """Every window of the padded x: `(batch, *out, channels, elements)`."""
+    strides = window if strides is None else strides if isinstance(strides, tuple) else (strides,) * len(window)
+    x = np.pad(np.asarray(x), ((0, 0), *amounts, (0, 0)), constant_values=fill)
+    view = np.lib.stride_tricks.sliding_window_view(x, window, tuple(range(1, x.ndim - 1)))
+    view = view[(slice(None), *(slice(None, None, s) for s in strides))]
+    return view.reshape(*view.shape[: x.ndim], -1)
+
+
+@pytest.mark.parametrize(("shape", "window", "strides", "padding", "amounts"), CASES)
+def test_matches_numpy(shape, window, strides, padding, amounts, draw):
+    x = draw(*shape)
+    seen = windows(x, window, strides, amounts, np.nan)
+    np.testing.assert_array_equal(L.MaxPool(window, strides, padding)({}, x), np.nanmax(seen, -1))
+    np.testing.assert_allclose(L.AvgPool(window, strides, padding)({}, x), np.nanmean(seen, -1), rtol=1e-5, atol=1e-6)
+    counted = L.AvgPool(window, strides, padding, count_padding=True)({}, x)
+    np.testing.assert_allclose(counted, np.nan_to_num(seen).mean(-1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["MaxPooling2D", "AveragePooling2D"])
+@pytest.mark.parametrize(("window", "strides", "padding"), [((2, 2), None, "valid"), ((3, 2), 2, "same")])
+def test_matches_keras_and_its_gradient(name, window, strides, padding, keras, agree, draw):
+    oracle = getattr(keras.layers, name)(window, strides, padding)
+    ours = (L.MaxPool if name.startswith("Max") else L.AvgPool)(window, strides, padding)
+    agree(lambda x: ours({}, x), oracle, draw(2, 7, 6, 3))
+
+
+@pytest.mark.parametrize(("shape", "window", "strides", "padding", "amounts"), CASES[1:6:2])
+def test_max_pool_is_bit_equal_to_reduce_window(shape, window, strides, padding, amounts, draw):
+    x = jnp.round(2 * draw(*shape))  # many equal values: the gradient goes to the first
+    steps = strides if isinstance(strides, tuple) else (strides,) * len(window)
+
+    def plain(x):
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *steps, 1), ((0, 0), *amounts, (0, 0)))
+
+    def run(f):
+        y, pull = jax.vjp(f, x)
+        return y, *pull(jnp.arange(float(y.size)).reshape(y.shape))
+
+    ours, theirs = jax.jit(lambda: (run(lambda x: L.max_pool(x, window, strides, padding)), run(plain)))()
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_max_pool_lowers_to_reduce_window_elsewhere():
+    """The slices are for CPU alone: other platforms have fast code for the plain form."""
+    lowered = jax.jit(jax.grad(lambda x: L.max_pool(x, (2, 2)).sum())).trace(jnp.ones((1, 4, 4, 1)))
+    assert "select_and_scatter" in lowered.lower(lowering_platforms=("cuda",)).as_text()
+    assert "select_and_scatter" not in lowered.lower(lowering_platforms=("cpu",)).as_text()
+
+
+def test_max_pool_passes_nan_on():
+    for place in itertools.product(range(2), range(2)):
+        y = L.max_pool(jnp.zeros((1, 4, 4, 1)).at[0, place[0], place[1], 0].set(jnp.nan), (2, 2))
+        np.testing.assert_array_equal(jnp.isnan(y).ravel(), [True, False, False, False])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_low_precision_keeps_its_dtype_and_averages_in_float32(dtype):
+    x = jnp.full((1, 64, 64, 1), 100.0, dtype)  # the sum of a window overflows float16
+    assert L.max_pool(x, (2, 2)).dtype == dtype
+    for y in (L.avg_pool(x, (64, 64)), L.global_avg_pool(x), L.global_avg_pool(x, jnp.ones((1, 64, 64), bool))):
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(y.ravel(), 100)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 4, 5, 3), (2, 2, 3, 2, 3)])
+def test_global_pools_match_numpy(shape, draw):
+    x = draw(*shape)
+    axes = tuple(range(1, len(shape) - 1))
+    np.testing.assert_array_equal(L.GlobalMaxPool()({}, x), np.asarray(x).max(axes))
+    np.testing.assert_allclose(L.GlobalAvgPool()({}, x), np.asarray(x).mean(axes), rtol=1e-5, atol=1e-6)
+
+
+def test_global_avg_pool_with_a_mask(agree, draw):
+    mask = jnp.array([[True, True, False], [False, True, False]])
+    agree(
+        lambda x: L.GlobalAvgPool()({}, x, mask),
+        lambda x: jnp.stack([x[0, :2].mean(0), x[1, 1]]),
+        draw(2, 3, 4),
+    )
+    np.testing.assert_array_equal(L.global_avg_pool(jnp.ones((1, 3, 2)), jnp.zeros((1, 3), bool)), [[0, 0]])
+
+
+@pytest.mark.parametrize("layer", [L.MaxPool, L.AvgPool])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 2}, r"window must be a tuple with a size for each spatial dimension"),
+        ({"window": (2, 0)}, r"window must be an integer above 0"),
+        ({"strides": 0}, r"strides must be an integer above 0"),
+        ({"padding": "CAUSAL"}, r"padding must be 'SAME', 'VALID', an integer"),
+        ({"padding": (1,)}, r"a tuple of 2"),
+    ],
+)
+def test_refuses_bad_options(layer, options, message):
+    with pytest.raises(sw.ConfigError, match=message):
+        layer(**{"window": (2, 2), **options})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: L.max_pool(x[0], (2, 2)), r"max_pool expects \(batch, height, width, channels\)"),
+        (lambda x: L.avg_pool(x, (9, 2)), r"a window of \(9, 2\) does not fit into \(4, 4\)"),
+        (lambda x: L.max_pool(x, (2, 2), padding=2), r"each window must see an input"),
+        (lambda x: L.max_pool(x.astype(int), (2, 2)), r"floating numbers, got int32"),
+        (lambda x: L.global_max_pool(x[0, 0]), r"\(batch, \.\.\., channels\)"),
+        (lambda x: L.global_avg_pool(x, jnp.ones(1, bool)), r"mask bool\[1\] for x float32\[1,4,4,2\]"),
+    ],
+)
+def test_explains_what_does_not_fit(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(jnp.ones((1, 4, 4, 2)))

@@ -1,0 +1,58 @@
+"""Remat changes memory, and nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sapwood as sw
+from sapwood import layers as L
+
+
+@sw.layer
+def block(v, x):
+    y = L.BatchNorm()(v.norm, jnp.tanh(L.Dense(4)(v.dense, x)))
+    v.loss("size", jnp.mean(jnp.square(y)))
+    v.sow("inside", y)
+    v.check(jnp.isfinite(y), "not finite")
+    return x + L.Dropout(0.5)(v.drop, y)
+
+
+@pytest.mark.parametrize("policy", [None, "dots_saveable", jax.checkpoint_policies.everything_saveable])
+def test_gives_the_same_result_effects_and_gradient(policy, draw, weights):
+    x = draw(8, 4)
+    params, state = weights(block, x), {"norm": {"mean": jnp.zeros(4), "var": jnp.ones(4)}}
+
+    def run(layer):
+        def objective(params):
+            y, updates = sw.pure(lambda v, x: layer(v.place, x))(
+                sw.bind(params, {"place": state}, rng=3, train=True), x
+            )
+            return jnp.sum(jnp.sin(y)), (y, updates)
+
+        return jax.value_and_grad(objective, has_aux=True)({"place": params})
+
+    plain, again = jax.jit(lambda: (run(block), run(L.Remat(block, policy))))()
+    assert again[0][1][1].checks["place"] == {"not finite": True}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), again, plain)
+
+
+def test_keeps_the_paths_and_the_first_values():
+    x = jnp.ones((2, 4))
+    plain, again = sw.spec(block, x), sw.spec(L.Remat(block), x)
+    assert plain == again
+
+
+def test_saves_what_the_policy_says():
+    def residuals(policy):
+        model = L.Remat(lambda v, x: jnp.sin(jnp.sin(jnp.sin(x))), policy)
+        _, pull = jax.vjp(lambda x: model({}, x), jnp.ones(7))
+        return sum(leaf.size for leaf in jax.tree.leaves(pull))
+
+    assert residuals(None) == residuals("nothing_saveable") == 7
+    assert residuals("everything_saveable") == 21
+
+
+def test_refuses_an_unknown_policy():
+    with pytest.raises(sw.ConfigError, match="'dots' is no remat policy"):
+        L.Remat(block, "dots")

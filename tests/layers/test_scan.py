@@ -1,0 +1,132 @@
+"""Scan against the same blocks unrolled: initial values, results, gradients, state, dropout masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sapwood as sw
+from sapwood import layers as L
+
+N = 3
+
+
+@sw.layer
+def block(v, x, shift=0.0):
+    y = L.BatchNorm()(v.norm, jnp.tanh(L.Dense(4)(v.dense, x)))
+    v.loss("size", jnp.mean(jnp.square(y)))
+    return x + L.Dropout(0.5)(v.drop, y) + shift
+
+
+def unrolled(v, x, shift=0.0):
+    for i in range(N):
+        x = block(v[i], x, shift)
+    return x
+
+
+@pytest.fixture(scope="module")
+def start():
+    x = jax.random.normal(jax.random.key(1), (8, 4))
+    return x, *sw.init(L.Scan(block, N), 0, x)
+
+
+def test_starts_from_the_same_numbers_as_the_unrolled_stack(start):
+    x, params, state = start
+    for stacked, plain in zip((params, state), sw.init(unrolled, 0, x), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, stacked, sw.stack(plain))
+
+
+def run(model, params, state, x, shift):
+    """Result, updates and gradient of a training run, under jit."""
+
+    def objective(params, x):
+        y, updates = sw.pure(model)(sw.bind(params, state, rng=7, train=True), x, shift)
+        return jnp.sum(jnp.sin(y)), (y, updates.state, updates.losses)
+
+    (_, aux), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(params, x)
+    return *aux, gradient
+
+
+@pytest.mark.parametrize("remat", [None, "nothing_saveable", "dots_saveable", jax.checkpoint_policies.dots_saveable])
+def test_trains_as_the_unrolled_stack(remat, start):
+    x, params, state = start
+    y, next_state, losses, gradient = run(L.Scan(block, N, remat), params, state, x, 0.5)
+    apart = [sw.unstack(tree) for tree in (params, state)]
+    expected, expected_state, expected_losses, expected_gradient = run(unrolled, *apart, x, 0.5)
+    np.testing.assert_array_equal((y - x - N * 0.5) == 0, (expected - x - N * 0.5) == 0)  # the masks
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, next_state, sw.stack(expected_state))
+    jax.tree.map(close, gradient, sw.stack(expected_gradient))
+    close(losses["size"], sum(losses["size"] for losses in expected_losses.values()))
+
+
+def test_evaluates_bit_for_bit_as_the_unrolled_stack(start):
+    x, params, state = start
+    scanned = jax.jit(lambda p, s: sw.apply(L.Scan(block, N), p, s, x)[0])(params, state)
+    plain = jax.jit(lambda p, s: sw.apply(unrolled, p, s, x)[0])(sw.unstack(params), sw.unstack(state))
+    np.testing.assert_array_equal(scanned, plain)
+
+
+def test_each_copy_drops_its_own_entries():
+    x = jnp.ones((4, 64))
+    model = L.Scan(sw.layer(lambda v, x: x * (L.Dropout(0.5)(v.drop, jnp.ones_like(x)) + 1)), 3)
+    y, _ = sw.apply(model, {}, {}, x, rng=0, train=True)
+    factors = {1.0, 3.0, 9.0, 27.0}  # 0 to 3 of the copies kept an entry: one shared mask would give 1 and 27 alone
+    assert set(np.unique(y).tolist()) == factors
+
+
+def test_declares_stacked_parameters():
+    model = L.Scan(L.Dense(4, axes=("embed", "mlp")), 5)
+    kernel = sw.spec(model, jnp.ones((2, 4))).params["kernel"]
+    assert (kernel.shape, kernel.axes) == ((5, 4, 4), ("layers", "embed", "mlp"))
+    other = sw.spec(L.Scan(L.Dense(4, axes=("embed", "mlp")), 5, axis="stage"), jnp.ones((2, 4)))
+    assert other.params["kernel"].axes == ("stage", "embed", "mlp")
+
+
+def test_policy_casts_what_is_carried():
+    x = jnp.ones((2, 4))
+    model = L.Scan(L.Dense(4, bias=False), 2)
+    y, _ = sw.apply(model, {"kernel": jnp.ones((2, 4, 4))}, {}, x, policy="bfloat16")
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y, 16)
+
+
+def test_is_one_loop_unless_it_convolves_on_cpu():
+    dense = L.Scan(L.Dense(4, bias=False), 3)
+    lowered = jax.jit(lambda p, x: dense(p, x)).lower({"kernel": jnp.ones((3, 4, 4))}, jnp.ones((2, 4)))
+    assert lowered.as_text().count("stablehlo.while") == 1
+    conv = L.Scan(L.Conv(2, (3,), bias=False), 3, remat="nothing_saveable")
+    lowered = jax.jit(lambda p, x: conv(p, x)).lower({"kernel": jnp.ones((3, 3, 2, 2))}, jnp.ones((1, 5, 2)))
+    assert "stablehlo.while" not in lowered.as_text()
+
+
+def test_remat_saves_memory(start):
+    x, params, state = start
+
+    def residuals(remat):
+        def objective(params):
+            return sw.pure(L.Scan(block, N, remat))(sw.bind(params, state, rng=7, train=True), x)[0].sum()
+
+        _, pull = jax.vjp(objective, params)
+        return sum(leaf.size for leaf in jax.tree.leaves(pull) if hasattr(leaf, "size"))
+
+    assert residuals("nothing_saveable") < residuals("dots_saveable") < residuals(None)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"n": 0}, sw.ConfigError, "n must be an integer above 0"),
+        ({"n": 2, "remat": "dots_savable"}, sw.ConfigError, "no remat policy; did you mean 'dots_saveable'"),
+        ({"n": 2, "remat": True}, sw.ConfigError, "True is no remat policy"),
+    ],
+)
+def test_refuses_bad_options(options, error, message):
+    with pytest.raises(error, match=message):
+        L.Scan(block, **options)
+
+
+def test_a_wrong_depth_names_the_parameter():
+    with pytest.raises(ValueError, match=r"kernel has shape \(2, 4, 4\); stack\(3\) expects 3"):
+        L.Scan(L.Dense(4, bias=False), 3)({"kernel": jnp.ones((2, 4, 4))}, jnp.ones((2, 4)))
