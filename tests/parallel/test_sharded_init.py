@@ -53,7 +53,7 @@ def test_no_device_holds_the_whole_on_the_way_either():
 
     m = mesh("fsdp=8")
     shardings = parallel.param_shardings(core.spec(large, X).params, m)
-    born = jax.jit(lambda key: core.init(large, key, X)[0], out_shardings=shardings)
+    born = jax.jit(lambda key: parallel.init(large, key, X, mesh=m)[0], out_shardings=shardings)
     program = born.lower(jax.random.key(0)).compile()
     assert program.memory_analysis().output_size_in_bytes < 1.01 * 4 * 1024 * 512 * 4 / 8
     assert "128,512]" in program.as_text()  # what one device makes
