@@ -25,13 +25,14 @@ def scan(body: Callable, init: Any, xs: Any, length: int | None = None) -> tuple
 
 def unrolls(body: Callable, init: Any, xs: Any, length: int | None = None) -> bool:
     """Whether `scan` unrolls this body: we compile for CPU and it holds a convolution, however deep."""
-    if _platform() != "cpu":
+    if platform() != "cpu":
         return False
     traced = jax.make_jaxpr(lambda init, xs: lax.scan(body, init, xs, length))(init, xs)
     return _holds(traced.jaxpr, "conv_general_dilated")
 
 
-def _platform() -> str:
+def platform() -> str:
+    """The platform we compile for: that of the default device."""
     chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
     return getattr(chosen, "platform", chosen) or jax.default_backend()
 

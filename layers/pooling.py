@@ -8,6 +8,7 @@ from jax import lax
 
 from sapwood.core.errors import ConfigError, InputError
 from sapwood.core.layer import Layer, describe
+from sapwood.core.loop import platform
 from sapwood.core.vars import Vars
 from sapwood.layers import expect, windows
 from sapwood.layers.windows import Padding, Sizes
@@ -48,19 +49,17 @@ def max_pool(
     """
     x, window, strides, pads = _geometry("max_pool", x, window, strides, padding)
 
-    def plain(x):
-        return _reduce(x, -jnp.inf, lax.max, window, strides, pads)
-
-    def by_slices(x):
+    # XLA's CPU code for the gradient of reduce_window (select_and_scatter) is 4 to 25 times slower than slices. (Under
+    # a gradient, lax.platform_dependent would compile both.)
+    if platform() == "cpu":
         return _max_by_slices(x, window, strides, pads)
-
-    # XLA's CPU code for the gradient of reduce_window (select_and_scatter) is 4 to 25 times slower than slices.
-    return lax.platform_dependent(x, cpu=by_slices, default=plain)
+    return _reduce(x, -jnp.inf, lax.max, window, strides, pads)
 
 
 def _max_by_slices(x: jax.Array, window, strides, pads) -> jax.Array:
     """`max_pool` one dimension at a time, last first: bit for bit the same values and gradients."""
-    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)))
+    if any(map(any, pads)):
+        x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)))
     for axis in range(x.ndim - 2, 0, -1):
         size, stride = window[axis - 1], strides[axis - 1]
         span = (x.shape[axis] - size) // stride * stride + 1

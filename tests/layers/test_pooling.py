@@ -66,11 +66,17 @@ def test_max_pool_is_bit_equal_to_reduce_window(shape, window, strides, padding,
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_max_pool_lowers_to_reduce_window_elsewhere():
+def test_max_pool_lowers_to_reduce_window_elsewhere(monkeypatch):
     """The slices are for CPU alone: other platforms have fast code for the plain form."""
-    lowered = jax.jit(jax.grad(lambda x: L.max_pool(x, (2, 2)).sum())).trace(jnp.ones((1, 4, 4, 1)))
-    assert "select_and_scatter" in lowered.lower(lowering_platforms=("cuda",)).as_text()
-    assert "select_and_scatter" not in lowered.lower(lowering_platforms=("cpu",)).as_text()
+    from sapwood.layers import pooling
+
+    def lowered(platform):
+        monkeypatch.setattr(pooling, "platform", lambda: platform)
+        traced = jax.jit(jax.grad(lambda x: L.max_pool(x, (2, 2)).sum())).trace(jnp.ones((1, 4, 4, 1)))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    assert "select_and_scatter" in lowered("cuda")
+    assert "select_and_scatter" not in lowered("cpu")
 
 
 def test_max_pool_passes_nan_on():

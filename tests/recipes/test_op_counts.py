@@ -1,0 +1,73 @@
+"""The gate of speed: the step of a recipe lowers to the operations of the same step written by hand, one for one."""
+
+import importlib.util
+import re
+from collections import Counter
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import sapwood as sw
+from sapwood.recipes.digits import Digits
+from sapwood.recipes.digits_mlp import DigitsMLP
+
+_spec = importlib.util.spec_from_file_location("handwritten", Path(__file__).with_name("handwritten.py"))
+handwritten = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(handwritten)
+
+BATCH = {"image": jnp.zeros((32, 8, 8, 1), "uint8"), "label": jnp.zeros(32, "int32")}
+RECIPES = {"digits-mlp": (DigitsMLP(), handwritten.mlp_loss), "digits": (Digits(), handwritten.conv_loss)}
+
+
+def operations(lowered) -> Counter:
+    """How often each StableHLO operation is run, calls of functions followed."""
+    functions: dict[str, Counter] = {}
+    name = ""
+    for line in lowered.as_text().splitlines():
+        if found := re.search(r"func\.func \w+ @([\w.]+)\(", line):
+            name = found[1]
+            functions[name] = Counter()
+        elif found := re.search(r"= (?:\"?((?:stablehlo|chlo)\.\w+)|(?:func\.)?call @([\w.]+))", line):
+            functions[name][found[1] or "@" + found[2]] += 1
+
+    def total(name: str) -> Counter:
+        count: Counter = Counter()
+        for operation, times in functions[name].items():
+            inner = total(operation[1:]) if operation.startswith("@") else {operation: 1}
+            count.update({key: value * times for key, value in inner.items()})
+        return count
+
+    return total("main")
+
+
+def ours(recipe, **options) -> Counter:
+    metrics = options.pop("metrics", ())
+    trainer = sw.Trainer(sw.supervised(recipe.model, metrics=metrics), recipe.optimizer(100), **options)
+    return operations(jax.jit(trainer.step).lower(trainer.init(0, BATCH), BATCH))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_step_is_the_handwritten_one(name):
+    recipe, loss = RECIPES[name]
+    optimizer = recipe.optimizer(100)
+    params, state = sw.init(recipe.model, 0, BATCH["image"])
+    whole = params, state, optimizer.init(params), jax.random.key(0), jnp.int32(0)
+    floor = jax.jit(lambda state, batch: handwritten.train_step(loss, optimizer, state, batch))
+    assert ours(recipe, checks=False) == operations(floor.lower(whole, BATCH))
+
+
+def test_the_count_follows_calls():
+    f = jax.jit(lambda x: jnp.sin(x) + 1)
+    count = operations(jax.jit(lambda x: f(x) * f(x + 2)).lower(1.0))
+    assert (count["stablehlo.sine"], count["stablehlo.multiply"]) == (2, 1)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_default_extras_add_is_little(name):
+    """Checks and accuracy are on by default; `benchmarks/step.py` lists the time they take."""
+    recipe, _ = RECIPES[name]
+    plain = ours(recipe, checks=False)
+    assert (ours(recipe, checks=True) - plain).total() <= 60
+    assert (ours(recipe, checks=False, metrics=("accuracy",)) - plain).total() <= 30
