@@ -1,10 +1,10 @@
-"""One training step of a recipe against the same step written by hand in plain JAX, interleaved, with an A/A run beside.
+"""One training step of a recipe against the same step written by hand in plain JAX, interleaved, an A/A run beside.
 
     python benchmarks/step.py [--rounds 40] [--steps 100]
 
-For `digits-mlp` and `digits`: the hand-written step twice (A/A: identical programs), Sapwood's with its default-on extras
-off, and with each of them on. Each round times a run of steps of every program in a random order. Prints the median
-ratio to the hand-written step with a 95 % interval of the median (bootstrap over rounds), and the operations added.
+For `digits-mlp` and `digits`: the hand-written step twice (A/A: identical programs), Sapwood's with its default-on
+extras off, and with each of them on. Each round times a run of steps of every program in a random order. Prints the
+median ratio to the hand-written step with its 95 % interval (bootstrap over rounds), and the operations added.
 """
 
 import argparse

@@ -75,14 +75,16 @@ def _located(call: Callable) -> Callable:
     @functools.wraps(call)
     def located(self, v, *xs, **options):
         v = as_vars(v, self)
-        scope = "/".join(v._path[v._scope :])
+        scope = "/".join(v._path[v._scope :]) or type(self).__name__
+        recorder = v._recorder() if v._recorder is not None else None
+        if recorder is not None and recorder.on_enter is not None:
+            scope = recorder.on_enter(v, self)
         try:
-            with jax.named_scope(scope or type(self).__name__):
+            with jax.named_scope(scope):
                 y = call(self, v._with(_scope=len(v._path)), *xs, **options)
         except Exception as error:
             _add_note(error, f"in {paths.join(v._path)}: {self!r} on {describe((xs, options))}")
             raise
-        recorder = v._recorder() if v._recorder is not None else None
         if recorder is not None and recorder.on_call is not None:
             recorder.on_call(v, self, xs, y)
         return y

@@ -39,6 +39,7 @@ def load(
     | (inputs, labels), (inputs, labels, weights), or an array | features (image if 4-D), label, weight | classes |
     | a `datasets.Dataset` or a dict of them by split | its own | split, target, classes |
     | anything with `__len__` and `__getitem__` | its own | target, classes |
+    | a `Source` of one's own, or a `Dataset` | its own | |
 
     Args:
         source: as above. A path that exists is read as such; other text is the name of a TensorFlow data set.
@@ -90,6 +91,8 @@ def _with(options: Mapping[str, Any], kind: str, open_it: Callable[..., Any], *t
 def _open(source: Any, options: Mapping[str, Any]) -> Source:
     from sapwood.data.sources import arrays, hub, indexed, table
 
+    if isinstance(source, Source):
+        return _with(options, "a Source", lambda: source)
     if isinstance(source, str | os.PathLike):
         return _named(os.fspath(source), options)
     if hub.is_hub(source):

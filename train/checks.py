@@ -65,15 +65,16 @@ def _inputs(batch: Mapping[str, Any]) -> None:
     for name, x in batch.items():
         if not jnp.issubdtype(x.dtype, jnp.inexact):
             continue
-        bad = ~np.isfinite(np.asarray(x, np.float32))
+        values = np.asarray(x, np.float32)
+        bad = ~np.isfinite(values)
         if mask is not None:
             bad &= mask.reshape(mask.shape + (1,) * (bad.ndim - mask.ndim)).astype(bool)
         if bad.any():
-            at = tuple(int(i) for i in np.argwhere(bad)[0])
-            inside = f" (position {', '.join(map(str, at[1:]))})" if len(at) > 1 else ""
-            raise CheckError(f"input {name!r} of the batch is {np.asarray(x, np.float32)[at]} at entry {at[0]}{inside}"
-                             f"; {len(np.unique(np.argwhere(bad)[:, 0]))} of {len(x)} entries are not finite: clean "
-                             f"the data or mask them")
+            places = np.argwhere(bad)
+            entry, *inside = places[0].tolist()
+            at = f"entry {entry}" + (f", position {', '.join(map(str, inside))}" if inside else "")
+            raise CheckError(f"input {name!r} of the batch is {values[bad][0]} at {at}; {len(set(places[:, 0]))} of "
+                             f"{len(values)} entries are not finite: clean the data or mask them")
 
 
 def _variables(state: Any) -> None:

@@ -50,5 +50,5 @@ def complete(row: dict[str, Any], schedule: Any, updates: int) -> dict[str, Any]
     """
     if schedule is None:
         return row
-    rate = float(schedule(updates - 1) if callable(schedule) else schedule)
-    return {**row, NAME: rate * row.get(SCALE, 1.0)}
+    rate = schedule(updates - 1) if callable(schedule) else schedule
+    return {**row, NAME: float(rate) * row.get(SCALE, 1.0)}

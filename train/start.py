@@ -38,11 +38,11 @@ def start(
             params, first = trainer.eval_params(plan.shapes), _first(trainer, evaluation.batches)
             _ahead(pool, trainer, evaluation.step, params, plan.shapes.state, _shapes(first))
         restored = record.restore(plan.shapes)
-        if restored is None:
-            state = plan.make(seed, batch) if state is None else jax.tree.map(jnp.copy, state)
+        if restored is not None:
+            begin, info = restored
         else:
-            state = restored[0]
-        return Start(compiled.result(), state, None if restored is None else restored[1])
+            begin, info = plan.make(seed, batch) if state is None else jax.tree.map(jnp.copy, state), None
+        return Start(compiled.result(), begin, info)
 
 
 def _first(trainer: Any, passed: Batches) -> dict[str, Any]:

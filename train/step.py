@@ -39,7 +39,7 @@ def train_step(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState,
         grads, state.opt_state, trained,
         value=out.loss, grad=grads, value_fn=lambda trained: plain(trained, state.state, key, batch)[1].loss,
     )  # fmt: skip
-    trained = optax.apply_updates(trained, updates)
+    trained: Any = optax.apply_updates(trained, updates)
     after = state.replace(params=join(trained, frozen), state=out.state, opt_state=opt_state)
     if trainer.ema is not None:
         after = after.replace(ema=optax.incremental_update(trained, state.ema, 1 - trainer.ema))

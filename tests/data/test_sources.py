@@ -284,6 +284,12 @@ class Counting(Source):
         return {"x": np.full([d or 2 for d in self.features["x"].shape], index, np.float32)}
 
 
+def test_a_source_of_ones_own():
+    assert load(Counting())[4]["x"] == 4
+    with pytest.raises(ConfigError, match="says nothing about a Source; it takes no options"):
+        load(Counting(), split="test")
+
+
 def test_examples_of_fixed_shape_are_read_once():
     source = Counting()
     reader = Reader(source, source.features)

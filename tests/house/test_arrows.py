@@ -74,6 +74,10 @@ def _package(root: Path, path: Path) -> tuple[str, ...]:
     return ("sapwood", *path.relative_to(root).parent.parts)
 
 
+def test_every_room_has_its_arrows(root):
+    assert {init.parent.name for init in root.glob("*/__init__.py")} <= set(ARROWS)
+
+
 def test_imports_follow_the_arrows(root):
     broken = {
         path.relative_to(root).as_posix(): found
@@ -106,6 +110,26 @@ def test_every_import_is_a_declared_dependency(root):
         for _line, name in imports(ast.parse(path.read_text(encoding="utf-8")), _package(root, path)):
             top = name.split(".")[0]
             if top == "sapwood" or top in sys.stdlib_module_names or top in OPTIONAL:
+                continue
+            if not {d.lower().replace("_", "-") for d in known.get(top, [top])} & declared:
+                loose.add(f"{path.relative_to(root).as_posix()}: {top}")
+    assert not loose
+
+
+def test_tests_import_only_what_the_test_extra_brings(root):
+    """Anything else goes through `pytest.importorskip`; a bare import would stop the whole collection."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    declared = {
+        re.split(r"[^\w-]", d)[0].lower().replace("_", "-")
+        for d in project["dependencies"] + project["optional-dependencies"]["test"]
+    }
+    known = packages_distributions()
+    loose = set()
+    for path in (root / "tests").rglob("*.py"):
+        local = {p.stem for p in path.parent.iterdir()}
+        for _line, name in imports(ast.parse(path.read_text(encoding="utf-8")), ("tests",)):
+            top = name.split(".")[0]
+            if top in {"sapwood", "tests", *local} or top in sys.stdlib_module_names:
                 continue
             if not {d.lower().replace("_", "-") for d in known.get(top, [top])} & declared:
                 loose.add(f"{path.relative_to(root).as_posix()}: {top}")

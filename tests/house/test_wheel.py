@@ -12,17 +12,20 @@ import pytest
 
 import sapwood
 
-ROOMS = ("core", "parallel", "layers", "models", "data", "train", "interop", "recipes")
 CLUTTER = shutil.ignore_patterns(
     ".git", ".*venv", "venv", "build", "dist", "runs", "*.egg-info", "__pycache__", ".*_cache"
 )
 
 
+def rooms(root: Path) -> list[Path]:
+    return sorted(init.parent for init in root.glob("*/__init__.py"))
+
+
 def package_files(root: Path) -> set[str]:
     """Every file of the package below `root`, as the wheel names it."""
     files = [*root.glob("*.py"), root / "py.typed"]
-    for room in ROOMS:
-        files += [f for f in (root / room).rglob("*") if f.is_file() and "__pycache__" not in f.parts]
+    for room in rooms(root):
+        files += [f for f in room.rglob("*") if f.is_file() and "__pycache__" not in f.parts]
     return {f"sapwood/{f.relative_to(root).as_posix()}" for f in files}
 
 
@@ -59,8 +62,8 @@ def test_every_folder_with_modules_is_a_listed_package(root):
     listed = set(tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = {
         ".".join(("sapwood", *folder.relative_to(root).parts))
-        for room in ROOMS
-        for folder in [root / room, *(root / room).rglob("*")]
+        for room in rooms(root)
+        for folder in [room, *room.rglob("*")]
         if folder.is_dir() and any(folder.glob("*.py"))
     }
     assert listed == {"sapwood"} | found

@@ -26,10 +26,10 @@ def operations(lowered) -> Counter:
     functions: dict[str, Counter] = {}
     name = ""
     for line in lowered.as_text().splitlines():
-        if found := re.search(r"func\.func \w+ @([\w.]+)\(", line):
+        if found := re.search(r"func\.func \w+ @([\w.]+|\"[^\"]+\")\(", line):
             name = found[1]
             functions[name] = Counter()
-        elif found := re.search(r"= (?:\"?((?:stablehlo|chlo)\.\w+)|(?:func\.)?call @([\w.]+))", line):
+        elif found := re.search(r"= (?:\"?((?:stablehlo|chlo)\.\w+)|(?:func\.)?call @([\w.]+|\"[^\"]+\"))", line):
             functions[name][found[1] or "@" + found[2]] += 1
 
     def total(name: str) -> Counter:
