@@ -16,6 +16,7 @@ from sapwood.core import paths
 from sapwood.core.collect import Collector
 from sapwood.core.declare import identity
 from sapwood.core.errors import DeclarationError
+from sapwood.core.loop import platform
 from sapwood.core.param import Param
 from sapwood.core.rng import as_key, fold, path_hash
 from sapwood.core.run import bind
@@ -130,7 +131,14 @@ def _draw(group: list, keys: jax.Array, start: dict, born: dict) -> jax.Array:
 
     if sharding is not None and len(group) > 1:
         sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
-    return jax.jit(values, out_shardings=sharding)(keys)
+    return jax.jit(values, out_shardings=sharding, compiler_options=_options(keys, shape))(keys)
+
+
+def _options(keys: jax.Array, shape: tuple[int, ...]) -> dict[str, Any] | None:
+    """On a CPU most of the time of a small initialisation is compiling it. Without LLVM's optimisation that takes a
+    third, and what runs once need not run fast. (By the shape of one copy, so scanned stacks get the same bits.)"""
+    small = math.prod(shape) < GROUPED_BELOW and platform() == "cpu" and not is_traced(keys)
+    return {"xla_backend_optimization_level": 0} if small else None
 
 
 def _cut(group: list, drawn: jax.Array, born: dict) -> dict:

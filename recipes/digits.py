@@ -15,8 +15,8 @@ class Digits(sw.Recipe):
 
     epochs: int = 15
     width: int = 32
-    dropout: float = 0.3
-    learning_rate: float = 2e-3
+    dropout: float = 0.5
+    learning_rate: float = 3e-3
 
     def data(self):
         return sw.data.load("digits", "train"), sw.data.load("digits", "test")

@@ -1,14 +1,14 @@
 """The birth of a training state: shapes and shardings from the declarations alone, then every array in its place."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sapwood import parallel
-from sapwood.core.init import _reads_data, draw, init
-from sapwood.core.paths import leaves
+from sapwood.core.init import init
 from sapwood.core.rng import as_key
 from sapwood.core.spec import Spec, spec
 from sapwood.train import trainable
@@ -31,32 +31,22 @@ def plan(trainer: Any, batch: Any) -> Plan:
     batch = jax.eval_shape(lambda x: x, dict(batch))
     declared = spec(trainer.objective, batch, policy=trainer.policy)
     trainable.check(declared.params, trainer.trainable)
-    reads_data = any(_reads_data(param.init) for tree in declared for _, param in leaves(tree))
-
-    def make(key: Any, batch: Any) -> TrainState:
-        if reads_data:
-            policy = trainer.policy
-            return _complete(trainer, key, *init(trainer.objective, key, batch, data=True, policy=policy))
-        return _complete(trainer, key, *draw(declared, key))
-
-    shapes = jax.eval_shape(make, jax.eval_shape(lambda: jax.random.key(0)), batch)
+    complete = partial(_complete, trainer)
+    variables = jax.tree.map(lambda param: param.struct, tuple(declared))
+    shapes = jax.eval_shape(complete, jax.eval_shape(lambda: jax.random.key(0)), *variables)
     shardings = None if trainer.mesh is None else _shardings(trainer, declared, shapes)
     if shardings is not None:
         shapes = jax.tree.map(_struct, shapes, shardings)
-    compiled = jax.jit(make, out_shardings=shardings, compiler_options=_options(trainer, shapes))
 
-    def born(key: Any, batch: Any) -> TrainState:
-        return compiled(as_key(key), batch if reads_data else {})
+    def make(key: Any, batch: Any) -> TrainState:
+        key = as_key(key)
+        born = None if shardings is None else lambda _: (shardings.params, shardings.state)
+        first = init(
+            trainer.objective, key, batch, data=True, policy=trainer.policy, place=trainer.place, shardings=born
+        )
+        return jax.jit(complete, out_shardings=shardings, donate_argnums=(1, 2))(key, *first)
 
-    return Plan(born, shapes, shardings)
-
-
-def _options(trainer: Any, shapes: TrainState) -> dict[str, Any] | None:
-    """On a CPU most of the time of a small initialisation is compiling it: without LLVM's optimisation it takes a third
-    (1.4 to 0.45 s of processor time for two layers), and what runs once need not run fast."""
-    devices = jax.devices() if trainer.mesh is None else trainer.mesh.devices.flat
-    small = sum(x.size for x in jax.tree.leaves(shapes.params)) < 2**22
-    return {"xla_backend_optimization_level": 0} if small and devices[0].platform == "cpu" else None
+    return Plan(make, shapes, shardings)
 
 
 def _struct(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:

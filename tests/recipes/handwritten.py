@@ -16,7 +16,7 @@ def mlp_loss(params, state, key, batch):
     return cross_entropy(x @ params["logits"]["kernel"] + params["logits"]["bias"], batch["label"]), state
 
 
-def conv_loss(params, state, key, batch, dropout=0.3):
+def conv_loss(params, state, key, batch, dropout=0.5):
     x, after = batch["image"].astype(jnp.float32) / 16, {}
     for i in "01":
         x = lax.conv_general_dilated(
