@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
 import sapwood as sw
 from sapwood import CheckError, ConfigError, DataError
 from sapwood.train import losses
+
+torch = pytest.importorskip("torch")  # PyTorch comes with gigabytes of CUDA from the index; not in the extra `test`
+F = torch.nn.functional
 
 RNG = np.random.default_rng(1)
 LOGITS = RNG.normal(size=(6, 5)).astype("float32") * 3
