@@ -76,7 +76,7 @@ def nvidia() -> bool:
 
 def tpu() -> bool:
     """Whether this is a TPU machine."""
-    return any(Path("/dev").glob("accel*")) or "TPU_WORKER_ID" in os.environ
+    return any(Path("/dev").glob("accel*")) or "TPU_ACCELERATOR_TYPE" in os.environ
 
 
 def data() -> list[tuple[str, str]]:
