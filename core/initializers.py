@@ -31,10 +31,12 @@ FLAT_BELOW = 2**20
 
 def _draw(init: Callable, key: jax.Array, shape: Shape, dtype: Any) -> jax.Array:
     """`init`, which treats elements alike, in float32 where `dtype` is narrower than that, then rounded."""
-    dtype = jnp.dtype(dtype)
-    wide = jnp.float32 if dtype.itemsize < 4 else dtype
     flat = (math.prod(shape),) if math.prod(shape) < FLAT_BELOW else shape
-    return init(key, flat, wide).reshape(shape).astype(dtype)
+    return init(key, flat, _wide(dtype)).reshape(shape).astype(dtype)
+
+
+def _wide(dtype: Any) -> Any:
+    return jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype
 
 
 def _hashable(value: Any) -> Any:
@@ -192,4 +194,4 @@ class orthogonal:
     scale: float = 1.0
 
     def __call__(self, key: jax.Array, shape: Shape, dtype: Any) -> jax.Array:
-        return _draw(jax_initializers.orthogonal(self.scale), key, shape, dtype)
+        return jax_initializers.orthogonal(self.scale)(key, shape, _wide(dtype)).astype(dtype)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from sapwood.core.errors import ConfigError, InputError
 from sapwood.core.initializers import Initializer, lecun_normal, zeros
 from sapwood.core.layer import Layer, describe
+from sapwood.core.loop import platform
 from sapwood.core.vars import Vars
 from sapwood.layers import expect
 from sapwood.layers.positions import Rotary
@@ -47,7 +48,11 @@ def attention(
             f"causal attention expects as many queries as keys, got {q.shape[1]} and {k.shape[1]}; give a "
             "mask that says which keys each query may see"
         )
-    return jax.nn.dot_product_attention(q, k, v, mask=_mask(mask, q, k), is_causal=causal, scale=scale)
+    dtype = q.dtype
+    if dtype == jnp.float16 and platform() not in ("gpu", "cuda", "rocm"):
+        q, k, v = (x.astype(jnp.float32) for x in (q, k, v))  # XLA sums float16 products in float32 on GPUs alone
+    y = jax.nn.dot_product_attention(q, k, v, mask=_mask(mask, q, k), is_causal=causal, scale=scale)
+    return y.astype(dtype)
 
 
 def _mask(mask: jax.Array | None, q: jax.Array, k: jax.Array) -> jax.Array | None:

@@ -1,4 +1,4 @@
-"""What every layer keeps to: values that compare, print and hash; one dict for a cursor; any precision; readable errors."""
+"""What every layer keeps to: values that compare, print and hash; one dict for a cursor; precision; readable errors."""
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,7 @@ def test_low_precision_is_close_and_differentiable(layer, shape, dtype, draw):
 @EVERY
 def test_integers_are_refused_with_a_reason(layer, shape):
     if isinstance(layer, L.Flatten):
-        assert layer({}, jnp.ones(shape, int)).dtype == int
+        assert layer({}, jnp.ones(shape, "uint8")).dtype == "uint8"
         return
     with pytest.raises(sw.SapwoodError, match=r"floating numbers, got uint8\[.*x.astype"):
         sw.spec(layer, jnp.ones(shape, "uint8"))
