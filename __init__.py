@@ -32,6 +32,7 @@ from sapwood.core.errors import (
     DataError,
     DeclarationError,
     EffectError,
+    InputError,
     SapwoodError,
 )
 from sapwood.parallel import mesh
@@ -43,11 +44,13 @@ _LATE = {  # name -> the module it is imported from when first used (an empty st
     "TrainState": "train.state",
     "Trainer": "train.trainer",
     "data": "",
+    "graph": "core.graph",
     "interop": "",
     "load": "train.artifact",
     "models": "",
     "recipes": "",
     "save": "train.artifact",
+    "summary": "core.summary",
     "supervised": "train.objective",
     "train": "",
 }
@@ -72,6 +75,7 @@ __all__ = [
     "DataError",
     "DeclarationError",
     "EffectError",
+    "InputError",
     "Layer",
     "Param",
     "Policy",

@@ -1,0 +1,227 @@
+"""The layer calls of a model, found again in its traced program: what `summary` and `graph` are made from."""
+
+import dataclasses
+import math
+import re
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+
+from sapwood.core import paths
+from sapwood.core.declare import Recorder
+from sapwood.core.errors import EffectError
+from sapwood.core.layer import Layer, describe
+from sapwood.core.policy import as_policy
+from sapwood.core.run import bind, pure
+from sapwood.core.spec import Spec, spec
+
+_MARK = re.compile(r"sapwood\.call\.(\d+)")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One layer call: where, which layer, inside which other one, on what, giving what, and how many copies of it."""
+
+    path: paths.Path
+    layer: Layer
+    parent: int | None
+    inputs: str
+    output: str
+    copies: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model traced on shapes: its jaxpr, its layer calls by number, and what its inputs and results are."""
+
+    jaxpr: Any
+    calls: dict[int, Call]
+    spec: Spec
+    inputs: tuple[tuple[str, ...], ...]  # what each is: ("params" or "state", *path), ("key",) or ("input", name)
+    results: tuple[tuple[str, ...], ...]  # and each result: ("output", *place), ("loss", *path) or ("state", *path)
+    output: Any  # the shapes of what the model returns
+
+
+class Result(NamedTuple):
+    """What the traced program hands back: everything that is not dead."""
+
+    output: Any
+    loss: dict
+    state: dict
+
+
+class _Recording:
+    """Numbers every layer call, and notes it when it is done."""
+
+    def __init__(self):
+        self.calls: dict[int, Call] = {}
+        self._open: list[tuple[int, Layer]] = []
+        self._number = 0
+
+    def enter(self, v, layer: Layer) -> str:
+        self._number += 1
+        self._open.append((self._number, layer))
+        return f"sapwood.call.{self._number}"
+
+    def done(self, v, layer: Layer, xs: tuple, y: Any) -> None:
+        number, opened = self._open.pop()
+        while opened is not layer:  # a call that raised, and whose error the model caught
+            number, opened = self._open.pop()
+        parent = self._open[-1][0] if self._open else None
+        copies = math.prod(s.size for s in v._stacked)
+        self.calls[number] = Call(v._path, layer, parent, describe(xs), describe(y), copies)
+
+
+def trace_calls(model: Callable, xs: tuple, *, train: bool, policy=None) -> Program:
+    """Trace ``model(v, *xs)`` with every layer call marked in the program. Nothing is computed.
+
+    In eval mode it is traced without a random key, which would bring bookkeeping along, unless it draws from one.
+    """
+    declared = spec(model, *xs, policy=policy)
+    if train:
+        return _trace(model, xs, declared, train, policy, keyed=True)
+    try:
+        return _trace(model, xs, declared, train, policy, keyed=False)
+    except EffectError:
+        return _trace(model, xs, declared, train, policy, keyed=True)
+
+
+def _trace(model: Callable, xs: tuple, declared: Spec, train: bool, policy, keyed: bool) -> Program:
+    recording = _Recording()
+    recorder = Recorder(on_call=recording.done, on_enter=recording.enter)
+
+    def run(params, state, key, xs):
+        v = bind(params, state, rng=key, train=train, policy=as_policy(policy))
+        y, updates = pure(model)(v._with(_recorder=weakref.ref(recorder)), *xs)
+        return Result(y, updates.losses, updates.state)
+
+    params, state = jax.tree.map(lambda param: param.struct, declared)
+    key = jax.eval_shape(lambda: jax.random.key(0)) if keyed else None
+    jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(params, state, key, xs)
+    inputs = [(kind, *path) for kind in ("params", "state") for path in _places(getattr(declared, kind))]
+    inputs += [("key",)] * keyed + [("input", name) for name in _input_names(model, xs)]
+    return Program(jaxpr.jaxpr, recording.calls, declared, tuple(inputs), tuple(_places(shapes)), shapes.output)
+
+
+def _places(tree: Any) -> list[tuple[str, ...]]:
+    """The place of each leaf of a tree, as names, in the order in which JAX flattens it."""
+    return [tuple(str(_key_name(key)) for key in place) for place, _ in jax.tree.leaves_with_path(tree)]
+
+
+def _key_name(key: Any) -> Any:
+    for kind in ("name", "key", "idx"):
+        if hasattr(key, kind):
+            return getattr(key, kind)
+    return key
+
+
+def _input_names(model: Callable, xs: tuple) -> tuple[str, ...]:
+    """A name for each input array: that of the model's argument, and the place in it where it is a tree."""
+    given = model
+    while hasattr(given, "function"):  # a plain function made a layer
+        given = given.function
+    code = getattr(given if hasattr(given, "__code__") else type(given).__call__, "__wrapped__", given)
+    code = getattr(code, "__code__", None)
+    names = code.co_varnames[: code.co_argcount] if code else ()
+    names = [name for name in names if name != "self"][1:]
+    names = [*names, *(f"input {k}" if len(xs) > 1 else "input" for k in range(len(names), len(xs)))]
+    found = []
+    for first, *rest in _places(xs):
+        found.append("/".join((names[int(first)], *rest)))
+    return tuple(found)
+
+
+def marks(equation: Any) -> tuple[int, ...]:
+    """The numbers of the calls that an equation is in, outermost first, seen from its own jaxpr."""
+    found: list[int] = []
+    for number in _MARK.findall(str(equation.source_info.name_stack)):
+        if int(number) not in found:
+            found.append(int(number))
+    return tuple(found)
+
+
+def inner(equation: Any) -> Iterator[Any]:
+    """The jaxprs inside an equation: bodies, branches, jitted and checkpointed functions."""
+    for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
+        if hasattr(value, "eqns"):
+            yield getattr(value, "jaxpr", value)
+
+
+def holds(equation: Any, test: Callable[[Any], Any]) -> bool:
+    """Whether the test is true of any equation inside this one, however deep."""
+    return any(test(e) or holds(e, test) for jaxpr in inner(equation) for e in jaxpr.eqns)
+
+
+def is_literal(var: Any) -> bool:
+    """Whether what stands in an equation is a constant, not a variable."""
+    return hasattr(var, "val")
+
+
+def places(program: Program) -> dict[paths.Path, list[tuple[Call, ...]]]:
+    """The different layers at each path, each with the layers that it calls in its own scope (a scan its block).
+
+    A layer that is called again counts once; so does what JAX traces twice, such as the body of a loop.
+    """
+    found: dict[paths.Path, dict[str, list[int]]] = {}
+    for number in sorted(program.calls):
+        call = program.calls[number]
+        chains = found.setdefault(call.path, {})
+        inside = call.parent in program.calls and program.calls[call.parent].path == call.path
+        if not inside:
+            chains.setdefault(repr(call.layer), [number])
+        else:
+            for chain in chains.values():
+                if chain[-1] == call.parent:
+                    chain.append(number)
+                    break
+    calls = program.calls
+    return {path: [tuple(calls[n] for n in chain) for chain in chains.values()] for path, chains in found.items()}
+
+
+def is_container(path: paths.Path, calls: dict) -> bool:
+    """Whether there are layer calls below this path."""
+    return any(len(other) > len(path) and other[: len(path)] == path for other in calls)
+
+
+def layer_label(path: paths.Path, calls: dict[paths.Path, list[tuple[Call, ...]]], copies: int = 1) -> str:
+    """The layers at a path: "Scan of 12 × Block" for one that calls another in its own scope.
+
+    A layer that holds others is told by its class, the innermost one as it was written. `copies` is how many there are
+    of the surroundings, which are not said again.
+    """
+    container, labels = is_container(path, calls), []
+    for chain in calls[path]:
+        names, before = [], copies
+        for call in chain:
+            short = container or call is not chain[-1]
+            name = written(call.layer, short)
+            names.append(f"{call.copies // before} × {name}" if call.copies > before else name)
+            before = max(before, call.copies)
+        labels.append(" of ".join(names))
+    return " + ".join(labels)
+
+
+def written(value: Any, short: bool = False) -> str:
+    """A layer much as it was written: leading options by position, functions by name; only its class if `short`.
+
+    >>> from sapwood import layers as L
+    >>> written(L.Dense(10)), written(L.Conv(8, (3, 3), strides=2)), written(L.Dense(10), short=True)
+    ('Dense(10)', 'Conv(8, (3, 3), strides=2)', 'Dense')
+    """
+    if hasattr(value, "function"):
+        return written(value.function)
+    if not isinstance(value, Layer):
+        return getattr(value, "__name__", None) or repr(value)
+    if short or type(value).__repr__ is not Layer.__repr__:
+        return type(value).__name__ if short else repr(value)
+    shown, in_order = [], True
+    for field in dataclasses.fields(value):  # type: ignore[arg-type]
+        given = getattr(value, field.name)
+        if not field.repr or (field.default is not dataclasses.MISSING and repr(given) == repr(field.default)):
+            in_order = False
+        else:
+            shown.append(written(given) if in_order else f"{field.name}={written(given)}")
+    return f"{type(value).__name__}({', '.join(shown)})"

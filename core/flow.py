@@ -1,0 +1,129 @@
+"""The data flow of a traced model: its operations in program order, with the layer calls they are in."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sapwood.core import paths
+from sapwood.core.calls import Call, Program, holds, inner, is_literal, marks
+
+Instance = tuple[int, int]
+"""A call as it occurs in the program: (level, number). A jitted layer is traced once and may occur several times."""
+
+Value = tuple
+"""Where a value comes from: an input of the program, as `Program.inputs` names it, or (operation, output)."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One equation, the calls it is in (outermost first), and where each of its inputs comes from."""
+
+    equation: Any
+    within: tuple[Instance, ...]
+    reads: tuple[frozenset[Value], ...]
+
+    @property
+    def values(self) -> frozenset[Value]:
+        """All that it reads."""
+        return frozenset().union(*self.reads)
+
+
+@dataclass
+class Region:
+    """What one call does: its equations in the jaxpr that it stands in, the calls around it, how often it runs."""
+
+    call: Call
+    within: tuple[Instance, ...]
+    times: int
+    equations: list = field(default_factory=list)
+
+
+@dataclass
+class Flow:
+    """Operations, call regions, and where each result of the program comes from."""
+
+    program: Program
+    operations: list[Operation] = field(default_factory=list)
+    regions: dict[Instance, Region] = field(default_factory=dict)
+    results: list[frozenset[Value]] = field(default_factory=list)
+    levels: int = 0
+
+    def walk(self, jaxpr: Any, given: Iterable[frozenset[Value]], within: tuple[Instance, ...], times: int) -> list:
+        """Take in a jaxpr whose inputs come from ``given``; returns where its results come from."""
+        level, self.levels = self.levels, self.levels + 1
+        source: dict[Any, frozenset[Value]] = dict(zip(jaxpr.invars, given, strict=True))
+
+        def sources(variables) -> list[frozenset[Value]]:
+            return [frozenset() if is_literal(var) else source.get(var, frozenset()) for var in variables]
+
+        for equation in live(jaxpr):
+            here = within + self._enter(equation, level, within, times)
+            results = self._step(equation, sources(equation.invars), here, times)
+            source.update(zip(equation.outvars, results, strict=True))
+        return sources(jaxpr.outvars)
+
+    def _enter(self, equation: Any, level: int, within: tuple[Instance, ...], times: int) -> tuple[Instance, ...]:
+        """Note the equation with each call that it is in at this level."""
+        here: list[Instance] = []
+        for number in marks(equation):
+            instance = (level, number)
+            if number not in self.program.calls:
+                continue
+            if instance not in self.regions:
+                self.regions[instance] = Region(self.program.calls[number], (*within, *here), times)
+            self.regions[instance].equations.append(equation)
+            here.append(instance)
+        return tuple(here)
+
+    def _step(self, equation: Any, reads: list, here: tuple[Instance, ...], times: int) -> list:
+        """Where the results of an equation come from: from inside it if there are calls in it, else from itself."""
+        name, bodies = equation.primitive.name, list(inner(equation))
+        if holds(equation, lambda e: bool(marks(e))):
+            if name == "cond":
+                ends = [self.walk(body, reads[1:], here, times) for body in bodies]
+                return [frozenset().union(*end) for end in zip(*ends, strict=True)]
+            if name == "while":
+                first, second = equation.params["cond_nconsts"], equation.params["body_nconsts"]
+                carry = reads[first + second :]
+                return self.walk(equation.params["body_jaxpr"].jaxpr, [*reads[first:][:second], *carry], here, times)
+            if len(bodies) == 1 and len(bodies[0].invars) == len(reads):
+                times *= equation.params["length"] if name == "scan" else 1
+                return self.walk(bodies[0], reads, here, times)
+        self.operations.append(Operation(equation, here, tuple(reads)))
+        return [frozenset({(len(self.operations) - 1, k)}) for k in range(len(equation.outvars))]
+
+    def outermost(self, path: paths.Path) -> list[Region]:
+        """The calls at a path that are not within another call at that path."""
+        return [
+            region
+            for region in self.regions.values()
+            if region.call.path == path and all(self.regions[i].call.path != path for i in region.within)
+        ]
+
+    def readers(self) -> dict[paths.Path, set]:
+        """For each parameter the innermost calls that read it; None stands for code outside any layer."""
+        found: dict[paths.Path, set] = {}
+        for operation in self.operations:
+            for value in operation.values:
+                if value[0] == "params":
+                    found.setdefault(value[1:], set()).add(operation.within[-1] if operation.within else None)
+        return found
+
+
+def trace_flow(program: Program) -> Flow:
+    """The data flow of a traced model."""
+    flow = Flow(program)
+    given = [frozenset({name}) for name in program.inputs]
+    flow.results = flow.walk(program.jaxpr, given, (), 1)
+    return flow
+
+
+def live(jaxpr: Any) -> list[Any]:
+    """The equations of a jaxpr that its results depend on, in order."""
+    needed = {var for var in jaxpr.outvars if not is_literal(var)}
+    kept = []
+    for equation in reversed(jaxpr.eqns):
+        if any(var in needed for var in equation.outvars):
+            kept.append(equation)
+            needed.update(var for var in equation.invars if not is_literal(var))
+    return kept[::-1]
