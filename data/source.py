@@ -117,6 +117,7 @@ class Reader:
         if not len(fresh) or self._arrays is None:
             return
         batch = self.source.gather(fresh)
+        check(self.features, batch, fresh, self.source.where)
         if batch.keys() != self._arrays.keys():
             raise DataError(
                 f"{self.source.where(int(fresh[0]))} has {', '.join(map(repr, batch))}; "

@@ -98,6 +98,11 @@ def test_a_split_has_the_size_asked_for(data, fraction):
     assert len(rest) + len(part) == 100
 
 
+def test_what_is_left_of_a_share_goes_to_the_largest_remainder(data):
+    part = data.split(0.33)[1]  # 23.1, 6.6 and 3.3 of the classes
+    assert np.bincount(part.column("label")).tolist() == [23, 7, 3]
+
+
 def test_a_split_of_numbers_without_classes():
     data = load((np.zeros((10, 2)), np.linspace(0, 1, 10)))
     rest, part = data.split(0.3)

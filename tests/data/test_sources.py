@@ -301,6 +301,15 @@ def test_examples_of_fixed_shape_are_read_once():
     assert sorted(source.reads) == list(range(10))
 
 
+def test_a_bad_example_is_not_remembered_as_good():
+    source = Counting()
+    reader = Reader(source, {"x": Feature((), "float32", high=5)})
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"x of example 6 is 6.0; the range is \.\.5"):
+            reader.gather(np.array([6, 2]))
+    assert reader.gather(np.array([2]))["x"].tolist() == [2]
+
+
 def test_what_is_too_large_to_remember_is_read_again(monkeypatch):
     monkeypatch.setattr("sapwood.data.source.REMEMBER", 39)  # ten float32 take 40
     source = Counting()
