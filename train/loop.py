@@ -64,7 +64,7 @@ def fit(
         run: directory for ``metrics.jsonl``, TensorBoard events and checkpoints; None writes nothing.
         resume: go on from the newest whole checkpoint in ``run``; from the beginning where there is none.
         checkpoint_every: steps between checkpoints, and `keep` how many of them stay.
-        best: also keep the checkpoint with the best value of a metric: "max:validation_accuracy" or "min:loss".
+        best: also keep the checkpoint with the best value of a metric: "validation_accuracy" (largest) or "-loss" (smallest).
         log_every: steps between rows of metrics; each row averages since the one before.
         callbacks: functions ``(event, memory) -> bool | None``, see `sapwood.train.callbacks`.
         progress: show rows and, in a terminal, a bar.
@@ -83,7 +83,7 @@ def fit(
     """
     trainer.check_batch_size(batch_size)
     stream = batches(as_dataset(data), batch_size, seed=seed)
-    if best is not None and ":validation_" in best and validation is None:
+    if best is not None and best.removeprefix("-").startswith("validation_") and validation is None:
         raise ConfigError(f"fit(best={best!r}) needs fit(validation=...)")
     plan = schedule(
         stream.steps_per_epoch, epochs=epochs, steps=steps, log_every=log_every,

@@ -1,0 +1,336 @@
+"""`fit`: what it returns, writes and resumes; what it costs in compilations; what goes wrong in it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sapwood import CheckError, CheckpointError, ConfigError, DataError
+from sapwood.data.load import load
+from sapwood.train import EarlyStopping, Trainer, supervised
+from sapwood.train.logs import read_rows
+
+RNG = np.random.default_rng(0)
+DATA = {"x": RNG.normal(size=(22, 4)).astype("float32"), "label": (np.arange(22) % 3).astype("int32")}
+ROW_KEYS = {"step", "epoch", "loss", "accuracy", "steps_per_second"}
+
+
+def spread(key, shape, dtype):
+    return jnp.sin(3.0 * jnp.arange(np.prod(shape))).reshape(shape).astype(dtype)
+
+
+def model(v, x):
+    mean = v.norm.state("mean", (4,), jax.nn.initializers.zeros)
+    if v.train:
+        v.norm.put(mean=0.9 * mean + 0.1 * x.mean(0))
+        x = x * jax.random.bernoulli(v.drop.rng("mask"), 0.9, x.shape)
+    return (x - mean) @ v.head.param("kernel", (4, 3), spread)
+
+
+OBJECTIVE = supervised(model, inputs="x")
+# One trainer for most tests: what it compiles for evaluation is kept.
+TRAINER = Trainer(OBJECTIVE, optax.adam(0.1), ema=0.9)
+FIT = {"epochs": 4, "batch_size": 4, "validation": DATA, "seed": 5, "progress": False}
+
+
+def equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    bits = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
+    return all(np.array_equal(bits(x), bits(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def lasting(rows):
+    """The rows without what depends on the clock."""
+    return [{name: x for name, x in row.items() if name != "steps_per_second"} for row in rows]
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(step):
+    def callback(event, memory):
+        memory["rows"] = memory.get("rows", 0) + 1
+        if event.step == step:
+            raise Killed
+
+    return callback
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("unbroken")
+    return directory, TRAINER.fit(DATA, run=directory, checkpoint_every=8, callbacks=[kill_at(None)], **FIT)
+
+
+def test_rows_count_steps_and_epochs_and_hold_validation_at_their_ends(unbroken):
+    _, (state, history) = unbroken
+    assert int(state.step) == 24  # six batches an epoch: the last is filled from the next pass
+    assert [(row["step"], row["epoch"]) for row in history] == [(6, 1), (8, 2), (12, 2), (16, 3), (18, 3), (24, 4)]
+    for row in history:
+        assert set(row) >= ROW_KEYS
+        assert ("validation_loss" in row) == (row["step"] % 6 == 0)
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_the_logs_hold_the_rows(unbroken):
+    directory, (_, history) = unbroken
+    assert read_rows(directory / "metrics.jsonl") == history
+    assert list((directory / "tensorboard").iterdir())
+
+
+def test_validation_in_the_loop_is_evaluate_afterwards(unbroken):
+    _, (state, history) = unbroken
+    found = TRAINER.evaluate(state, DATA)
+    assert found["loss"] == pytest.approx(history[-1]["validation_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 22, 64])
+def test_evaluation_is_exact_over_uneven_batches(unbroken, batch_size):
+    _, (state, _) = unbroken
+    mean, kernel = state.state["norm"]["mean"], state.ema["head"]["kernel"]
+    logits = (DATA["x"] - mean) @ kernel
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, DATA["label"]).mean()
+    found = TRAINER.evaluate(state, DATA, batch_size)
+    assert found["accuracy"] == np.mean(np.argmax(logits, 1) == DATA["label"])
+    np.testing.assert_allclose(found["loss"], loss, rtol=1e-6)
+
+
+def test_predictions_come_in_order_and_without_padding(unbroken):
+    _, (state, _) = unbroken
+    logits = (DATA["x"] - state.state["norm"]["mean"]) @ state.ema["head"]["kernel"]
+    for batch_size in (5, None):
+        predicted = TRAINER.predict(state, {"x": DATA["x"]}, batch_size)
+        assert isinstance(predicted, np.ndarray)
+        np.testing.assert_allclose(predicted, logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("step", [6, 8, 16, 18])
+def test_killed_and_resumed_ends_where_an_unbroken_run_ends(unbroken, tmp_path, step):
+    _, (state, history) = unbroken
+    options = {**FIT, "run": tmp_path, "checkpoint_every": 8, "resume": True}
+    with pytest.raises(Killed):
+        TRAINER.fit(DATA, callbacks=[kill_at(step)], **options)
+    with open(tmp_path / "metrics.jsonl", "a") as log:
+        log.write('{"step": 99, "loss": 0')  # what a killed process left half-written
+    resumed = TRAINER.fit(DATA, callbacks=[kill_at(None)], **options)
+    assert equal(resumed.state, state)
+    assert lasting(resumed.history) == lasting(history)
+    assert lasting(read_rows(tmp_path / "metrics.jsonl")) == lasting(history)
+
+
+def test_resuming_a_finished_run_changes_nothing(unbroken):
+    directory, (state, history) = unbroken
+    again = TRAINER.fit(DATA, run=directory, resume=True, checkpoint_every=8, callbacks=[kill_at(None)], **FIT)
+    assert equal(again.state, state)
+    assert again.history == history
+
+
+def test_early_stopping_ends_the_run_and_a_resume_does_not_go_on(tmp_path):
+    frozen = Trainer(OBJECTIVE, optax.sgd(0.0))  # nothing improves
+    options = {**FIT, "epochs": 9, "run": tmp_path, "callbacks": [EarlyStopping("loss", patience=2, delta=1.0)]}
+    state, history = frozen.fit(DATA, **options)
+    assert history[-1]["epoch"] == 3
+    again = frozen.fit(DATA, resume=True, **options)
+    assert equal(again.state, state)
+
+
+def test_the_memory_of_callbacks_survives_a_resume(tmp_path):
+    frozen, stop = Trainer(OBJECTIVE, optax.sgd(0.0)), EarlyStopping("loss", patience=4, delta=1.0)
+    options = {**FIT, "epochs": 9, "run": tmp_path, "checkpoint_every": 6, "resume": True}
+    with pytest.raises(Killed):
+        frozen.fit(DATA, callbacks=[stop, kill_at(18)], **options)
+    _, history = frozen.fit(DATA, callbacks=[stop, kill_at(None)], **options)
+    assert history[-1]["epoch"] == 5
+    with pytest.raises(ConfigError, match="saved with 2 callbacks and is resumed with 1"):
+        frozen.fit(DATA, callbacks=[stop], **options)
+
+
+def test_the_best_checkpoint_is_kept(tmp_path):
+    from sapwood.train import Checkpoints
+
+    _, history = TRAINER.fit(DATA, run=tmp_path, keep=1, best="-validation_loss", **FIT)
+    losses = {row["step"]: row["validation_loss"] for row in history if "validation_loss" in row}
+    assert Checkpoints(tmp_path / "checkpoints").best() is None
+    kept = Checkpoints(tmp_path / "checkpoints", best="-validation_loss")
+    assert kept.best() == min(losses, key=losses.get)
+
+
+def test_nothing_is_compiled_twice(monkeypatch):
+    traced = []
+
+    def watched(v, x):
+        traced.append(v.train)
+        return model(v, x)
+
+    trainer = Trainer(supervised(watched, inputs="x"), optax.sgd(0.1))
+    state, _ = trainer.fit(DATA, **FIT)
+    # declared once in either mode (and once more by the plan's shapes), then one training and one evaluation program
+    in_fit = traced.count(True), traced.count(False)
+    trainer.fit(DATA, **{**FIT, "epochs": 1})
+    assert traced.count(True) - in_fit[0] <= 3
+    before = len(traced)
+    trainer.evaluate(state, DATA)
+    trainer.evaluate(state, {name: x[:9] for name, x in DATA.items()}, 22)
+    trainer.predict(state, DATA)
+    trainer.predict(state, DATA)
+    assert len(traced) - before == 1  # the program that predicts
+    assert in_fit[0] <= 3
+    assert in_fit[1] <= 3
+
+
+def test_from_a_given_state_which_is_left_whole():
+    state = TRAINER.init(0, {name: x[:4] for name, x in DATA.items()})
+    after, history = TRAINER.fit(DATA, state=state, steps=2, batch_size=4, progress=False)
+    assert int(after.step) == 2
+    assert int(state.step) == 0
+    assert np.isfinite(state.params["head"]["kernel"]).all()  # not donated
+    on, _ = TRAINER.fit(DATA, state=after, steps=4, batch_size=4, progress=False)
+    straight, _ = TRAINER.fit(DATA, state=state, steps=4, batch_size=4, progress=False)
+    assert equal(on, straight)
+
+
+def test_the_rate_of_a_schedule_that_is_given_is_logged():
+    schedule = optax.linear_schedule(1.0, 0.0, 10)
+    trainer = Trainer(OBJECTIVE, optax.sgd(schedule), learning_rate=schedule)
+    _, history = trainer.fit(DATA, steps=4, batch_size=4, log_every=2, progress=False)
+    assert [row["learning_rate"] for row in history] == pytest.approx([0.9, 0.7])
+
+
+def test_a_matrix_among_the_metrics_is_logged_too(tmp_path):
+    trainer = Trainer(supervised(model, metrics=("confusion",), inputs="x"), optax.sgd(0.1))
+    _, history = trainer.fit(DATA, run=tmp_path, **{**FIT, "epochs": 1})
+    assert history[0]["confusion"].sum() == 24
+    assert np.sum(json.loads((tmp_path / "metrics.jsonl").read_text())["validation_confusion"]) == 22
+
+
+# ---- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+def wrong_label(at):
+    label = DATA["label"].copy()
+    label[at] = 7
+    return {**DATA, "label": label}
+
+
+def test_a_label_outside_the_classes_is_named_with_step_and_entry():
+    with pytest.raises(CheckError, match=r"label outside the 3 classes 0 to 2 at entry \d") as caught:
+        TRAINER.fit(wrong_label(13), **{**FIT, "validation": None})
+    stream = np.random.RandomState([5, 0]).permutation(22)
+    step, entry = divmod(int(np.flatnonzero(stream == 13)[0]), 4)
+    assert caught.value.__notes__ == [f"in step {step + 1} (epoch 1)"]
+    assert f"entry {entry}" in str(caught.value)
+
+
+def test_a_wrong_label_in_the_validation_data_says_so():
+    with pytest.raises(CheckError, match="label outside the 3 classes") as caught:
+        TRAINER.fit(DATA, **{**FIT, "validation": wrong_label(13)})
+    assert "validation data" in caught.value.__notes__[0]
+
+
+def test_nan_in_an_input_that_the_data_did_not_check_is_named():
+    from dataclasses import replace
+
+    x = DATA["x"].copy()
+    x[7, 2] = np.nan
+    data = load({**DATA, "x": x})
+    data = data.declare(x=replace(data.features["x"], finite=False))
+    with pytest.raises(CheckError, match=r"input 'x' of the batch is nan at entry \d, position 2; 1 of 4"):
+        TRAINER.fit(data, **{**FIT, "validation": None})
+
+
+def test_nan_in_declared_data_stops_in_the_pipeline():
+    x = DATA["x"].copy()
+    x[7, 2] = np.inf
+    with pytest.raises(DataError, match="7"):
+        TRAINER.fit({**DATA, "x": x}, **{**FIT, "validation": None})
+
+
+def test_the_layer_where_the_first_nan_arises_is_named():
+    import sapwood as sw
+
+    @sw.layer
+    def logarithm(v, x):
+        return jnp.log(x @ v.param("kernel", (4, 3), spread))
+
+    def deep(v, x):
+        return logarithm(v.middle.log, x) @ v.head.param("kernel", (3, 3), spread)
+
+    trainer = Trainer(supervised(deep, inputs="x"), optax.sgd(0.1))
+    with pytest.raises(CheckError, match=r"first NaN arises in middle/log: logarithm on float32\[4,4\]"):
+        trainer.fit(DATA, **{**FIT, "validation": None})
+
+
+def test_parameters_that_blow_up_are_named():
+    def objective(v, batch):
+        w = v.deep.param("kernel", (4,), spread)
+        return jnp.sum(jnp.sqrt(w * 0)) + jnp.sum(batch["x"]) * 0, {}  # finite, with a gradient that is not
+
+    with pytest.raises(CheckError, match="params deep/kernel are not finite before this step"):
+        Trainer(objective, optax.sgd(0.1)).fit(DATA, steps=4, batch_size=4, progress=False)
+
+
+def test_without_jit_a_wrong_label_raises_where_it_is():
+    with pytest.raises(CheckError, match="label outside the 3 classes 0 to 2 at entry"):
+        Trainer(OBJECTIVE, optax.sgd(0.1), jit=False).fit(wrong_label(slice(0, 22)), **{**FIT, "validation": None})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": None}, "either epochs= or steps=, got neither"),
+        ({"resume": True}, "needs run="),
+        ({"best": "accuracy"}, "needs run="),
+        ({"batch_size": 0}, "at least one example"),
+    ],
+)
+def test_options_that_do_not_fit(options, message):
+    with pytest.raises(ConfigError, match=message):
+        TRAINER.fit(DATA, **{**FIT, **options})
+
+
+def test_best_by_validation_needs_validation(tmp_path):
+    with pytest.raises(ConfigError, match=r"needs fit\(validation"):
+        TRAINER.fit(DATA, **{**FIT, "validation": None, "best": "-validation_loss", "run": tmp_path})
+
+
+def test_a_directory_of_another_run_is_not_overwritten(unbroken):
+    directory, _ = unbroken
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        TRAINER.fit(DATA, run=directory, **FIT)
+
+
+def test_a_run_of_another_model_is_not_resumed(unbroken):
+    directory, _ = unbroken
+    other = Trainer(supervised(lambda v, x: x @ v.other.param("w", (4, 3), spread), inputs="x"), optax.adam(0.1))
+    with pytest.raises(CheckpointError, match="another model"):
+        other.fit(DATA, run=directory, resume=True, **FIT)
+
+
+def test_other_data_or_another_seed_is_not_resumed(unbroken):
+    directory, _ = unbroken
+    options = {**FIT, "run": directory, "resume": True, "callbacks": [kill_at(None)]}
+    with pytest.raises(DataError, match="seed 5; this has 6"):
+        TRAINER.fit(DATA, **{**options, "seed": 6})
+
+
+def test_an_empty_data_set_says_so():
+    with pytest.raises(DataError):
+        TRAINER.fit({name: x[:0] for name, x in DATA.items()}, **FIT)
+    state = TRAINER.init(0, {name: x[:4] for name, x in DATA.items()})
+    with pytest.raises(DataError, match="empty"):
+        TRAINER.evaluate(state, load(DATA)[:0])
+
+
+def test_a_missing_feature_is_named_with_what_there_is():
+    with pytest.raises(DataError, match=r"no feature 'x'.*it has label, y"):
+        TRAINER.fit({"y": DATA["x"], "label": DATA["label"]}, **FIT)
+
+
+def test_an_objective_without_predict_says_how_to():
+    trainer = Trainer(lambda v, batch: (jnp.float32(0), {}), optax.sgd(0.1))
+    with pytest.raises(ConfigError, match=r"no predict\(v, batch\)"):
+        trainer.predict(None, DATA)

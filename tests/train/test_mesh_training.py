@@ -1,0 +1,127 @@
+"""Eight simulated devices against one: the same losses, statistics, metrics and predictions on any mesh."""
+
+import dataclasses
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sapwood as sw
+from sapwood import ConfigError
+from sapwood.parallel import DEFAULT
+from sapwood.train import LossScale, Trainer, supervised
+
+RNG = np.random.default_rng(0)
+DATA = {"x": RNG.normal(size=(44, 16)).astype("float32"), "label": (np.arange(44) % 3).astype("int32")}
+
+
+def spread(key, shape, dtype):
+    return jnp.sin(3.0 * jnp.arange(np.prod(shape))).reshape(shape).astype(dtype) * 0.3
+
+
+def model(v, x):
+    """Batch statistics, an annotated and an unannotated parameter, and a random mask."""
+    mean, var = x.mean(0), x.var(0)
+    running = v.norm.state("mean", (16,), jax.nn.initializers.zeros)
+    if v.train:
+        v.norm.put(mean=0.9 * running + 0.1 * mean)
+        x = (x - mean) / jnp.sqrt(var + 1e-3) * jax.random.bernoulli(v.drop.rng("mask"), 0.9, x.shape)
+    x = jnp.tanh(x @ v.up.param("kernel", (16, 128), spread, axes=("embed", "mlp")))
+    x = v.shard(x, "batch", "mlp")
+    return x @ v.head.param("kernel", (128, 3), spread)
+
+
+OBJECTIVE = supervised(model, inputs="x")
+FIT = {"epochs": 2, "batch_size": 16, "validation": DATA, "seed": 1, "log_every": 1, "progress": False}
+RULES = dataclasses.replace(DEFAULT, min_size=1)  # else a model of this size is left whole
+OPTIONS = {"ema": 0.9, "clip": 1.0}
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return Trainer(OBJECTIVE, optax.adam(0.01), **OPTIONS).fit(DATA, **FIT)
+
+
+def trainer(axes, **options):
+    return Trainer(OBJECTIVE, optax.adam(0.01), mesh=sw.parallel.mesh(axes), rules=RULES, **options)
+
+
+@pytest.mark.parametrize("axes", ["data=8", "data=4,fsdp=2", "data=2,tensor=4"])
+def test_a_run_does_not_depend_on_the_mesh(alone, axes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        across = trainer(axes, **OPTIONS)
+        state, history = across.fit(DATA, **FIT)
+        predicted = across.predict(state, DATA, 8)
+        found = across.evaluate(state, DATA, 8)
+    for mine, theirs in zip(history, alone.history, strict=True):
+        assert set(mine) == set(theirs)
+        for name in set(mine) - {"steps_per_second"}:
+            np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(state.state["norm"]["mean"], alone.state.state["norm"]["mean"], rtol=1e-4, atol=1e-6)
+    one = Trainer(OBJECTIVE, optax.adam(0.01), **OPTIONS)
+    np.testing.assert_allclose(predicted, one.predict(alone.state, DATA), rtol=1e-3, atol=1e-4)
+    assert found["accuracy"] == one.evaluate(alone.state, DATA)["accuracy"]
+
+
+def test_arrays_are_born_where_they_live_and_stay_there():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        across = trainer("data=4,fsdp=2", ema=0.9)
+        batch = {name: x[:16] for name, x in DATA.items()}
+        state = across.init(0, batch)
+        after, _ = across.compiled.train(jax.tree.map(lambda x: x.sharding, state))(
+            across.init(0, batch), across.put(batch)
+        )
+    for tree in (state, after):
+        kernel = tree.params["up"]["kernel"]
+        assert not kernel.sharding.is_fully_replicated
+        assert tree.opt_state[0].mu["up"]["kernel"].sharding == kernel.sharding
+        assert tree.ema["up"]["kernel"].sharding == kernel.sharding
+        assert tree.state["norm"]["mean"].sharding.is_fully_replicated
+        assert tree.step.sharding.is_fully_replicated
+
+
+def test_accumulation_on_a_mesh_is_the_whole_batch():
+    deterministic = supervised(lambda v, x: jnp.tanh(x @ v.param("kernel", (16, 3), spread)), inputs="x")
+    batch = {name: x[:32] for name, x in DATA.items()}
+
+    def after(mesh, n):
+        one = Trainer(deterministic, optax.sgd(1.0), mesh=mesh, accumulate=n, scaling=LossScale(initial=4))
+        state, metrics = jax.jit(one.step)(one.init(0, batch), one.put(batch))
+        return np.asarray(state.params["kernel"]), float(metrics["accuracy"].compute())
+
+    expected = after(None, 1)
+    for n in (1, 4):
+        got = after(sw.parallel.mesh("data=8"), n)
+        np.testing.assert_allclose(got[0], expected[0], rtol=1e-5, atol=1e-6)
+        assert got[1] == expected[1]
+
+
+def test_a_checkpoint_moves_to_another_mesh(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state, _ = trainer("data=4,fsdp=2").fit(DATA, run=tmp_path, **{**FIT, "validation": None})
+        one = Trainer(OBJECTIVE, optax.adam(0.01))
+        again, _ = one.fit(DATA, run=tmp_path, resume=True, **{**FIT, "validation": None})
+    np.testing.assert_array_equal(state.params["up"]["kernel"], again.params["up"]["kernel"])
+    assert again.params["up"]["kernel"].sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(
+    ("size", "accumulate", "message"),
+    [(4, 1, "batch size 4 is smaller than the 8 shards"), (20, 1, "20 does not divide over the 8"),
+     (16, 4, "batch size 4 is smaller"), (16, 3, "accumulate=3 does not divide the batch of 16")],
+)  # fmt: skip
+def test_a_batch_that_does_not_divide_says_what_would(size, accumulate, message):
+    across = trainer("data=8", accumulate=accumulate)
+    with pytest.raises(ConfigError, match=message):
+        across.fit(DATA, epochs=1, batch_size=size, progress=False)
+
+
+def test_an_evaluation_batch_that_does_not_divide_says_what_would():
+    with pytest.raises(ConfigError, match="batch size 5"):
+        trainer("data=8").evaluate(None, DATA, 5)

@@ -1,0 +1,367 @@
+"""The pure step against the same computation written by hand in plain JAX and optax."""
+
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sapwood as sw
+from sapwood.train import LossScale, Trainer, losses, supervised
+from sapwood.train.metrics import compute
+
+zeros = jax.nn.initializers.zeros
+
+
+def normal(key, shape, dtype):
+    """Spread-out values that compile in no time."""
+    return jnp.sin(3.0 * jnp.arange(np.prod(shape))).reshape(shape).astype(dtype)
+
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(12, 4)).astype("float32")
+BATCH = {"x": jnp.asarray(X), "label": jnp.asarray(RNG.integers(0, 3, 12), jnp.int32)}
+
+
+def mlp(v, x):
+    x = jnp.tanh(x @ v.hidden.param("kernel", (x.shape[-1], 8), normal) + v.hidden.param("bias", (8,), zeros))
+    return x @ v.head.param("kernel", (8, 3), normal)
+
+
+def counting(v, x):
+    """A model with a running mean, so that there is a state to watch."""
+    mean = v.norm.state("mean", (x.shape[-1],), zeros)
+    if v.train:
+        v.norm.put(mean=0.9 * mean + 0.1 * x.mean(0))
+    return mlp(v, x)
+
+
+def by_hand(params, x, label):
+    h = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"])
+    return optax.softmax_cross_entropy_with_integer_labels(h @ params["head"]["kernel"], label).mean()
+
+
+def make(model=mlp, optimizer=None, metrics=(), **options):
+    return Trainer(supervised(model, metrics=metrics, inputs="x"), optimizer or optax.adam(0.1), **options)
+
+
+def run(trainer, batches, state=None):
+    state = trainer.init(0, batches[0]) if state is None else state
+    step = jax.jit(trainer.step)
+    for batch in batches:
+        state, metrics = step(state, batch)
+    return state, metrics
+
+
+def assert_trees_close(a, b, rtol=1e-5, atol=1e-6):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+def assert_trees_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(jax.random.key_data(x) if jnp.issubdtype(
+        x.dtype, jax.dtypes.prng_key) else x, jax.random.key_data(y) if jnp.issubdtype(
+        y.dtype, jax.dtypes.prng_key) else y), a, b)  # fmt: skip
+
+
+def test_three_steps_by_hand():
+    trainer = make()
+    state = trainer.init(0, BATCH)
+    params, tx = state.params, optax.adam(0.1)
+    opt_state = tx.init(params)
+    for _ in range(3):
+        loss, grads = jax.value_and_grad(by_hand)(params, BATCH["x"], BATCH["label"])
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    after, metrics = run(trainer, [BATCH] * 3)
+    assert_trees_close(after.params, params)
+    assert int(after.step) == 3
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+
+
+def test_the_parameters_are_those_of_init():
+    def model(v, x):
+        return jnp.tanh(x @ v.a.param("w", (4, 8), glorot)) @ v.b.param("w", (8, 3), jax.nn.initializers.normal(0.5))
+
+    glorot = jax.nn.initializers.glorot_uniform()
+    trainer = make(model)
+    params, _ = sw.init(trainer.objective, 7, BATCH)
+    assert_trees_equal(trainer.init(7, BATCH).params, params)
+
+
+def ops(lowered):
+    return Counter(re.findall(r"= \"?stablehlo\.(\w+)", lowered.as_text()))
+
+
+def test_the_lean_step_lowers_to_what_is_written_by_hand():
+    tx = optax.adam(0.1)
+    trainer = make(optimizer=tx, checks=False)
+    state = trainer.init(0, BATCH)
+
+    def step(params, opt_state, count, batch):
+        loss, grads = jax.value_and_grad(by_hand)(params, batch["x"], batch["label"])
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, count + 1, loss
+
+    plain = jax.jit(step).lower(state.params, state.opt_state, state.step, BATCH)
+    assert ops(jax.jit(trainer.step).lower(state, BATCH)) == ops(plain)
+
+
+def test_what_checks_add_is_a_few_comparisons_and_one_choice_a_leaf():
+    lean, checked = make(checks=False), make()
+    extra = ops(jax.jit(checked.step).lower(checked.init(0, BATCH), BATCH))
+    extra -= ops(jax.jit(lean.step).lower(lean.init(0, BATCH), BATCH))
+    state = lean.init(0, BATCH)
+    kinds = {(x.shape, x.dtype) for x in jax.tree.leaves((state.params, state.opt_state))}
+    assert set(extra) <= {"select", "compare", "and", "reduce", "is_finite", "constant", "broadcast_in_dim", "return"}
+    assert extra["select"] <= len(kinds)  # jnp.where lowers to one shared function for each kind of leaf
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_accumulated_is_the_whole_batch(n, weighted):
+    batch = dict(BATCH)
+    if weighted:  # some micro-batches hold nothing that counts
+        batch |= {"mask": jnp.arange(12) % 6 != 1, "weight": jnp.asarray(RNG.uniform(0, 2, 12), jnp.float32)}
+    whole, metrics = run(make(optimizer=optax.sgd(1.0), metrics=("accuracy",)), [batch])
+    parts, found = run(make(optimizer=optax.sgd(1.0), metrics=("accuracy",), accumulate=n), [batch])
+    assert_trees_close(whole.params, parts.params)
+    for name in ("loss", "accuracy"):
+        np.testing.assert_allclose(compute(metrics)[name], compute(found)[name], rtol=1e-5)
+
+
+def test_accumulation_threads_the_model_state_and_draws_anew():
+    def noisy(v, x):
+        return counting(v, x) + jax.random.normal(v.noise.rng("noise"), (x.shape[0], 3))
+
+    trainer = make(noisy, accumulate=3)
+    state, _ = run(trainer, [BATCH])
+    mean = np.zeros(4)
+    for i in range(3):
+        mean = 0.9 * mean + 0.1 * X[i::3].mean(0)
+    np.testing.assert_allclose(state.state["norm"]["mean"], mean, rtol=1e-5, atol=1e-6)
+
+
+def test_accumulation_over_a_convolution_is_unrolled_on_cpu_and_equal():
+    def conv(v, x):
+        kernel = v.param("kernel", (3, 3, 1, 3), normal)
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jnp.tanh(y).mean((1, 2))
+
+    batch = {"x": jnp.asarray(RNG.normal(size=(8, 6, 6, 1)), jnp.float32), "label": jnp.arange(8) % 3}
+    whole, _ = run(make(conv, optax.sgd(1.0)), [batch])
+    trainer = make(conv, optax.sgd(1.0), accumulate=4)
+    parts, _ = run(trainer, [batch])
+    assert_trees_close(whole.params, parts.params)
+    text = jax.jit(trainer.step).lower(parts, batch).as_text()
+    if jax.default_backend() == "cpu":
+        assert "stablehlo.while" not in text
+
+
+def test_clipping_is_by_the_global_norm():
+    clipped, metrics = run(make(optimizer=optax.sgd(1.0), clip=0.1), [BATCH])
+    tx = optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(1.0))
+    expected, _ = run(make(optimizer=tx), [BATCH])
+    assert_trees_close(clipped.params, expected.params)
+    start = make().init(0, BATCH).params
+    grads = jax.grad(by_hand)(start, BATCH["x"], BATCH["label"])
+    np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(grads), rtol=1e-5)
+    assert metrics["gradient_norm"] > 0.1
+
+
+def test_a_small_gradient_is_not_clipped():
+    assert_trees_equal(run(make(clip=1e6), [BATCH])[0].params, run(make(), [BATCH])[0].params)
+
+
+def test_ema_follows_its_formula_and_is_what_is_evaluated():
+    trainer = make(ema=0.75)
+    state = trainer.init(0, BATCH)
+    ema = state.params
+    step = jax.jit(trainer.step)
+    for _ in range(3):
+        state, _ = step(state, BATCH)
+        ema = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, ema, state.params)
+    assert_trees_close(state.ema, ema)
+    found = trainer.evaluate(state, {name: np.asarray(x) for name, x in BATCH.items()})
+    np.testing.assert_allclose(found["loss"], by_hand(ema, BATCH["x"], BATCH["label"]), rtol=1e-5)
+    assert found["loss"] != pytest.approx(float(by_hand(state.params, BATCH["x"], BATCH["label"])), rel=1e-4)
+
+
+def test_what_is_frozen_has_no_gradient_and_no_optimizer_memory():
+    trainer = make(trainable="head", ema=0.9)
+    before = trainer.init(0, BATCH)
+    shapes = [x.shape for x in jax.tree.leaves((before.opt_state, before.ema))]
+    assert shapes.count((8, 3)) == 3  # both moments and the running mean
+    assert (4, 8) not in shapes
+    after, _ = run(trainer, [BATCH] * 2, before)
+    assert_trees_equal(after.params["hidden"], before.params["hidden"])
+    assert not np.array_equal(after.params["head"]["kernel"], before.params["head"]["kernel"])
+    # the gradient of what is frozen would be one more product of shape (4, 8)
+    text = jax.jit(make(trainable="head", checks=False).step).lower(before.replace(ema=None, ok=None), BATCH).as_text()
+    assert not re.search(r"dot_general.*-> tensor<(8x4|4x8)xf32>", text)
+    assert_trees_close(trainer.eval_params(after)["hidden"], before.params["hidden"])
+
+
+def overflowing(v, x):
+    """A model whose gradient overflows float16 where the input is large."""
+    return counting(v, x)
+
+
+def test_a_skipped_step_of_float16_changes_nothing_but_the_scale():
+    schedule = optax.linear_schedule(0.1, 0.0, 100)
+    trainer = make(
+        counting, optax.inject_hyperparams(optax.adam)(schedule), policy="float16", ema=0.9,
+        scaling=LossScale(initial=2.0**10, interval=2),
+    )  # fmt: skip
+    good, bad = BATCH, {**BATCH, "x": BATCH["x"] * 6e4}
+    one, metrics = run(trainer, [good])
+    assert np.isfinite(metrics["loss"])
+    two, _ = run(trainer, [bad], one)
+    for name in ("params", "state", "opt_state", "ema", "rng"):
+        assert_trees_equal(getattr(one, name), getattr(two, name))
+    assert float(two.scale.scale) == 2.0**9
+    assert int(two.scale.skipped) == 1
+    assert int(two.step) == 2
+    three, _ = run(trainer, [good, good], two)
+    assert int(three.opt_state.count) == 3
+    assert float(three.scale.scale) == 2.0**10
+    assert not np.array_equal(three.state["norm"]["mean"], one.state["norm"]["mean"])
+    assert bool(three.ok)  # an overflow is no failure
+
+
+def test_float16_and_bfloat16_stay_near_float32():
+    full, _ = run(make(optimizer=optax.sgd(0.1)), [BATCH] * 3)
+    for dtype, tolerance in (("float16", 5e-3), ("bfloat16", 5e-2)):
+        low, metrics = run(make(optimizer=optax.sgd(0.1), policy=dtype), [BATCH] * 3)
+        assert_trees_close(full.params, low.params, rtol=tolerance, atol=tolerance)
+        assert jax.tree.leaves(low.params)[0].dtype == jnp.float32
+        assert metrics["loss"].dtype == jnp.float32
+    assert make(policy="bfloat16").scaling is None
+
+
+def test_auxiliary_losses_are_added_and_have_a_gradient():
+    def regular(v, x):
+        kernel = v.param("kernel", (4, 3), normal)
+        v.loss("l2", 0.5 * jnp.sum(kernel**2))
+        return x @ kernel
+
+    trainer = make(regular, optax.sgd(0.1))
+    before = trainer.init(0, BATCH)
+    after, metrics = run(trainer, [BATCH], before)
+
+    def expected(kernel):
+        loss = losses.softmax_cross_entropy(BATCH["x"] @ kernel, BATCH["label"]).mean()
+        return loss + 0.5 * jnp.sum(kernel**2), loss
+
+    kernel = before.params["kernel"]
+    (_, loss), gradient = jax.value_and_grad(expected, has_aux=True)(kernel)
+    np.testing.assert_allclose(after.params["kernel"], kernel - 0.1 * gradient, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics["auxiliary_loss"], 0.5 * jnp.sum(kernel**2), rtol=1e-6)
+
+
+def test_each_step_draws_anew_and_the_same_again():
+    def draw(v, batch):
+        return jnp.sum(v.param("w", (1,), normal)) * 0, {"draw": jax.random.uniform(v.rng("x"))}
+
+    trainer = Trainer(draw, optax.sgd(0.1))
+
+    def values():
+        state, seen = trainer.init(3, BATCH), []
+        for _ in range(4):
+            state, metrics = jax.jit(trainer.step)(state, BATCH)
+            seen.append(float(metrics["draw"]))
+        return seen
+
+    first = values()
+    assert len(set(first)) == 4
+    assert first == values()
+
+
+def test_reduce_on_plateau_gets_the_value():
+    tx = optax.chain(optax.sgd(0.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=2))
+    state, metrics = run(make(optimizer=tx), [BATCH] * 6)  # nothing moves, so nothing improves
+    assert compute({"x": metrics["plateau_scale"]})["x"] == 0.25
+
+
+def test_lbfgs_with_its_line_search_solves_least_squares():
+    target = X @ np.array([[1.0], [-2.0], [0.5], [3.0]], "float32")
+
+    def linear(v, x):
+        return x @ v.param("w", (4, 1), zeros)
+
+    batch = {"x": jnp.asarray(X), "y": jnp.asarray(target)}
+    objective = supervised(linear, "squared_error", (), inputs="x", target="y")
+    for accumulate in (1, 3):
+        state, metrics = run(Trainer(objective, optax.lbfgs(), accumulate=accumulate), [batch] * 12)
+        assert compute({"loss": metrics["loss"]})["loss"] < 1e-8
+        np.testing.assert_allclose(state.params["w"][:, 0], [1, -2, 0.5, 3], atol=1e-3)
+
+
+def test_an_injected_learning_rate_is_logged_as_used():
+    tx = optax.inject_hyperparams(optax.sgd)(optax.linear_schedule(1.0, 0.0, 10))
+    state, metrics = run(make(optimizer=tx), [BATCH] * 3)
+    assert compute({"lr": metrics["learning_rate"]})["lr"] == pytest.approx(0.8)
+
+
+def test_a_plateau_scale_multiplies_an_injected_rate():
+    tx = optax.chain(optax.inject_hyperparams(optax.sgd)(0.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=1))
+    state, metrics = run(make(optimizer=tx), [BATCH] * 3)
+    assert "plateau_scale" not in metrics
+    assert float(metrics["learning_rate"].value) == 0.0
+
+
+def test_a_failed_check_stops_the_state_where_it_was():
+    trainer = make(counting, ema=0.9)
+    one, metrics = run(trainer, [BATCH])
+    assert metrics["checks"].compute() is True
+    bad = {**BATCH, "label": BATCH["label"].at[5].set(3)}
+    two, metrics = run(trainer, [bad], one)
+    assert "(root): label outside the 3 classes 0 to 2" in metrics["checks"].failed()
+    three, metrics = run(trainer, [BATCH], two)
+    assert metrics["checks"].compute() is True
+    for name in ("params", "state", "opt_state", "ema"):
+        assert_trees_equal(getattr(one, name), getattr(three, name))
+    assert not bool(three.ok)
+
+
+def test_a_loss_that_is_not_finite_is_flagged():
+    bad = {**BATCH, "x": BATCH["x"].at[3, 1].set(jnp.nan)}
+    state, metrics = run(make(), [bad])
+    assert metrics["checks"].failed() == ["the loss is not finite"]
+    assert bool(jnp.isfinite(state.params["head"]["kernel"]).all())
+
+
+def test_without_checks_there_are_no_bits():
+    state, metrics = run(make(checks=False), [BATCH])
+    assert set(metrics) == {"loss"}
+    assert state.ok is None
+
+
+def test_plain_python_gives_the_same_and_really_runs_as_python():
+    options = {"optimizer": optax.sgd(0.1), "accumulate": 2, "clip": 0.5}
+    seen = []
+
+    def watched(v, x):
+        seen.append(isinstance(x, jax.core.Tracer))
+        return mlp(v, x)
+
+    trainer = make(watched, jit=False, **options)
+    state = trainer.init(0, BATCH)
+    seen.clear()
+    after, _ = trainer.compiled.train(None)(state, BATCH)
+    assert seen and not seen[-1]  # the inputs are arrays one can print
+    expected, _ = run(make(**options), [BATCH])
+    assert_trees_close(after.params, expected.params)
+
+
+def test_the_step_keeps_every_shape_and_dtype():
+    trainer = make(counting, ema=0.9, policy="float16", clip=1.0)
+    state = trainer.init(0, BATCH)
+    after, _ = jax.eval_shape(trainer.step, state, BATCH)
+    described = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype), getattr(x, "weak_type", False)), tree)  # noqa: E731
+    assert described(jax.eval_shape(lambda x: x, state)) == described(after)
