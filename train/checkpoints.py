@@ -428,7 +428,7 @@ def _orbax() -> Any:
     # What fails comes here as an exception. absl would print a page of traceback for each of Orbax's threads too, and
     # asyncio one for each array that Orbax no longer waited for.
     logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
-    logging.getLogger("asyncio").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.getMessage())
+    logging.getLogger("asyncio").addFilter(lambda record: not re.search("orbax|tensorstore", record.getMessage()))
     return ocp
 
 

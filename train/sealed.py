@@ -1,4 +1,4 @@
-"""JSON that shows when it was changed: an object beside the checksum of its canonical text."""
+"""JSON that shows when it was changed: an object beside the checksum of its canonical text, and who wrote it."""
 
 import hashlib
 import json
@@ -11,7 +11,9 @@ def seal(content: dict[str, Any]) -> str:
     >>> unseal(seal({"step": 3}))
     {'step': 3}
     """
-    return json.dumps({"sha256": _checksum(content), "content": content}, indent=1)
+    from sapwood import __version__
+
+    return json.dumps({"sapwood": __version__, "sha256": _checksum(content), "content": content}, indent=1)
 
 
 def unseal(text: str | bytes) -> dict[str, Any]:

@@ -580,3 +580,49 @@ def test_cost(tmp_path):
         checkpoints.wait()
         assert time.process_time() - used < 1
     assert sum(f.stat().st_size for f in (tmp_path / "00000002").rglob("*")) < 3 * 30 * 64 * 8 * 4
+
+
+PROCESS = """
+import os, sys
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+import jax, jax.numpy as jnp, numpy as np
+number, port, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, number)
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from sapwood.train.checkpoints import Checkpoints
+from sapwood.train.digest import tree_digest
+mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
+whole = np.arange(64.0, dtype="float32").reshape(16, 4)
+def place(x, spec):
+    return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), x.__getitem__)
+tree = {"w": place(whole, P("fsdp")), "b": place(whole[0], P()), 
+        "key": jax.jit(lambda: jax.random.key(0), out_shardings=NamedSharding(mesh, P()))()}
+with Checkpoints(directory, keep=1) as checkpoints:
+    for step in (1, 2):
+        checkpoints.save(step, tree, {"position": step})
+back, info = Checkpoints(directory).restore(tree)
+assert info.step == 2 and tree_digest(back) == tree_digest(tree)
+print("digest", tree_digest(back))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_checkpoint_and_one_process_reads_it(tmp_path):
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        run(PROCESS, n, port, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for n in (0, 1)
+    ]
+    results = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], results
+    whole = np.arange(64.0, dtype="float32").reshape(16, 4)
+    tree = {"w": jnp.asarray(whole), "b": jnp.asarray(whole[0]), "key": jax.random.key(0)}
+    back, info = Checkpoints(tmp_path).restore(tree)
+    same(back, tree)
+    assert info.info == {"position": 2}
+    assert all(f"digest {tree_digest(tree)}" in out for out, _ in results)
+    assert os.listdir(tmp_path) == ["00000002"]

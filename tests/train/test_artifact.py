@@ -1,0 +1,276 @@
+"""`sw.save` and `sw.load`: whole models, parts of models, damaged files, and what can be loaded from."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import sapwood as sw
+from sapwood import layers as L
+from sapwood.core.errors import CheckpointError, ConfigError
+from sapwood.train.artifact import ABOUT, WEIGHTS, Artifact, load, save
+from sapwood.train.checkpoints import Checkpoints
+from sapwood.train.digest import digests, named_leaves, tree_digest
+
+X = jnp.ones((2, 6))
+
+
+def network(v, x, width=8, classes=3):
+    x = jax.nn.relu(L.Dense(width)(v.encoder.up, x))
+    x = L.BatchNorm()(v.encoder.norm, x)
+    return L.Dense(classes)(v.head, x)
+
+
+def trained():
+    return sw.init(network, 5, X)
+
+
+def written(path, **options):
+    params, state = trained()
+    return save(path, params, state, **options)
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    assert tree_digest(a) == tree_digest(b)
+
+
+def test_a_whole_model(tmp_path):
+    params, state = trained()
+    options = {"preprocessing": {"scale": 1 / 16, "size": [8, 8]}, "extra": {"accuracy": 0.99}}
+    path = sw.save(tmp_path / "model", params, state, model=L.Dense(3), classes=["a", "b", "c"], **options)
+    assert sorted(os.listdir(path)) == [ABOUT, WEIGHTS]
+    artifact = sw.load(path)
+    same((artifact.params, artifact.state), (params, state))
+    assert artifact.model == L.Dense(3)
+    assert artifact.classes == ("a", "b", "c")
+    assert {name: getattr(artifact, name) for name in options} == options
+    assert artifact.report is None
+
+
+def test_it_predicts_in_another_process(tmp_path):
+    x = jax.random.normal(jax.random.key(0), (2, 6))
+    model = L.Sequential((L.Dense(4), jax.nn.relu, L.Dense(2)))
+    params, state = sw.init(model, 0, x)
+    save(tmp_path / "model", params, state, model=model)
+    code = (
+        "import sys, jax, sapwood as sw\n"
+        "a = sw.load(sys.argv[1]); x = jax.random.normal(jax.random.key(0), (2, 6))\n"
+        "print(sw.apply(a.model, a.params, a.state, x)[0].tolist())"
+    )
+    out = subprocess.run([sys.executable, "-c", code, tmp_path / "model"], capture_output=True, text=True, check=True)
+    np.testing.assert_allclose(json.loads(out.stdout), sw.apply(model, params, state, x)[0], rtol=1e-6)
+
+
+def test_without_its_model(tmp_path):
+    artifact = load(written(tmp_path / "model"))
+    with pytest.raises(CheckpointError, match="saved without its model"):
+        _ = artifact.model
+
+
+DTYPES = "bool int8 uint32 float16 bfloat16 float32 complex64 int4 uint2 float8_e4m3fn float8_e8m0fnu float4_e2m1fn"
+
+
+def test_every_dtype_and_shape(tmp_path):
+    params = {name: jnp.arange(6).reshape(2, 3).astype(name) for name in DTYPES.split()}
+    params |= {
+        "scalar": jnp.float32(-0.0),
+        "empty": jnp.zeros((2, 0)),
+        "key": jax.random.key(3),
+        "t": jnp.ones((3, 2)).T,
+    }
+    same(load(save(tmp_path / "model", params)).params, params)
+
+
+def test_safetensors_reads_it_alone(tmp_path):
+    from safetensors.numpy import load_file
+
+    tensors = load_file(written(tmp_path / "model") / WEIGHTS)
+    assert digests(tensors) == digests(named_leaves(dict(zip(("params", "state"), trained(), strict=True))))
+
+
+def test_sharded_there_and_sharded_here(tmp_path):
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, PartitionSpec("fsdp"))
+    w = jax.device_put(jnp.arange(48.0).reshape(16, 3), split)
+    path = save(tmp_path / "model", {"w": w})
+    struct = jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=split)
+    for target in (w, struct):
+        back = load(path, into=({"w": target}, {})).params["w"]
+        assert back.sharding.is_equivalent_to(split, 2)
+        assert (back == w).all()
+
+
+def test_saving_again_replaces_it_whole(tmp_path):
+    written(tmp_path / "model")
+    save(tmp_path / "model", {"w": jnp.ones(2)})
+    assert load(tmp_path / "model").params["w"].shape == (2,)
+    assert os.listdir(tmp_path) == ["model"]
+    (tmp_path / "model" / "notes").write_text("mine")
+    (tmp_path / "model" / ABOUT).unlink()
+    with pytest.raises(ConfigError, match="is there and is no saved model"):
+        written(tmp_path / "model")
+    assert (tmp_path / "model" / "notes").exists()
+
+
+# Parts
+
+
+def test_into_a_spec_what_is_not_loaded_is_drawn(tmp_path):
+    def other(v, x):
+        x = L.BatchNorm()(v.backbone.norm, jax.nn.relu(L.Dense(8)(v.backbone.up, x)))
+        return L.Dense(7)(v.new_head, x)
+
+    params, state = trained()
+    artifact = load(written(tmp_path / "model"), into=sw.spec(other, X), match={"encoder/**": "backbone/**"}, key=1)
+    fresh, fresh_state = sw.init(other, 1, X)
+    same(artifact.params, fresh | {"backbone": params["encoder"]})
+    same(artifact.state, {"backbone": state["encoder"]})
+    assert jax.tree.structure(fresh_state) == jax.tree.structure(artifact.state)
+    assert artifact.report.loaded["backbone/up/kernel"] == "encoder/up/kernel"
+    assert sorted(artifact.report.fresh) == ["new_head/bias", "new_head/kernel"]
+    assert sorted(artifact.report.unused) == ["head/bias", "head/kernel"]
+    assert "fresh: new_head/bias, new_head/kernel" in repr(artifact.report)
+    sw.apply(other, artifact.params, artifact.state, X)
+
+
+def test_into_arrays_what_is_not_loaded_stays(tmp_path):
+    params, state = trained()
+    mine = jax.tree.map(lambda x: x + 100, (params, state))
+    artifact = load(written(tmp_path / "model"), into=mine, match={"head/**": None, "**": "**"})
+    same(artifact.params, {"encoder": params["encoder"], "head": mine[0]["head"]})
+    assert sorted(artifact.report.unused) == ["head/bias", "head/kernel"]
+
+
+def test_floating_values_take_the_models_dtype(tmp_path):
+    path = save(tmp_path / "model", {"w": jnp.arange(4, dtype=jnp.bfloat16), "n": jnp.arange(2)})
+    artifact = load(path, into=({"w": jnp.zeros(4), "n": jnp.zeros(2, int)}, {}))
+    assert artifact.params["w"].dtype == jnp.float32
+    assert artifact.params["w"].tolist() == [0, 1, 2, 3]
+    with pytest.raises(CheckpointError, match=r"n is int32\[2\] there and n is float32\[2\] here"):
+        load(path, into=({"w": jnp.zeros(4), "n": jnp.zeros(2)}, {}))
+
+
+def test_a_shape_that_differs_is_an_error(tmp_path):
+    into = sw.spec(lambda v, x: network(v, x, classes=5), X)
+    path = written(tmp_path / "model")
+    with pytest.raises(CheckpointError) as error:
+        load(path, into=into)
+    assert "head/kernel is float32[8,3] there and head/kernel is float32[8,5] here" in str(error.value)
+    assert "match={path: None, '**': '**'}" in str(error.value)
+    artifact = load(path, into=into, match={"head/**": None, "**": "**"})
+    assert artifact.params["head"]["kernel"].shape == (8, 5)
+
+
+def test_wrong_use(tmp_path):
+    path = written(tmp_path / "model")
+    with pytest.raises(ConfigError, match="give into= too"):
+        load(path, match={"a": "b"})
+    with pytest.raises(ConfigError, match=r"nothing is loaded into other, and into= has no value for it"):
+        load(path, into=({"other": jax.ShapeDtypeStruct((2,), "float32")}, {}))
+    with pytest.raises(ConfigError, match=r"nothing in the file fits 'encodr/\*\*'; did you mean 'encoder/\*\*'"):
+        load(path, into=trained(), match={"encodr/**": "**"})
+    with pytest.raises(ConfigError, match="nested dicts"):
+        save(tmp_path / "x", jnp.ones(3))
+    with pytest.raises(ConfigError, match="must be what JSON can hold"):
+        save(tmp_path / "x", {"w": jnp.ones(3)}, extra=object())
+    with pytest.raises(ConfigError, match="cannot be imported by that name"):
+        save(tmp_path / "x", {"w": jnp.ones(3)}, model=lambda v, x: x)
+    assert not (tmp_path / "x").exists()
+
+
+# Runs and checkpoints
+
+
+def test_from_a_run_and_its_checkpoints(tmp_path):
+    params, state = trained()
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        for step in (1, 2):
+            tree = {"step": jnp.int32(step), "params": jax.tree.map(lambda x: x * step, params), "state": state}  # noqa: B023
+            checkpoints.save(step, tree, {"position": step * 8})
+    run = tmp_path / "run"
+    for path, step in ((run, 2), (run / "checkpoints", 2), (run / "checkpoints" / "00000001", 1)):
+        artifact = load(path)
+        same(artifact.params, jax.tree.map(lambda x: x * step, params))  # noqa: B023
+        same(artifact.state, state)
+        assert artifact.extra == {"step": step, "position": step * 8}
+    part = load(run, into=({"up": {"kernel": jnp.zeros((6, 8))}}, {}), match={"encoder/up/kernel": "up/kernel"})
+    same(part.params["up"]["kernel"], params["encoder"]["up"]["kernel"] * 2)
+    written(run / "model", model=L.Dense(3))
+    assert load(run).model == L.Dense(3)
+
+
+def test_from_a_run_whose_newest_checkpoint_is_damaged(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"params": {"w": jnp.full(3, float(step))}})
+    (tmp_path / "checkpoints" / "00000002" / "manifest.ocdbt").unlink()
+    with pytest.warns(UserWarning, match=r"checkpoint 2 .* is damaged"):
+        assert load(tmp_path).params["w"].tolist() == [1, 1, 1]
+
+
+def test_nothing_to_load(tmp_path):
+    with pytest.raises(CheckpointError, match="is not there"):
+        load(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="is neither a saved model, a run nor a checkpoint"):
+        load(tmp_path)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(1)})
+    with pytest.raises(CheckpointError, match="hold no params"):
+        load(tmp_path)
+
+
+# Damage
+
+
+def test_each_byte_counts_or_does_no_harm(tmp_path):
+    path, expected, found = written(tmp_path / "model", extra={"n": 1}), trained(), 0
+    rng = np.random.default_rng(0)
+    for name in (ABOUT, WEIGHTS):
+        whole = (path / name).read_bytes()
+        for place in [*rng.integers(0, len(whole), 40).tolist(), 0, len(whole) - 1, "cut", "gone"]:
+            data = bytearray(whole)
+            if isinstance(place, int):
+                data[place] ^= 1 << place % 8
+            (path / name).write_bytes(data[: len(data) // 2] if place == "cut" else data)
+            if place == "gone":
+                (path / name).unlink()
+            try:
+                artifact = load(path)
+            except CheckpointError:
+                found += 1
+            else:
+                same((artifact.params, artifact.state), expected)
+                assert artifact.extra == {"n": 1}
+        (path / name).write_bytes(whole)
+    assert found > 60
+    assert isinstance(load(path), Artifact)
+
+
+def test_the_damaged_array_is_named(tmp_path):
+    path = written(tmp_path / "model")
+    data = bytearray((path / WEIGHTS).read_bytes())
+    at = data.index(np.asarray(trained()[0]["head"]["kernel"]).tobytes())
+    data[at + 5] ^= 1
+    (path / WEIGHTS).write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"is damaged: params/head/kernel read back other than saved"):
+        load(path)
+
+
+def test_a_disk_that_is_full(tmp_path, monkeypatch):
+    path = written(tmp_path / "model")
+    monkeypatch.setattr(
+        "safetensors.numpy.save_file", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
+    with pytest.raises(CheckpointError, match=r"model could not be written: .*No space left"):
+        save(path, {"w": jnp.ones(3)})
+    same(load(path).params, trained()[0])
+    assert os.listdir(tmp_path) == ["model"]
+    shutil.rmtree(path)

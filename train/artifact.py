@@ -1,0 +1,326 @@
+"""Artifacts: a trained model as a portable directory, written by `sw.save` and read, whole or in part, by `sw.load`.
+
+`weights.safetensors` holds the arrays by path, in the format that the field exchanges weights in (the `safetensors`
+package: a few kB of code that cannot run any). `artifact.json` holds the rest under a checksum: which function the
+model is and its options, the class names, the preprocessing, and a digest for each array.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sapwood.core import paths
+from sapwood.core.errors import CheckpointError, ConfigError
+from sapwood.core.init import draw
+from sapwood.core.param import Param
+from sapwood.core.rng import as_key
+from sapwood.core.spec import Spec
+from sapwood.train import reference, storage
+from sapwood.train.checkpoints import INDEX, Checkpoints
+from sapwood.train.digest import describe, digests, named_leaves
+from sapwood.train.match import Report, match
+from sapwood.train.sealed import seal, unseal
+
+WEIGHTS, ABOUT = "weights.safetensors", "artifact.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model from disk: nested dicts `params` and `state`, and what was saved beside them.
+
+    `reference` names the model and its options; `model` imports it. `report` says what a partial restore did.
+    """
+
+    params: dict
+    state: dict
+    reference: dict[str, Any] | None = None
+    classes: tuple[str, ...] | None = None
+    preprocessing: Any = None
+    extra: Any = None
+    report: Report | None = field(default=None, repr=False)
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The model, a function of `(v, *inputs)`, imported now. CheckpointError where it cannot be."""
+        if self.reference is None:
+            raise CheckpointError("this was saved without its model; call your own with its params and state")
+        return reference.read(self.reference)
+
+
+def save(
+    path: str | os.PathLike,
+    params: dict,
+    state: dict | None = None,
+    *,
+    model: Any = None,
+    options: Mapping[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
+    preprocessing: Any = None,
+    extra: Any = None,
+) -> Path:
+    """Write a model to the directory `path`, which appears whole or not at all, and return the path.
+
+    `model` is what `sw.apply` is given: a top-level function, a `Layer`, a method of a recipe, or one of these by name,
+    "package.module:name", with its `options`. `preprocessing` and `extra` are anything that JSON holds. An artifact
+    that is there already is replaced. On several processes all of them call it, and the first one writes.
+
+    Raises ConfigError for a model that cannot be imported by name, for what JSON cannot hold, and where `path` holds
+    something else; CheckpointError where it cannot be written.
+
+    >>> import tempfile
+    >>> from sapwood import layers as L
+    >>> path = save(tempfile.mkdtemp() + "/model", {"kernel": jnp.ones((2, 3))}, model=L.Dense(3, bias=False))
+    >>> artifact = load(path)
+    >>> artifact.model(artifact.params, jnp.ones((1, 2)))
+    Array([[2., 2., 2.]], dtype=float32)
+    """
+    path = Path(path).absolute()
+    if path.exists() and not (path / ABOUT).exists() and not (path.is_dir() and not os.listdir(path)):
+        raise ConfigError(f"{path} is there and is no saved model; choose another path")
+    if not isinstance(params, dict) or not isinstance(state or {}, dict):
+        raise ConfigError("params and state are nested dicts, as sw.init returns them")
+    named = named_leaves({"params": params, "state": state or {}})
+    arrays = {name: storage.as_array(name, leaf) for name, leaf in named.items()}
+    marks = digests(arrays)
+    about = {
+        "format": _FORMAT,
+        "arrays": {name: [*describe(x), marks[name]] for name, x in arrays.items()},
+        "model": None if model is None else reference.write(model, options),
+        "classes": None if classes is None else [str(name) for name in classes],
+        "preprocessing": preprocessing,
+        "extra": extra,
+    }
+    try:
+        text = seal(about)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"preprocessing= and extra= must be what JSON can hold: {error}") from error
+    host = {name: _fetch(storage.encode(x)) for name, x in arrays.items() if x.size}
+    if jax.process_index() == 0:
+        try:
+            _write(path, host, text)
+        except Exception as error:  # safetensors has an exception of its own for a full disk
+            raise CheckpointError(f"{path} could not be written: {error}") from error
+    return path
+
+
+def _fetch(x: jax.Array) -> np.ndarray:
+    if not x.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x, order="C")
+
+
+def _write(path: Path, host: dict[str, np.ndarray], text: str) -> None:
+    from safetensors.numpy import save_file
+
+    part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        save_file(host, part / WEIGHTS, metadata={"format": "sapwood"})
+        (part / ABOUT).write_text(text)
+        if path.exists():
+            path.rename(old)
+        part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    into: tuple[Any, Any] | None = None,
+    match: Mapping[str, str | None] | None = None,
+    key: Any = 0,
+) -> Artifact:
+    """Read a model from what `save` wrote, from a run directory, or from a run's checkpoints.
+
+    With `into`, a `Spec` or any pair `(params, state)` of nested dicts of `Param`, arrays or `jax.ShapeDtypeStruct`,
+    the arrays are brought into that structure, onto its shardings and into its floating dtypes. `match` maps patterns
+    of paths in the file to paths in `into`: `{"backbone/**": "encoder/**"}`; the first that fits decides, None leaves
+    out: `{"head/**": None, "**": "**"}`. What nothing is loaded into stays as it is where `into` has arrays and is
+    drawn with `key` where it has `Param`s. The result's `report` lists what was loaded, what is fresh, what is unused.
+
+    A shape that differs is an error, never a skip: leave the path out of `match` if it is meant to be fresh. The file
+    is data: it is checked by digest, nothing in it is run, and its model is imported when `.model` is asked for.
+
+    Raises CheckpointError for a missing, damaged or unfitting file; ConfigError for a `match` that does nothing.
+
+    >>> import tempfile
+    >>> path = save(tempfile.mkdtemp() + "/model", {"backbone": {"w": jnp.ones(2)}, "head": {"w": jnp.ones((2, 9))}})
+    >>> zeros = {"encoder": {"w": jnp.zeros(2)}, "head": {"w": jnp.zeros((2, 4))}}
+    >>> artifact = load(path, into=(zeros, {}), match={"backbone/**": "encoder/**"})
+    >>> artifact.report
+    loaded 1 of 2 arrays, 1 of them from another path
+      fresh: head/w
+      unused: head/w
+    """
+    source = _open(Path(path))
+    if into is None:
+        if match is not None:
+            raise ConfigError("match= says what goes where in into=; give into= too")
+        return Artifact(*_trees(source.read(source.structs)), **source.about)
+    params, state, report = _into(source, Spec(*into), match, key, path)
+    return Artifact(params, state, **source.about, report=report)
+
+
+class _Source(NamedTuple):
+    """Something to load from: its arrays by path ("params/stem/kernel"), how to read some of them, what is beside."""
+
+    structs: dict[str, jax.ShapeDtypeStruct]
+    read: Callable[[dict[str, jax.ShapeDtypeStruct]], dict[str, jax.Array]]
+    about: dict[str, Any]
+
+
+def _open(path: Path) -> _Source:
+    if (path / ABOUT).exists():
+        return _open_artifact(path)
+    if (path / "model" / ABOUT).exists():
+        return _open_artifact(path / "model")
+    if (path / INDEX).exists():
+        return _open_checkpoints(Checkpoints(path.parent), int(path.name))
+    for directory in (path / "checkpoints", path):
+        if Checkpoints(directory).latest() is not None:
+            return _open_checkpoints(Checkpoints(directory), None)
+    what = "is not there" if not path.exists() else "is neither a saved model, a run nor a checkpoint"
+    raise CheckpointError(f"{path} {what}")
+
+
+def _open_artifact(path: Path) -> _Source:
+    try:
+        about = unseal((path / ABOUT).read_bytes())
+        if about["format"] != _FORMAT:
+            raise CheckpointError(f"{path} was written by a newer Sapwood; update it")
+        arrays = about["arrays"]
+        beside = {name: about[name] for name in ("classes", "preprocessing", "extra")} | {"reference": about["model"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {ABOUT}: {error}") from error
+    beside["classes"] = None if beside["classes"] is None else tuple(beside["classes"])
+
+    def read(structs: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        found = _read_weights(path, structs)
+        after = digests(found)
+        wrong = [name for name in found if after[name] != arrays[name][2]]
+        if wrong:
+            raise CheckpointError(f"{path} is damaged: {', '.join(wrong[:5])} read back other than saved")
+        return found
+
+    return _Source({name: storage.struct(dtype, shape) for name, (dtype, shape, _) in arrays.items()}, read, beside)
+
+
+def _read_weights(path: Path, structs: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    from safetensors import safe_open
+
+    found = {}
+    try:
+        with safe_open(path / WEIGHTS, framework="numpy") as file:
+            for name, real in structs.items():
+                stored = storage.stored_struct(real)
+                array = file.get_tensor(name) if np.prod(real.shape) else np.zeros(stored.shape, stored.dtype)
+                if describe(array) != describe(stored):
+                    raise ValueError(f"{name} is no longer {storage.kind(*describe(stored))}")
+                placed = jax.make_array_from_callback(stored.shape, stored.sharding, array.__getitem__)
+                found[name] = storage.decode(placed, real)
+    except Exception as error:  # safetensors raises its own, OSError and ValueError for what a file can be
+        raise CheckpointError(f"{path} is damaged: {WEIGHTS}: {error}") from error
+    return found
+
+
+def _open_checkpoints(checkpoints: Checkpoints, step: int | None) -> _Source:
+    def read(structs: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        nested = paths.nest((tuple(name.split("/")), x) for name, x in structs.items())
+        return named_leaves(checkpoints.restore(nested, step=step, subset=True)[0])
+
+    steps = checkpoints.steps() if step is None else [step]
+    for newest in reversed(steps):
+        try:
+            contents = checkpoints.contents(newest)
+            about = {"extra": {"step": newest, **checkpoints.info(newest).info}}
+            break
+        except CheckpointError:
+            if newest == steps[0]:
+                raise
+    wanted = {name: x for name, x in contents.items() if name.split("/")[0] in ("params", "state")}
+    if not wanted:
+        raise CheckpointError(f"the checkpoints in {checkpoints.directory} hold no params")
+    return _Source(wanted, read, about)
+
+
+def _trees(arrays: dict[str, jax.Array]) -> tuple[dict, dict]:
+    tree = paths.nest((tuple(name.split("/")), x) for name, x in arrays.items())
+    return tree.get("params", {}), tree.get("state", {})
+
+
+def _into(source: _Source, wanted: Spec, patterns: Mapping[str, str | None] | None, key: Any, path: Any) -> tuple:
+    leaves = {
+        f"{kind}/{paths.join(where)}": leaf
+        for kind, tree in wanted._asdict().items()
+        for where, leaf in paths.leaves(tree)
+    }
+    pairs = _pairs(list(source.structs), list(leaves), patterns)
+    targets = {here: storage.as_struct(here, leaves[here]) for here in pairs}
+    _check(source, pairs, targets, path)
+    placed = {there: _like(source.structs[there], targets[here]) for here, there in pairs.items()}
+    arrays = source.read(placed)
+    loaded = {here: arrays[there].astype(targets[here].dtype) for here, there in pairs.items()}
+    params, state = _trees(_fresh(leaves, loaded, key) | loaded)
+    report = Report(
+        {_bare(here): _bare(there) for here, there in pairs.items()},
+        tuple(_bare(here) for here in leaves if here not in pairs),
+        tuple(_bare(there) for there in source.structs if there not in pairs.values()),
+    )
+    return params, state, report
+
+
+def _pairs(there: list[str], here: list[str], patterns: Mapping[str, str | None] | None) -> dict[str, str]:
+    """`match` over the bare paths, so that one pattern serves parameters and state; each stays what it is."""
+    kinds = {_bare(name): name.split("/")[0] for name in here}
+    same = [_bare(name) for name in there]
+    found = match(same, [_bare(name) for name in here], patterns)
+    full = dict(zip(same, there, strict=True))
+    return {f"{kinds[target]}/{target}": full[path] for target, path in found.items()}
+
+
+def _bare(name: str) -> str:
+    return name.split("/", 1)[1]
+
+
+def _like(saved: jax.ShapeDtypeStruct, target: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=target.sharding)
+
+
+def _check(source: _Source, pairs: dict[str, str], targets: dict[str, jax.ShapeDtypeStruct], path: Any) -> None:
+    wrong = []
+    for here, there in pairs.items():
+        saved, target = source.structs[there], targets[here]
+        floating = all(jnp.issubdtype(x.dtype, jnp.floating) for x in (saved, target))
+        if saved.shape != target.shape or not (floating or saved.dtype == target.dtype):
+            kinds = storage.kind(*describe(saved)), storage.kind(*describe(target))
+            wrong.append(f"{_bare(there)} is {kinds[0]} there and {_bare(here)} is {kinds[1]} here")
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise CheckpointError(
+            f"{path} does not fit: {'; '.join(wrong[:5])}{more}; leave a path out with match={{path: None, '**': '**'}}"
+        )
+
+
+def _fresh(leaves: dict[str, Any], loaded: dict[str, jax.Array], key: Any) -> dict[str, jax.Array]:
+    """Every entry in `into`'s order: what stays as it is, and what is drawn; loaded ones are written over it."""
+    drawn = {name: leaf for name, leaf in leaves.items() if name not in loaded and isinstance(leaf, Param)}
+    empty = [name for name, x in leaves.items() if name not in loaded and isinstance(x, jax.ShapeDtypeStruct)]
+    if empty:
+        raise ConfigError(f"nothing is loaded into {', '.join(map(_bare, empty[:5]))}, and into= has no value for it")
+    params, state = draw(Spec(*_trees(drawn)), as_key(key)) if drawn else ({}, {})
+    born = named_leaves({"params": params, "state": state})
+    return {name: loaded[name] if name in loaded else born.get(name, leaf) for name, leaf in leaves.items()}
