@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from typing import Any
 
 
@@ -11,9 +12,8 @@ def seal(content: dict[str, Any]) -> str:
     >>> unseal(seal({"step": 3}))
     {'step': 3}
     """
-    from sapwood import __version__
-
-    return json.dumps({"sapwood": __version__, "sha256": _checksum(content), "content": content}, indent=1)
+    version = sys.modules["sapwood"].__version__  # importing this module has imported the package
+    return json.dumps({"sapwood": version, "sha256": _checksum(content), "content": content}, indent=1)
 
 
 def unseal(text: str | bytes) -> dict[str, Any]:
