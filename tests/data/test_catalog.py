@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,9 @@ from sapwood.data import Feature, load
 from sapwood.data.sources import catalog
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
+@cache  # TFDS registers a builder by its name when its class is made, and refuses a second one
+def builder_class():
     import tensorflow_datasets as tfds
-
-    place = tmp_path_factory.mktemp("prepared")
 
     class SapwoodTestShapes(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("2.1.0")
@@ -54,8 +53,16 @@ def place(tmp_path_factory):
                     },
                 )
 
+    return SapwoodTestShapes
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    import tensorflow_datasets as tfds
+
+    place = tmp_path_factory.mktemp("prepared")
     tfds.disable_progress_bar()
-    SapwoodTestShapes(data_dir=str(place), file_format="array_record").download_and_prepare()
+    builder_class()(data_dir=str(place), file_format="array_record").download_and_prepare()
     return place
 
 
