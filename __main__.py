@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 
 from sapwood.core.errors import SapwoodError
@@ -26,14 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except KeyboardInterrupt:
-        print("\nsapwood: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+        hint = "; --resume goes on from the last checkpoint" if arguments[:1] == ["train"] else ""
+        print(f"\nsapwood: stopped{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe went away
         sys.stderr.close()
         return 0
     except (SapwoodError, OSError) as error:
         if debug:
-            raise
+            traceback.print_exc()
         print(f"sapwood: error: {_one_line(error)}", file=sys.stderr)
         return 2
 

@@ -4,11 +4,12 @@ argparse and not a larger library: it costs no import time, and its errors can b
 """
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from sapwood.core.errors import ConfigError
@@ -23,12 +24,12 @@ class Parser(argparse.ArgumentParser):
             prog=f"sapwood {command}",
             description=about,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             **options,
         )
+        self.help_command = f"sapwood {command} --help"
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} ({self.prog} --help shows the options)")
+        raise ConfigError(f"{message} ({self.help_command} shows the options)")
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The parsed options; `ConfigError` for any that is unknown."""
@@ -46,11 +47,15 @@ def add_fields(parser: argparse.ArgumentParser, config: type) -> None:
     group = parser.add_argument_group("hyper-parameters of the recipe")
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
-        default = field.default if field.default is not dataclasses.MISSING else None
-        if default is None and field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
         option = "--" + field.name.replace("_", "-")
-        group.add_argument(option, dest=f"field.{field.name}", default=default, **_converter(hints[field.name], option))
+        settings: dict[str, Any] = {"help": "default: %(default)s", **_converter(hints[field.name], option)}
+        if field.default_factory is not dataclasses.MISSING:
+            settings["default"] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            settings["default"] = field.default
+        else:
+            settings |= {"required": True, "help": "required"}
+        group.add_argument(option, dest=f"field.{field.name}", **settings)
 
 
 def fields_of(found: argparse.Namespace) -> dict[str, Any]:
@@ -59,20 +64,57 @@ def fields_of(found: argparse.Namespace) -> dict[str, Any]:
 
 
 def _converter(kind: Any, option: str) -> dict[str, Any]:
-    """What argparse needs to read a value of a type: int, float, str, bool, Literal, X | None and tuple[X, ...]."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    """What argparse needs to read a value of a type: int, float, str, bool, Literal, X | None and tuples of these."""
     if kind is bool:
-        return {"action": argparse.BooleanOptionalAction, "help": " "}
-    if origin is typing.Literal:
-        return {"type": type(inner[0]), "choices": inner, "help": " "}
-    if origin in (typing.Union, types.UnionType) and type(None) in inner:
-        return _converter(next(x for x in inner if x is not type(None)), option)
-    if origin is tuple:
-        return {"type": inner[0], "nargs": "+", "metavar": inner[0].__name__.upper(), "action": _Tuple, "help": " "}
+        return {"action": argparse.BooleanOptionalAction}
+    inner = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple and inner:
+        many = len(inner) == 2 and inner[1] is Ellipsis
+        if many or len(set(inner)) == 1:
+            read = _reader(inner[0], option)
+            return {"type": read, "nargs": "+" if many else len(inner), "metavar": read.__name__, "action": _Tuple}
+    read = _reader(kind, option)
+    return {"type": read, "metavar": read.__name__}
+
+
+def _reader(kind: Any, option: str) -> Callable[[str], Any]:
+    """A function from a word to a value; its name says what is expected, and argparse's errors repeat it."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if kind in (int, float, str):
-        return {"type": kind, "metavar": kind.__name__.upper(), "help": " "}
+        return _named(kind.__name__.upper(), kind)
+    if kind is type(None):
+        return _named("none", {"none": None}.__getitem__)
+    if kind is bool:
+        return _named("true|false", {"true": True, "false": False}.__getitem__)
+    if origin is typing.Literal:
+        words = {str(value).lower() if value in (None, True, False) else str(value): value for value in inner}
+        return _named("|".join(words), words.__getitem__)
+    if origin in (typing.Union, types.UnionType):
+        parts = [_reader(part, option) for part in sorted(inner, key=_EAGER.__contains__)]
+        return _named("|".join(part.__name__ for part in parts), lambda word: _first(parts, word))
     raise ConfigError(f"{option}: fields of type {kind} cannot be read from a command line; use int, float, str, bool, "
                       "Literal, X | None or tuple[X, ...]")  # fmt: skip
+
+
+_EAGER = (str,)  # takes any word, so it is tried last
+
+
+def _first(readers: Sequence[Callable[[str], Any]], word: str) -> Any:
+    for read in readers:
+        with contextlib.suppress(ValueError):
+            return read(word)
+    raise ValueError(word)
+
+
+def _named(name: str, read: Callable[[str], Any]) -> Callable[[str], Any]:
+    def reader(word: str) -> Any:
+        try:
+            return read(word)
+        except KeyError:
+            raise ValueError(word) from None
+
+    reader.__name__ = name
+    return reader
 
 
 class _Tuple(argparse.Action):
@@ -102,8 +144,12 @@ def machine(found: argparse.Namespace) -> dict[str, Any]:
     if found.devices is not None:
         if found.devices < 1:
             raise ConfigError(f"--devices {found.devices}: at least one device is needed")
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", found.devices)
+        try:
+            jax.config.update("jax_num_cpu_devices", found.devices)
+            jax.config.update("jax_platforms", "cpu")
+        except RuntimeError:
+            raise ConfigError(f"--devices {found.devices}: JAX has its devices already, because the recipe's file uses "
+                              "it while it is imported; move that into the recipe's methods") from None  # fmt: skip
     if found.mesh is None:
         if found.rules is not None:
             raise ConfigError("--rules needs --mesh")

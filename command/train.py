@@ -1,6 +1,10 @@
 """``sapwood train RECIPE``: train it, test it, and leave everything in a run directory."""
 
 import argparse
+import contextlib
+import dataclasses
+import itertools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +14,20 @@ from sapwood.core.errors import ConfigError
 
 def main(arguments: list[str]) -> None:
     """Train a recipe; the last three lines are ``run``, ``test accuracy`` and ``digest``."""
-    recipe, name, found = read(arguments)
+    kind, name, found = read(arguments)
     from sapwood.recipes.experiment import Experiment
+    from sapwood.recipes.registry import full_name
 
-    directory = Path(found.run) if found.run else next_run(name, found.resume)
     where = {**options.machine(found), **({"jit": False} if found.eager else {})}
-    experiment = Experiment(name, recipe(**options.fields_of(found)), directory, where)
+    experiment = Experiment(full_name(name), kind(**options.fields_of(found)), Path(found.run or "."), where)
+    if not found.run:
+        experiment = dataclasses.replace(experiment, directory=own_directory(experiment, found.resume))
     more = {"checkpoint_every": found.checkpoint_every, "log_every": found.log_every, "keep": found.keep}
-    state = experiment.train(found.resume, best=found.best, **more)
+    try:
+        state = experiment.train(found.resume, best=found.best, **more)
+    finally:
+        with contextlib.suppress(OSError):  # a run that never began leaves nothing behind
+            experiment.directory.rmdir()
     finish(experiment, state)
 
 
@@ -32,7 +42,9 @@ def read(arguments: list[str]) -> tuple[type, str, argparse.Namespace]:
             raise SystemExit(0)
         raise ConfigError(f"name a recipe: sapwood train RECIPE (recipes: {', '.join(BUILT_IN)}, or a Python file)")
     recipe = find(name)
-    return recipe, name, parser(recipe).read(arguments)
+    made = parser(recipe)
+    made.help_command = f"sapwood train {name} --help"
+    return recipe, name, made.read(arguments)
 
 
 def parser(recipe: Any) -> options.Parser:
@@ -49,7 +61,12 @@ def parser(recipe: Any) -> options.Parser:
         "--checkpoint-every", type=int, metavar="STEPS", help="steps between checkpoints; default an epoch"
     )
     made.add_argument("--keep", type=int, metavar="N", default=2, help="how many of the newest checkpoints stay")
-    made.add_argument("--best", metavar="METRIC", help="also keep the best checkpoint, such as max:validation_accuracy")
+    made.add_argument(
+        "--best",
+        metavar="METRIC",
+        type=best,
+        help="also keep the best checkpoint: max:validation_accuracy, min:loss, ...",
+    )
     made.add_argument("--log-every", type=int, metavar="STEPS", help="steps between rows of metrics; default an epoch")
     made.add_argument("--eager", action="store_true", help="run every step as plain Python, for breakpoints in layers")
     options.add_machine(made)
@@ -58,14 +75,33 @@ def parser(recipe: Any) -> options.Parser:
     return made
 
 
-def next_run(name: str, resume: bool) -> Path:
-    """``runs/NAME-NNN``: the next free number, or the last one where it is to be resumed."""
-    stem = Path(name).stem
-    taken = sorted(
-        int(p.name[len(stem) + 1 :]) for p in Path("runs").glob(f"{stem}-*") if p.name[len(stem) + 1 :].isdigit()
-    )
-    number = taken[-1] if taken and resume else (taken[-1] if taken else 0) + 1
-    return Path("runs") / f"{stem}-{number:03}"
+def best(word: str) -> str:
+    """``max:accuracy`` and ``min:loss`` as `fit` takes them: "accuracy" and "-loss"."""
+    mode, _, metric = word.partition(":")
+    if mode not in ("max", "min") or not metric:
+        raise ConfigError(f"--best {word}: max:METRIC or min:METRIC is expected, such as max:validation_accuracy")
+    return metric if mode == "max" else f"-{metric}"
+
+
+def own_directory(experiment: Any, resume: bool) -> Path:
+    """``runs/RECIPE-NNN``, made: the next free number, or the newest run of just this recipe and hyper-parameters where
+    one is to be resumed. (A command killed before it had a directory goes on in a new one, not in another's.)
+    """
+    from sapwood.recipes.experiment import read_config
+
+    stem, runs = Path(experiment.name).stem, Path("runs")
+    taken = {int(p.name[len(stem) + 1 :]): p for p in runs.glob(f"{stem}-*") if p.name[len(stem) + 1 :].isdigit()}
+    for number in sorted(taken, reverse=True) if resume else ():
+        config = read_config(taken[number])
+        if config is None or not (differences := experiment.differences(config)):
+            return taken[number]
+        print(f"{taken[number]} is another run: {', '.join(differences)}", file=sys.stderr)
+    for number in itertools.count(max(taken, default=0) + 1):
+        with contextlib.suppress(FileExistsError):  # of two commands at once each gets its own
+            directory = runs / f"{stem}-{number:03}"
+            directory.mkdir(parents=True)
+            return directory
+    raise AssertionError
 
 
 def finish(experiment: Any, state: Any) -> None:
@@ -73,13 +109,15 @@ def finish(experiment: Any, state: Any) -> None:
     from sapwood.train import curves
     from sapwood.train.digest import tree_digest
 
-    drawing = curves.start(experiment.directory / "metrics.jsonl", experiment.name)
+    drawing = curves.start(experiment.directory / "metrics.jsonl", Path(experiment.name).stem)
     scores = experiment.test(state)
     params = experiment.trainer.eval_params(state)
     if (report := experiment.recipe.report(params, state.state)) is not None:
         print(report)
+    experiment.save(state)
     if drawing.wait() != 0:
-        print(f"curves.png could not be drawn: {drawing.stderr.read().decode().strip().splitlines()[-1]}")
+        said = drawing.stderr.read().decode().split("\n")
+        print(f"curves.png could not be drawn: {' '.join(said[-2:]).strip()}", file=sys.stderr)
     print(f"run {experiment.directory}")
     print(f"test accuracy {scores['accuracy']:.4f}" if "accuracy" in scores else f"test loss {scores['loss']:.4f}")
     print(f"digest {tree_digest(state.params)}", flush=True)

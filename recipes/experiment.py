@@ -16,7 +16,7 @@ import jax
 import sapwood as sw
 from sapwood.core.errors import CheckpointError, ConfigError
 from sapwood.recipes.recipe import Recipe
-from sapwood.recipes.registry import find
+from sapwood.recipes.registry import BUILT_IN, find
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +32,17 @@ class Experiment:
     def open(cls, directory: str | os.PathLike, options: dict[str, Any] | None = None) -> "Experiment":
         """The experiment of a run directory. Raises `CheckpointError` where there is none."""
         directory = Path(directory)
-        try:
-            config = json.loads((directory / "config.json").read_text())
-        except FileNotFoundError:
+        config = read_config(directory)
+        if config is None:
             known = ", ".join(sorted(str(path.parent) for path in Path("runs").glob("*/config.json"))[-3:])
             hint = f" (runs here: {known})" if known else ""
-            raise CheckpointError(f"{directory} is no run: it has no config.json{hint}") from None
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{directory}/config.json cannot be read: {error}") from None
-        return cls(config["recipe"], find(config["recipe"])(**_from_json(config["options"])), directory, options or {})
+            raise CheckpointError(f"{directory} is no run: it has no config.json{hint}")
+        try:
+            recipe = find(config["recipe"])(**_from_json(config["options"]))
+        except TypeError as error:
+            raise CheckpointError(f"{directory} is a run of another version of the recipe {config['recipe']}: {error}"
+                                  ) from None  # fmt: skip
+        return cls(config["recipe"], recipe, directory, options or {})
 
     @cached_property
     def data(self) -> tuple[Any, Any]:
@@ -50,6 +52,8 @@ class Experiment:
     @cached_property
     def steps(self) -> int:
         """Steps of the whole run."""
+        if self.recipe.epochs < 1:
+            raise ConfigError(f"epochs is {self.recipe.epochs}; at least 1 is expected")
         from sapwood.data.batches import batches
 
         return self.recipe.epochs * batches(self.train_data[0], self.recipe.batch_size).steps_per_epoch
@@ -67,38 +71,52 @@ class Experiment:
         return self.recipe.trainer(self.steps, **self.options)
 
     def begin(self, resume: bool) -> None:
-        """Write the config, or hold a run that goes on to its own."""
-        path = self.directory / "config.json"
+        """Write the config, or hold a run that goes on to its own.
+
+        Raises `ConfigError` where the directory cannot be written, holds something else, or holds a run with other
+        hyper-parameters, `CheckpointError` where it holds one that is not to go on.
+        """
+        from sapwood.train.checkpoints import Checkpoints
+
+        old, newest = read_config(self.directory), Checkpoints(self.directory / "checkpoints").latest()
+        if newest is not None and not resume:
+            raise CheckpointError(f"{self.directory} already holds a run (newest checkpoint: step {newest}); --resume "
+                                  f"goes on with it, --run chooses another directory")  # fmt: skip
+        if newest is not None and old is not None:
+            if differences := self.differences(old):
+                raise ConfigError(f"{self.directory} cannot go on as another run: {', '.join(differences)}")
+            return
         config = {
             "recipe": self.name,
             "options": dataclasses.asdict(self.recipe),
             "features": {name: _written(feature) for name, feature in self.data[0].features.items()},
             "versions": {"sapwood": sw.__version__, "jax": jax.__version__},
         }
-        if resume and path.exists():
-            old = json.loads(path.read_text())
-            changed = {
-                name: (value, config["options"].get(name))
-                for name, value in [("recipe", old["recipe"]), *old["options"].items()]
-                if name != "recipe" and value != _plain(config["options"].get(name))
-            }
-            if old["recipe"] != self.name:
-                raise ConfigError(f"{self.directory} is a run of the recipe {old['recipe']}, not of {self.name}")
-            if changed:
-                said = ", ".join(f"{name} was {a} and is now {b}" for name, (a, b) in changed.items())
-                raise ConfigError(f"{self.directory} cannot go on with other hyper-parameters: {said}")
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / "config.json"
         part = path.with_name("config.json.part")
-        part.write_text(json.dumps(config, indent=2) + "\n")
-        os.replace(part, path)  # whole or not at all, also when killed
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(config, indent=2) + "\n")
+            os.replace(part, path)  # whole or not at all, also when killed
+        except OSError as error:
+            raise ConfigError(f"the run directory {self.directory} cannot be written: {error.strerror}; choose another "
+                              f"with --run, or make room") from error  # fmt: skip
+
+    def differences(self, config: dict[str, Any]) -> list[str]:
+        """What a run's config says of recipe and hyper-parameters, and this experiment says otherwise."""
+        if config["recipe"] != self.name:
+            return [f"it is of the recipe {config['recipe']}, not of {self.name}"]
+        old, new = config["options"], _plain(dataclasses.asdict(self.recipe))
+        names = [name for name in {**old, **new} if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
+        return [f"{name} was {old.get(name, _ABSENT)} and is now {new.get(name, _ABSENT)}" for name in names]
 
     def train(self, resume: bool = False, **options: Any) -> Any:
-        """Train to the end; returns the last state."""
-        self.begin(resume)
+        """Train to the end; returns the last state. Options that cannot be are refused before anything is written."""
         data, held_out = self.train_data
-        recipe = self.recipe
-        state, _ = self.trainer.fit(
+        recipe, trainer = self.recipe, self.trainer
+        trainer.check_batch_size(recipe.batch_size)
+        self.begin(resume)
+        state, _ = trainer.fit(
             data,
             epochs=recipe.epochs,
             batch_size=recipe.batch_size,
@@ -115,8 +133,8 @@ class Experiment:
         """What the entries of the run's examples are, as `begin` wrote it down; the data itself is not needed."""
         from sapwood.data.features import Feature
 
-        written = json.loads((self.directory / "config.json").read_text())["features"]
-        return {name: Feature(**_from_json(feature)) for name, feature in written.items()}
+        written = (read_config(self.directory) or {})["features"]
+        return {name: Feature.from_json(feature) for name, feature in written.items()}
 
     def restore(self) -> Any:
         """The state of the newest whole checkpoint, on the devices of this process."""
@@ -132,10 +150,45 @@ class Experiment:
         """The metrics of a state on the test data."""
         return self.trainer.evaluate(state, self.data[1])
 
+    def save(self, state: Any) -> Path:
+        """Write ``model/``, which `sapwood.load` reads: the weights that evaluation uses, the classes, the inputs.
+
+        The model itself goes with them where another program can import it: with a built-in recipe.
+        """
+        objective = self.trainer.objective
+        target = self.features.get(getattr(objective, "target", ""))
+        inputs = {name: self.features[name].to_json() for name in getattr(objective, "inputs", ())}
+        return sw.save(
+            self.directory / "model",
+            self.trainer.eval_params(state),
+            state.state,
+            model=self.recipe.model if self.name in BUILT_IN else None,
+            classes=target.classes if target else None,
+            preprocessing={"inputs": inputs},
+            extra={"recipe": self.name, "options": dataclasses.asdict(self.recipe), "step": int(state.step)},
+        )
+
+
+def read_config(directory: Path) -> dict[str, Any] | None:
+    """The config of a run directory, None where there is none; `CheckpointError` for one that cannot be read."""
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(config, dict) or not {"recipe", "options", "features"} <= config.keys():
+        raise CheckpointError(f"{path} is not the config of a run of Sapwood")
+    return config
+
+
+_ABSENT = "not there"
+
 
 def _written(feature: Any) -> dict[str, Any]:
     """A feature's metadata without its vocabulary, which the recipe has."""
-    return {name: value for name, value in dataclasses.asdict(feature).items() if name != "vocabulary"}
+    return dataclasses.replace(feature, vocabulary=None).to_json()
 
 
 def _plain(value: Any) -> Any:

@@ -1,12 +1,15 @@
 """Finding a recipe: by its name, or by the path of a Python file."""
 
+import dataclasses
 import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
+import types
 from pathlib import Path
 
-from sapwood.core.errors import ConfigError
+from sapwood.core.errors import ConfigError, SapwoodError
 from sapwood.core.paths import nearest
 from sapwood.recipes.recipe import Recipe
 
@@ -16,8 +19,8 @@ BUILT_IN = ("digits", "digits-mlp", "text")
 def find(name: str) -> type[Recipe]:
     """The recipe called ``name``: a built-in one, or the one a file such as ``path/to/my_recipe.py`` defines.
 
-    Raises `ConfigError` for an unknown name (with the nearest ones), a missing file, and a file with no recipe in it,
-    or several.
+    Raises `ConfigError` for an unknown name (with the nearest ones), a missing file, one that cannot be imported, and
+    one with no recipe in it, or several.
 
     >>> find("digits").__name__
     'Digits'
@@ -29,19 +32,38 @@ def find(name: str) -> type[Recipe]:
             f"there is no recipe {name!r}{nearest(name, BUILT_IN)} (recipes: {', '.join(BUILT_IN)}; or the path of a "
             "Python file that defines one)"
         )
-    path = Path(name).resolve()
+    return _only_recipe(_import(Path(name)), name)
+
+
+def full_name(name: str) -> str:
+    """What a run writes down to find its recipe again: a file's absolute path, a built-in recipe's name."""
+    return name if name in BUILT_IN else str(Path(name).resolve())
+
+
+def _import(file: Path) -> types.ModuleType:
+    """A Python file as a module; what goes wrong in it is a `ConfigError` that names the line."""
+    path = file.resolve()
     if not path.is_file():
-        raise ConfigError(f"there is no recipe file {name}")
+        raise ConfigError(f"there is no recipe file {file}")
     spec = importlib.util.spec_from_file_location(f"sapwood_recipe_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return _only_recipe(module, name)
+    try:
+        spec.loader.exec_module(module)
+    except SapwoodError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"{file}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == str(path)]
+        where = f", line {lines[-1]}" if lines else ""
+        raise ConfigError(f"{file}{where}: {type(error).__name__}: {error}") from error
+    return module
 
 
-def _only_recipe(module, name: str) -> type[Recipe]:
+def _only_recipe(module: types.ModuleType, name: str) -> type[Recipe]:
     found = [
         x
         for x in vars(module).values()
@@ -50,4 +72,10 @@ def _only_recipe(module, name: str) -> type[Recipe]:
     if len(found) != 1:
         classes = ", ".join(x.__name__ for x in found) or "none"
         raise ConfigError(f"{name}: a recipe file defines one subclass of sapwood.Recipe; this one has {classes}")
-    return found[0]
+    (recipe,) = found
+    fields = {field.name for field in dataclasses.fields(recipe)}
+    lost = [word for word in inspect.get_annotations(recipe) if word not in fields]
+    if lost:
+        raise ConfigError(f"{name}: {', '.join(lost)} of {recipe.__name__} would not be hyper-parameters; write "
+                          f"@dataclass(frozen=True) above class {recipe.__name__}")  # fmt: skip
+    return recipe
