@@ -23,12 +23,15 @@ class Digits(sw.Recipe):
 
     def model(self, v, image):
         x = v.policy.cast(image.astype("float32") / 16)  # pixels are whole numbers from 0 to 16
-        for i, width in enumerate((self.width, 2 * self.width)):
-            x = L.Conv(width, (3, 3), bias=False)(v.conv[i], x)
-            x = jax.nn.relu(L.BatchNorm()(v.norm[i], x))
-            x = L.max_pool(x, (2, 2))
+        x = self.block(v.blocks[0], x, self.width)
+        x = self.block(v.blocks[1], x, 2 * self.width)
         x = L.Dropout(self.dropout)(v.drop, L.flatten(x))
         return L.Dense(10)(v.logits, x)
+
+    def block(self, v, x, width):
+        x = L.Conv(width, (3, 3), bias=False)(v.conv, x)
+        x = jax.nn.relu(L.BatchNorm()(v.norm, x))
+        return L.MaxPool((2, 2))(v.pool, x)
 
     def optimizer(self, steps):
         return optax.adam(optax.cosine_decay_schedule(self.learning_rate, steps))

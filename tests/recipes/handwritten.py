@@ -19,15 +19,17 @@ def mlp_loss(params, state, key, batch):
 def conv_loss(params, state, key, batch, dropout=0.5):
     x, after = batch["image"].astype(jnp.float32) / 16, {}
     for i in "01":
+        block = params["blocks"][i]
         x = lax.conv_general_dilated(
-            x, params["conv"][i]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, block["conv"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        x, after[i] = batch_norm(x, params["norm"][i], state["norm"][i])
+        x, norm = batch_norm(x, block["norm"], state["blocks"][i]["norm"])
+        after[i] = {"norm": norm}
         x = max_pool(jax.nn.relu(x))
     x = x.reshape(len(x), -1)
     kept = jax.random.bernoulli(jax.random.fold_in(key, 1), 1 - dropout, x.shape)  # 1: this dropout and no other
     x = jnp.where(kept, x / (1 - dropout), 0)
-    return cross_entropy(x @ params["logits"]["kernel"] + params["logits"]["bias"], batch["label"]), {"norm": after}
+    return cross_entropy(x @ params["logits"]["kernel"] + params["logits"]["bias"], batch["label"]), {"blocks": after}
 
 
 def batch_norm(x, params, state, momentum=0.9, eps=1e-5):
