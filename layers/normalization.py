@@ -1,5 +1,7 @@
 """Normalisation: batch, layer, RMS and group norm. Statistics are float32 in any policy; results keep x's dtype."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -30,18 +32,17 @@ def moments(
     """
     x = _wide(x)
     if where is None:
-
-        def average(y):
-            y = jnp.mean(y, axes, keepdims=True)
-            return y if axis_name is None else lax.pmean(y, axis_name)
+        count = math.prod(x.shape[axis] for axis in axes)
     else:
+        count = jnp.sum(jnp.broadcast_to(where, x.shape), axes, keepdims=True)
+    if axis_name is not None:
+        count = lax.psum(count, axis_name)
+    count = count if where is None else jnp.maximum(count, 1)
 
-        def total(y):
-            y = jnp.sum(y, axes, keepdims=True, where=where)
-            return y if axis_name is None else lax.psum(y, axis_name)
+    def average(y):
+        total = jnp.sum(y, axes, keepdims=True, where=where)
+        return (total if axis_name is None else lax.psum(total, axis_name)) / count
 
-        count = jnp.maximum(total(jnp.ones_like(x)), 1)
-        average = lambda y: total(y) / count  # noqa: E731
     mean = average(x)
     return mean, average(jnp.square(x - mean))
 

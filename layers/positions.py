@@ -32,10 +32,11 @@ def rotary(x: jax.Array, positions: jax.Array | None = None, base: float = 10000
         raise InputError(
             f"rotary expects positions (length,) or (batch, length), got {describe(positions)} for x {describe(x)}"
         )
-    frequencies = (float(base) ** (-np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
-    angles = positions.astype(jnp.float32)[..., None, None] * frequencies  # (..., length, 1, head_dim / 2)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    frequencies = (float(base) ** (-np.arange(0, head_dim, 2) / head_dim)).astype(wide)
+    angles = positions.astype(wide)[..., None, None] * frequencies  # (..., length, 1, head_dim / 2)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    first, second = jnp.split(x.astype(wide), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
 

@@ -60,7 +60,7 @@ class Remat(Layer):
     def __post_init__(self):
         policy(self.policy)
 
-    def __call__(self, v: Vars, *xs: Any) -> Any:
-        y, updates = jax.checkpoint(pure(self.layer), policy=policy(self.policy))(v.fork(), *xs)
+    def __call__(self, v: Vars, *xs: Any, **options: Any) -> Any:
+        y, updates = jax.checkpoint(pure(self.layer), policy=policy(self.policy))(v.fork(), *xs, **options)
         v.merge(updates)
         return y

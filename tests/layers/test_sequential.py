@@ -34,7 +34,7 @@ def test_nests_and_threads_state_and_training(draw, weights):
     x = draw(8, 4)
     params = weights(model, x)
     state = jax.tree.map(lambda p: jnp.ones(p.shape), sw.spec(model, x).state)
-    y, after = sw.apply(model, params, state, x, rng=1, train=True)
+    y, after = jax.jit(lambda x: sw.apply(model, params, state, x, rng=1, train=True))(x)
     assert after.keys() == {"0", "1"}
     assert not np.allclose(after["0"]["1"]["mean"], after["1"]["1"]["mean"])
     assert 0.3 < float((y == 0).mean()) < 0.7

@@ -42,7 +42,7 @@ def test_state_and_masks_are_each_copys_own(draw):
     model = L.Vmap(L.Sequential([L.BatchNorm(scale=False, bias=False), L.Dropout(0.5)]), 3, in_axes=0)
     x = draw(3, 16, 4) + jnp.arange(3.0)[:, None, None]
     state = {"0": {"mean": jnp.zeros((3, 4)), "var": jnp.ones((3, 4))}}
-    y, after = sw.apply(model, {}, state, x, rng=0, train=True)
+    y, after = jax.jit(lambda x: sw.apply(model, {}, state, x, rng=0, train=True))(x)
     np.testing.assert_allclose(after["0"]["mean"], 0.1 * x.mean(1), rtol=1e-4, atol=1e-6)
     masks = {np.asarray(row == 0).tobytes() for row in y}
     assert len(masks) == 3
