@@ -411,11 +411,13 @@ class Vars:
         lanes = mix(start, (np.arange(n, dtype=np.uint32), INDEX))  # the hashes of the names 0, 1, ..., n - 1
         return v._with(_key=jnp.broadcast_to(self._key, (n,)))._branch(lanes)
 
-    def merge(self, updates: Updates) -> None:
-        """Take over what `sw.pure` handed back from a run of this cursor.
+    def merge(self, updates: Updates | dict) -> None:
+        """Take over what `sw.pure` handed back from a run of this cursor: its updates, or with ``full=True`` its state.
 
         Where nothing collects (a raw dict, a bare bind) there is nothing to take over but checks, which raise here.
         """
+        if isinstance(updates, dict):
+            updates = Updates(updates, {}, {}, {})
         if self._collector is None and not self._collected and not (updates.state or updates.losses):
             for path, ok in paths.leaves(updates.checks, self._path):
                 if not is_traced(ok):
