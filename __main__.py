@@ -60,7 +60,10 @@ def _run(arguments: list[str]) -> int:
 
 def _one_line(error: Exception) -> str:
     notes = [note for note in getattr(error, "__notes__", ()) if "JAX_TRACEBACK_FILTERING" not in note]
-    return " ".join(" ".join([str(error) or type(error).__name__, *(f"({note})" for note in notes[:1])]).split())
+    said = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.filename is not None:
+        said = f"{error.filename}: {error.strerror}"
+    return " ".join(" ".join([said, *(f"({note})" for note in notes[:1])]).split())
 
 
 if __name__ == "__main__":

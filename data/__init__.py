@@ -16,7 +16,7 @@ from sapwood.data.features import Feature
 from sapwood.data.load import load
 from sapwood.data.source import Source
 from sapwood.data.sources.folder import decode as decode_image
-from sapwood.data.text import characters
+from sapwood.data.text import characters, decode, encode
 
 __all__ = [
     "Batches",
@@ -27,7 +27,9 @@ __all__ = [
     "batches",
     "characters",
     "data_directory",
+    "decode",
     "decode_image",
+    "encode",
     "load",
     "to_device",
 ]

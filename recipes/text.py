@@ -20,7 +20,7 @@ class Text(sw.Recipe):
 
     epochs: int = 1
     batch_size: int = 16
-    file: str = str(NOVEL)
+    file: str | None = None
     length: int = 128
     stride: int = 64
     depth: int = 4
@@ -34,13 +34,24 @@ class Text(sw.Recipe):
 
     @cached_property
     def text(self):
-        return Path(self.file).read_text(encoding="utf-8")
+        try:
+            return Path(self.file or NOVEL).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise sw.DataError(f"{self.file} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#x}"
+                               ) from None  # fmt: skip
 
     @cached_property
     def vocabulary(self):
         return "".join(sorted(set(self.text)))
 
+    @cached_property
+    def start(self):
+        if not self.prompt:
+            raise sw.ConfigError("prompt is empty; at least one character to write on from is expected")
+        return sw.data.encode(self.prompt, self.vocabulary)
+
     def data(self):
+        len(self.start)  # a prompt that cannot be read is an error now, not after the training
         cut = int(0.9 * len(self.text))
         windows = partial(sw.data.characters, vocabulary=self.vocabulary)
         train = windows(self.text[:cut], self.length, stride=self.stride)
@@ -66,12 +77,12 @@ class Text(sw.Recipe):
 
     def report(self, params, state):
         """Write on from the prompt, one character at a time in a window that slides."""
-        start = sw.data.encode(self.prompt, self.vocabulary)[-self.length :]
+        start = self.start[-self.length :]
         window = jnp.zeros(self.length, "int32").at[: len(start)].set(start)
         key = jax.random.key(self.seed)
 
         @jax.jit
-        def write(window, at, key):
+        def write(params, state, window, at, key):
             logits, _ = sw.apply(self.model, params, state, window[None])
             token = jax.random.categorical(key, logits[0, at - 1] / self.temperature)
             full = at == self.length
@@ -80,6 +91,6 @@ class Text(sw.Recipe):
 
         at, tokens = len(start), []
         for i in range(self.sample):
-            window, at, token = write(window, at, jax.random.fold_in(key, i))
+            window, at, token = write(params, state, window, at, jax.random.fold_in(key, i))
             tokens.append(token)
         return self.prompt + sw.data.decode(jax.device_get(tokens), self.vocabulary)
