@@ -39,6 +39,6 @@ class Scan(Layer):
         block = pure(self.block)
         if self.remat is not None:  # inside a loop nothing can be merged with the forward pass
             block = jax.checkpoint(block, policy=remat.policy(self.remat), prevent_cse=False)
-        x, updates = scan(lambda x, v: block(v, x, *args), v.policy.cast(x), v.stack(self.n, self.axis))
+        x, updates = scan(lambda x, v: block(v, x, *args), v.policy.cast(x), v.stack(self.n, self.axis), self.n)
         v.merge(updates)
         return x

@@ -38,6 +38,7 @@ class Vmap(Layer):
         axes = self.in_axes if isinstance(self.in_axes, tuple) else (self.in_axes,) * len(xs)
         if len(axes) != len(xs):
             raise ConfigError(f"Vmap: in_axes={self.in_axes} speaks for {len(axes)} inputs, the call has {len(xs)}")
-        y, updates = jax.vmap(pure(self.layer), in_axes=(0, *axes))(v.stack(self.n, self.axis), *xs)
+        copies = jax.vmap(pure(self.layer), in_axes=(0, *axes), axis_size=self.n)
+        y, updates = copies(v.stack(self.n, self.axis), *xs)
         v.merge(updates)
         return y
