@@ -1,6 +1,7 @@
 """The layer calls of a model, found again in its traced program: what `summary` and `graph` are made from."""
 
 import dataclasses
+import functools
 import math
 import re
 import weakref
@@ -16,7 +17,7 @@ from sapwood.core.errors import EffectError
 from sapwood.core.layer import Layer, describe
 from sapwood.core.policy import as_policy
 from sapwood.core.run import bind, pure
-from sapwood.core.spec import Spec, spec
+from sapwood.core.spec import Spec, arrays_apart, spec
 
 _MARK = re.compile(r"sapwood\.call\.(\d+)")
 
@@ -93,14 +94,16 @@ def _trace(model: Callable, xs: tuple, declared: Spec, train: bool, policy, keye
     recording = _Recording()
     recorder = Recorder(on_call=recording.done, on_enter=recording.enter)
 
-    def run(params, state, key, xs):
+    arrays, rest = arrays_apart(xs)
+
+    def run(params, state, key, arrays):
         v = bind(params, state, rng=key, train=train, policy=as_policy(policy))
-        y, updates = pure(model)(v._with(_recorder=weakref.ref(recorder)), *xs)
+        y, updates = pure(model)(v._with(_recorder=weakref.ref(recorder)), *rest(arrays))
         return Result(y, updates.losses, updates.state)
 
     params, state = jax.tree.map(lambda param: param.struct, declared)
     key = jax.eval_shape(lambda: jax.random.key(0)) if keyed else None
-    jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(params, state, key, xs)
+    jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(params, state, key, arrays)
     inputs = [(kind, *path) for kind in ("params", "state") for path in _places(getattr(declared, kind))]
     inputs += [("key",)] * keyed + [("input", name) for name in _input_names(model, xs)]
     return Program(jaxpr.jaxpr, recording.calls, declared, tuple(inputs), tuple(_places(shapes)), shapes.output)
@@ -129,7 +132,8 @@ def _input_names(model: Callable, xs: tuple) -> tuple[str, ...]:
     names = [name for name in names if name != "self"][1:]
     names = [*names, *(f"input {k}" if len(xs) > 1 else "input" for k in range(len(names), len(xs)))]
     found = []
-    for first, *rest in _places(xs):
+    numbered = zip(_places(xs), jax.tree.leaves(xs), strict=True)
+    for first, *rest in (place for place, leaf in numbered if hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
         found.append("/".join((names[int(first)], *rest)))
     return tuple(found)
 
@@ -160,7 +164,16 @@ def is_literal(var: Any) -> bool:
     return hasattr(var, "val")
 
 
-def places(program: Program) -> dict[paths.Path, list[tuple[Call, ...]]]:
+class Places(dict):
+    """For each path the different layers called there, each with the layers that it calls in its own scope."""
+
+    @functools.cached_property
+    def above(self) -> frozenset[paths.Path]:
+        """The paths that have layer calls below them."""
+        return frozenset(path[:k] for path in self for k in range(len(path)))
+
+
+def places(program: Program) -> Places:
     """The different layers at each path, each with the layers that it calls in its own scope (a scan its block).
 
     A layer that is called again counts once; so does what JAX traces twice, such as the body of a loop.
@@ -178,21 +191,16 @@ def places(program: Program) -> dict[paths.Path, list[tuple[Call, ...]]]:
                     chain.append(number)
                     break
     calls = program.calls
-    return {path: [tuple(calls[n] for n in chain) for chain in chains.values()] for path, chains in found.items()}
+    return Places({path: [tuple(calls[n] for n in c) for c in chains.values()] for path, chains in found.items()})
 
 
-def is_container(path: paths.Path, calls: dict) -> bool:
-    """Whether there are layer calls below this path."""
-    return any(len(other) > len(path) and other[: len(path)] == path for other in calls)
-
-
-def layer_label(path: paths.Path, calls: dict[paths.Path, list[tuple[Call, ...]]], copies: int = 1) -> str:
+def layer_label(path: paths.Path, calls: Places, copies: int = 1) -> str:
     """The layers at a path: "Scan of 12 × Block" for one that calls another in its own scope.
 
     A layer that holds others is told by its class, the innermost one as it was written. `copies` is how many there are
     of the surroundings, which are not said again.
     """
-    container, labels = is_container(path, calls), []
+    container, labels = path in calls.above, []
     for chain in calls[path]:
         names, before = [], copies
         for call in chain:
@@ -208,8 +216,8 @@ def written(value: Any, short: bool = False) -> str:
     """A layer much as it was written: leading options by position, functions by name; only its class if `short`.
 
     >>> from sapwood import layers as L
-    >>> written(L.Dense(10)), written(L.Conv(8, (3, 3), strides=2)), written(L.Dense(10), short=True)
-    ('Dense(10)', 'Conv(8, (3, 3), strides=2)', 'Dense')
+    >>> written(L.Dense(10)), written(L.Dense(4, axes=(None, "mlp"))), written(L.Dense(10), short=True)
+    ('Dense(10)', "Dense(4, axes=(None, 'mlp'))", 'Dense')
     """
     if hasattr(value, "function"):
         return written(value.function)

@@ -52,7 +52,7 @@ summary:focus-visible { outline: 2px solid var(--hot); border-radius: 8px }
 """
 
 _SCRIPT = """
-const PAD = %(pad)d, main = document.querySelector('main'), svg = main.querySelector('svg');
+const PAD = %(pad)d, GAP = %(gap)d, main = document.querySelector('main'), svg = main.querySelector('svg');
 const $ = id => document.getElementById(id);
 const shown = e => e && !e.parentElement.closest('details:not([open])');
 function at(e) {  // where an element is in the drawing
@@ -78,6 +78,11 @@ function bend(x1, y1, x2, y2, where) {
   const side = across > 0 ? r : -r, turn = y2 > y1 ? r : -r;
   return ` V${middle - turn} q0,${turn} ${side},${turn} H${x2 - side} q${side},0 ${side},${turn} V${y2}`;
 }
+function back(x1, y1, lane, x2, y2) {  // out below, up again beside everything, and in from above
+  const r = GAP / 4, out = lane > x1 ? r : -r, home = x2 > lane ? r : -r;
+  return ` V${y1 + r} q0,${r} ${out},${r} H${lane - out} q${out},0 ${out},${-r}` +
+    ` V${y2 - r} q0,${-r} ${home},${-r} H${x2 - home} q${home},0 ${home},${r} V${y2}`;
+}
 function end(group, name, item, below) {  // x and y of an end of an edge; below: it leaves there
   const box = $(item), port = $(name), frame = $(group), r = at(box);
   if (port === box && box.classList.contains('port')) return [r.x, below ? at(frame).top : at(frame).bottom];
@@ -98,9 +103,8 @@ function draw() {
     if (e.l === null) way += bend(x1, down, x2, into, e.b[0]);
     else {
       const lane = at($(e.g + '.' + e.l)).x;
-      let first = row(e.l0).top, last = row(e.l1).bottom;
-      if (e.r2 <= e.r1) [first, last] = [last, first];
-      way += bend(x1, down, lane, first, e.b[0]) + bend(lane, last, x2, into, e.b[1]);
+      if (e.r2 <= e.r1) way += back(x1, down, lane, x2, into);
+      else way += bend(x1, down, lane, row(e.l0).top, e.b[0]) + bend(lane, row(e.l1).bottom, x2, into, e.b[1]);
     }
     way += ` V${y2}`;
     if (done.has(way)) continue;
@@ -134,6 +138,7 @@ def html(graph: Graph) -> str:
     for name, size in (("PAD", PAD), ("GAP_X", GAP_X), ("GAP_Y", GAP_Y), ("LANE", LANE)):
         style = style.replace(f"{name}px", f"{size}px")
     edges = json.dumps(page.edges, separators=(",", ":")).replace("</", "<\\/")
+    script = _SCRIPT.replace("%(pad)d", str(PAD)).replace("%(gap)d", str(GAP_Y))
     buttons = "" if not page.groups else (
         '<button onclick="all(true)">open all</button><button onclick="all(false)">close all</button>'
     )  # fmt: skip
@@ -143,7 +148,7 @@ def html(graph: Graph) -> str:
         f'<div class="scroll"><main id="{graph.root.id}">{body}<svg aria-hidden="true"><defs><marker id="tip" '
         'viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="90"><path '
         'd="M0,0.8 L7.5,4 L0,7.2 z"/></marker></defs><g></g></svg></main></div>'
-        f"<script>const EDGES = {edges};{_SCRIPT.replace('%(pad)d', str(PAD))}</script></body></html>\n"
+        f"<script>const EDGES = {edges};{script}</script></body></html>\n"
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sapwood.core import paths
-from sapwood.core.calls import inner, is_container, layer_label, places
+from sapwood.core.calls import inner, layer_label, places
 from sapwood.core.flow import Flow, Instance, Operation
 from sapwood.core.graph import Edge, Group, Node
 from sapwood.core.layer import describe
@@ -100,7 +100,7 @@ class _Units:
     def _in_leaf(self, operation: Operation) -> bool:
         """Whether an operation is in a layer that holds no layers."""
         found = [self.flow.regions[instance].call.path for instance in operation.within]
-        return any(not is_container(path, self.calls) for path in found)
+        return any(path not in self.calls.above for path in found)
 
     def _gather(self, needed: list[int]) -> None:
         keys: dict[Any, int] = {}
@@ -137,11 +137,11 @@ class _Units:
             if not path or (frames and path == at):
                 continue
             frames += [(path[:n], None) for n in range(len(at) + 1, len(path))]
-            if not is_container(path, self.calls):
+            if path not in self.calls.above:
                 return (instance, path), Unit("layer", tuple(frames), path)
             frames.append((path, instance))
             at = path
-        if operation.within and not is_container((), self.calls):
+        if operation.within and () not in self.calls.above:
             return ((), operation.within[0]), Unit("layer", (), ())
         scope = _common([path[:-1] for path in self.params[k]])
         if scope is not None and len(scope) > len(at) and scope[: len(at)] == at:
@@ -155,9 +155,8 @@ class _Units:
             if name[0] == "state":
                 continue
             place = name[1:] if name[0] == "output" else name
-            unit = self._add(
-                Unit("output", (), ("/".join(place) if place and not (only and place != name) else "output",))
-            )
+            shown = "/".join(place) if place and not (only and name[0] == "output") else "output"
+            unit = self._add(Unit("output", (), (f"output {shown}" if shown[0].isdigit() else shown,)))
             self._read(unit, values)
             self.units[unit].shape = ", ".join(self.units[unit].reads.values()) or ""
 
@@ -216,16 +215,16 @@ class _Units:
         unit.merged, unit.reads = True, {}
 
     def settle(self) -> None:
-        """Put an operation that no layer holds into the scope where it belongs: where all that it connects is, or,
-        for a sum of a scope's result and its input (a residual connection), that scope."""
+        """Put an operation that no layer holds into the scope where it belongs: the one that it reads from and that
+        reads from it, or the one whose result it adds to that scope's own input (a residual connection)."""
         consumers = self.consumers()
         for k, unit in enumerate(self.units):
             if unit.kind != "op" or unit.merged:
                 continue
-            before = [self.units[s].frames for s in unit.reads]
-            after = [self.units[c].frames for c in consumers[k]]
-            shared = _common([*before, *after]) or ()
-            unit.frames = max(unit.frames, self._scopes_only(unit.frames, shared), key=len)
+            for source in unit.reads:
+                for c in consumers[k]:
+                    between = _common([self.units[source].frames, self.units[c].frames]) or ()
+                    unit.frames = max(unit.frames, self._scopes_only(unit.frames, between), key=len)
             last = self.units[max(unit.reads, default=k)].frames
             for n in range(len(last), len(unit.frames), -1):
                 if self._scopes_only(unit.frames, last[:n]) == last[:n] and self._closes(k, last[:n], consumers):

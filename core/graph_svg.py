@@ -139,7 +139,7 @@ class _Painter:
         if box.inner is not None:
             assert isinstance(item, Group)
             if item.copies > 1:
-                parts.append(_rect("group", left + 5, top + 5, box, 10))
+                parts.append(_rect("group shade", left + 5, top + 5, box, 10))
             parts.append(_rect("group", left, top, box, 10))
             parts += _text(item, left + 14, top + 21, "left")
             parts.append("</g>")
@@ -147,7 +147,7 @@ class _Painter:
             return parts + self.contents(item, box.inner, start, top + box.header, top, top + box.height)
         style, kind, radius = "", "box", 7.0
         if isinstance(item, Group):
-            parts.append(_rect("closed", left + 4, top + 4, box, 9) + _rect("closed", left, top, box, 9))
+            parts.append(_rect("closed shade", left + 4, top + 4, box, 9) + _rect("closed", left, top, box, 9))
         else:
             if item.kind == "op":
                 kind, radius = "op", box.height / 2
@@ -175,11 +175,13 @@ class _Painter:
         else:
             middle = x + inner.tracks[lane.column]
             first, last = y + inner.rows[lane.first][0], y + inner.rows[lane.last][1]
-            if row2 <= row1:
-                first, last = last, first
-            way += _bend(x1, down, middle, first, bends[0]) + _bend(middle, last, x2, into, bends[1])
+            if row2 > row1:
+                way += _bend(x1, down, middle, first, bends[0]) + _bend(middle, last, x2, into, bends[1])
+            else:
+                way += _back(x1, down, middle, x2, into)
         tip = ' marker-end="url(#tip)"' if inner.boxes[item_of(edge.target, group)].item.kind != "out" else ""
-        return f'<path class="edge" d="{way} V{y2:.1f}"{tip}><title>{escape(edge.shape)}</title></path>'
+        way += f" V{y2:.1f}" if abs(y2 - into) > 0.05 else ""
+        return f'<path class="edge" d="{way}"{tip}><title>{escape(edge.shape)}</title></path>'
 
     def _end(self, group: Group, end: str, inner: _Inner, x: float, y: float, border: float):
         """Where an end of an edge is: its x, the top of its box, and its row."""
@@ -205,6 +207,14 @@ def _bend(x1: float, y1: float, x2: float, y2: float, where: float) -> str:
         f" V{middle - turn:.1f} q0,{turn:.1f} {side:.1f},{turn:.1f} H{x2 - side:.1f} "
         f"q{side:.1f},0 {side:.1f},{turn:.1f} V{y2:.1f}"
     )
+
+
+def _back(x1: float, y1: float, middle: float, x2: float, y2: float) -> str:
+    """Out below (x1, y1), up again at x ``middle``, and in from above (x2, y2): to where the program was before."""
+    r, out, home = GAP_Y / 4, 1 if middle > x1 else -1, 1 if x2 > middle else -1
+    turns = [f"q0,{r} {out * r},{r} H{middle - out * r:.1f} q{out * r},0 {out * r},{-r}"]
+    turns.append(f"V{y2 - r:.1f} q0,{-r} {home * r},{-r} H{x2 - home * r:.1f} q{home * r},0 {home * r},{r}")
+    return f" V{y1 + r:.1f} {' '.join(turns)} V{y2:.1f}"
 
 
 def _rect(kind: str, left: float, top: float, box: _Box, radius: float, style: str = "") -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sapwood.core import paths
-from sapwood.core.calls import Program, is_container, layer_label, places, trace_calls
+from sapwood.core.calls import Places, Program, layer_label, places, trace_calls
 from sapwood.core.errors import ConfigError
 from sapwood.core.flops import FlopCounter
 from sapwood.core.flow import Flow, live, trace_flow
@@ -189,7 +189,7 @@ def _rows(program: Program, flow: Flow, counter: FlopCounter, depth: int | None)
             yield _row(path, calls, variables, loose, shared, flow, counter)
 
 
-def _corridors(shown: set[paths.Path], calls: dict) -> set[paths.Path]:
+def _corridors(shown: set[paths.Path], calls: Places) -> set[paths.Path]:
     """The scopes that only lead to one other row: that row's path says as much."""
     inside: dict[paths.Path, int] = {}
     for path in shown:
@@ -223,10 +223,10 @@ def _order(flow: Flow) -> dict[paths.Path, tuple[int, int]]:
     return first
 
 
-def _in_leaf(scope: paths.Path, calls: dict) -> bool:
+def _in_leaf(scope: paths.Path, calls: Places) -> bool:
     """Whether a scope belongs to a layer that has no layers inside: its variables are the layer's own business."""
     inside = next((scope[:k] for k in range(len(scope), -1, -1) if scope[:k] in calls), None)
-    return inside is not None and not is_container(inside, calls)
+    return inside is not None and inside not in calls.above
 
 
 def _row(path, calls, variables: dict[Any, Param], loose, shared, flow: Flow, counter: FlopCounter) -> Row:
@@ -235,7 +235,7 @@ def _row(path, calls, variables: dict[Any, Param], loose, shared, flow: Flow, co
     here = calls.get(path, [])
     regions = [region for region in flow.regions.values() if region.call.path[: len(path)] == path]
     top = [r for r in regions if not any(flow.regions[i].call.path[: len(path)] == path for i in r.within)]
-    named = bool(here) and not is_container(path, calls)
+    named = bool(here) and path not in calls.above
     sizes = [sum(param.size for (kind, _), param in below.items() if kind == which) for which in ("params", "state")]
     if own is not None:
         label, output = "parameter" if own[0] == "params" else "state", describe(variables[own].struct)

@@ -37,8 +37,9 @@ def _name(node: _Node, above: str) -> str:
 
 def _facts(row: Row) -> str:
     parts = [row.output] if row.output else []
-    if row.params or row.state:
-        parts.append(f"{row.params + row.state:,} ({size(row.nbytes)})")
+    held = [f"{n:,} {what}" for n, what in ((row.params, "parameters"), (row.state, "of state")) if n]
+    if held:
+        parts.append(f"{', '.join(held)} ({size(row.nbytes)})")
     if row.flops:
         parts.append(f"{row.flops:,} FLOPs")
     return " · ".join(parts)
