@@ -10,20 +10,15 @@ from sapwood import layers as L
 
 
 def formula(q, k, v, mask=None, causal=False, scale=None):
-    """softmax(q k^T / sqrt(d)) v, one head at a time, with each key head repeated for its group."""
-    groups = q.shape[2] // k.shape[2]
-    heads = []
-    for n in range(q.shape[2]):
-        scores = q[:, :, n] @ jnp.swapaxes(k[:, :, n // groups], 1, 2)
-        scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
-        if mask is not None:
-            allowed = jnp.broadcast_to(mask, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))[:, n]
-            scores = jnp.where(allowed, scores, -jnp.inf)
-        if causal:
-            scores = jnp.where(jnp.tril(jnp.ones(scores.shape[1:], bool)), scores, -jnp.inf)
-        weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-        heads.append(weights / weights.sum(-1, keepdims=True) @ v[:, :, n // groups])
-    return jnp.stack(heads, 2)
+    """softmax(q k^T / sqrt(d)) v, with each key head repeated for its group of query heads."""
+    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    if causal:
+        scores = jnp.where(jnp.tril(jnp.ones(scores.shape[2:], bool)), scores, -jnp.inf)
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    return jnp.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), v)
 
 
 def some_mask(*shape):
