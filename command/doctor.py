@@ -11,7 +11,7 @@ from sapwood.command import options
 
 PACKAGES = (
     "sapwood", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "array-record",
-    "numpy", "rich", "matplotlib",
+    "safetensors", "numpy", "scikit-learn", "pyarrow", "pillow", "rich", "matplotlib",
 )  # fmt: skip
 
 
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     found = parser.read(arguments)
     print(f"python      {platform.python_version()} on {platform.system()} {platform.machine()}")
     missing = packages()
-    where = options.machine(found)
+    where = {} if found.devices is None and found.mesh is None else options.machine(found)
     missing += devices()
     if "mesh" in where:
         print(f"mesh        {dict(where['mesh'].shape)}")
@@ -50,7 +50,12 @@ def devices() -> list[tuple[str, str]]:
     """Print the devices; an accelerator that JAX does not see."""
     import jax
 
-    found = jax.devices()
+    try:
+        found = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an unknown platform, or one whose plugin is not installed
+        asked = f" (JAX_PLATFORMS={os.environ['JAX_PLATFORMS']})" if "JAX_PLATFORMS" in os.environ else ""
+        said = " ".join(str(error).split())[:200]
+        return [(f"JAX finds no device{asked} {said}".rstrip(), "unset JAX_PLATFORMS, or install what it names")]
     kinds = sorted({device.device_kind for device in found})
     print(f"devices     {len(found)} x {', '.join(kinds)} ({jax.default_backend()}), process {jax.process_index()} of "
           f"{jax.process_count()}")  # fmt: skip

@@ -150,8 +150,14 @@ def machine(found: argparse.Namespace) -> dict[str, Any]:
         except RuntimeError:
             raise ConfigError(f"--devices {found.devices}: JAX has its devices already, because the recipe's file uses "
                               "it while it is imported; move that into the recipe's methods") from None  # fmt: skip
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"JAX finds no device; sapwood doctor says what is missing {error}".rstrip()) from error
     if found.mesh is None:
         if found.rules is not None:
             raise ConfigError("--rules needs --mesh")
         return {}
-    return {"mesh": sw.mesh(found.mesh), "rules": found.rules}
+    mesh = sw.mesh(found.mesh)
+    sw.parallel.batch_sharding(mesh, found.rules)  # says what is wrong with the rules before any data is loaded
+    return {"mesh": mesh, "rules": found.rules}

@@ -28,6 +28,8 @@ def main(arguments: list[str]) -> None:
     finally:
         with contextlib.suppress(OSError):  # a run that never began leaves nothing behind
             experiment.directory.rmdir()
+            if not found.run:
+                experiment.directory.parent.rmdir()
     finish(experiment, state)
 
 
@@ -79,7 +81,7 @@ def best(word: str) -> str:
     """``max:accuracy`` and ``min:loss`` as `fit` takes them: "accuracy" and "-loss"."""
     mode, _, metric = word.partition(":")
     if mode not in ("max", "min") or not metric:
-        raise ConfigError(f"--best {word}: max:METRIC or min:METRIC is expected, such as max:validation_accuracy")
+        raise argparse.ArgumentTypeError(f"max:METRIC or min:METRIC is expected, such as min:loss, not {word!r}")
     return metric if mode == "max" else f"-{metric}"
 
 

@@ -1,0 +1,105 @@
+"""Commands run in this process on a recipe that compiles in a moment, or as processes of their own."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sapwood.__main__ import main
+
+STRIPES = '''
+from dataclasses import dataclass
+
+import jax, numpy as np, optax
+import sapwood as sw
+from sapwood import layers as L
+
+
+@dataclass(frozen=True)
+class Stripes(sw.Recipe):
+    """Whether a line lies or stands."""
+
+    epochs: int = 2
+    batch_size: int = 16
+    hidden: int = 8
+    learning_rate: float = 0.01
+
+    def data(self):
+        standing = np.arange(64) % 2
+        image = np.random.default_rng(0).integers(0, 60, (64, 4, 4, 1)).astype("uint8")
+        for i in range(64):
+            image[(i, slice(None), i % 4) if standing[i] else (i, i % 4)] = 255
+        data = sw.data.load({"image": image, "label": standing}, classes=("lying", "standing"), target="label")
+        return data[:48], data[48:]
+
+    def model(self, v, image):
+        x = L.flatten(v.policy.cast(image.astype("float32") / 255))
+        return L.Dense(2)(v.logits, jax.nn.relu(L.Dense(self.hidden)(v.hidden, x)))
+
+    def optimizer(self, steps):
+        return optax.adam(self.learning_rate)
+'''
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What a command gave: its exit code and the lines it printed."""
+
+    code: int
+    out: list[str]
+    err: list[str]
+
+    @property
+    def error(self) -> str:
+        """The one line of an expected error: nothing else was printed to stderr, and the exit code is 2."""
+        assert self.code == 2, self
+        assert len(self.err) == 1, self.err
+        assert self.err[0].startswith("sapwood: error: "), self.err
+        return self.err[0].removeprefix("sapwood: error: ")
+
+    @property
+    def digest(self) -> str:
+        """The digest of a training's last line."""
+        assert self.code == 0, self.err
+        return self.out[-1].removeprefix("digest ")
+
+
+@pytest.fixture
+def sapwood(capfd, tmp_path, monkeypatch):
+    """``sapwood("train", ...)`` in this process, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> Done:
+        capfd.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as end:  # how argparse ends --help
+            code = int(end.code or 0)
+        out, err = capfd.readouterr()
+        return Done(code, out.splitlines(), err.splitlines())
+
+    return run
+
+
+@pytest.fixture
+def process(tmp_path):
+    """``process("train", ...)`` as a command of its own on one device, in an empty working directory."""
+
+    def run(*words: object, **environment: str) -> Done:
+        clean = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"}
+        command = [sys.executable, "-m", "sapwood", *map(str, words)]
+        done = subprocess.run(command, cwd=tmp_path, env=clean | environment, capture_output=True, text=True)
+        return Done(done.returncode, done.stdout.splitlines(), done.stderr.splitlines())
+
+    return run
+
+
+@pytest.fixture
+def stripes(tmp_path) -> Path:
+    """The file of a small recipe."""
+    path = tmp_path / "stripes.py"
+    path.write_text(STRIPES)
+    return path
