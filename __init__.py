@@ -5,6 +5,7 @@ when it is first used.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 from sapwood import core, layers, parallel
 from sapwood.core import (
@@ -56,6 +57,17 @@ _LATE = {  # name -> the module it is imported from when first used (an empty st
 }
 
 
+if TYPE_CHECKING:  # the late names for type checkers and editors
+    from sapwood import data, interop, models, recipes, train
+    from sapwood.core.graph import graph
+    from sapwood.core.summary import summary
+    from sapwood.recipes.recipe import Recipe
+    from sapwood.train.artifact import load, save
+    from sapwood.train.objective import supervised
+    from sapwood.train.state import TrainState
+    from sapwood.train.trainer import Trainer
+
+
 def __getattr__(name: str):
     if name not in _LATE:
         raise AttributeError(f"module 'sapwood' has no attribute {name!r}")
@@ -79,22 +91,35 @@ __all__ = [
     "Layer",
     "Param",
     "Policy",
+    "Recipe",
     "SapwoodError",
     "Spec",
+    "TrainState",
+    "Trainer",
     "Updates",
     "Vars",
     "apply",
     "bind",
     "core",
+    "data",
+    "graph",
     "init",
+    "interop",
     "layer",
     "layers",
+    "load",
     "mesh",
+    "models",
     "parallel",
     "params",
     "pure",
+    "recipes",
+    "save",
     "spec",
     "stack",
     "state",
+    "summary",
+    "supervised",
+    "train",
     "unstack",
 ]

@@ -118,7 +118,7 @@ def finish(experiment: Any, state: Any) -> None:
         print(report)
     experiment.save(state)
     if drawing.wait() != 0:
-        said = drawing.stderr.read().decode().split("\n")
+        said = (drawing.stderr.read() if drawing.stderr else b"").decode().split("\n")
         print(f"curves.png could not be drawn: {' '.join(said[-2:]).strip()}", file=sys.stderr)
     print(f"run {experiment.directory}")
     print(f"test accuracy {scores['accuracy']:.4f}" if "accuracy" in scores else f"test loss {scores['loss']:.4f}")

@@ -58,8 +58,17 @@ class Layer:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if field.repr and not (field.default is not dataclasses.MISSING and _same(value, field.default)):
-                shown.append(f"{field.name}={value!r}")
+                shown.append(f"{field.name}={_written(value)}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _written(value: Any) -> str:
+    """A value as it was written: a function by its name (`jax.nn.relu` prints as an object at an address)."""
+    return (
+        getattr(value, "__name__", None) or repr(value)
+        if callable(value) and not isinstance(value, Layer)
+        else repr(value)
+    )
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 from sapwood.core import paths
 from sapwood.core.collect import Updates
@@ -83,6 +83,14 @@ def pure(f: Callable, full: bool = False) -> Callable[..., tuple[Any, Any]]:
     return run
 
 
+@overload
+def apply(
+    f, params, state, *xs, rng=None, train=False, policy=None, capture: None = None, place=None
+) -> tuple[Any, dict]: ...
+@overload
+def apply(
+    f, params, state, *xs, rng=None, train=False, policy=None, capture: bool | str, place=None
+) -> tuple[Any, dict, dict]: ...
 def apply(f, params, state, *xs, rng=None, train=False, policy=None, capture=None, place=None):
     """Run ``f(v, *xs)`` on ``params`` and ``state``; returns ``(y, next_state)``.
 

@@ -14,7 +14,7 @@ from sapwood.core.declare import Recorder, concrete_shape, stacked_param, storag
 from sapwood.core.errors import DeclarationError, EffectError
 from sapwood.core.param import Stacked
 from sapwood.core.policy import Policy, as_policy
-from sapwood.core.rng import FOLD, INDEX, ROOT, Ledger, as_key, fold, fold_once, mix, path_hash
+from sapwood.core.rng import INDEX, ROOT, Ledger, as_key, fold, fold_once, mix, path_hash
 from sapwood.core.traces import belongs_here, current_trace, is_traced, shared_by_rows
 
 _DEFAULTS: dict[str, Any] = {
@@ -114,7 +114,8 @@ class Vars:
         if not isinstance(below, dict):
             raise DeclarationError(
                 f"{paths.join((*self._path, name))} is a variable in {kind} (shape {jnp.shape(below)}) and is used as "
-                "a scope; give one of the two another name"
+                f"a scope: v.{kind.removesuffix('s')}({name!r}, shape, init) reads it; if both are meant, give one of "
+                "the two another name"
             )
         return below
 
@@ -276,10 +277,9 @@ class Vars:
         """
         self._full(name)
         if self._key is None:
-            crossed = "; a cursor crosses into a transform with its key by v.fork(), v.fold(i) or v.stack(n)"
             raise EffectError(
-                f"{self._at()}: rng({name!r}) needs a key: pass rng= to sw.apply or sw.bind"
-                + (crossed if self._collected else "")
+                f"{self._at()}: rng({name!r}) needs a key: pass rng= to sw.apply or sw.bind; a cursor takes its key "
+                "into a transform by v.fork(), v.fold(i) or v.stack(n)"
             )
         return fold_once(self._key, self._enter_ledger(f"rng({name!r})").draw(self._path, name, self._hash()))
 
@@ -287,6 +287,7 @@ class Vars:
         """The ledger of this cursor's key, if we are in its trace; else an `EffectError`."""
         trace, ledger = current_trace(), self._ledger
         assert ledger is not None, "a key always has a ledger"
+        assert self._key is not None
         if jnp.ndim(self._key):
             raise EffectError(
                 f"{self._at()}: {what} on a stacked cursor; pass it through jax.vmap or jax.lax.scan first"
@@ -366,7 +367,8 @@ class Vars:
 
     def _branch(self, start) -> "Vars":
         """A cursor with a ledger of its own that may take its key along into a transform."""
-        return self._with(_carry=True, _ledger=Ledger(current_trace()), _start=(start, len(self._path)))
+        ledger = Ledger(current_trace(), self._ledger.level + 1)
+        return self._with(_carry=True, _ledger=ledger, _start=(start, len(self._path)))
 
     def fork(self) -> "Vars":
         """A cursor that carries a key into one transform: another key each time, so fork once for each crossing.
@@ -382,14 +384,13 @@ class Vars:
         if self._key is None or self._ledger is None:
             return self
         if belongs_here(i):  # differs from step to step, so the key may be closed over
-            return self._branch(mix(self._ledger.fork((*self._path, "fold"), self._hash()), (i, FOLD)))
+            return self._branch(self._ledger.fold(self._path, i, self._hash()))
         if is_traced(i):
             raise EffectError(
                 f"{self._at()}: fold(i) with an i of another JAX trace would give every row or step the same numbers; "
                 "fold where i is made and pass the cursor in"
             )
-        ledger, i = self._enter_ledger(f"fold({i})"), int(i)
-        return self._branch(mix(ledger.fork((*self._path, f"fold {i}"), self._hash()), (i, FOLD)))
+        return self._branch(self._enter_ledger(f"fold({i})").fold(self._path, int(i), self._hash()))
 
     def stack(self, n: int, axis: str | None = "layers") -> "Vars":
         """A cursor over ``n`` copies of everything below: every leaf has a leading axis of ``n``, keys included.
@@ -456,6 +457,9 @@ class Vars:
 
     def __setattr__(self, name, value):
         raise AttributeError(f"a cursor is immutable; v.put({name}=value) hands back a state entry's next value")
+
+    def __delattr__(self, name):
+        self.__setattr__(name, None)
 
     def __setitem__(self, name, value):
         self.__setattr__(name, value)

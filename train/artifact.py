@@ -257,7 +257,7 @@ def _open_checkpoints(checkpoints: Checkpoints, step: int | None) -> _Source:
     return _Source(wanted, read, about)
 
 
-def _trees(arrays: dict[str, jax.Array]) -> tuple[dict, dict]:
+def _trees(arrays: Mapping[str, Any]) -> tuple[dict, dict]:
     tree = paths.nest((tuple(name.split("/")), x) for name, x in arrays.items())
     return tree.get("params", {}), tree.get("state", {})
 

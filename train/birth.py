@@ -34,13 +34,14 @@ def plan(trainer: Any, batch: Any) -> Plan:
     complete = partial(_complete, trainer)
     variables = jax.tree.map(lambda param: param.struct, tuple(declared))
     shapes = jax.eval_shape(complete, jax.eval_shape(lambda: jax.random.key(0)), *variables)
-    shardings = None if trainer.mesh is None else _shardings(trainer, declared, shapes)
-    if shardings is not None:
+    shardings = born = None
+    if trainer.mesh is not None:
+        shardings = where = _shardings(trainer, declared, shapes)
         shapes = jax.tree.map(_struct, shapes, shardings)
+        born = lambda _: (where.params, where.state)  # noqa: E731
 
     def make(key: Any, batch: Any) -> TrainState:
         key = as_key(key)
-        born = None if shardings is None else lambda _: (shardings.params, shardings.state)
         first = init(
             trainer.objective, key, batch, data=True, policy=trainer.policy, place=trainer.place, shardings=born
         )

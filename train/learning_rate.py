@@ -50,5 +50,5 @@ def complete(row: dict[str, Any], schedule: Any, updates: int) -> dict[str, Any]
     """
     if schedule is None:
         return row
-    rate = schedule(updates - 1) if callable(schedule) else schedule
+    rate: Any = schedule(updates - 1) if callable(schedule) else schedule
     return {**row, NAME: float(rate) * row.get(SCALE, 1.0)}
