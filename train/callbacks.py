@@ -53,7 +53,7 @@ def value(row: Mapping[str, Any], name: str, who: str) -> float:
 def better(new: float, best: float, mode: str, by: float = 0.0) -> bool:
     """Whether ``new`` beats ``best`` by more than ``by``; NaN never does.
 
-    >>> better(0.9, 0.8, "max"), better(math.nan, 1.0, "min")
+    >>> better(0.9, 0.8, "max"), better(float("nan"), 1.0, "min")
     (True, False)
     """
     return new > best + by if mode == "max" else new < best - by

@@ -1,6 +1,6 @@
 """Checks of a step: bits collected on the device, and the replay that turns a false one into a sentence.
 
-While all is well a check costs its own comparison. Where one fails the training state stops changing (`TrainState.ok`),
+While all is well a check costs its own comparison. Where one fails the parameters stop changing (`TrainState.ok`),
 the host finds out when it fetches the metrics, and that one batch is run again without jit, on the state it met.
 """
 

@@ -64,7 +64,7 @@ def fit(
         run: directory for ``metrics.jsonl``, TensorBoard events and checkpoints; None writes nothing.
         resume: go on from the newest whole checkpoint in ``run``; from the beginning where there is none.
         checkpoint_every: steps between checkpoints, and `keep` how many of them stay.
-        best: also keep the checkpoint with the best value of a metric: "validation_accuracy" (largest) or "-loss" (smallest).
+        best: also keep the checkpoint where a metric is best: "validation_accuracy" (largest), "-loss" (smallest).
         log_every: steps between rows of metrics; each row averages since the one before.
         callbacks: functions ``(event, memory) -> bool | None``, see `sapwood.train.callbacks`.
         progress: show rows and, in a terminal, a bar.
@@ -107,6 +107,7 @@ class Row:
     step: int
     steps: list[dict[str, Any]]
     validation: list[dict[str, Any]] | None
+    rate: float
 
 
 class Loop:
@@ -163,14 +164,15 @@ class Loop:
         validation = None
         if self.evaluation is not None and self.plan.ends_epoch(self.done):
             validation = self.evaluation.send(self.state)
-        self.late.append(Row(self.done, self.pending, validation))
-        for x in jax.tree.leaves((self.pending, validation)):
-            if isinstance(x, jax.Array):
-                x.copy_to_host_async()
+        now = time.perf_counter()  # steps are sent at the pace of the device, give or take AHEAD of them
+        rate = (self.done - self.clocked) / max(now - self.clock, 1e-9)
+        self.clock, self.clocked = now, self.done
+        self.late.append(Row(self.done, self.pending, validation, rate))
+        _start_copies((self.pending, validation))
         self.pending = []
         saves = self.record.directory is not None and self.plan.saves(self.done)
-        now = saves or self.callbacks or self.done == self.plan.steps
-        while len(self.late) > (0 if now else 1):
+        at_once = saves or self.callbacks or self.done == self.plan.steps
+        while len(self.late) > (0 if at_once else 1):
             self.read(self.late.popleft())
         if saves or (self.stopped and self.record.directory is not None):
             info = {"data": {**self.stream.state(), "position": self.done}, "stopped": self.stopped,
@@ -188,11 +190,8 @@ class Loop:
         if row.validation is not None and self.evaluation is not None:
             found = self.evaluation.settle(row.validation, self.state)
             values |= {f"validation_{name}": value for name, value in found.items()}
-        now = time.perf_counter()
-        rate = (row.step - self.clocked) / max(now - self.clock, 1e-9)
-        self.clock, self.clocked = now, row.step
         line = {"step": row.step, "epoch": self.plan.epoch(row.step), "loss": values.pop("loss"), **values}
-        line["steps_per_second"] = round(rate, 2)
+        line["steps_per_second"] = round(row.rate, 2)
         self.history.append(line)
         self.record.write(line)
         self.progress.row(line)
@@ -213,3 +212,11 @@ class Loop:
                 batch = self.trainer.put(self.stream[number])
                 checks.explain(self.trainer, self.state, batch, key, train=True, where=where)
             raise CheckError(f"{'; '.join(failed)}, {where}")
+
+
+def _start_copies(tree: Any) -> None:
+    """Send arrays on their way to the host; on a CPU they are there."""
+    if jax.default_backend() != "cpu":
+        for x in jax.tree.leaves(tree):
+            if isinstance(x, jax.Array):
+                x.copy_to_host_async()

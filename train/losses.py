@@ -40,8 +40,8 @@ def softmax_cross_entropy(logits: jax.Array, target: jax.Array, label_smoothing:
     ``label_smoothing`` mixes the target with the uniform distribution (Szegedy et al. 2016, arXiv:1512.00567).
     Raises `DataError` for shapes that do not fit.
 
-    >>> softmax_cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])).round(4).tolist()
-    [1.3862999677658081, 1.3862999677658081]
+    >>> [round(x, 4) for x in softmax_cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])).tolist()]
+    [1.3863, 1.3863]
     """
     logits = _float32(logits)
     if _classes("softmax_cross_entropy", logits, target):
@@ -54,8 +54,8 @@ def softmax_cross_entropy(logits: jax.Array, target: jax.Array, label_smoothing:
 def sigmoid_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
     """Cross-entropy of ``sigmoid(logits)`` with a target between 0 and 1; all of one shape (...).
 
-    >>> sigmoid_cross_entropy(jnp.zeros(2), jnp.array([0, 1])).round(4).tolist()
-    [0.6930999755859375, 0.6930999755859375]
+    >>> [round(x, 4) for x in sigmoid_cross_entropy(jnp.zeros(2), jnp.array([0, 1])).tolist()]
+    [0.6931, 0.6931]
     """
     same_shape("sigmoid_cross_entropy", logits, target)
     return optax.sigmoid_binary_cross_entropy(_float32(logits), _float32(target))
@@ -64,8 +64,8 @@ def sigmoid_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
 def focal(logits: jax.Array, target: jax.Array, gamma: float = 2.0) -> jax.Array:
     """Focal loss of ``sigmoid(logits)`` (Lin et al. 2017, arXiv:1708.02002); all of one shape (...).
 
-    >>> focal(jnp.zeros(1), jnp.ones(1)).round(4).tolist()
-    [0.1733000099658966]
+    >>> [round(x, 4) for x in focal(jnp.zeros(1), jnp.ones(1)).tolist()]
+    [0.1733]
     """
     same_shape("focal", logits, target)
     return optax.sigmoid_focal_loss(_float32(logits), _float32(target), gamma=gamma)

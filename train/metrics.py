@@ -7,7 +7,7 @@ and recall take no weights and its accuracy wants classes; clu reduces through `
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, dataclass_transform
 
 import jax
@@ -303,22 +303,33 @@ def as_metric(value: Any, weight: Any = 1.0) -> Metric:
     return value if isinstance(value, Metric) else Mean(value * weight, weight)
 
 
-def host(value: Any) -> Metric:
-    """An accumulator on the host in float64, where sums of many batches stay exact (integers below 2**53)."""
-    return jax.tree.map(_wide, as_metric(value))
+def merge(trees: Sequence[dict[str, Any]]) -> dict[str, Metric]:
+    """One dict of host accumulators from the dicts of several batches, in float64, where the sums of many batches stay
+    exact (integers below 2**53). Scalars become the `Mean` over the batches.
+
+    >>> merge([{"loss": 1.0, "hits": Mean(3.0, 4.0)}, {"loss": 2.0, "hits": Mean(1.0, 2.0)}])["hits"]
+    Mean(total=np.float64(4.0), weight=np.float64(6.0))
+    """
+    return {name: _merge([tree[name] for tree in trees]) for name in trees[0]}
+
+
+def _merge(values: list[Any]) -> Metric:
+    first = values[0]
+    if not isinstance(first, Metric):
+        return Mean(_total(values), float(len(values)))
+    if type(first).merge is Metric.merge:  # plain sums: leaf by leaf over all batches at once
+        leaves = zip(*map(jax.tree.leaves, values), strict=True)
+        return jax.tree.unflatten(jax.tree.structure(first), [_total(leaf) for leaf in leaves])
+    return functools.reduce(lambda left, right: left.merge(right), [jax.tree.map(_wide, value) for value in values])
+
+
+def _total(values: Sequence[Any]) -> Any:
+    return _wide(np.stack([np.asarray(x) for x in values])).sum(0)
 
 
 def _wide(x: Any) -> np.ndarray:
     x = np.asarray(x)
     return x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-
-def merge(trees: list[dict[str, Any]]) -> dict[str, Metric]:
-    """One dict of host accumulators from the dicts of several batches, merged in order."""
-    return functools.reduce(
-        lambda left, right: {name: left[name].merge(right[name]) for name in left},
-        [{name: host(value) for name, value in tree.items()} for tree in trees],
-    )
 
 
 def compute(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ class TrainState:
 
     ``step`` counts batches, ``params`` and ``state`` are the model's nested dicts, ``opt_state`` is optax's, ``rng``
     the run's key (each step folds its number into it), ``ema`` the running mean of the parameters that train,
-    ``scale`` the `ScaleState` of float16, and ``ok`` turns false at a step whose checks failed: from there on nothing
-    else changes, so that step can be replayed when the host comes to look.
+    ``scale`` the `ScaleState` of float16, and ``ok`` turns false at a step whose checks failed: from there on
+    ``params`` and ``state`` stay as they are, so that step can be replayed when the host comes to look.
 
     (A plain registered dataclass: `flax.struct` gives the same but costs 0.17 s to import.)
 

@@ -53,8 +53,8 @@ def clip(grads: Any, limit: float) -> tuple[Any, jax.Array]:
     (Pascanu et al. 2013, arXiv:1211.5063.)
 
     >>> grads, norm = clip({"w": jnp.array([3., 4.])}, 1.0)
-    >>> grads["w"].round(3).tolist(), float(norm)
-    ([0.6000000238418579, 0.800000011920929], 5.0)
+    >>> [round(x, 3) for x in grads["w"].tolist()], float(norm)
+    ([0.6, 0.8], 5.0)
     """
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)))
     factor = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-12))
@@ -62,8 +62,12 @@ def clip(grads: Any, limit: float) -> tuple[Any, jax.Array]:
 
 
 def _gate(trainer: Any, before: TrainState, after: TrainState, out: Pass, finite: Any, metrics: dict):
-    """Keep what was before where the step is not to count: gradients overflowed, or a check failed now or earlier."""
-    good = finite
+    """Keep what was before where the step is not to count.
+
+    After a failed check, now or earlier, the variables stay as they were, so that the step can be replayed; what else
+    the state holds is not looked at again. A step whose gradients overflowed changes nothing but the scale.
+    """
+    good: Any = finite
     if trainer.checks:
         flags = dict(out.ok)
         if finite is None:  # under loss scaling an overflow is no failure: the step is skipped
@@ -75,13 +79,14 @@ def _gate(trainer: Any, before: TrainState, after: TrainState, out: Pass, finite
         after, good = after.replace(ok=ok), ok if finite is None else ok & finite
     if good is not None:
         after = after.replace(
-            params=_keep(good, after.params, before.params),
-            state=_keep(good, after.state, before.state),
-            opt_state=_keep(good, after.opt_state, before.opt_state),
-            ema=_keep(good, after.ema, before.ema),
+            params=_keep(good, after.params, before.params), state=_keep(good, after.state, before.state)
         )
     if finite is not None:
-        after = after.replace(scale=trainer.scaling.update(before.scale, finite))
+        after = after.replace(
+            opt_state=_keep(finite, after.opt_state, before.opt_state),
+            ema=_keep(finite, after.ema, before.ema),
+            scale=trainer.scaling.update(before.scale, finite),
+        )
     return after, metrics
 
 

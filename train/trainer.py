@@ -38,16 +38,16 @@ class Trainer:
 
     Raises `ConfigError` for values that cannot be.
 
-    >>> import jax.numpy as jnp
-    >>> from sapwood.train import supervised
+    >>> import optax, jax.numpy as jnp
+    >>> from sapwood.train import metrics as M, supervised
     >>> model = lambda v, x: x @ v.param("w", (2, 3), jax.nn.initializers.zeros)
     >>> trainer = Trainer(supervised(model, inputs="x"), optax.sgd(0.5))
     >>> batch = {"x": jnp.eye(2), "label": jnp.array([0, 2])}
     >>> state = trainer.init(0, batch)
     >>> step = jax.jit(trainer.step, donate_argnums=0)     # your own loop
     >>> state, metrics = step(state, batch)
-    >>> int(state.step), round(float(metrics["loss"].compute()), 4)
-    (1, 1.0986)
+    >>> int(state.step), M.compute(metrics)
+    (1, {'accuracy': 0.5, 'checks': True, 'loss': 1.0986123085021973})
     """
 
     objective: Callable[..., Any]
@@ -99,9 +99,9 @@ class Trainer:
     def step(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         """One training step, a pure function: ``jax.jit(trainer.step, donate_argnums=0)`` in a loop of your own.
 
-        The metrics are accumulators (`Metric`) or scalars by name: "loss" and what the objective gives, then
-        "auxiliary_loss" where layers add one, "gradient_norm" with ``clip``, "learning_rate" where the optimizer
-        holds it, and with ``checks`` the bits under "checks" (`Flags.failed` lists what failed).
+        The metrics are accumulators (`Metric`) or scalars by name (`metrics.compute` gives values): "loss" and what the
+        objective gives, then "auxiliary_loss" where layers add one, "gradient_norm" with ``clip``, "learning_rate"
+        where the optimizer holds it, and with ``checks`` the bits under "checks" (`Flags.failed` lists what failed).
         """
         return train_step(self, state, dict(batch))
 

@@ -184,7 +184,7 @@ def test_nothing_is_compiled_twice(monkeypatch):
 
 def test_from_a_given_state_which_is_left_whole():
     state = TRAINER.init(0, {name: x[:4] for name, x in DATA.items()})
-    after, history = TRAINER.fit(DATA, state=state, steps=2, batch_size=4, progress=False)
+    after, _ = TRAINER.fit(DATA, state=state, steps=2, batch_size=4, progress=False)
     assert int(after.step) == 2
     assert int(state.step) == 0
     assert np.isfinite(state.params["head"]["kernel"]).all()  # not donated

@@ -111,12 +111,12 @@ def test_the_lean_step_lowers_to_what_is_written_by_hand():
     assert ops(jax.jit(trainer.step).lower(state, BATCH)) == ops(plain)
 
 
-def test_what_checks_add_is_a_few_comparisons_and_one_choice_a_leaf():
+def test_what_checks_add_is_a_few_comparisons_and_one_choice_a_parameter():
     lean, checked = make(checks=False), make()
     extra = ops(jax.jit(checked.step).lower(checked.init(0, BATCH), BATCH))
     extra -= ops(jax.jit(lean.step).lower(lean.init(0, BATCH), BATCH))
     state = lean.init(0, BATCH)
-    kinds = {(x.shape, x.dtype) for x in jax.tree.leaves((state.params, state.opt_state))}
+    kinds = {(x.shape, x.dtype) for x in jax.tree.leaves(state.params)}
     assert set(extra) <= {"select", "compare", "and", "reduce", "is_finite", "constant", "broadcast_in_dim", "return"}
     assert extra["select"] <= len(kinds)  # jnp.where lowers to one shared function for each kind of leaf
 
@@ -284,7 +284,7 @@ def test_each_step_draws_anew_and_the_same_again():
 
 def test_reduce_on_plateau_gets_the_value():
     tx = optax.chain(optax.sgd(0.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=2))
-    state, metrics = run(make(optimizer=tx), [BATCH] * 6)  # nothing moves, so nothing improves
+    _, metrics = run(make(optimizer=tx), [BATCH] * 6)  # nothing moves, so nothing improves
     assert compute({"x": metrics["plateau_scale"]})["x"] == 0.25
 
 
@@ -304,13 +304,13 @@ def test_lbfgs_with_its_line_search_solves_least_squares():
 
 def test_an_injected_learning_rate_is_logged_as_used():
     tx = optax.inject_hyperparams(optax.sgd)(optax.linear_schedule(1.0, 0.0, 10))
-    state, metrics = run(make(optimizer=tx), [BATCH] * 3)
+    _, metrics = run(make(optimizer=tx), [BATCH] * 3)
     assert compute({"lr": metrics["learning_rate"]})["lr"] == pytest.approx(0.8)
 
 
 def test_a_plateau_scale_multiplies_an_injected_rate():
     tx = optax.chain(optax.inject_hyperparams(optax.sgd)(0.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=1))
-    state, metrics = run(make(optimizer=tx), [BATCH] * 3)
+    _, metrics = run(make(optimizer=tx), [BATCH] * 3)
     assert "plateau_scale" not in metrics
     assert float(metrics["learning_rate"].value) == 0.0
 
@@ -324,7 +324,7 @@ def test_a_failed_check_stops_the_state_where_it_was():
     assert "(root): label outside the 3 classes 0 to 2" in metrics["checks"].failed()
     three, metrics = run(trainer, [BATCH], two)
     assert metrics["checks"].compute() is True
-    for name in ("params", "state", "opt_state", "ema"):
+    for name in ("params", "state"):
         assert_trees_equal(getattr(one, name), getattr(three, name))
     assert not bool(three.ok)
 
@@ -354,7 +354,7 @@ def test_plain_python_gives_the_same_and_really_runs_as_python():
     state = trainer.init(0, BATCH)
     seen.clear()
     after, _ = trainer.compiled.train(None)(state, BATCH)
-    assert seen and not seen[-1]  # the inputs are arrays one can print
+    assert seen[-1:] == [False]  # the inputs are arrays one can print
     expected, _ = run(make(**options), [BATCH])
     assert_trees_close(after.params, expected.params)
 

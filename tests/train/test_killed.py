@@ -1,0 +1,50 @@
+"""A process killed with SIGKILL at any moment and started again ends bit for bit where an unbroken one ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+SCRIPT = """
+import sys
+import jax, jax.numpy as jnp, numpy as np, optax
+from sapwood.train import EarlyStopping, Trainer, supervised
+from sapwood.train.digest import digests, named_leaves
+
+def model(v, x):
+    mean = v.norm.state("mean", (8,), jax.nn.initializers.zeros)
+    if v.train:
+        v.norm.put(mean=0.9 * mean + 0.1 * x.mean(0))
+        x = x * jax.random.bernoulli(v.drop.rng("mask"), 0.9, x.shape)
+    return (x - mean) @ v.head.param("kernel", (8, 3), jax.nn.initializers.lecun_normal())
+
+rng = np.random.default_rng(0)
+data = {"x": rng.normal(size=(333, 8)).astype("float32"), "label": np.arange(333) % 3}
+trainer = Trainer(supervised(model, inputs="x"), optax.adam(0.01), ema=0.99)
+state, _ = trainer.fit(data, epochs=40, batch_size=8, validation=data, run=sys.argv[1], resume=True,
+                       checkpoint_every=97, callbacks=[EarlyStopping(patience=100)])
+print("digest", sorted(digests(named_leaves(state)).items()))
+"""
+
+
+def start(directory):
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(directory)], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_killed_at_drawn_moments(tmp_path):
+    began = time.monotonic()
+    whole = start(tmp_path / "whole").communicate()[0].splitlines()[-1]
+    lasted = time.monotonic() - began
+    assert whole.startswith("digest")
+    for i, share in enumerate(np.random.default_rng(0).uniform(0, 1, 4)):
+        process = start(tmp_path / str(i))
+        time.sleep(share * lasted)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert start(tmp_path / str(i)).communicate()[0].splitlines()[-1] == whole, f"killed after {share:.0%}"
