@@ -63,12 +63,13 @@ class Layer:
 
 
 def _written(value: Any) -> str:
-    """A value as it was written: a function by its name (`jax.nn.relu` prints as an object at an address)."""
-    return (
-        getattr(value, "__name__", None) or repr(value)
-        if callable(value) and not isinstance(value, Layer)
-        else repr(value)
-    )
+    """A value as it was written: functions by name (`jax.nn.relu` prints as an object at an address)."""
+    if isinstance(value, tuple):
+        inside = ", ".join(map(_written, value))
+        return f"({inside},)" if len(value) == 1 else f"({inside})"
+    if isinstance(value, Layer) or not callable(value):
+        return repr(value)
+    return getattr(value, "__name__", None) or repr(value)
 
 
 def _same(a: Any, b: Any) -> bool:
