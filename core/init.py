@@ -110,9 +110,10 @@ def _groups(entries: list, born: dict) -> list[list]:
     return list(groups.values())
 
 
-@jax.jit
 def _keys(key: jax.Array, hashes: np.ndarray) -> jax.Array:
-    return jax.vmap(lambda h: fold(key, (h[0], h[1])))(hashes)
+    return jax.jit(
+        lambda key, hashes: jax.vmap(lambda h: fold(key, (h[0], h[1])))(hashes), compiler_options=quick(key)
+    )(key, hashes)
 
 
 def _draw(group: list, keys: jax.Array, start: dict, born: dict) -> jax.Array:
@@ -131,14 +132,16 @@ def _draw(group: list, keys: jax.Array, start: dict, born: dict) -> jax.Array:
 
     if sharding is not None and len(group) > 1:
         sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
-    return jax.jit(values, out_shardings=sharding, compiler_options=_options(keys, shape))(keys)
+    small = math.prod(shape) < GROUPED_BELOW  # by the shape of one copy, so that a scanned stack gets the same bits
+    return jax.jit(values, out_shardings=sharding, compiler_options=quick(keys) if small else None)(keys)
 
 
-def _options(keys: jax.Array, shape: tuple[int, ...]) -> dict[str, Any] | None:
-    """On a CPU most of the time of a small initialisation is compiling it. Without LLVM's optimisation that takes a
-    third, and what runs once need not run fast. (By the shape of one copy, so scanned stacks get the same bits.)"""
-    small = math.prod(shape) < GROUPED_BELOW and platform() == "cpu" and not is_traced(keys)
-    return {"xla_backend_optimization_level": 0} if small else None
+def quick(key: jax.Array) -> dict[str, Any] | None:
+    """Compiler options for what runs once: on a CPU, without LLVM's optimisation, compiling takes a third of the time.
+
+    None where the key is traced: then it is the program around this one that is compiled.
+    """
+    return {"xla_backend_optimization_level": 0} if platform() == "cpu" and not is_traced(key) else None
 
 
 def _cut(group: list, drawn: jax.Array, born: dict) -> dict:

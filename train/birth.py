@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sapwood import parallel
-from sapwood.core.init import init
+from sapwood.core.init import init, quick
 from sapwood.core.rng import as_key
 from sapwood.core.spec import Spec, spec
 from sapwood.train import trainable
@@ -45,7 +45,8 @@ def plan(trainer: Any, batch: Any) -> Plan:
         first = init(
             trainer.objective, key, batch, data=True, policy=trainer.policy, place=trainer.place, shardings=born
         )
-        return jax.jit(complete, out_shardings=shardings, donate_argnums=(1, 2))(key, *first)
+        once = jax.jit(complete, out_shardings=shardings, donate_argnums=(1, 2), compiler_options=quick(key))
+        return once(key, *first)
 
     return Plan(make, shapes, shardings)
 
