@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,8 +70,9 @@ class Done:
 
 @pytest.fixture
 def sapwood(capfd, tmp_path, monkeypatch):
-    """``sapwood("train", ...)`` in this process, in an empty working directory."""
+    """``sapwood("train", ...)`` in this process, in an empty working directory. It draws no curves: that takes 2 s."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sapwood.train.curves.start", lambda *_: subprocess.Popen([sys.executable, "-S", "-c", ""]))
 
     def run(*words: object) -> Done:
         capfd.readouterr()
@@ -103,3 +105,31 @@ def stripes(tmp_path) -> Path:
     path = tmp_path / "stripes.py"
     path.write_text(STRIPES)
     return path
+
+
+@pytest.fixture(scope="session")
+def first_run(tmp_path_factory) -> Path:
+    """Where a run ``r`` of ``stripes.py`` is, with what it printed in ``r/out``."""
+    place = tmp_path_factory.mktemp("first")
+    (place / "stripes.py").write_text(STRIPES)
+    done = subprocess.run(
+        [sys.executable, "-m", "sapwood", "train", "stripes.py", "--run", "r"],
+        cwd=place,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    (place / "r" / "out").write_text(done.stdout)
+    return place
+
+
+@pytest.fixture
+def run(first_run, stripes, tmp_path) -> Done:
+    """A run ``r`` of ``stripes`` of this test's own, and what the training printed."""
+    shutil.copytree(first_run / "r", tmp_path / "r")
+    out = (tmp_path / "r" / "out").read_text()
+    (tmp_path / "r" / "out").unlink()
+    config = tmp_path / "r" / "config.json"
+    config.write_text(config.read_text().replace(str(first_run), str(tmp_path)))
+    return Done(0, out.splitlines(), [])

@@ -1,0 +1,275 @@
+"""`sapwood train`: what it prints, what a run directory holds, and how a run goes on or is refused."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sapwood as sw
+from sapwood.command.train import own_directory
+from sapwood.train.digest import tree_digest
+from sapwood.train.logs import read_rows
+
+
+@pytest.fixture
+def config():
+    """What a run wrote down."""
+    return lambda run: json.loads((Path(run) / "config.json").read_text())
+
+
+def test_the_last_three_lines_and_what_the_run_holds(run, sapwood, stripes, config):
+    name, accuracy, digest = run.out[-3:]
+    assert name == "run r"
+    assert re.fullmatch(r"test accuracy [01]\.\d{4}", accuracy)
+    assert re.fullmatch(r"digest [0-9a-f]{32}", digest)
+
+    found = {path.name for path in Path("r").iterdir()}
+    assert found == {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "curves.png", "model"}
+    assert config("r")["recipe"] == str(stripes)
+    assert config("r")["options"] == {
+        "epochs": 2, "batch_size": 16, "seed": 0, "policy": "float32", "validation": 0.0, "hidden": 8,
+        "learning_rate": 0.01,
+    }  # fmt: skip
+    rows = read_rows("r/metrics.jsonl")
+    assert [row["step"] for row in rows] == [3, 6]  # 48 examples in batches of 16
+    assert all({"epoch", "loss", "accuracy", "steps_per_second"} <= row.keys() for row in rows)
+    assert Path("r/curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert len(list(Path("r/tensorboard").glob("events.*"))) == 1
+    assert [path.name for path in Path("r/checkpoints").iterdir()] == ["00000006"]
+    assert sapwood("evaluate", "r").out[0] == accuracy
+
+
+def test_the_same_command_has_the_same_digest(run, sapwood, stripes):
+    again = sapwood("train", stripes, "--run", "s")
+    assert again.out[-2:] == run.out[-2:]
+
+
+def test_the_model_of_a_run_is_loaded_as_it_was_tested(run, tmp_path):
+    model = sw.load(tmp_path / "r")
+    assert tree_digest(model.params) == run.digest
+    assert model.classes == ("lying", "standing")
+    assert model.preprocessing == {"inputs": {"image": {"shape": [4, 4, 1], "dtype": "uint8"}}}
+    assert model.extra["options"]["hidden"] == 8
+
+
+@pytest.mark.slow
+def test_a_built_in_recipes_model_comes_with_its_weights(tmp_path):
+    from sapwood.recipes.digits_mlp import DigitsMLP
+    from sapwood.recipes.experiment import Experiment
+
+    recipe = DigitsMLP(epochs=1, hidden=4, batch_size=512)
+    experiment = Experiment("digits-mlp", recipe, tmp_path)
+    state = experiment.train()
+    images = experiment.data[1].gather(np.arange(5))["image"]
+    loaded = sw.load(experiment.save(state))
+    assert loaded.model.__self__ == recipe
+    found, _ = sw.apply(loaded.model, loaded.params, loaded.state, images)
+    np.testing.assert_array_equal(found, experiment.trainer.predict(state, {"image": images}))
+
+
+def test_a_run_is_not_written_over(run, sapwood, stripes):
+    before = {path: path.stat().st_mtime_ns for path in Path("r").rglob("*")}
+    error = sapwood("train", stripes, "--run", "r", "--hidden", 9).error
+    assert error == (
+        "r already holds a run (newest checkpoint: step 6); --resume goes on with it, --run chooses another directory"
+    )
+    assert {path: path.stat().st_mtime_ns for path in Path("r").rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("stripes.py --hidden 9", "hidden was 8 and is now 9"),
+        ("stripes.py --epochs 3 --seed 1", "epochs was 2 and is now 3, seed was 0 and is now 1"),
+        ("digits-mlp", "it is of the recipe {stripes}, not of digits-mlp"),
+    ],
+)
+def test_a_run_does_not_go_on_as_another(run, sapwood, stripes, words, message):
+    error = sapwood("train", *words.split(), "--run", "r", "--resume").error
+    assert error == f"r cannot go on as another run: {message.format(stripes=stripes)}"
+
+
+def test_a_run_that_is_over_says_its_result_again(run, sapwood, stripes):
+    rows = read_rows("r/metrics.jsonl")
+    assert sapwood("train", stripes, "--run", "r", "--resume").out == run.out[-3:]
+    assert read_rows("r/metrics.jsonl") == rows
+
+
+def test_where_nothing_was_saved_resume_starts_afresh_with_any_options(run, sapwood, stripes, config):
+    shutil.rmtree("r/checkpoints")  # as in a run that was killed before its first checkpoint
+    text = Path("r/config.json").read_text()
+    Path("r/config.json").write_text(text.replace('"hidden": 8', '"hidden": 9'))
+    assert sapwood("train", stripes, "--run", "r", "--resume").digest == run.digest
+    assert config("r")["options"]["hidden"] == 8
+    assert [row["step"] for row in read_rows("r/metrics.jsonl")] == [3, 6]
+
+
+def test_directories_of_their_own(run, stripes, tmp_path, monkeypatch, capsys):
+    from sapwood.recipes.experiment import Experiment
+    from sapwood.recipes.registry import find
+
+    monkeypatch.chdir(tmp_path)
+    recipe = find("stripes.py")
+
+    def choose(resume: bool, **options: int) -> str:
+        return str(own_directory(Experiment(str(stripes), recipe(**options), Path(".")), resume))
+
+    assert choose(resume=True) == "runs/stripes-001"  # none yet
+    assert choose(resume=True) == "runs/stripes-001"  # one that was killed before it wrote anything
+    assert choose(resume=False) == "runs/stripes-002"
+    for number in (1, 2):
+        shutil.copy("r/config.json", f"runs/stripes-00{number}")
+    assert choose(resume=True) == "runs/stripes-002"  # the newest of these hyper-parameters
+    Path("runs/stripes-003").mkdir()
+    text = Path("r/config.json").read_text()
+    Path("runs/stripes-003/config.json").write_text(text.replace('"hidden": 8', '"hidden": 9'))
+    assert capsys.readouterr().err == ""
+    assert choose(resume=True) == "runs/stripes-002"  # never that of others
+    assert capsys.readouterr().err == "runs/stripes-003 is another run: hidden was 9 and is now 8\n"
+    assert choose(resume=True, hidden=9) == "runs/stripes-003"
+    assert choose(resume=True, hidden=10) == "runs/stripes-004"
+    Path("runs/stripes-old").mkdir()
+    Path("runs/stripes-1000").mkdir()
+    assert choose(resume=False) == "runs/stripes-1001"
+
+
+def test_the_directory_is_named_after_the_recipe(sapwood, stripes):
+    assert sapwood("train", stripes, "--epochs", 1).out[-3] == "run runs/stripes-001"
+
+
+def test_a_run_is_found_again_from_anywhere(run, sapwood, stripes, tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    assert sapwood("evaluate", tmp_path / "r").out[0] == run.out[-2]
+    stripes.rename(tmp_path / "gone.py")
+    assert sapwood("evaluate", tmp_path / "r").error == f"there is no recipe file {stripes}"
+
+
+def test_a_recipe_that_has_changed(run, sapwood, stripes):
+    source = stripes.read_text()
+    stripes.write_text(source.replace("hidden", "units"))
+    assert sapwood("evaluate", "r").error == (
+        f"r is a run of another version of the recipe {stripes}: Stripes.__init__() got an unexpected keyword argument "
+        "'hidden'"
+    )
+    error = sapwood("train", stripes, "--run", "r", "--resume").error
+    assert error == "r cannot go on as another run: hidden was 8 and is now not there, units was not there and is now 8"
+    stripes.write_text(source.replace("v.hidden", "v.units"))
+    error = sapwood("evaluate", "r").error
+    assert "checkpoint 6 in " in error
+    assert "is of another model: it lacks " in error
+    assert "'params/units/bias', 'params/units/kernel'" in error
+
+
+def test_another_model_in_the_checkpoint_names_the_shapes(run, sapwood, stripes):
+    stripes.write_text(stripes.read_text().replace("Dense(self.hidden)", "Dense(2 * self.hidden)"))
+    for words in (("evaluate", "r"), ("train", stripes, "--run", "r", "--resume")):
+        error = sapwood(*words).error
+        assert "is of another model" in error
+        assert "params/hidden/kernel is float32[16,8] there and float32[16,16] here" in error
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "bert"}', "\x00"])
+def test_a_config_that_is_no_runs(sapwood, stripes, text):
+    Path("r").mkdir()
+    Path("r/config.json").write_text(text)
+    for words in (("evaluate", "r"), ("train", stripes, "--run", "r"), ("train", stripes, "--run", "r", "--resume")):
+        assert re.match(r"r/config\.json (cannot be read: |is not the config of a run)", sapwood(*words).error)
+    assert Path("r/config.json").read_text() == text
+
+
+def test_a_run_directory_that_cannot_be(sapwood, stripes):
+    Path("file").write_text("here")
+    for run in ("file", "file/r"):
+        error = sapwood("train", stripes, "--run", run).error
+        assert re.match(rf"the run directory {run} cannot be written: (File exists|Not a directory); choose", error)
+    assert Path("file").read_text() == "here"
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs POSIX users")
+def test_an_unwritable_run_directory(sapwood, stripes):
+    place = Path(tempfile.mkdtemp(dir="/tmp"))  # the parents of tmp_path are closed to others
+    shutil.copy(stripes, place)
+    place.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        error = sapwood("train", place / "stripes.py", "--run", place / "r").error
+    finally:
+        if root:
+            os.seteuid(0)
+        place.chmod(0o755)
+        shutil.rmtree(place)
+    assert error.startswith(f"the run directory {place}/r cannot be written: Permission denied; choose another")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 300 kB, where the tests may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no rights to mount a small file system")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk(sapwood, stripes, small_disk):
+    whole = sapwood("train", stripes, "--run", "whole", "--hidden", 1000)
+    run = small_disk / "r"
+    error = sapwood("train", stripes, "--run", run, "--hidden", 1000).error  # 228 kB in all: parameters, Adam's moments
+    assert error.startswith(f"checkpoint 6 could not be written to {run}/checkpoints: ")
+    assert "No space left on device" in error
+    assert "make room or choose another directory, and resume" in error
+    subprocess.run(["mount", "-o", "remount,size=10m", str(small_disk)], check=True)
+    assert sapwood("train", stripes, "--run", run, "--hidden", 1000, "--resume").digest == whole.digest
+
+
+def test_a_batch_that_does_not_fit_the_mesh(sapwood, stripes):
+    error = sapwood("train", stripes, "--mesh", "data=4,fsdp=2", "--batch-size", 4).error
+    assert error.startswith("batch size 4 is smaller than the 8 shards of mesh")
+    assert not Path("runs").exists()
+
+
+def test_epochs_below_one(sapwood, stripes):
+    assert sapwood("train", stripes, "--epochs", 0).error == "epochs is 0; at least 1 is expected"
+
+
+def test_an_empty_data_set(sapwood, stripes):
+    stripes.write_text(stripes.read_text().replace("return data[:48]", "return data[:0]"))
+    assert "empty" in sapwood("train", stripes).error
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_is_kept(sapwood, stripes):
+    words = ("--validation", 0.25, "--epochs", 4, "--keep", 1, "--learning-rate", 0.5)
+    sapwood("train", stripes, "--run", "r", "--best", "min:validation_loss", *words)
+    losses = {row["step"]: row["validation_loss"] for row in read_rows("r/metrics.jsonl")}
+    kept = {int(path.name) for path in Path("r/checkpoints").iterdir()}
+    assert kept == {12, min(losses, key=losses.__getitem__)}
+    error = sapwood("train", stripes, "--run", "s", "--best", "max:acuracy", *words).error
+    assert error.startswith("best='acuracy', but the metrics are ")
+    assert "did you mean 'accuracy'" in error
+
+
+@pytest.mark.slow
+def test_every_step_eagerly_gives_the_same(sapwood, stripes):
+    sapwood("train", stripes, "--run", "jit", "--epochs", 1)
+    sapwood("train", stripes, "--run", "eager", "--epochs", 1, "--eager")
+    fast, slow = (read_rows(f"{run}/metrics.jsonl")[-1]["loss"] for run in ("jit", "eager"))
+    assert slow == pytest.approx(fast, rel=1e-5)
+
+
+def test_devices_after_jax_has_them(process, tmp_path):
+    source = "import jax.numpy as jnp, sapwood as sw\nX = jnp.zeros(3)\nclass A(sw.Recipe): pass\n"
+    (tmp_path / "mine.py").write_text(source)
+    error = process("train", "mine.py", "--devices", 4).error
+    assert error.startswith("--devices 4: JAX has its devices already, because the recipe's file uses it while")
