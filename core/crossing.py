@@ -50,9 +50,9 @@ def unflatten(static: Static, children) -> Vars:
     train, policy, place, capture, recorder, carry, own_params, own_state, collected = static.fields
     return Vars(
         _params=params, _state=state, _key=key, _start=(start, len(path)) if carry else (ROOT, 0), _carry=carry,
-        _ledger=Ledger(level=static.level + 1) if carry else None, _path=path, _train=train, _policy=policy, _place=place, _capture=capture,
-        _recorder=recorder, _stacked=stacked, _scope=scope, _reads=reads, _collected=collected,
-        _own_params=own_params, _own_state=own_state,
+        _ledger=Ledger(level=static.level + 1) if carry else None, _path=path, _train=train, _policy=policy,
+        _place=place, _capture=capture, _recorder=recorder, _stacked=stacked, _scope=scope, _reads=reads,
+        _collected=collected, _own_params=own_params, _own_state=own_state,
     )  # fmt: skip
 
 

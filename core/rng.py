@@ -94,15 +94,19 @@ class Ledger:
     """What has been drawn and forked from one key, so that nothing gets the same key twice.
 
     It belongs to the trace it is first used in: a key closed over by another trace would give every row or step the
-    same numbers.
+    same numbers. The first fork of a place takes over its hash as it is (so that remat equals plain), with a ledger
+    one ``level`` deeper; a place used again after that gets another hash, marked by the level, which no deeper ledger
+    can come upon.
     """
 
-    __slots__ = ("__weakref__", "crossed", "draws", "forks", "trace", "used", "words")
+    __slots__ = ("__weakref__", "crossed", "draws", "folds", "forks", "level", "trace", "used", "words")
 
-    def __init__(self, trace: Any = None):
+    def __init__(self, trace: Any = None, level: int = 0):
         self.trace = trace
+        self.level = level
         self.crossed: set = set()
         self.draws: dict = {}
+        self.folds: dict = {}
         self.forks: dict = {}
         self.used: dict = {}
         self.words: set = set()
@@ -119,9 +123,7 @@ class Ledger:
         forks = self._enter(path)
         times = self.draws.get((path, name), 0)
         self.draws[path, name] = times + 1
-        h = mix(h, segment(name))
-        if forks:
-            h = mix(h, (forks, REUSED))
+        h = self._again(mix(h, segment(name)), forks)
         if times:
             h = mix(h, (times, AGAIN))
         if isinstance(h[0], int):
@@ -135,7 +137,20 @@ class Ledger:
         before = self.used.get(path, 0)
         forks = self._enter(path)
         self.forks[path] = self.forks.get(path, 0) + 1
-        return mix(h, (before + forks, REUSED)) if before + forks else h
+        return self._again(h, before + forks)
+
+    def fold(self, path: tuple[str, ...], i: Any, h: Hash) -> Hash:
+        """The hash of step ``i``, a number or a traced value, which is all numbers: a second loop gets other ones."""
+        forks = self._enter(path)
+        loops = self.folds.setdefault(path, {})
+        step = i if isinstance(i, int) else None
+        others = max((n for j, n in loops.items() if j is not None), default=0) if step is None else loops.get(None, 0)
+        times = loops.get(step, 0)
+        loops[step] = times + 1
+        return self._again(mix(h, (i, FOLD)), forks + times + others)
+
+    def _again(self, h: Hash, times: int) -> Hash:
+        return mix(h, (times, REUSED + self.level)) if times else h
 
     def cross(self, path: tuple[str, ...]) -> bool:
         """Note that the key of ``path`` goes into a transform as it is, so that later draws here differ from those

@@ -82,7 +82,7 @@ def test_outside_each_member_is_a_run():
     y, after = outside(params, state, X, jax.random.key(1))
     assert y.shape == (MEMBERS, 16, 2)
     member = jax.tree.map(lambda leaf: leaf[1], (params, state))
-    y1, after1 = apply(net, *member, X, rng=jax.random.split(jax.random.key(1), MEMBERS)[1], train=True)
+    y1, after1 = sw.apply(net, *member, X, rng=jax.random.split(jax.random.key(1), MEMBERS)[1], train=True)
     assert np.allclose(y[1], y1, atol=1e-5)
     assert np.allclose(after["norm"]["mean"][1], after1["norm"]["mean"], atol=1e-6)
 
