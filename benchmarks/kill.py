@@ -46,8 +46,10 @@ class Place:
     command: tuple[str, ...]
     run: Path
 
-    def start(self, *more: str, kill: float | Callable[[], bool] | None = None) -> Run:
-        """Run the command; kill it after so many seconds, or as soon as a condition holds, where that comes first."""
+    def start(
+        self, *more: str, kill: float | Callable[[], bool] | None = None, by: signal.Signals = signal.SIGKILL
+    ) -> Run:
+        """Run the command; send it a signal after so many seconds, or as soon as a condition holds."""
         self.root.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "SAPWOOD_DATA_DIR": str(self.root / "data"), "PYTHONUNBUFFERED": "1"}
         words = [sys.executable, "-m", "sapwood", *self.command, *more]
@@ -57,7 +59,7 @@ class Place:
             while process.poll() is None:
                 now = time.perf_counter() - begun
                 if kill is not None and (kill() if callable(kill) else now >= kill):
-                    process.send_signal(signal.SIGKILL)
+                    process.send_signal(by)
                     process.wait()
                     break
                 time.sleep(0.002)

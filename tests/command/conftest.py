@@ -32,7 +32,7 @@ class Stripes(sw.Recipe):
         standing = np.arange(64) % 2
         image = np.random.default_rng(0).integers(0, 60, (64, 4, 4, 1)).astype("uint8")
         for i in range(64):
-            image[(i, slice(None), i % 4) if standing[i] else (i, i % 4)] = 255
+            image[(i, slice(None), i // 2 % 4) if standing[i] else (i, i // 2 % 4)] = 255
         data = sw.data.load({"image": image, "label": standing}, classes=("lying", "standing"), target="label")
         return data[:48], data[48:]
 

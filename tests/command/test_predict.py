@@ -1,0 +1,119 @@
+"""`sapwood predict` on real image files, and on what is none."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Image files of lines that lie and stand, as grey PNG, colour JPEG, PNG with alpha, and larger than trained."""
+    lying, standing = np.zeros((2, 4, 4), "uint8")
+    lying[1], standing[:, 2] = 255, 255
+    Image.fromarray(lying).save(tmp_path / "grey.png")
+    Image.fromarray(standing).resize((64, 64), Image.Resampling.NEAREST).save(tmp_path / "large.png")
+    Image.fromarray(standing).convert("RGB").resize((32, 32), Image.Resampling.NEAREST).save(tmp_path / "colour.jpg")
+    Image.fromarray(lying).convert("RGBA").save(tmp_path / "alpha.png")
+    Image.fromarray(255 - lying).save(tmp_path / "inverted.png")
+    return {"grey.png": "lying", "large.png": "standing", "colour.jpg": "standing", "alpha.png": "lying"}
+
+
+def test_class_and_probability_of_each_file_in_order(run, sapwood, stripes, images):
+    sapwood("train", stripes, "--run", "s", "--epochs", 40)
+    done = sapwood("predict", "s", *images)
+    assert (done.code, done.err) == (0, [])
+    rows = [line.split("\t") for line in done.out]
+    assert [row[:2] for row in rows] == [list(pair) for pair in images.items()]
+    assert all(re.fullmatch(r"(0\.[5-9]\d{3}|1\.0000)", row[2]) for row in rows)
+    assert sapwood("predict", "s", "inverted.png", "--invert").out[0].split("\t")[1:] == rows[0][1:]
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("missing.png", "there is no file missing.png"),
+        ("text.png", "text.png is not an image that can be read"),
+        ("empty.png", "empty.png is not an image that can be read"),
+        ("cut.png", "cut.png is not an image that can be read"),
+        ("folder", "folder is not an image that can be read: "),
+    ],
+)
+def test_what_is_no_image(run, sapwood, images, file, message):
+    Path("text.png").write_text("no image")
+    Path("empty.png").touch()
+    Path("cut.png").write_bytes(Path("grey.png").read_bytes()[:45])
+    Path("folder").mkdir()
+    done = sapwood("predict", "r", "grey.png", file)
+    assert done.error.startswith(message)
+    assert done.out == []
+    shown = sapwood("predict", "r", "grey.png", file, "--debug")
+    assert (shown.code, shown.err[0]) == (2, "Traceback (most recent call last):")
+
+
+def test_an_unknown_run_names_those_there_are(run, sapwood, images):
+    Path("runs").mkdir()
+    Path("r").rename("runs/stripes-001")
+    error = sapwood("predict", "r", "grey.png").error
+    assert error == "r is no run: it has no config.json (runs here: runs/stripes-001)"
+
+
+def test_a_run_without_a_checkpoint(run, sapwood, images, tmp_path):
+    for path in Path("r/checkpoints").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    assert "no whole checkpoint in" in sapwood("predict", "r", "grey.png").error
+    Path("r/checkpoints").rename("elsewhere")
+    assert sapwood("predict", "r", "grey.png").error == f"no checkpoint in {tmp_path}/r/checkpoints"
+
+
+def test_a_damaged_checkpoint(run, sapwood, images):
+    for path in [path for path in Path("r/checkpoints").rglob("*") if path.is_file()]:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2 :: 100] = bytes(len(data[len(data) // 2 :: 100]))
+        path.write_bytes(data)
+    error = sapwood("predict", "r", "grey.png").error
+    assert error.startswith("no whole checkpoint in ")
+    assert "checkpoint 6 in " in error
+    assert "is damaged" in error
+
+
+def test_a_run_that_is_no_image_classifier(run, sapwood, stripes, images):
+    source = stripes.read_text().replace('"image"', '"pixels"').replace("image.astype", "pixels.astype")
+    source = source.replace("def model(self, v, image)", "def model(self, v, pixels)")
+    source += '\n    def objective(self):\n        return sw.supervised(self.model, inputs="pixels")\n'
+    stripes.write_text(
+        source.replace("image = np", "image = pixels = np").replace('"pixels": image', '"pixels": image[..., 0]')
+    )
+    sapwood("train", stripes, "--run", "s", "--epochs", 1)
+    assert sapwood("predict", "s", "grey.png").error == "s is no image classifier: its model takes pixels"
+
+
+@pytest.mark.slow
+def test_digits_as_png_files(process, tmp_path):
+    """The test images, written as PNG and read back, give the accuracy that the training printed."""
+    import sapwood as sw
+
+    trained = process("train", "digits", "--epochs", 4, "--run", "r")
+    assert trained.code == 0, trained.err
+    test = sw.data.load("digits", "test").gather(np.arange(360))
+    names = [f"{i}.png" for i in range(len(test["label"]))]
+    for name, image in zip(names, test["image"], strict=True):
+        Image.fromarray(np.rint(image[..., 0] * (255 / 16)).astype("uint8")).save(tmp_path / name)
+    done = process("predict", "r", *names)
+    assert (done.code, done.err) == (0, [])
+    rows = [line.split("\t") for line in done.out]
+    assert [row[0] for row in rows] == names
+    right = np.mean([int(row[1]) == label for row, label in zip(rows, test["label"], strict=True)])
+    assert trained.out[-2] == f"test accuracy {right:.4f}"
+    assert right > 0.9
+    assert min(float(row[2]) for row in rows) > 0.1
+    for files, message in [
+        (["0.png", "config.json"], "config.json is not an image that can be read"),
+        (["gone.png"], "there is no file gone.png"),
+    ]:
+        (tmp_path / "config.json").write_text("{}")
+        assert process("predict", "r", *files).error.startswith(message)
+    assert process("predict", "nowhere", "0.png").error.startswith("nowhere is no run: it has no config.json")
