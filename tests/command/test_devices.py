@@ -1,0 +1,45 @@
+"""Eight simulated devices against one: the same losses, the same accuracy, and checkpoints that each reads."""
+
+import pytest
+
+from sapwood.train.logs import read_rows
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def losses():
+    return lambda path, count: [row["loss"] for row in read_rows(path / "metrics.jsonl")][:count]
+
+
+def accuracy(done) -> float:
+    assert done.code == 0, done.err
+    return next(float(line.split()[2]) for line in done.out if line.startswith("test accuracy"))
+
+
+def test_digits_on_eight_devices_as_on_one(process, losses, tmp_path):
+    one = process("train", "digits", "--log-every", 1, "--run", "one")
+    eight = process("train", "digits", "--log-every", 1, "--run", "eight", "--devices", 8, "--mesh", "data=4,fsdp=2")
+    assert abs(accuracy(one) - accuracy(eight)) <= 0.005
+    assert eight.err == []
+    few, many = losses(tmp_path / "one", 20), losses(tmp_path / "eight", 20)
+    assert len(few) == len(many) == 20
+    assert many == pytest.approx(few, rel=1e-4)
+    for place in ((), ("--devices", 2, "--mesh", "fsdp=2")):  # either checkpoint on any mesh
+        assert accuracy(process("evaluate", "eight", *place)) == accuracy(eight)
+        assert accuracy(process("evaluate", "one", *place)) == accuracy(one)
+
+
+def test_a_run_goes_on_on_another_mesh(process, losses, stripes, tmp_path):
+    """Begun on eight devices and gone on with on one: the numbers of a run that stayed."""
+    words = ("train", stripes, "--epochs", 8, "--checkpoint-every", 12)
+    whole = process(*words, "--run", "whole", "--devices", 8, "--mesh", "data=2,fsdp=4")
+    again = process(*words, "--run", "moved", "--devices", 8, "--mesh", "data=2,fsdp=4")
+    assert whole.digest == again.digest
+    moved = tmp_path / "moved" / "checkpoints"
+    for path in sorted((moved / "00000024").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (moved / "00000024").rmdir()
+    resumed = process(*words, "--run", "moved", "--resume")
+    assert accuracy(resumed) == accuracy(whole)
+    assert losses(tmp_path / "moved", 8) == pytest.approx(losses(tmp_path / "whole", 8), rel=1e-4)

@@ -1,0 +1,45 @@
+"""`sapwood summary` and `sapwood graph`."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+
+def test_summary_names_every_layer_and_counts(sapwood, stripes):
+    done = sapwood("summary", stripes, "--hidden", 12)
+    assert (done.code, done.err) == (0, [])
+    text = "\n".join(done.out)
+    for word in ("hidden", "logits", "Dense", "float32[16,12]", "230 parameters"):  # 16 * 12 + 12 + 12 * 2 + 2 parameters
+        assert word in text
+
+
+@pytest.mark.parametrize("suffix", ["svg", "html"])
+def test_graph_draws_by_layer_path(sapwood, stripes, suffix):
+    done = sapwood("graph", stripes, "--out", f"x.{suffix}")
+    assert (done.code, done.out, done.err) == (0, [f"x.{suffix}"], [])
+    text = Path(f"x.{suffix}").read_text()
+    assert "hidden" in text
+    assert "logits" in text
+    if suffix == "svg":
+        assert ElementTree.fromstring(text).tag.endswith("svg")
+
+
+def test_graph_is_named_after_the_recipe(sapwood, stripes):
+    assert sapwood("graph", stripes).out == ["stripes.html"]
+    assert "<" in Path("stripes.html").read_text()
+
+
+def test_a_picture_that_cannot_be_written(sapwood, stripes):
+    assert sapwood("graph", stripes, "--out", "no/such/x.svg").error == "no/such/x.svg: No such file or directory"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["digits", "digits-mlp", "text"])
+def test_of_each_recipe(process, tmp_path, recipe):
+    done = process("summary", recipe)
+    assert done.code == 0, done.err
+    assert any("logits" in line for line in done.out)
+    done = process("graph", recipe, "--out", "x.svg")
+    assert done.code == 0, done.err
+    ElementTree.parse(tmp_path / "x.svg")
