@@ -20,7 +20,7 @@ class Static:
         self.label = (v._path, v._stacked, v._scope, v._reads)
         self.fields = (v._train, v._policy, v._place, v._capture, v._recorder, carry, v._own_params, v._own_state,
                        v._collected or v._collector is not None)  # fmt: skip
-        self.level = v._ledger.level if carry else None
+        self.level = v._ledger.level if carry and v._ledger is not None else 0
         by_path = v._recorder is not None or isinstance(v._capture, str)
         self.key = (self.fields, self.level, self.label[:3] if by_path else None)
 

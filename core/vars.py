@@ -367,6 +367,7 @@ class Vars:
 
     def _branch(self, start) -> "Vars":
         """A cursor with a ledger of its own that may take its key along into a transform."""
+        assert self._ledger is not None, "a key always has a ledger"
         ledger = Ledger(current_trace(), self._ledger.level + 1)
         return self._with(_carry=True, _ledger=ledger, _start=(start, len(self._path)))
 
@@ -417,24 +418,23 @@ class Vars:
 
         Where nothing collects (a raw dict, a bare bind) there is nothing to take over but checks, which raise here.
         """
-        if isinstance(updates, dict):
-            updates = Updates(updates, {}, {}, {})
-        if self._collector is None and not self._collected and not (updates.state or updates.losses):
-            for path, ok in paths.leaves(updates.checks, self._path):
+        state, losses, captured, checks = (updates, {}, {}, {}) if isinstance(updates, dict) else updates
+        if self._collector is None and not self._collected and not (state or losses):
+            for path, ok in paths.leaves(checks, self._path):
                 if not is_traced(ok):
                     raise_if_failed(path[:-1], path[-1], ok)
             return
         collector = self._guard("merge(updates)")
-        if updates.state and not self._own_state:
+        if state and not self._own_state:
             raise EffectError(f"{self._at()}: merge into a cursor whose state was replaced would be lost")
-        for path, value in paths.leaves(updates.state, self._path):
+        for path, value in paths.leaves(state, self._path):
             self._refuse_reshaped(path, value, collector)
             collector.state[path] = value
-        for path, value in paths.leaves(updates.losses, self._path):
+        for path, value in paths.leaves(losses, self._path):
             collector.loss(path, value)
-        for path, value in paths.leaves(updates.captured, self._path):
+        for path, value in paths.leaves(captured, self._path):
             collector.sow(path, value)
-        for path, ok in paths.leaves(updates.checks, self._path):
+        for path, ok in paths.leaves(checks, self._path):
             collector.check(path[:-1], path[-1], ok)
 
     def _refuse_reshaped(self, path: paths.Path, value: Any, collector: Collector) -> None:
