@@ -63,7 +63,7 @@ def _one_line(error: Exception) -> str:
     said = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None:
         said = f"{error.filename}: {error.strerror}"
-    return " ".join(" ".join([said, *(f"({note})" for note in notes[:1])]).split())
+    return " ".join(" ".join([said, *(f"({note})" for note in dict.fromkeys(notes[:1] + notes[-1:]))]).split())
 
 
 if __name__ == "__main__":

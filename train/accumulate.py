@@ -33,8 +33,10 @@ def split(batch: Any, n: int) -> Any:
 
     def part(x: jax.Array) -> jax.Array:
         if x.ndim == 0 or x.shape[0] % n:
-            raise ConfigError(f"accumulate={n} does not divide the batch (an entry has shape {x.shape}); take a batch "
-                              f"size that is a multiple of {n}")
+            raise ConfigError(
+                f"accumulate={n} does not divide the batch (an entry has shape {x.shape}); take a batch "
+                f"size that is a multiple of {n}"
+            )
         return jnp.swapaxes(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 0, 1)
 
     return jax.tree.map(part, batch)

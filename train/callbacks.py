@@ -45,8 +45,10 @@ class Callback(Protocol):
 def value(row: Mapping[str, Any], name: str, who: str) -> float:
     """A metric of a row by name; `ConfigError` with the nearest names if it is not there."""
     if name not in row:
-        raise ConfigError(f"{who} watches {name!r}, but the row has no such metric{nearest(name, row)} "
-                          f"(there are {', '.join(row)}; names with validation_ need fit(validation=...))")
+        raise ConfigError(
+            f"{who} watches {name!r}, but the row has no such metric{nearest(name, row)} "
+            f"(there are {', '.join(row)}; names with validation_ need fit(validation=...))"
+        )
     return float(row[name])
 
 

@@ -73,16 +73,20 @@ def _inputs(batch: Mapping[str, Any]) -> None:
             places = np.argwhere(bad)
             entry, *inside = places[0].tolist()
             at = f"entry {entry}" + (f", position {', '.join(map(str, inside))}" if inside else "")
-            raise CheckError(f"input {name!r} of the batch is {values[bad][0]} at {at}; {len(set(places[:, 0]))} of "
-                             f"{len(values)} entries are not finite: clean the data or mask them")
+            raise CheckError(
+                f"input {name!r} of the batch is {values[bad][0]} at {at}; {len(set(places[:, 0]))} of "
+                f"{len(values)} entries are not finite: clean the data or mask them"
+            )
 
 
 def _variables(state: Any) -> None:
     for kind in ("params", "state"):
         for path, x in leaves(getattr(state, kind)):
             if jnp.issubdtype(x.dtype, jnp.inexact) and not bool(jnp.isfinite(x).all()):
-                raise CheckError(f"{kind} {join(path)} are not finite before this step: an earlier gradient was not, "
-                                 f"or the learning rate is too high; try Trainer(clip=1.0) or a smaller learning rate")
+                raise CheckError(
+                    f"{kind} {join(path)} are not finite before this step: an earlier gradient was not, "
+                    f"or the learning rate is too high; try Trainer(clip=1.0) or a smaller learning rate"
+                )
 
 
 def _first_nan(trainer: Any, state: Any, batch: Mapping[str, Any], key: Any, train: bool) -> str | None:

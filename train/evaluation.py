@@ -113,8 +113,10 @@ def stream(trainer: Any, passed: Batches) -> Iterator[dict[str, Any]]:
 def predict(trainer: Any, state: TrainState, data: Any, batch_size: int | None) -> Any:
     """See `Trainer.predict`."""
     if not hasattr(trainer.objective, "predict"):
-        raise ConfigError(f"the objective {trainer.objective!r} has no predict(v, batch); sw.supervised makes one that "
-                          f"does, or run your model with sw.apply(model, state.params, state.state, ...)")
+        raise ConfigError(
+            f"the objective {trainer.objective!r} has no predict(v, batch); sw.supervised makes one that "
+            f"does, or run your model with sw.apply(model, state.params, state.state, ...)"
+        )
     data = as_dataset(data)
     params, parts = trainer.eval_params(state), []
     for batch in stream(trainer, whole_pass(trainer, data, batch_size)):

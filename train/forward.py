@@ -41,16 +41,22 @@ def forward(trainer: Any, params: dict, state: dict, key: Any, batch: Any, *, tr
 def _unpack(result: Any, objective: Any) -> tuple[jax.Array, dict[str, Any]]:
     name = getattr(objective, "__name__", type(objective).__name__)
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
-        raise ConfigError(f"the objective {name} returned {type(result).__name__}; an objective(v, batch) returns "
-                          f"(loss, metrics), where metrics is a dict, {{}} if there are none")
+        raise ConfigError(
+            f"the objective {name} returned {type(result).__name__}; an objective(v, batch) returns "
+            f"(loss, metrics), where metrics is a dict, {{}} if there are none"
+        )
     loss, found = result
     if jnp.ndim(loss) != 0:
-        raise ConfigError(f"the objective {name} returned a loss of shape {jnp.shape(loss)}; it must be one number: "
-                          f"take the mean over the batch (train.losses.reduce does it under a mask)")
+        raise ConfigError(
+            f"the objective {name} returned a loss of shape {jnp.shape(loss)}; it must be one number: "
+            f"take the mean over the batch (train.losses.reduce does it under a mask)"
+        )
     for path, value in leaves(found):
         if not isinstance(value, metrics.Metric) and jnp.ndim(value) != 0:
-            raise ConfigError(f"the metric {join(path)!r} of the objective {name} has shape {jnp.shape(value)}; return "
-                              f"a scalar, or an accumulator such as train.metrics.Mean.of(values)")
+            raise ConfigError(
+                f"the metric {join(path)!r} of the objective {name} has shape {jnp.shape(value)}; return "
+                f"a scalar, or an accumulator such as train.metrics.Mean.of(values)"
+            )
     return jnp.asarray(loss), dict(found)
 
 

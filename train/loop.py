@@ -137,8 +137,10 @@ class Loop:
         if len(info["callbacks"]) == len(self.callbacks):
             self.memory = info["callbacks"]
         elif info["callbacks"] or self.callbacks:
-            raise ConfigError(f"the run was saved with {len(info['callbacks'])} callbacks and is resumed with "
-                              f"{len(self.callbacks)}; give the same ones, so that it goes on as if unbroken")
+            raise ConfigError(
+                f"the run was saved with {len(info['callbacks'])} callbacks and is resumed with "
+                f"{len(self.callbacks)}; give the same ones, so that it goes on as if unbroken"
+            )
 
     def run(self) -> None:
         """Send every step that is left."""

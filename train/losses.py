@@ -29,8 +29,10 @@ def _classes(what: str, logits: jax.Array, target: jax.Array) -> bool:
         return True
     if jnp.issubdtype(target.dtype, jnp.floating) and target.shape == logits.shape:
         return False
-    raise DataError(f"{what}: logits of shape {logits.shape} need integer labels of shape {logits.shape[:-1]} or "
-                    f"probabilities of shape {logits.shape}, got {target.dtype}{list(target.shape)}")
+    raise DataError(
+        f"{what}: logits of shape {logits.shape} need integer labels of shape {logits.shape[:-1]} or "
+        f"probabilities of shape {logits.shape}, got {target.dtype}{list(target.shape)}"
+    )
 
 
 def softmax_cross_entropy(logits: jax.Array, target: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
@@ -158,8 +160,10 @@ def resolve(loss: str | Loss) -> Loss:
     if callable(loss):
         return loss
     if loss not in LOSSES:
-        raise ConfigError(f"no loss is called {loss!r}{nearest(str(loss), LOSSES)} (known: {', '.join(LOSSES)}; or "
-                          f"give a function (outputs, target) -> per-example losses)")
+        raise ConfigError(
+            f"no loss is called {loss!r}{nearest(str(loss), LOSSES)} (known: {', '.join(LOSSES)}; or "
+            f"give a function (outputs, target) -> per-example losses)"
+        )
     return LOSSES[loss]
 
 

@@ -203,16 +203,20 @@ def lead(weight: Any, shape: tuple[int, ...]) -> jax.Array:
     """``weight`` (batch, ...) with trailing axes of 1, so that it broadcasts over ``shape`` (batch, ..., features)."""
     weight = jnp.asarray(weight)
     if weight.shape != tuple(shape[: weight.ndim]):
-        raise DataError(f"a mask or weight of shape {weight.shape} does not lead the shape {tuple(shape)} of the "
-                        f"per-example values; give one number per example, or per position of each example")
+        raise DataError(
+            f"a mask or weight of shape {weight.shape} does not lead the shape {tuple(shape)} of the "
+            f"per-example values; give one number per example, or per position of each example"
+        )
     return weight.reshape(weight.shape + (1,) * (len(shape) - weight.ndim))
 
 
 def same_shape(what: str, outputs: jax.Array, target: jax.Array) -> None:
     """Raise `DataError` unless both shapes agree (NumPy would broadcast (n, 1) against (n,) to (n, n))."""
     if outputs.shape != target.shape:
-        raise DataError(f"{what} compares outputs and target element by element, but the outputs have shape "
-                        f"{outputs.shape} and the target {target.shape}; reshape one of them")
+        raise DataError(
+            f"{what} compares outputs and target element by element, but the outputs have shape "
+            f"{outputs.shape} and the target {target.shape}; reshape one of them"
+        )
 
 
 def labels(outputs: jax.Array, target: jax.Array) -> jax.Array:
@@ -220,8 +224,10 @@ def labels(outputs: jax.Array, target: jax.Array) -> jax.Array:
     if target.shape == outputs.shape and not jnp.issubdtype(target.dtype, jnp.integer):
         return jnp.argmax(target, -1)
     if target.shape != outputs.shape[:-1]:
-        raise DataError(f"outputs of shape {outputs.shape} need class labels of shape {outputs.shape[:-1]} or "
-                        f"probabilities of shape {outputs.shape}, got {target.dtype}{list(target.shape)}")
+        raise DataError(
+            f"outputs of shape {outputs.shape} need class labels of shape {outputs.shape[:-1]} or "
+            f"probabilities of shape {outputs.shape}, got {target.dtype}{list(target.shape)}"
+        )
     return target
 
 
@@ -293,8 +299,10 @@ def resolve(metric: str | Callable[..., Any]) -> tuple[str, Callable[..., Any]]:
     if callable(metric):
         return getattr(metric, "__name__", type(metric).__name__), metric
     if metric not in METRICS:
-        raise ConfigError(f"no metric is called {metric!r}{nearest(str(metric), METRICS)} "
-                          f"(known: {', '.join(METRICS)}; or give a function (outputs, target, weight) -> Metric)")
+        raise ConfigError(
+            f"no metric is called {metric!r}{nearest(str(metric), METRICS)} "
+            f"(known: {', '.join(METRICS)}; or give a function (outputs, target, weight) -> Metric)"
+        )
     return metric, METRICS[metric]
 
 

@@ -53,8 +53,10 @@ class Supervised:
         losses = self.loss(outputs, target)
         if losses.ndim == 0 or losses.shape[0] != target.shape[0]:
             name = getattr(self.loss, "__name__", repr(self.loss))
-            raise ConfigError(f"the loss {name} returned shape {losses.shape} for {target.shape[0]} examples; return "
-                              f"one loss per example (batch, ...), the mean is taken under the mask and weights")
+            raise ConfigError(
+                f"the loss {name} returned shape {losses.shape} for {target.shape[0]} examples; return "
+                f"one loss per example (batch, ...), the mean is taken under the mask and weights"
+            )
         return losses
 
 
@@ -65,8 +67,10 @@ def _as_accumulator(value: Any, weight: Any) -> metrics_.Metric:
 
 def _feature(batch: Batch, name: str, role: str) -> Any:
     if name not in batch:
-        raise DataError(f"the batch has no feature {name!r}, which supervised({role}=...) names"
-                        f"{nearest(name, batch)} (it has {', '.join(batch) or 'nothing'})")
+        raise DataError(
+            f"the batch has no feature {name!r}, which supervised({role}=...) names"
+            f"{nearest(name, batch)} (it has {', '.join(batch) or 'nothing'})"
+        )
     return batch[name]
 
 

@@ -30,8 +30,10 @@ class Run:
         self.checkpoints = Checkpoints(self.directory / "checkpoints", keep=keep, best=best)
         newest = self.checkpoints.latest()
         if newest is not None and not resume:
-            raise CheckpointError(f"{directory} already holds a run (newest checkpoint: step {newest}); resume it "
-                                  f"(resume=True, --resume), or choose another directory")
+            raise CheckpointError(
+                f"{directory} already holds a run (newest checkpoint: step {newest}); resume it "
+                f"(resume=True, --resume), or choose another directory"
+            )
         preload()  # Orbax takes 0.4 s to import: in a thread, while the step compiles
 
     def __enter__(self) -> "Run":

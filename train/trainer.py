@@ -72,11 +72,15 @@ class Trainer:
         if isinstance(self.trainable, list):
             object.__setattr__(self, "trainable", tuple(self.trainable))
         if not callable(self.objective):
-            raise ConfigError(f"Trainer(objective=...): a function (v, batch) -> (loss, metrics) is expected, got "
-                              f"{type(self.objective).__name__}")
+            raise ConfigError(
+                f"Trainer(objective=...): a function (v, batch) -> (loss, metrics) is expected, got "
+                f"{type(self.objective).__name__}"
+            )
         if not (callable(getattr(self.optimizer, "init", None)) and callable(getattr(self.optimizer, "update", None))):
-            raise ConfigError(f"Trainer(optimizer=...): an optax transformation such as optax.adam(1e-3) is expected, "
-                              f"got {self.optimizer!r}")
+            raise ConfigError(
+                f"Trainer(optimizer=...): an optax transformation such as optax.adam(1e-3) is expected, "
+                f"got {self.optimizer!r}"
+            )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"Trainer(ema={self.ema}): a decay between 0 and 1, such as 0.999, is expected")
         if self.accumulate < 1:
@@ -158,8 +162,10 @@ class Trainer:
     def check_batch_size(self, size: int) -> int:
         """The size itself; `ConfigError` where accumulation or the mesh cannot divide it."""
         if size % self.accumulate:
-            raise ConfigError(f"accumulate={self.accumulate} does not divide the batch of {size}; use a batch size "
-                              f"that is a multiple of {self.accumulate}")
+            raise ConfigError(
+                f"accumulate={self.accumulate} does not divide the batch of {size}; use a batch size "
+                f"that is a multiple of {self.accumulate}"
+            )
         if self.mesh is not None:
             try:
                 parallel.check_batch_size(size // self.accumulate, self.batch_sharding)
@@ -168,5 +174,3 @@ class Trainer:
                     error.add_note(f"(a batch of {size} in accumulate={self.accumulate} micro-batches)")
                 raise
         return size
-
-

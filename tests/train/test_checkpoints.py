@@ -596,7 +596,7 @@ mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
 whole = np.arange(64.0, dtype="float32").reshape(16, 4)
 def place(x, spec):
     return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), x.__getitem__)
-tree = {"w": place(whole, P("fsdp")), "b": place(whole[0], P()), 
+tree = {"w": place(whole, P("fsdp")), "b": place(whole[0], P()),
         "key": jax.jit(lambda: jax.random.key(0), out_shardings=NamedSharding(mesh, P()))()}
 with Checkpoints(directory, keep=1) as checkpoints:
     for step in (1, 2):

@@ -69,7 +69,8 @@ def test_a_mask_leaves_out_what_it_covers_even_nan(name):
     masked = metrics.METRICS[name](jnp.asarray(bad), jnp.asarray(target), jnp.asarray(mask))
     plain = metrics.METRICS[name](jnp.asarray(outputs[:60]), jnp.asarray(target[:60]), None)
     np.testing.assert_allclose(
-        np.asarray(masked.compute(), float), np.asarray(plain.compute(), float), rtol=1e-5, atol=1e-6)
+        np.asarray(masked.compute(), float), np.asarray(plain.compute(), float), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_mean_is_exact_beyond_the_integers_of_float32():

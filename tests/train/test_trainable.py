@@ -9,8 +9,11 @@ PARAMS = {"stem": {"kernel": 1, "bias": 2}, "blocks": {"0": {"up": {"kernel": 3}
 
 
 def flat(tree):
-    return sorted(tree.values()) if not any(isinstance(x, dict) for x in tree.values()) else sorted(
-        leaf for x in tree.values() for leaf in (flat(x) if isinstance(x, dict) else [x]))
+    return (
+        sorted(tree.values())
+        if not any(isinstance(x, dict) for x in tree.values())
+        else sorted(leaf for x in tree.values() for leaf in (flat(x) if isinstance(x, dict) else [x]))
+    )
 
 
 @pytest.mark.parametrize(
