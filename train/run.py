@@ -62,8 +62,9 @@ class Run:
         """Open the logs of a fresh run (None), or of one that goes on from a step; returns the rows so far."""
         if self.directory is None or jax.process_index() > 0:
             return []
-        rows = self.directory / "metrics.jsonl"
-        self.logs = [JsonlLog(rows, after=step), TensorBoardLog(self.directory / "tensorboard", after=step)]
+        rows, events = self.directory / "metrics.jsonl", self.directory / "tensorboard"
+        killed = step is None and any(events.glob("events.*"))  # before its first checkpoint: all of it is taken back
+        self.logs = [JsonlLog(rows, after=step), TensorBoardLog(events, after=0 if killed else step)]
         return [] if step is None else [{name: _number(x) for name, x in row.items()} for row in read_rows(rows)]
 
     def write(self, row: dict[str, Any]) -> None:

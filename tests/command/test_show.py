@@ -10,7 +10,8 @@ def test_summary_names_every_layer_and_counts(sapwood, stripes):
     done = sapwood("summary", stripes, "--hidden", 12)
     assert (done.code, done.err) == (0, [])
     text = "\n".join(done.out)
-    for word in ("hidden", "logits", "Dense", "float32[16,12]", "230 parameters"):  # 16 * 12 + 12 + 12 * 2 + 2 parameters
+    # 16 * 12 + 12 + 12 * 2 + 2 parameters
+    for word in ("hidden", "logits", "Dense", "float32[16,12]", "230 parameters"):
         assert word in text
 
 
