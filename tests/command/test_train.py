@@ -108,6 +108,10 @@ def test_where_nothing_was_saved_resume_starts_afresh_with_any_options(run, sapw
     assert sapwood("train", stripes, "--run", "r", "--resume").digest == run.digest
     assert config("r")["options"]["hidden"] == 8
     assert [row["step"] for row in read_rows("r/metrics.jsonl")] == [3, 6]
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator("r/tensorboard")
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [3, 6]  # the killed run's are taken back
 
 
 def test_directories_of_their_own(run, stripes, tmp_path, monkeypatch, capsys):
@@ -273,3 +277,20 @@ def test_devices_after_jax_has_them(process, tmp_path):
     (tmp_path / "mine.py").write_text(source)
     error = process("train", "mine.py", "--devices", 4).error
     assert error.startswith("--devices 4: JAX has its devices already, because the recipe's file uses it while")
+
+
+@pytest.mark.slow
+def test_text_is_written_before_the_last_three_lines(process, tmp_path):
+    (tmp_path / "line.txt").write_text(60 * "the sea is deep and the sky is wide, ")
+    small = ("--depth", 1, "--width", 32, "--heads", 2, "--length", 32, "--stride", 8, "--sample", 20)
+    words = ("train", "text", "--file", "line.txt", "--epochs", 3, "--prompt", "the sea", *small)
+    done = process(*words, "--run", "r")
+    assert (done.code, done.err) == (0, [])
+    assert re.fullmatch("the sea.{20}", done.out[-4])
+    losses = [row["loss"] for row in read_rows(tmp_path / "r" / "metrics.jsonl")]
+    assert losses[-1] < 0.7 * losses[0]
+    assert process("evaluate", "r").out[0] == done.out[-2]
+    assert process(*words, "--run", "r", "--resume").out == done.out[-4:]
+    assert process(*words, "--run", "s").digest == done.digest
+    error = process("predict", "r", "line.txt").error
+    assert error == "r is no image classifier: its model takes tokens"

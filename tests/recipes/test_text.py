@@ -1,0 +1,95 @@
+"""`text`: what it learns, what it writes, and what it refuses before it learns."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sapwood as sw
+from sapwood.recipes.text import NOVEL, Text
+
+LINE = "the sea is deep and the sky is wide, "
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The recipe on a text of one line, again and again."""
+    path = tmp_path / "line.txt"
+    path.write_text(60 * LINE)
+    options = {"depth": 1, "width": 32, "heads": 2, "length": 32, "stride": 8, "epochs": 4, "prompt": "the sea"}
+    return lambda **more: Text(**{"file": str(path), "learning_rate": 1e-2, "sample": 40, **options, **more})
+
+
+@pytest.fixture
+def trained(small):
+    recipe = small()
+    data, _ = recipe.data()
+    state, history = recipe.trainer(100).fit(data, epochs=4, batch_size=16, progress=False)
+    return recipe, state, history
+
+
+@pytest.mark.slow
+def test_it_learns_the_line_by_heart_and_writes_on(trained):
+    recipe, state, history = trained
+    assert history[0]["loss"] < np.log(len(recipe.vocabulary)) + 0.5
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    written = recipe.report(state.params, state.state)
+    assert len(written) == len("the sea") + 40
+    assert written == recipe.report(state.params, state.state)  # by its seed
+    cold = dataclasses.replace(recipe, temperature=1e-3, sample=2 * len(LINE))  # longer than its window of 32
+    assert cold.report(state.params, state.state) == (4 * LINE)[: len("the sea") + 2 * len(LINE)]
+
+
+def test_the_model_looks_only_back():
+    """A later character changes nothing before it."""
+    recipe = Text(depth=2, width=16, heads=2, length=12)
+    tokens = jnp.arange(24).reshape(2, 12) % len(recipe.vocabulary)
+    params, state = sw.init(recipe.model, 0, tokens)
+    before, _ = sw.apply(recipe.model, params, state, tokens)
+    after, _ = sw.apply(recipe.model, params, state, tokens.at[:, 7].set(3))
+    np.testing.assert_array_equal(before[:, :7], after[:, :7])
+    assert (jnp.abs(before - after)[:, 7:].max((0, 2)) > 0).all()
+
+
+def test_the_novel_is_cut_into_training_and_test(small):
+    recipe = Text(length=64)
+    train, test = recipe.data()
+    text = NOVEL.read_text(encoding="utf-8")
+    assert recipe.vocabulary == "".join(sorted(set(text)))
+    first, last = train[0], test[len(test) - 1]
+    assert sw.data.decode(first["tokens"], recipe.vocabulary) == text[:64]
+    assert sw.data.decode(first["targets"], recipe.vocabulary) == text[1:65]
+    assert sw.data.decode(last["tokens"], recipe.vocabulary) in text[int(0.9 * len(text)) :]
+    assert train.features["tokens"].vocabulary == tuple(recipe.vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": "Sea"}, r"character 'S' at position 0 \(line 1\) is not in the vocabulary of 14 characters"),
+        ({"prompt": ""}, "prompt is empty"),
+        ({"length": 3000}, "windows of 3000 need at least 3001"),
+        ({"length": 0}, "a window has at least one character"),
+        ({"stride": 0}, "windows start at least one character apart"),
+    ],
+)
+def test_what_cannot_be_learned_is_said_before_training(small, options, message):
+    with pytest.raises(sw.SapwoodError, match=message):
+        small(**options).data()
+
+
+def test_heads_that_do_not_divide_the_width(small):
+    recipe = small(heads=5)
+    with pytest.raises(sw.SapwoodError, match="32 features do not divide into heads=5") as caught:
+        sw.spec(recipe.model, jax.ShapeDtypeStruct((2, 32), "int32"))
+    assert any("blocks/attention" in note for note in caught.value.__notes__)
+
+
+def test_files_that_are_no_text(small, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    with pytest.raises(sw.DataError, match=r"latin.txt is not UTF-8 text: byte 3 is 0xe9"):
+        small(file=str(tmp_path / "latin.txt")).data()
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt"):
+        small(file="nowhere.txt").data()
