@@ -4,6 +4,8 @@ JAX's indexing clamps or gives NaN out of range, so most of these train on in si
 """
 
 import dataclasses
+import errno
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -178,6 +180,18 @@ def test_a_checkpoint_of_another_model(tmp_path):
 @pytest.mark.parametrize("below", ["", "deeper"])
 def test_a_run_directory_that_is_a_file(tmp_path, below):
     (tmp_path / "file").write_text("here")
-    with pytest.raises((sw.SapwoodError, OSError)) as caught:
+    with pytest.raises(sw.CheckpointError) as caught:
         fit(images(), run=Path(tmp_path / "file" / below))
-    assert caught.match(str(tmp_path / "file"))
+    assert caught.match(rf"the run directory {tmp_path}/file.* cannot be written: (Not a directory|File exists); make")
+
+
+def test_a_log_that_cannot_grow(tmp_path, monkeypatch):
+    """The disk is full when the first row is to be written."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("sapwood.train.logs.JsonlLog.write", full)
+    with pytest.raises(sw.CheckpointError) as caught:
+        fit(images(), run=tmp_path)
+    assert caught.match(rf"^the run directory {tmp_path} cannot be written: No space left on device; make room and res")

@@ -1,5 +1,7 @@
 """The directory of a run: its rows, its TensorBoard events and its checkpoints; nothing at all where none is wanted."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +66,26 @@ class Run:
             return []
         rows, events = self.directory / "metrics.jsonl", self.directory / "tensorboard"
         killed = step is None and any(events.glob("events.*"))  # before its first checkpoint: all of it is taken back
-        self.logs = [JsonlLog(rows, after=step), TensorBoardLog(events, after=0 if killed else step)]
+        with self._writable():
+            self.logs.append(JsonlLog(rows, after=step))
+            self.logs.append(TensorBoardLog(events, after=0 if killed else step))
         return [] if step is None else [{name: _number(x) for name, x in row.items()} for row in read_rows(rows)]
 
     def write(self, row: dict[str, Any]) -> None:
         """Write one row to the logs; TensorBoard takes single numbers alone."""
         if not self.logs:
             return
-        self.logs[0].write({name: x.tolist() if isinstance(x, np.ndarray) else x for name, x in row.items()})
-        self.logs[1].write({name: x for name, x in row.items() if isinstance(x, int | float)})
+        with self._writable():
+            self.logs[0].write({name: x.tolist() if isinstance(x, np.ndarray) else x for name, x in row.items()})
+            self.logs[1].write({name: x for name, x in row.items() if isinstance(x, int | float)})
+
+    @contextlib.contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"the run directory {self.directory} cannot be written: {error.strerror}; make room "
+                                  f"and resume, or choose another directory") from error  # fmt: skip
 
 
 def _number(x: Any) -> Any:
