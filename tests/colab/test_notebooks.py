@@ -21,7 +21,9 @@ def test_is_stored_without_output(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs(path, tmp_path):
+def test_runs(path, tmp_path, monkeypatch):
+    for name in ("MPLBACKEND", "XLA_FLAGS"):  # as on a user's machine, not as in the tests
+        monkeypatch.delenv(name, raising=False)
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", ())]
