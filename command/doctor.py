@@ -66,11 +66,11 @@ def devices() -> list[tuple[str, str]]:
         print("            (JAX is told to use the CPU alone)")
         return []
     if nvidia():
-        return [("JAX sees no GPU, but there is an NVIDIA driver", "pip install 'sapwood[cuda]'")]
+        return [("JAX sees no GPU, but there is an NVIDIA driver", "pip install 'jax[cuda13]'")]
     if Path("/dev/kfd").exists():
-        return [("JAX sees no GPU, but there is an AMD driver", "pip install 'sapwood[rocm]'")]
+        return [("JAX sees no GPU, but there is an AMD driver", "pip install 'jax[rocm7-local]'")]
     if tpu():
-        return [("JAX sees no TPU, but this machine has one", "pip install 'sapwood[tpu]'")]
+        return [("JAX sees no TPU, but this machine has one", "pip install 'jax[tpu]'")]
     return []
 
 

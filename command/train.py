@@ -60,7 +60,10 @@ def parser(recipe: Any) -> options.Parser:
         "--resume", action="store_true", help="go on from the last checkpoint, or start where there is none"
     )
     made.add_argument(
-        "--checkpoint-every", type=int, metavar="STEPS", help="steps between checkpoints; default an epoch"
+        "--checkpoint-every",
+        type=int,
+        metavar="STEPS",
+        help="steps between checkpoints; default an epoch, 200 at least",
     )
     made.add_argument("--keep", type=int, metavar="N", default=2, help="how many of the newest checkpoints stay")
     made.add_argument(

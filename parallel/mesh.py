@@ -78,7 +78,7 @@ def _check(pairs: list[tuple[str, int]]) -> dict[str, int]:
     for i, (name, size) in enumerate(pairs):
         if name not in AXES:
             raise ConfigError(
-                f"mesh {written!r}: unknown axis {name!r}{nearest(name, AXES)}; there are {', '.join(AXES)}. "
+                f"mesh {written!r}: unknown axis {name!r}{nearest(name, AXES)} (axes: {', '.join(AXES)}). "
                 "For axes of your own, build a jax.sharding.Mesh and name them in Rules"
             )
         if name in dict(pairs[:i]):
@@ -105,7 +105,8 @@ def _fill(shape: dict[str, int], count: int) -> dict[str, int]:
         raise ConfigError(
             f"mesh {written!r}: the sizes multiply to {known}, the number of devices is {count}; write -1 "
             f"for one axis to take all of them, or give devices=jax.devices()[:n] to use n. (On a CPU, "
-            f"XLA_FLAGS=--xla_force_host_platform_device_count={known} simulates {known}.)"
+            f"`sapwood ... --devices {known}` or XLA_FLAGS=--xla_force_host_platform_device_count={known} simulates "
+            f"{known}.)"
         )
     return {name: count // known if size == -1 else size for name, size in shape.items()}
 

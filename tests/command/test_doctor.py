@@ -73,8 +73,8 @@ def test_a_missing_package(sapwood, found):
 @pytest.mark.parametrize(
     ("kind", "what", "mend"),
     [
-        ("nvidia", "JAX sees no GPU, but there is an NVIDIA driver", "pip install 'sapwood[cuda]'"),
-        ("tpu", "JAX sees no TPU, but this machine has one", "pip install 'sapwood[tpu]'"),
+        ("nvidia", "JAX sees no GPU, but there is an NVIDIA driver", "pip install 'jax[cuda13]'"),
+        ("tpu", "JAX sees no TPU, but this machine has one", "pip install 'jax[tpu]'"),
     ],
 )
 def test_an_accelerator_beside_a_jax_for_the_cpu(sapwood, found, kind, what, mend):
@@ -104,7 +104,7 @@ def test_a_gpu_beside_a_jax_for_the_cpu_as_a_command(process, tmp_path):
     done = process("doctor", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}", JAX_PLATFORMS="")
     assert done.code == 1
     assert "missing     JAX sees no GPU, but there is an NVIDIA driver" in done.out
-    assert "            pip install 'sapwood[cuda]'" in done.out
+    assert "            pip install 'jax[cuda13]'" in done.out
 
 
 @pytest.mark.slow
