@@ -55,7 +55,12 @@ def add_fields(parser: argparse.ArgumentParser, config: type) -> None:
             settings["default"] = field.default
         else:
             settings |= {"required": True, "help": "required"}
-        group.add_argument(option, dest=f"field.{field.name}", **settings)
+        try:
+            group.add_argument(option, dest=f"field.{field.name}", **settings)
+        except argparse.ArgumentError:
+            raise ConfigError(
+                f"the recipe's field {field.name!r} has the name of an option of {parser.prog}; give it another name"
+            ) from None
 
 
 def fields_of(found: argparse.Namespace) -> dict[str, Any]:

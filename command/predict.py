@@ -20,9 +20,10 @@ def main(arguments: list[str]) -> None:
     from sapwood.recipes.experiment import Experiment
 
     experiment = Experiment.open(found.run)
-    names = experiment.trainer.objective.inputs
+    names = getattr(experiment.trainer.objective, "inputs", ())
     if len(names) != 1 or len(experiment.features[names[0]].shape) != 3:
-        raise ConfigError(f"{found.run} is no image classifier: its model takes {', '.join(names)}")
+        takes = ", ".join(names) or "what only its objective knows"
+        raise ConfigError(f"{found.run} is no image classifier: its model takes {takes}")
     feature = experiment.features[names[0]]
     images = np.stack([read(file, feature, invert=found.invert) for file in found.files])
     logits = experiment.trainer.predict(experiment.restore(), {names[0]: images})

@@ -3,6 +3,7 @@
 from typing import Any
 
 from sapwood.command import options
+from sapwood.core.errors import ConfigError
 
 
 def main(arguments: list[str]) -> None:
@@ -27,9 +28,13 @@ def read(command: str, about: str, arguments: list[str], *more: tuple[str, dict]
         options.add_fields(parser, find(arguments[0]))
     found = parser.read(arguments)
     recipe = find(found.recipe)(**options.fields_of(found))
-    features = recipe.data()[0].features
+    features, objective = recipe.data()[0].features, recipe.objective()
+    if not hasattr(objective, "inputs"):
+        raise ConfigError(
+            f"the objective of {found.recipe} does not name the model's inputs; sw.supervised makes one that does"
+        )
     inputs = tuple(
         jax.ShapeDtypeStruct((recipe.batch_size, *features[name].shape), features[name].dtype)
-        for name in recipe.objective().inputs
+        for name in objective.inputs
     )
     return recipe, inputs, found

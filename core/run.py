@@ -1,7 +1,7 @@
 """Running a model: `bind` a cursor, `pure` to hand effects back, `apply` for both in one call."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, overload
 
 from sapwood.core import paths
@@ -54,7 +54,8 @@ def pure(f: Callable, full: bool = False) -> Callable[..., tuple[Any, Any]]:
     Inside any JAX transform this is what makes ``v.put``, ``v.rng``, ``v.loss``, ``v.sow`` and ``v.check`` work;
     outside, ``v.merge(updates)`` takes them over. ``full=True`` gives ``(y, state)`` instead, with the whole next
     state of ``v``: one fixed structure, as the carries of ``cond``, ``while_loop`` and ``scan`` need it. It has no
-    place for auxiliary losses, so a training run that makes some raises `EffectError`.
+    place for auxiliary losses, so a training run that makes some raises `EffectError`; and none for what traced
+    checks found, which are dropped: where they matter, hand ``updates`` back.
 
     >>> def count(v, x):
     ...     n = v.state("n", (), jax.nn.initializers.zeros)
@@ -72,12 +73,7 @@ def pure(f: Callable, full: bool = False) -> Callable[..., tuple[Any, Any]]:
         y = f(inner, *xs, **options)
         if not full:
             return y, collector.updates()
-        if collector.losses and inner.train:
-            names = ", ".join(map(paths.join, collector.losses))
-            raise EffectError(
-                f"the auxiliary losses {names} would be lost: only sw.pure(f)(v, ...) hands back updates.losses "
-                "(sw.apply and full=True hand back the state alone)"
-            )
+        _refuse_to_lose(collector.losses, inner)
         return y, current_state(inner)
 
     return run
@@ -107,12 +103,23 @@ def apply(f, params, state, *xs, rng=None, train=False, policy=None, capture=Non
     v = v._with(_reads=set())
     if capture:
         y, updates = pure(f)(v, *xs)
+        _refuse_to_lose([path for path, _ in paths.leaves(updates.losses)], v)
         next_state, captured = paths.overlay(v._state, updates.state), updates.captured
     else:
         y, next_state = pure(f, full=True)(v, *xs)
         captured = None
     _refuse_undeclared(f, v, xs)
     return (y, next_state, captured) if capture else (y, next_state)
+
+
+def _refuse_to_lose(losses: Collection[paths.Path], v: Vars) -> None:
+    """Raise where a training run made auxiliary losses that nothing hands back."""
+    if losses and v.train:
+        names = ", ".join(map(paths.join, losses))
+        raise EffectError(
+            f"the auxiliary losses {names} would be lost: only sw.pure(f)(v, ...) hands back updates.losses "
+            "(sw.apply and full=True hand back the state alone)"
+        )
 
 
 def _refuse_undeclared(f: Callable, v: Vars, xs: tuple) -> None:

@@ -111,7 +111,7 @@ class Experiment:
         return [f"{name} was {old.get(name, _ABSENT)} and is now {new.get(name, _ABSENT)}" for name in names]
 
     def train(self, resume: bool = False, **options: Any) -> Any:
-        """Train to the end; returns the last state. Options that cannot be are refused before anything is written."""
+        """Train to the end; returns the last state. What data and mesh refuse is refused before anything is written."""
         data, held_out = self.train_data
         recipe, trainer = self.recipe, self.trainer
         trainer.check_batch_size(recipe.batch_size)

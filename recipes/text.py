@@ -50,6 +50,12 @@ class Text(sw.Recipe):
             raise sw.ConfigError("prompt is empty; at least one character to write on from is expected")
         return sw.data.encode(self.prompt, self.vocabulary)
 
+    def __post_init__(self):
+        if self.temperature <= 0:
+            raise sw.ConfigError(f"temperature={self.temperature}: above 0 is expected; 0.1 is nearly greedy")
+        if self.file is not None:  # so that the run can be read from any folder
+            object.__setattr__(self, "file", str(Path(self.file).absolute()))
+
     def data(self):
         len(self.start)  # a prompt that cannot be read is an error now, not after the training
         cut = int(0.9 * len(self.text))

@@ -5,6 +5,7 @@ JSON values, empty at first, kept by the loop and saved in every checkpoint, so 
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -88,7 +89,8 @@ class EarlyStopping:
         if not event.epoch_end:
             return False
         new = value(event.row, self.monitor, "EarlyStopping")
-        if "best" not in memory or better(new, memory["best"], self.mode, self.delta):
+        first = memory.get("best") is None or math.isnan(memory["best"])  # anything is better than NaN
+        if first or better(new, memory["best"], self.mode, self.delta):
             memory.update(best=new, step=event.step, waited=0)
         else:
             memory["waited"] += 1

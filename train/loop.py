@@ -129,6 +129,11 @@ class Loop:
         if info is None:
             self.record.begin(None)
             self.done = int(self.state.step)
+            if self.done >= self.plan.steps:
+                raise ConfigError(
+                    f"fit(state=...): the state is at step {self.done} and the run ends at step {self.plan.steps}; "
+                    "steps and epochs count from step 0: ask for more, or give state.replace(step=0)"
+                )
             self.stream.seek(self.done)
             return
         self.stream.restore(info["data"])

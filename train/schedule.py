@@ -59,8 +59,8 @@ def schedule(
     """
     given = {"epochs": epochs, "steps": steps, "log_every": log_every, "checkpoint_every": checkpoint_every}
     for name, number in given.items():
-        if number is not None and number < 1:
-            raise ConfigError(f"fit({name}={number}): at least 1 is expected")
+        if number is not None and (number != int(number) or number < 1):
+            raise ConfigError(f"fit({name}={number}): a whole number, at least 1, is expected")
     if (epochs is None) == (steps is None):
         raise ConfigError(f"fit needs either epochs= or steps=, got {'neither' if epochs is None else 'both'}")
     total = steps if steps is not None else (epochs or 1) * steps_per_epoch

@@ -81,9 +81,11 @@ class Trainer:
                 f"Trainer(optimizer=...): an optax transformation such as optax.adam(1e-3) is expected, "
                 f"got {self.optimizer!r}"
             )
+        if self.rules is not None and self.mesh is None:
+            raise ConfigError(f"Trainer(rules={self.rules!r}) needs mesh=: rules map logical axes onto a mesh's")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"Trainer(ema={self.ema}): a decay between 0 and 1, such as 0.999, is expected")
-        if self.accumulate < 1:
+        if self.accumulate != int(self.accumulate) or self.accumulate < 1:
             raise ConfigError(f"Trainer(accumulate={self.accumulate}): at least 1 micro-batch is expected")
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"Trainer(clip={self.clip}): a norm above 0 is expected; None does not clip")

@@ -107,3 +107,16 @@ def test_help_shows_every_default(capsys):
     shown = capsys.readouterr().out
     for word in ("--must INT", "required", "--no-yes", "adam|sgd", "default: 0.5", "default: (16, 8)", "FLOAT|none"):
         assert word in shown
+
+
+def test_a_field_with_the_name_of_an_option():
+    @dataclasses.dataclass(frozen=True)
+    class Taken:
+        """A recipe."""
+
+        keep: int = 1
+
+    parser = options.Parser("train", "a test")
+    parser.add_argument("--keep")
+    with pytest.raises(ConfigError, match="'keep' has the name of an option of sapwood train"):
+        options.add_fields(parser, Taken)

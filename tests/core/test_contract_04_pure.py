@@ -146,3 +146,12 @@ def test_pure_keeps_name_and_options():
     assert sw.pure(model)(sw.bind({}), 2, scale=3)[0] == 6
     with pytest.raises(TypeError, match="takes its variables first, then its inputs: expected a cursor or a dict"):
         sw.pure(model)(2.0, 3)
+
+
+def test_apply_with_capture_does_not_lose_losses():
+    def model(v, x):
+        v.loss("l2", x.sum())
+        return x
+
+    with pytest.raises(sw.EffectError, match="auxiliary losses l2 would be lost"):
+        sw.apply(model, {}, {}, jnp.ones(2), train=True, capture=True)

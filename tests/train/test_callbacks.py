@@ -21,6 +21,7 @@ def stops(callback, values, memory=None, name="validation_loss"):
 def test_early_stopping_waits_for_its_patience():
     assert stops(EarlyStopping(patience=2), [3, 2, 2.5, 2.1]) == [False, False, False, True]
     assert stops(EarlyStopping(patience=2), [3, 2, 2.5, 1.9, 2]) == [False] * 5
+    assert stops(EarlyStopping(patience=2), [math.nan, 0.5, 0.4, 0.3, 0.2]) == [False] * 5
 
 
 def test_early_stopping_can_look_for_the_largest_and_for_a_margin():

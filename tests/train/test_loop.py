@@ -334,3 +334,9 @@ def test_an_objective_without_predict_says_how_to():
     trainer = Trainer(lambda v, batch: (jnp.float32(0), {}), optax.sgd(0.1))
     with pytest.raises(ConfigError, match=r"no predict\(v, batch\)"):
         trainer.predict(None, DATA)
+
+
+def test_a_state_that_is_at_the_end_already_is_refused(unbroken):
+    _, (state, _) = unbroken
+    with pytest.raises(ConfigError, match="the state is at step 24 and the run ends at step 20"):
+        TRAINER.fit(DATA, state=state, steps=20, batch_size=4, progress=False)

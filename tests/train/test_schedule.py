@@ -22,7 +22,7 @@ def test_the_defaults_follow_the_length_of_an_epoch():
     assert schedule(45, **{**ASK, "best": True}).checkpoint_every == 45
 
 
-@pytest.mark.parametrize("change", [{"steps": 5}, {"epochs": None}, {"epochs": 0}, {"log_every": 0}])
+@pytest.mark.parametrize("change", [{"steps": 5}, {"epochs": None}, {"epochs": 0}, {"epochs": 1.3}, {"log_every": 0}])
 def test_options_that_cannot_be(change):
     with pytest.raises(ConfigError, match="fit"):
         schedule(10, **{**ASK, **change})
