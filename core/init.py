@@ -45,17 +45,24 @@ def init(
     >>> params["head"]["kernel"].shape, state
     ((4, 10), {})
     """
-    key, declared = as_key(key), spec(f, *xs, policy=policy)
+    declared = spec(f, *xs, policy=policy)
+    born = shardings(declared) if shardings else None
+    return init_declared(f, declared, as_key(key), *xs, data=data, policy=policy, place=place, shardings=born)
+
+
+def init_declared(
+    f: Callable, declared: Spec, key: jax.Array, *xs: Any, data=False, policy=None, place=None, shardings=None
+) -> tuple[dict, dict]:
+    """`init` of a model whose declarations are at hand; ``shardings`` is the pair of trees itself."""
     late = {where for where, param in _entries(declared) if _reads_data(param.init)}
     if late and not data:
         names = ", ".join(paths.join(path) for _, path in sorted(late))
         raise DeclarationError(f"the initialisers of {names} read the model's input; use sw.init(..., data=True)")
-    wanted = shardings(declared) if shardings else ({}, {})
-    first = draw(declared, key, wanted, skip=late)
+    first = draw(declared, key, shardings or ({}, {}), skip=late)
     if not late:
         return first
     arrays, rest = arrays_apart(xs)
-    whole = jax.jit(partial(_forward, f, rest, policy=policy, place=place), out_shardings=wanted if shardings else None)
+    whole = jax.jit(partial(_forward, f, rest, policy=policy, place=place), out_shardings=shardings)
     return whole(first, key, arrays)
 
 

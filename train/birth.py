@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sapwood import parallel
-from sapwood.core.init import init, quick
+from sapwood.core.init import init_declared, quick
 from sapwood.core.rng import as_key
 from sapwood.core.spec import Spec, spec
 from sapwood.train import trainable
@@ -36,15 +36,16 @@ def plan(trainer: Any, batch: Any) -> Plan:
     shapes = jax.eval_shape(complete, jax.eval_shape(lambda: jax.random.key(0)), *variables)
     shardings = born = None
     if trainer.mesh is not None:
-        shardings = where = _shardings(trainer, declared, shapes)
+        shardings = _shardings(trainer, declared, shapes)
         shapes = jax.tree.map(_struct, shapes, shardings)
-        born = lambda _: (where.params, where.state)  # noqa: E731
+        born = shardings.params, shardings.state
 
     def make(key: Any, batch: Any) -> TrainState:
         key = as_key(key)
-        first = init(
-            trainer.objective, key, batch, data=True, policy=trainer.policy, place=trainer.place, shardings=born
-        )
+        first = init_declared(
+            trainer.objective, declared, key, batch,
+            data=True, policy=trainer.policy, place=trainer.place, shardings=born,
+        )  # fmt: skip
         once = jax.jit(complete, out_shardings=shardings, donate_argnums=(1, 2), compiler_options=quick(key))
         return once(key, *first)
 
