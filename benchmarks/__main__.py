@@ -1,0 +1,92 @@
+"""The benchmarks, run from the root of the repository; docs/benchmarks.md explains them."""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import platform
+import sys
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.race import Refused, available, installed, race
+from benchmarks.suite import FLOOR, NAMES, PEERS, WAITING, suites
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("sapwood", "jax", "jaxlib", "numpy", "optax", "flax", "dm-haiku", "equinox", "keras", "torch",
+            "orbax-checkpoint", "grain")  # fmt: skip
+
+
+def arguments(words=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("suites", nargs="*", help=f"of {', '.join(NAMES)}; all by default")
+    parser.add_argument("--against", help=f"of {','.join((FLOOR, *PEERS))}; all by default. The floor always runs")
+    parser.add_argument("--rounds", type=int, help="of each race; its own number by default")
+    parser.add_argument("--threads", type=int, default=available(), help="of every process; every core by default")
+    parser.add_argument("--out", type=Path, help="where the JSON goes; benchmarks/results/SUITE.json by default")
+    options = parser.parse_args(words)
+    for name in options.suites:
+        if name in WAITING:
+            refuse(f"{name} waits for {WAITING[name]}")
+        if name not in NAMES:
+            refuse(f"there is no suite {name!r}; there are {', '.join(NAMES)}")
+    options.against = PEERS if options.against is None else tuple(options.against.split(","))
+    for system in options.against:
+        if system not in (FLOOR, *PEERS):
+            refuse(f"there is no system {system!r}; there are {', '.join((FLOOR, *PEERS))}")
+    if (options.rounds or 1) < 1 or not 1 <= options.threads <= available():
+        refuse(f"at least one round, and 1 to {available()} threads are expected")
+    return options
+
+
+def refuse(message: str, code: int = 2):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def machine() -> dict:
+    """Where and with what it was measured."""
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+    return {"date": date, "cpu": cpu, "cores": available(), "python": platform.python_version(), "versions": versions}
+
+
+def main(words=None) -> int:
+    options = arguments(words)
+    missing = sorted({system for system in options.against if not installed(system)})
+    if missing:
+        print(f"not installed, left out: {', '.join(missing)} (the extra `peers` has them)", file=sys.stderr)
+    out, failed = {}, False
+    for name in options.suites or NAMES:
+        found = {"machine": machine(), "races": []}
+        for suite in suites(name):
+            peers = {system for system in suite.systems if system.partition(" ")[0] in PEERS}
+            left = {system for system in peers if system.partition(" ")[0] not in options.against or system in missing}
+            systems = [system for system in suite.systems if system not in left]
+            try:
+                measured = race(suite, systems, options.rounds or suite.rounds, options.threads)
+            except Refused as error:
+                refuse(str(error), 1)
+            print(report.text(suite, measured), flush=True)
+            failed = failed or bool(measured["failed"])
+            found["races"].append(measured)
+        out[name] = found
+        if options.out is None:
+            RESULTS.mkdir(exist_ok=True)
+            (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    if options.out is not None:
+        options.out.write_text(json.dumps(out if len(out) > 1 else found, indent=1) + "\n")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

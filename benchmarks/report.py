@@ -1,0 +1,63 @@
+"""A race's result as a table, and the goals it meets."""
+
+import statistics as middle
+
+from benchmarks.statistics import Interval, met, noise, ratio
+from benchmarks.suite import AGAIN, Goal, Suite
+
+
+def table(suite: Suite, found: dict, measure: str) -> list[list[str]]:
+    """Rows of one measure, the header first: the cost, its ratio to the floor with its interval, the goal."""
+    rounds = found["rounds"]
+    rows = [["system", measure, "of the floor", "95 % interval", "goal"]]
+    for system in [s for s in suite.systems if all(measure in r.get(s, ()) for r in rounds)]:
+        floor = suite.floor_of(system)
+        cost = duration(middle.median(r[system][measure] for r in rounds))
+        if system == floor:
+            rows.append([system, cost, "1", "", ""])
+            continue
+        r = ratio(rounds, system, floor, measure)
+        goals = [verdict(suite, found, goal) for goal in suite.goals if measure == (goal.measure or suite.measures[0])
+                 and system == (goal.system if goal.limit != 1.0 else goal.against)]  # fmt: skip
+        said = "; ".join(filter(None, goals)) if system != AGAIN else "A/A"
+        rows.append([system, cost, f"{r.median:.3f}", f"{r.low:.3f} to {r.high:.3f}", said])
+    return rows
+
+
+def verdict(suite: Suite, found: dict, goal: Goal) -> str:
+    """The goal in words, and whether it is met; nothing where one of its systems took no part."""
+    measure = goal.measure or suite.measures[0]
+    rounds = found["rounds"]
+    if not all(measure in r.get(s, ()) for r in rounds for s in (goal.system, goal.against)):
+        return ""
+    r = ratio(rounds, goal.system, goal.against, measure)
+    said = "met" if met(goal, r, noise(suite, rounds, measure)) else "not met"
+    if goal.limit == 1.0:
+        return f"{goal.system} at {_short(r)} of it: {said}"
+    return f"{_short(r)}, at most {goal.limit:g} of {goal.against}: {said}"
+
+
+def _short(r: Interval) -> str:
+    return f"{r.median:.2f} ({r.low:.2f} to {r.high:.2f})"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a unit that suits them.
+
+    >>> duration(0.00025), duration(0.5), duration(12)
+    ('0.250 ms', '500 ms', '12.0 s')
+    """
+    if seconds >= 1:
+        return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e3:.3f} ms"
+
+
+def text(suite: Suite, found: dict) -> str:
+    """Everything of a race, for a terminal."""
+    lines = [f"\n{suite.name}: {suite.what}; {len(found['rounds'])} rounds, {found['threads']} threads"]
+    for measure in suite.measures:
+        rows = table(suite, found, measure)
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines += ["  " + "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [f"  {message}" for message in found["failed"].values()]
+    return "\n".join(lines)

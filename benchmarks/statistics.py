@@ -1,0 +1,57 @@
+"""The statistics of a race: ratios within rounds, their median with an interval, and when a goal is met."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.suite import AGAIN, Goal, Suite
+
+Rounds = Sequence[Mapping[str, Mapping[str, float]]]
+"""Of each round, of each system, seconds by measure."""
+
+
+class Interval(NamedTuple):
+    """A median and its 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+
+def interval(ratios: Sequence[float]) -> Interval:
+    """The median and its 95 % interval, by the bootstrap over rounds.
+
+    >>> interval([1.0, 1.0, 1.0])
+    Interval(median=1.0, low=1.0, high=1.0)
+    """
+    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+    return Interval(float(np.median(ratios)), float(low), float(high))
+
+
+def ratio(rounds: Rounds, system: str, to: str, measure: str) -> Interval:
+    """What a system costs, over what another one costs in the same round."""
+    return interval([r[system][measure] / r[to][measure] for r in rounds if system in r and to in r])
+
+
+def noise(suite: Suite, rounds: Rounds, measure: str) -> float:
+    """Half the width of the A/A interval; 0 where the race has none."""
+    if not any(AGAIN in r for r in rounds):
+        return 0.0
+    return ratio(rounds, AGAIN, suite.systems[0], measure).half_width
+
+
+def met(goal: Goal, found: Interval, noise: float) -> bool:
+    """Whether a goal is met: the upper bound is under the limit and the half-width of the A/A interval.
+
+    >>> met(Goal("sapwood", "floor", 1.0), Interval(0.99, 0.97, 1.01), noise=0.02)
+    True
+    >>> met(Goal("sapwood", "floor", 1.0), Interval(0.99, 0.97, 1.03), noise=0.02)
+    False
+    """
+    return found.high < goal.limit + noise
