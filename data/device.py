@@ -1,7 +1,7 @@
 """The feed of batches to the devices: sharded as the mesh wants it, a few batches ahead, without waiting."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +18,7 @@ class DeviceBatches(Iterator[dict[str, Any]]):
     Its `position` counts the batches handed out, not those read ahead, so it is what a checkpoint keeps.
     """
 
-    def __init__(self, batches: Batches, sharding: Any, prefetch: int, block: int | None):
+    def __init__(self, batches: Batches, sharding: Any, prefetch: int, block: int | Callable[[int], int] | None):
         self.batches, self.sharding = batches, sharding
         self._block, self._prefetch = block, prefetch
         self._ahead: deque[Future] = deque()
@@ -62,7 +62,7 @@ class DeviceBatches(Iterator[dict[str, Any]]):
 
     def _size(self, step: int) -> int:
         """How many batches the one that starts at `step` takes: `block`, or what is left."""
-        size = self._block or 1
+        size = self._block(step) if callable(self._block) else self._block or 1
         return size if self.steps is None else min(size, self.steps - step)
 
     def __next__(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class DeviceBatches(Iterator[dict[str, Any]]):
         return batch
 
     def _make(self, step: int, size: int) -> dict[str, Any]:
-        if self._block is None:
+        if self._block is None or (callable(self._block) and size == 1):
             return _place(self.batches[step], self.batches, self.sharding, 0)
         return _place(self.batches.block(step, size), self.batches, self.sharding, 1)
 
@@ -101,7 +101,9 @@ class DeviceBatches(Iterator[dict[str, Any]]):
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def to_device(batches: Batches, sharding: Any = None, *, prefetch: int = 2, block: int | None = None) -> DeviceBatches:
+def to_device(
+    batches: Batches, sharding: Any = None, *, prefetch: int = 2, block: int | Callable[[int], int] | None = None
+) -> DeviceBatches:
     """Batches on the devices, as global arrays, read and transferred ahead by a thread of its own.
 
     Each process reads the rows that its own devices hold, whichever those are under the mesh, and no others. Nothing
@@ -113,7 +115,8 @@ def to_device(batches: Batches, sharding: Any = None, *, prefetch: int = 2, bloc
             None puts everything on JAX's default device.
         prefetch: batches to read ahead; 0 reads each when it is asked for, in the caller's thread.
         block: hand out so many batches at once as arrays `(block, batch, ...)`, for several steps in one dispatch (the
-            last may have fewer).
+            last may have fewer). A function says how many from the number of the batch they begin with; one is then
+            handed out as it is, `(batch, ...)`.
 
     Raises:
         ConfigError: the batch size does not divide over the sharding's devices.
@@ -130,7 +133,7 @@ def to_device(batches: Batches, sharding: Any = None, *, prefetch: int = 2, bloc
 
     if prefetch < 0:
         raise ConfigError(f"prefetch is {prefetch}; a number of batches, 0 for none, is expected")
-    if block is not None and block < 1:
+    if isinstance(block, int) and block < 1:
         raise ConfigError(f"block is {block}; at least one batch is expected")
     if sharding is None and jax.process_count() > 1:
         raise ConfigError("with several processes a sharding is needed; sapwood.parallel.batch_sharding(mesh) gives it")

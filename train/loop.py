@@ -8,16 +8,17 @@ was killed and resumed ends bit for bit where an unbroken one does.
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sapwood.core.errors import CheckError, ConfigError
 from sapwood.data.batches import batches
 from sapwood.data.device import to_device
-from sapwood.train import checks, learning_rate, metrics
+from sapwood.train import checks, learning_rate, metrics, multistep
 from sapwood.train.callbacks import Callback, Event
 from sapwood.train.evaluation import AHEAD, Evaluation, as_dataset, without_flags
 from sapwood.train.progress import Progress
@@ -51,6 +52,7 @@ def fit(
     best: str | None = None,
     log_every: int | None = None,
     callbacks: Sequence[Callback] = (),
+    steps_per_call: int | str = "auto",
     progress: bool = True,
 ) -> Result:
     """Train ``trainer`` on ``data`` (a data set, or anything `sapwood.data.load` takes).
@@ -67,6 +69,8 @@ def fit(
         best: also keep the checkpoint where a metric is best: "validation_accuracy" (largest), "-loss" (smallest).
         log_every: steps between rows of metrics; each row averages since the one before.
         callbacks: functions ``(event, memory) -> bool | None``, see `sapwood.train.callbacks`.
+        steps_per_call: how many steps go to the device as one program where no row closes between them; the numbers are
+            the same bit for bit.
         progress: show rows and, in a terminal, a bar.
 
     Returns the last state and the rows. Raises `ConfigError` for options that do not fit together, `DataError` for bad
@@ -82,6 +86,7 @@ def fit(
     (4, [2, 4], 1.0)
     """
     trainer.check_batch_size(batch_size)
+    multistep.check_option(steps_per_call)
     stream = batches(as_dataset(data), batch_size, seed=seed)
     if best is not None and best.removeprefix("-").startswith("validation_") and validation is None:
         raise ConfigError(f"fit(best={best!r}) needs fit(validation=...)")
@@ -91,8 +96,10 @@ def fit(
     )  # fmt: skip
     evaluation = None if validation is None else Evaluation(trainer, validation, None, "validation")
     with Run(run, resume=resume, keep=keep, best=best) as record:
-        begun = start(trainer, stream, evaluation, record, seed=seed, state=state)
-        loop = Loop(trainer, begun.step, begun.state, stream, plan, evaluation, record, tuple(callbacks))
+        block = steps_per_call if isinstance(steps_per_call, int) and trainer.jit else 1
+        begun = start(trainer, stream, evaluation, record, seed=seed, state=state, block=block)
+        sender = multistep.Sender(plan, begun.step, begun.block, block)
+        loop = Loop(trainer, sender, begun.state, stream, plan, evaluation, record, tuple(callbacks))
         loop.restore(begun.info)
         show = Progress(plan.steps, epochs=epochs, start=loop.done, quiet=not progress or jax.process_index() > 0)
         with show as loop.progress:
@@ -105,7 +112,7 @@ class Row:
     """A row that is closed but not read yet: its metrics are on the device, or on their way from there."""
 
     step: int
-    steps: list[dict[str, Any]]
+    steps: list[tuple[dict[str, Any], int | None]]
     validation: list[dict[str, Any]] | None
     rate: float
 
@@ -113,15 +120,15 @@ class Row:
 class Loop:
     """The state of one run of `fit`, and the loop itself."""
 
-    def __init__(self, trainer: Any, step: Callable, state: TrainState, stream: Any, plan: Schedule,
+    def __init__(self, trainer: Any, sender: multistep.Sender, state: TrainState, stream: Any, plan: Schedule,
                  evaluation: Evaluation | None, record: Run, callbacks: tuple[Callback, ...]):  # fmt: skip
-        self.trainer, self.step, self.state, self.stream, self.plan = trainer, step, state, stream, plan
+        self.trainer, self.sender, self.state, self.stream, self.plan = trainer, sender, state, stream, plan
         self.evaluation, self.record, self.callbacks = evaluation, record, callbacks
         self.progress = Progress(plan.steps, quiet=True)
         self.history: list[dict[str, Any]] = []
         self.memory: list[dict[str, Any]] = [{} for _ in callbacks]
         self.done, self.stopped = 0, False
-        self.pending: list[dict[str, Any]] = []
+        self.pending: list[tuple[dict[str, Any], int | None]] = []
         self.late: deque[Row] = deque()
 
     def restore(self, info: dict[str, Any] | None) -> None:
@@ -151,15 +158,17 @@ class Loop:
         """Send every step that is left."""
         if self.stopped:
             return
-        feed = to_device(self.stream, self.trainer.batch_sharding)
+        feed = to_device(self.stream, self.trainer.batch_sharding, block=self.sender.size)
         self.clock, self.clocked = time.perf_counter(), self.done
         try:
             while self.done < self.plan.steps and not self.stopped:
-                self.state, found = self.step(self.state, next(feed))
-                self.done += 1
-                self.pending.append(found)
-                if len(self.pending) > AHEAD:
-                    jax.block_until_ready(self.pending[-AHEAD])
+                size = self.sender.size(self.done)
+                self.state, found = self.sender.send(self.state, next(feed), size)
+                self.done += size
+                self.pending.append((found, None if size == 1 else size))
+                ahead = max(2, AHEAD // size)
+                if len(self.pending) > ahead:
+                    jax.block_until_ready(self.pending[-ahead][0])
                 self.progress.advance(self.done)
                 if self.plan.closes_row(self.done):
                     self.close()
@@ -189,9 +198,9 @@ class Loop:
 
     def read(self, row: Row) -> None:
         """Fetch a row, look at its checks, log it, and ask the callbacks."""
-        steps = jax.device_get(row.steps)
+        steps = metrics.stack(jax.device_get(row.steps))
         self.look(row, steps)
-        values = metrics.compute(metrics.merge([without_flags(tree) for tree in steps]))
+        values = metrics.compute(metrics.merge_stacked(without_flags(steps)))
         skipped = 0 if self.state.scale is None else int(self.state.scale.skipped)
         values = learning_rate.complete(values, self.trainer.learning_rate, row.step - skipped)
         if row.validation is not None and self.evaluation is not None:
@@ -206,19 +215,21 @@ class Loop:
         for callback, memory in zip(self.callbacks, self.memory, strict=True):
             self.stopped = bool(callback(event, memory)) or self.stopped
 
-    def look(self, row: Row, steps: list[dict[str, Any]]) -> None:
+    def look(self, row: Row, steps: dict[str, Any]) -> None:
         """Raise where a check failed: the state has not changed since, so that batch can be run again to say why."""
-        for i, tree in enumerate(steps):
-            failed = tree[checks.FLAGS].failed() if checks.FLAGS in tree else []
-            if not failed:
-                continue
-            number = row.step - len(steps) + i
-            where = f"in step {number + 1} (epoch {self.plan.epoch(number + 1)})"
-            if jax.process_count() == 1:
-                key = jax.random.fold_in(self.state.rng, jnp.int32(number))
-                batch = self.trainer.put(self.stream[number])
-                checks.explain(self.trainer, self.state, batch, key, train=True, where=where)
-            raise CheckError(f"{'; '.join(failed)}, {where}")
+        flags = steps.get(checks.FLAGS, checks.Flags({})).ok
+        if all(ok.all() for ok in flags.values()):
+            return
+        bits = np.stack(list(flags.values()))
+        i = int(np.argmin(bits.all(0)))
+        failed = [message for message, ok in flags.items() if not ok[i]]
+        number = row.step - bits.shape[1] + i
+        where = f"in step {number + 1} (epoch {self.plan.epoch(number + 1)})"
+        if jax.process_count() == 1:
+            key = jax.random.fold_in(self.state.rng, jnp.int32(number))
+            batch = self.trainer.put(self.stream[number])
+            checks.explain(self.trainer, self.state, batch, key, train=True, where=where)
+        raise CheckError(f"{'; '.join(failed)}, {where}")
 
 
 def _start_copies(tree: Any) -> None:

@@ -318,21 +318,35 @@ def merge(trees: Sequence[dict[str, Any]]) -> dict[str, Metric]:
     >>> merge([{"loss": 1.0, "hits": Mean(3.0, 4.0)}, {"loss": 2.0, "hits": Mean(1.0, 2.0)}])["hits"]
     Mean(total=np.float64(4.0), weight=np.float64(6.0))
     """
-    return {name: _merge([tree[name] for tree in trees]) for name in trees[0]}
+    return merge_stacked(stack([(tree, None) for tree in trees]))
 
 
-def _merge(values: list[Any]) -> Metric:
-    first = values[0]
-    if not isinstance(first, Metric):
-        return Mean(_total(values), float(len(values)))
-    if type(first).merge is Metric.merge:  # plain sums: leaf by leaf over all batches at once
-        leaves = zip(*map(jax.tree.leaves, values), strict=True)
-        return jax.tree.unflatten(jax.tree.structure(first), [_total(leaf) for leaf in leaves])
-    return functools.reduce(lambda left, right: left.merge(right), [jax.tree.map(_wide, value) for value in values])
+def stack(parts: Sequence[tuple[Any, int | None]]) -> Any:
+    """One tree on the host with a leading axis of batches, from trees of one batch (None) and of so many (stacked).
+
+    >>> stack([(1.0, None), (np.array([2.0, 3.0]), 2)]).tolist()
+    [1.0, 2.0, 3.0]
+    """
+
+    def join(*leaves: Any) -> np.ndarray:
+        several = (np.asarray(x)[None] if parts[i][1] is None else np.asarray(x) for i, x in enumerate(leaves))
+        return np.concatenate(list(several))
+
+    return jax.tree.map(join, *(tree for tree, _ in parts))
 
 
-def _total(values: Sequence[Any]) -> Any:
-    return _wide(np.stack([np.asarray(x) for x in values])).sum(0)
+def merge_stacked(tree: dict[str, Any]) -> dict[str, Metric]:
+    """`merge` of what `stack` gives."""
+    return {name: _merge(value) for name, value in tree.items()}
+
+
+def _merge(value: Any) -> Metric:
+    if not isinstance(value, Metric):
+        return Mean(_wide(value).sum(0), float(len(value)))
+    if type(value).merge is Metric.merge:  # plain sums: leaf by leaf over all batches at once
+        return jax.tree.map(lambda leaf: _wide(leaf).sum(0), value)
+    each = [jax.tree.map(lambda leaf: _wide(leaf[i]), value) for i in range(len(jax.tree.leaves(value)[0]))]  # noqa: B023
+    return functools.reduce(lambda left, right: left.merge(right), each)
 
 
 def _wide(x: Any) -> np.ndarray:

@@ -8,6 +8,7 @@ import jax
 
 from sapwood import parallel
 from sapwood.train.evaluation import evaluate_step, predict_step
+from sapwood.train.multistep import train_block
 from sapwood.train.step import train_step
 
 
@@ -31,6 +32,10 @@ class Programs:
     def train(self, shardings: Any) -> Callable[..., Any]:
         """``(state, batch) -> (state, metrics)`` in place: the state given is used up."""
         return self._compile(train_step, None if shardings is None else (shardings, self.whole), donate_argnums=0)
+
+    def block(self, shardings: Any) -> Callable[..., Any]:
+        """``(state, batches) -> (state, metrics of each)`` in place, for batches (block, batch, ...)."""
+        return self._compile(train_block, None if shardings is None else (shardings, self.whole), donate_argnums=0)
 
     def _compile(self, function: Callable[..., Any], out_shardings: Any, **options: Any) -> Callable[..., Any]:
         trainer = self.trainer

@@ -38,6 +38,16 @@ class Schedule:
         within = step % self.steps_per_epoch
         return within % self.log_every == 0 or self.ends_epoch(step) or self.saves(step)
 
+    def row_end(self, step: int) -> int:
+        """The number of steps done when the row closes that the step after ``step`` belongs to.
+
+        >>> Schedule(steps=10, steps_per_epoch=5, log_every=3, checkpoint_every=7).row_end(5)
+        7
+        """
+        epoch, within = divmod(step, self.steps_per_epoch)
+        row = epoch * self.steps_per_epoch + min((within // self.log_every + 1) * self.log_every, self.steps_per_epoch)
+        return min(row, (step // self.checkpoint_every + 1) * self.checkpoint_every, self.steps)
+
 
 def schedule(
     steps_per_epoch: int,
