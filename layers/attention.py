@@ -1,5 +1,7 @@
 """Multi-head attention: each query takes a weighted mean of the values whose keys it matches."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -8,8 +10,9 @@ from sapwood.core.initializers import Initializer, lecun_normal, zeros
 from sapwood.core.layer import Layer, describe
 from sapwood.core.loop import platform
 from sapwood.core.vars import Vars
-from sapwood.layers import expect
+from sapwood.layers import expect, splash
 from sapwood.layers.positions import Rotary
+from sapwood.parallel.place import placed
 
 
 def attention(
@@ -19,6 +22,7 @@ def attention(
     mask: jax.Array | None = None,
     causal: bool = False,
     scale: float | None = None,
+    sharding: Any = None,
 ) -> jax.Array:
     """`softmax(q k^T * scale) v` for each head; the softmax is float32 in any precision.
 
@@ -26,7 +30,8 @@ def attention(
     `heads` is a multiple of `kv_heads`: query head n uses key head n // (heads / kv_heads), which is multi-head,
     grouped-query or multi-query attention. `mask` is boolean, true where a query may look, of rank 4 and broadcastable
     to `(batch, heads, queries, keys)`: a padding mask is `valid[:, None, None, :]`. `causal` lets query i see the keys
-    0 to i. `scale` is 1 / sqrt(head_dim) by default. A query that may look nowhere gets the mean of all values. Raises
+    0 to i. `scale` is 1 / sqrt(head_dim) by default. A query that may look nowhere gets the mean of all values.
+    `sharding` is that of q on a mesh, where it is known: a TPU then runs the kernel of `splash_attention`. Raises
     `InputError` for shapes that do not fit together.
 
     Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762); Ainslie et al. 2023, "GQA" (arXiv:2305.13245).
@@ -48,6 +53,8 @@ def attention(
             f"causal attention expects as many queries as keys, got {q.shape[1]} and {k.shape[1]}; give a "
             "mask that says which keys each query may see"
         )
+    if splash.chosen(q, k, mask, sharding):
+        return splash.splash_attention(q, k, v, causal, scale, sharding)
     dtype = q.dtype
     if dtype == jnp.float16 and platform() not in ("gpu", "cuda", "rocm"):
         q, k, v = (x.astype(jnp.float32) for x in (q, k, v))  # XLA sums float16 products in float32 on GPUs alone
@@ -131,7 +138,8 @@ class MultiHeadAttention(Layer):
             q, k = self.rotary(v.rotary, q, positions), self.rotary(v.rotary, k, positions)
         elif positions is not None:
             raise InputError("MultiHeadAttention: positions are used by rotary= alone, which is None here")
-        return self._join(v.out, attention(q, k, value, mask, self.causal), x.shape[-1])
+        y = attention(q, k, value, mask, self.causal, sharding=placed(v, q, "batch", "length", "heads", "kv"))
+        return self._join(v.out, y, x.shape[-1])
 
     def _sizes(self, x: jax.Array) -> tuple[int, int]:
         if self.head_dim is None and x.shape[-1] % self.heads:

@@ -3,9 +3,10 @@
 import functools
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding, Sharding
+from jax.sharding import AxisType, NamedSharding
 
 from sapwood.core.errors import DeclarationError
 from sapwood.parallel.mesh import AnyMesh, automatic
@@ -23,7 +24,7 @@ class Placement:
     mesh: AnyMesh
     rules: Rules
 
-    def __call__(self, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> Sharding | None:
+    def __call__(self, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding | None:
         """The sharding, or None where nothing is left to say (inside a `shard_map` over the whole mesh)."""
         if len(axes) != len(shape):
             raise DeclarationError(f"shard: {len(axes)} names {axes} for an array of shape {tuple(shape)}")
@@ -52,6 +53,20 @@ def placement(mesh: AnyMesh, rules: Rules | str | None = None) -> Placement:
       ConfigError: mesh and rules do not fit together.
     """
     return Placement(*resolve(mesh, rules))
+
+
+def placed(v: Any, x: Any, *axes: str | None) -> NamedSharding | None:
+    """Where an activation of these logical axes lies on the mesh of a cursor's run; None where there is no mesh.
+
+    For kernels that the compiler cannot split and that need a `jax.shard_map`; everything else says `v.shard`.
+
+    >>> import jax, sapwood as sw
+    >>> v = sw.bind({}, place=placement(sw.mesh("data=-1")))
+    >>> tuple(placed(v, jax.ShapeDtypeStruct((8 * len(jax.devices()), 4), "float32"), "batch", "embed").spec)
+    ('data', None)
+    """
+    place = v._place
+    return None if place is None else place(axes, x.shape)
 
 
 def _inside(mesh: AnyMesh) -> AnyMesh:
