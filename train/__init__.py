@@ -7,6 +7,7 @@ from sapwood.train.checks import Flags
 from sapwood.train.loop import Result, fit
 from sapwood.train.metrics import Last, Mean, Metric
 from sapwood.train.objective import Objective, Supervised, supervised
+from sapwood.train.profiling import Profile, profile
 from sapwood.train.scaling import LossScale
 from sapwood.train.state import TrainState
 from sapwood.train.trainer import Trainer
@@ -23,6 +24,7 @@ __all__ = [
     "Metric",
     "Objective",
     "OnEpoch",
+    "Profile",
     "Result",
     "StopAt",
     "Supervised",
@@ -33,5 +35,6 @@ __all__ = [
     "fit",
     "losses",
     "metrics",
+    "profile",
     "supervised",
 ]

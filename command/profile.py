@@ -1,0 +1,49 @@
+"""``sapwood profile RECIPE``: the time of a training step by layer path."""
+
+import argparse
+from pathlib import Path
+
+from sapwood.command import options
+
+
+def main(arguments: list[str]) -> None:
+    """Profile some steps, write the page, print the table, and say where page and raw trace are."""
+    from sapwood.recipes.registry import find
+
+    parser = options.Parser("profile", "where the time of a recipe's training step goes, by layer path")
+    parser.add_argument("recipe", help="a recipe's name, or the path of a Python file that defines one")
+    parser.add_argument("--steps", type=int, metavar="N", default=20, help="steps to trace; default: 20")
+    parser.add_argument("--levels", type=levels, metavar="N", help="how deep the table goes; default: all of it")
+    parser.add_argument("--out", metavar="DIR|FILE.html", type=Path,
+                        help="where page and trace go; default: profile-RECIPE")  # fmt: skip
+    options.add_machine(parser)
+    if arguments and not arguments[0].startswith("-"):
+        options.add_fields(parser, find(arguments[0]))
+    found = parser.read(arguments)
+    recipe = find(found.recipe)(**options.fields_of(found))
+    where = options.machine(found)
+    page, trace = places(found.out or Path(f"profile-{Path(found.recipe).stem}"))
+
+    from sapwood.data.batches import batches
+    from sapwood.train import profile
+
+    data = recipe.data()[0]
+    steps = recipe.epochs * batches(data, recipe.batch_size).steps_per_epoch
+    trainer = recipe.trainer(steps, **where)
+    made = profile(trainer, data, steps=found.steps, batch_size=recipe.batch_size, seed=recipe.seed, out=trace)
+    page.write_text(made.html(), encoding="utf-8")
+    print(f"page {page}\ntrace {trace} (Perfetto and XProf open what is in it)\n\n{made.table(found.levels)}")
+
+
+def levels(word: str) -> int:
+    """How deep the table goes."""
+    if not word.isdigit() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"a number of at least 1 is expected, not {word!r}")
+    return int(word)
+
+
+def places(out: Path) -> tuple[Path, Path]:
+    """The page, and the directory of the raw trace: both in a directory, or a page with the directory beside it."""
+    if out.suffix == ".html":
+        return out, out.with_name(f"{out.stem}-trace")
+    return out / "profile.html", out

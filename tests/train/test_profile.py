@@ -1,0 +1,306 @@
+"""`sw.train.profile`: real traces of small steps on the CPU, held against the clock and what is known of the steps."""
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import sapwood as sw
+from sapwood import layers as L
+from sapwood.core.errors import ConfigError
+from sapwood.train import Profile, Trainer, profile, supervised, timeline
+from sapwood.train.attribution import OBJECTIVE, OPTIMIZER, Program
+
+IDLE = ("(between operations)", "(waiting for the host)", "(waiting for data)")
+
+
+def batch(rows: int = 32, width: int = 64, classes: int = 10):
+    random = np.random.default_rng(0)
+    return {"x": random.normal(size=(rows, width)).astype("float32"), "label": random.integers(0, classes, rows)}
+
+
+def trainer(model, **options):
+    return Trainer(supervised(model, inputs="x"), optax.adam(1e-3), **options)
+
+
+def uneven(v, x):
+    """Three layers of equal width, of which the second multiplies ten times as much as each of the others."""
+    x = jax.nn.relu(L.Dense(256, bias=False)(v.before, x))
+    x = jax.nn.relu(L.Dense(2560, bias=False)(v.heavy, x))
+    return L.Dense(256, bias=False)(v.after, x[:, :256])
+
+
+@sw.layer
+def block(v, x):
+    h = jax.nn.gelu(L.Dense(128)(v.up, L.RMSNorm()(v.norm, x)))
+    return x + L.Dense(64)(v.down, h)
+
+
+def scanned(v, x):
+    return L.Dense(10)(v.head, L.Scan(block, 6)(v.blocks, x))
+
+
+@pytest.fixture(scope="module")
+def mlp() -> Profile:
+    def model(v, x):
+        return L.Dense(10)(v.logits, jax.nn.relu(L.Dense(256)(v.hidden, x)))
+
+    return profile(trainer(model), batch(256), steps=5)
+
+
+@pytest.fixture(scope="module")
+def scan() -> Profile:
+    return profile(trainer(scanned), batch(), steps=5)
+
+
+def tops(found: Profile):
+    return [row for row in found.rows if len(row.path) == 1]
+
+
+@pytest.mark.parametrize("which", ["mlp", "scan"])
+def test_rows_add_up_to_the_time_of_a_step(which, request):
+    found = request.getfixturevalue(which)
+    assert sum(row.seconds for row in tops(found)) == pytest.approx(found.seconds, rel=1e-6)
+    for row in found.rows:
+        below = [r.seconds for r in found.rows if r.path[:-1] == row.path]
+        assert row.own + sum(below) == pytest.approx(row.seconds, rel=1e-6)
+        assert sum(row.kinds.values()) == pytest.approx(row.seconds, rel=1e-6)
+        assert row.forward + row.backward <= row.seconds * (1 + 1e-6)
+
+
+def test_the_clock_says_the_same(monkeypatch):
+    """The window that the trace saw is the time that `time.perf_counter` measured around the same steps."""
+    from sapwood.train import profiling
+
+    measured, run = [], profiling._Loop.run
+    monkeypatch.setattr(profiling._Loop, "run", lambda self, steps: measured.append(run(self, steps)) or measured[-1])
+    found = profile(trainer(uneven), batch(), steps=4)
+    assert found.seconds == pytest.approx(measured[-1] / 4, rel=0.05, abs=2e-4)
+    assert found.untraced == measured[-2] / 4
+
+
+def test_the_heavy_layer_is_on_top():
+    found = profile(trainer(uneven), batch(256, 256), steps=5)
+    layers = [row for row in tops(found) if row.layer]
+    assert layers[0].path == ("heavy",)
+    busy = sum(row.seconds for row in tops(found) if row.layer)
+    assert 0.5 < layers[0].seconds / busy < 0.97  # 30 of 35 products, by its size
+    assert layers[0].backward > layers[0].forward > 0  # two products against one
+    assert next(iter(layers[0].kinds)) == "matmul"
+
+
+def test_every_layer_has_its_row(mlp, scan):
+    assert {row.path for row in mlp.rows if row.layer} == {("hidden",), ("logits",)}
+    assert mlp.row("(optimizer)").seconds > 0
+    names = {"/".join(row.path) for row in scan.rows if row.layer}
+    assert names == {"head", "blocks", "blocks/up", "blocks/down", "blocks/norm"}
+    assert mlp.unattributed < 0.05
+    assert scan.unattributed < 0.05
+
+
+def test_a_loop_is_its_operations(scan):
+    """The body runs six times a step: its products, forward and backward, are counted each time."""
+    up, head = scan.row("blocks/up"), scan.row("head")
+    assert up.kinds["matmul"] > 3 * head.kinds["matmul"]  # 6 x 128 against 10 outputs of 64 inputs
+    assert up.forward > 0
+    assert up.backward > 0
+
+
+def test_a_data_set_is_read_as_it_is_trained_on():
+    data = sw.data.load({"x": batch(64)["x"], "label": batch(64)["label"]})
+    found = profile(trainer(lambda v, x: L.Dense(10)(v.only, x)), data, steps=2, batch_size=16)
+    assert found.row("only").seconds > 0
+    assert found.steps == 2
+
+
+def test_several_devices_are_averaged():
+    found = profile(trainer(scanned, mesh=sw.mesh(data=2, devices=jax.devices()[:2])), batch(), steps=2)
+    assert found.devices == 2
+    assert sum(row.seconds for row in tops(found)) == pytest.approx(found.seconds, rel=1e-6)
+    assert any("communication" in row.kinds for row in found.rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "said"),
+    [({}, {"steps": 0}, "steps=0"), ({"jit": False}, {}, "jit=False"), ({"accumulate": 5}, {}, "accumulate=5")],
+)
+def test_what_cannot_be_profiled(change, options, said):
+    with pytest.raises(ConfigError, match=said):
+        profile(trainer(scanned, **change), batch(), **options)
+
+
+def test_another_profile_under_way(tmp_path):
+    jax.profiler.start_trace(str(tmp_path))
+    try:
+        with pytest.raises(ConfigError, match="profiler of JAX cannot start"):
+            profile(trainer(lambda v, x: L.Dense(10)(v.head, x)), batch(), steps=1)
+    finally:
+        jax.profiler.stop_trace()
+
+
+# ---- the pieces -----------------------------------------------------------------------------------------------------
+
+HLO = """HloModule jit_train_step, is_scheduled=true
+
+%fused (p0: f32[8,8], p1: f32[8,8]) -> f32[8,8] {
+  %p0 = f32[8,8]{1,0} parameter(0)
+  %p1 = f32[8,8]{1,0} parameter(1)
+  %product = f32[8,8]{1,0} dot(%p0, %p1), metadata={op_name="jit(train_step)/transpose(jvp(a/0/up))/dot_general"}
+  ROOT %sum = f32[8,8]{1,0} add(%product, %p1), metadata={op_name="jit(train_step)/optimizer/add"}
+}
+
+%body (c: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %c = (s32[], f32[8,8]{1,0}) parameter(0)
+  %x = f32[8,8]{1,0} get-tuple-element(%c), index=1
+  %inner = f32[8,8]{1,0} tanh(%x), metadata={op_name="jit(train_step)/jvp(s)/while/body/closed_call/norm/tanh"}
+  %moved = f32[8,8]{0,1} copy(%inner)
+  ROOT %t = (s32[], f32[8,8]{1,0}) tuple(%c, %moved)
+}
+
+ENTRY %main (w: f32[8,8], y: f32[8,8]) -> f32[8,8] {
+  %w = f32[8,8]{1,0} parameter(0), metadata={op_name="args[0].params[\\'a\\'][\\'0\\'][\\'up\\'][\\'kernel\\']"}
+  %y = f32[8,8]{1,0} parameter(1), metadata={op_name="args[1][\\'x\\']"}
+  %loop = (s32[], /*index=1*/f32[8,8]{1,0}) while(%y), condition=%cond, body=%body, metadata={op_name="jit(train_step)/jvp(s)/while"}
+  %relu = f32[8,8]{1,0} maximum(%y, %y), metadata={op_name="jit(train_step)/jvp()/jit(up)/max"}
+  %both = f32[8,8]{1,0} fusion(%y, %w), kind=kOutput, calls=%fused, metadata={op_name="jit(train_step)/optimizer/add"}
+  %nameless = f32[8,8]{1,0} dot(%y, %y)
+  %layout = f32[8,8]{0,1} copy(%nameless)
+  %step = f32[8,8]{1,0} add(%layout, %w), metadata={op_name="jit(train_step)/optimizer/add"}
+  %again = f32[8,8]{1,0} dot(%y, %y), metadata={op_name="jit(train_step)/transpose(jvp(a/0))/checkpoint/rematted_computation/up/dot_general"}
+  ROOT %lost = f32[8,8]{1,0} copy(%y)
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "direction", "kind"),
+    [
+        ("both", ("a", "0", "up"), "backward", "matmul"),  # not the optimizer, whose addition is its root
+        ("inner", ("s", "norm"), "forward", "elementwise"),
+        ("moved", ("s",), "forward", "copy"),  # nameless in a loop
+        ("loop", ("s",), "forward", "loop"),
+        ("relu", (OBJECTIVE,), "forward", "elementwise"),  # a jitted function is no layer, whatever its name
+        ("nameless", ("a", "0", "up"), "backward", "matmul"),  # the gradient of a kernel, by who reads it
+        ("layout", (OPTIMIZER,), "update", "copy"),
+        ("again", ("a", "0", "up"), "backward", "matmul"),  # what remat computes again is the backward pass's
+        ("lost", ("(not attributed)",), "", "copy"),
+        ("unheard of", ("(not attributed)",), "", "other"),
+    ],
+)
+def test_attribution(name, path, direction, kind):
+    place = Program(HLO, [("a", "0", "up"), ("s", "norm")]).place(name)
+    assert (place.path, place.direction, place.kind) == (path, direction, kind)
+    assert place.mixed == (name == "both")
+    assert place.container == (name == "loop")
+
+
+def test_an_operation_of_many_paths_in_a_name():
+    program = Program(HLO, [("a", "0", "up")])
+    assert program.label("reduce_sum") is None
+    assert program.label("jit(train_step)/jvp(a/0)/vmap(up)/mul;jit(train_step)") == (("a", "0", "up"), "forward")
+    assert program.label("jit(train_step)/jvp(optimizer)/mul") == ((OBJECTIVE,), "forward")
+
+
+def test_moments_are_shared_and_gaps_told_apart():
+    spans = [
+        timeline.Span(0, 4e9, "a", 1),
+        timeline.Span(2e9, 6e9, "b", 1),
+        timeline.Span(7e9, 8e9, "a", 1),
+        timeline.Span(11e9, 12e9, None),
+    ]
+    trace = timeline.Trace({}, (0, 12e9), [(8.5e9, 9e9)])
+    found = timeline.share(spans, trace, "while".__eq__)
+    assert found.seconds == {"a": 4.0, "b": 3.0}
+    assert found.rest == {
+        "(between operations)": 1.0,
+        "(waiting for data)": 0.5,
+        "(waiting for the host)": 2.5,
+        "(other programs)": 1.0,
+    }
+    assert found.threads == 10.0
+
+
+# ---- how it is shown ------------------------------------------------------------------------------------------------
+
+
+def test_table(scan):
+    lines = scan.table().splitlines()
+    assert max(map(len, lines)) <= 100
+    head = next(line for line in lines if line.startswith("layer "))
+    rows = lines[lines.index(head) + 1 :]
+    assert rows[-1].startswith("total ")
+    assert rows[-1].endswith("cpu, 5 steps")
+    end = head.index("ms/step") + len("ms/step")
+    assert all(re.fullmatch(r"\d+\.\d{3}", line[:end].split()[-1]) and line[end] == " " for line in rows)  # aligned
+    times = [float(line[:end].split()[-1]) for line in rows[:-1] if not line.startswith(" ")]
+    assert times == sorted(times, reverse=True)
+    assert sum(times) == pytest.approx(1e3 * scan.seconds, abs=0.0006 * len(times))
+
+
+def test_table_of_few_levels(scan):
+    names = [line.split()[0] for line in scan.table(1).splitlines() if line]
+    assert "blocks" in names
+    assert not {"up", "(itself)"} & set(names)
+    assert "up" in [line.split()[0] for line in scan.table(2).splitlines() if line]
+
+
+def test_a_long_path_is_cut(scan):
+    long = dataclasses.replace(scan.rows[0], path=("x" * 90,))
+    assert max(map(len, dataclasses.replace(scan, rows=(long,)).table().splitlines())) <= 100
+
+
+class Page(HTMLParser):
+    """The boxes of a page, and a record of what is not closed or loaded from elsewhere."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.bad, self.boxes = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.bad += [name for name in given if name in ("src", "href", "srcset")]
+        if tag == "button":
+            self.boxes.append(given)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.bad.append(tag)
+
+
+def test_page(scan):
+    text = scan.html()
+    page = Page(text)
+    assert page.open == []
+    assert page.bad == []
+    assert "http" not in text
+    assert "@import" not in text
+    boxes = {box["title"].split("\n")[0]: box for box in page.boxes}
+    assert set(boxes) == {"step", *("/".join(row.path) for row in scan.rows)}
+    for row in scan.rows:
+        box = boxes["/".join(row.path)]
+        assert float(box["data-w"]) == pytest.approx(row.seconds / scan.seconds, abs=1e-5)
+        outer = boxes["/".join(row.path[:-1]) or "step"]
+        start, end = (float(box["data-x"]), float(box["data-x"]) + float(box["data-w"]))
+        assert float(outer["data-x"]) - 1e-5 <= start <= end <= float(outer["data-x"]) + float(outer["data-w"]) + 1e-5
+    assert "forward" in boxes["blocks/up"]["title"]
+    assert "backward" in boxes["blocks/up"]["title"]
+
+
+def test_names_are_escaped(scan):
+    odd = dataclasses.replace(scan.rows[0], path=('<b a="1">&',))
+    page = Page(dataclasses.replace(scan, rows=(odd,)).html())
+    assert page.bad == []
+    assert page.boxes[1]["title"].startswith('<b a="1">&\n')
+
+
+def test_a_notebook_shows_the_page(scan):
+    assert scan._repr_html_().startswith("<iframe srcdoc=")
+    assert str(scan) == scan.table()
