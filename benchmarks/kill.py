@@ -2,10 +2,11 @@
 
     python benchmarks/kill.py [--moments 10] [--seed 0] [RECIPE [its options]]
 
-Every command begins with an empty data directory, so importing, preparing the data, the first compilation, writing
-checkpoints, the final evaluation and drawing are all part of its time. A moment is a fraction of that time; where the
-command, whose time varies, ends before it is killed, the same fraction of the shorter time is tried. Prints a table of
-the moments, what the kill found the command doing, and the digests; exit code 1 unless all are equal.
+Every command begins with an empty data directory and no compiled programs, so importing, preparing the data, the first
+compilation, writing checkpoints, the final evaluation and drawing are all part of its time. A moment is a fraction of
+that time; where the command, whose time varies, ends before it is killed, the same fraction of the shorter time is
+tried. Prints a table of the moments, what the kill found the command doing, and the digests; exit code 1 unless all are
+equal.
 """
 
 import argparse
@@ -51,7 +52,8 @@ class Place:
     ) -> Run:
         """Run the command; send it a signal after so many seconds, or as soon as a condition holds."""
         self.root.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "SAPWOOD_DATA_DIR": str(self.root / "data"), "PYTHONUNBUFFERED": "1"}
+        own = {"SAPWOOD_DATA_DIR": str(self.root / "data"), "SAPWOOD_CACHE": str(self.root / "cache")}
+        environment = {**os.environ, **own, "PYTHONUNBUFFERED": "1"}
         words = [sys.executable, "-m", "sapwood", *self.command, *more]
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             begun = time.perf_counter()

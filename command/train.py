@@ -17,20 +17,22 @@ def main(arguments: list[str]) -> None:
     kind, name, found = read(arguments)
     from sapwood.recipes.experiment import Experiment
     from sapwood.recipes.registry import full_name
+    from sapwood.train.compile_cache import compile_cache
 
     where = {**options.machine(found), **({"jit": False} if found.eager else {})}
     experiment = Experiment(full_name(name), kind(**options.fields_of(found)), Path(found.run or "."), where)
     if not found.run:
         experiment = dataclasses.replace(experiment, directory=own_directory(experiment, found.resume))
     more = {"checkpoint_every": found.checkpoint_every, "log_every": found.log_every, "keep": found.keep}
-    try:
-        state = experiment.train(found.resume, best=found.best, **more)
-    finally:
-        with contextlib.suppress(OSError):  # a run that never began leaves nothing behind
-            experiment.directory.rmdir()
-            if not found.run:
-                experiment.directory.parent.rmdir()
-    finish(experiment, state)
+    with compile_cache(found.compile_cache):
+        try:
+            state = experiment.train(found.resume, best=found.best, steps_per_call=found.steps_per_call, **more)
+        finally:
+            with contextlib.suppress(OSError):  # a run that never began leaves nothing behind
+                experiment.directory.rmdir()
+                if not found.run:
+                    experiment.directory.parent.rmdir()
+        finish(experiment, state)
 
 
 def read(arguments: list[str]) -> tuple[type, str, argparse.Namespace]:
@@ -73,6 +75,19 @@ def parser(recipe: Any) -> options.Parser:
         help="also keep the best checkpoint: max:validation_accuracy, min:loss, ...",
     )
     made.add_argument("--log-every", type=int, metavar="STEPS", help="steps between rows of metrics; default an epoch")
+    made.add_argument(
+        "--steps-per-call",
+        metavar="N",
+        type=steps_per_call,
+        default="auto",
+        help="steps that go to the device as one program; auto, the default, measures whether that pays",
+    )
+    made.add_argument(
+        "--compile-cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep compiled programs in the user's cache directory ($SAPWOOD_CACHE) for the next start",
+    )
     made.add_argument("--eager", action="store_true", help="run every step as plain Python, for breakpoints in layers")
     options.add_machine(made)
     if recipe is not None:
@@ -86,6 +101,13 @@ def best(word: str) -> str:
     if mode not in ("max", "min") or not metric:
         raise argparse.ArgumentTypeError(f"max:METRIC or min:METRIC is expected, such as min:loss, not {word!r}")
     return metric if mode == "max" else f"-{metric}"
+
+
+def steps_per_call(word: str) -> int | str:
+    """A whole number, or "auto", as `fit` takes it."""
+    if word != "auto" and not (word.isdecimal() and int(word) > 0):
+        raise argparse.ArgumentTypeError(f"a whole number, at least 1, or auto is expected, not {word!r}")
+    return word if word == "auto" else int(word)
 
 
 def own_directory(experiment: Any, resume: bool) -> Path:

@@ -18,12 +18,15 @@ import numpy as np
 from sapwood.core.errors import CheckError, ConfigError
 from sapwood.data.batches import batches
 from sapwood.data.device import to_device
-from sapwood.train import checks, learning_rate, metrics, multistep
+from sapwood.train import checks, learning_rate, metrics
 from sapwood.train.callbacks import Callback, Event
+from sapwood.train.compile_cache import compile_cache as compiled_in
 from sapwood.train.evaluation import AHEAD, Evaluation, as_dataset, without_flags
+from sapwood.train.multistep import check_option
 from sapwood.train.progress import Progress
 from sapwood.train.run import Run
 from sapwood.train.schedule import Schedule, schedule
+from sapwood.train.sending import Auto, Part, Sender
 from sapwood.train.start import start
 from sapwood.train.state import TrainState
 
@@ -53,6 +56,7 @@ def fit(
     log_every: int | None = None,
     callbacks: Sequence[Callback] = (),
     steps_per_call: int | str = "auto",
+    compile_cache: Any = None,
     progress: bool = True,
 ) -> Result:
     """Train ``trainer`` on ``data`` (a data set, or anything `sapwood.data.load` takes).
@@ -69,8 +73,10 @@ def fit(
         best: also keep the checkpoint where a metric is best: "validation_accuracy" (largest), "-loss" (smallest).
         log_every: steps between rows of metrics; each row averages since the one before.
         callbacks: functions ``(event, memory) -> bool | None``, see `sapwood.train.callbacks`.
-        steps_per_call: how many steps go to the device as one program where no row closes between them; the numbers are
-            the same bit for bit.
+        steps_per_call: steps that go to the device as one program, where no row closes between them. The numbers are
+            the same bit for bit whatever it is, or steps go one at a time. "auto" measures whether it pays.
+        compile_cache: directory for compiled programs, so that the next start need not compile; True is the user's own,
+            see `sapwood.train.compile_cache`. None leaves JAX's setting as it is.
         progress: show rows and, in a terminal, a bar.
 
     Returns the last state and the rows. Raises `ConfigError` for options that do not fit together, `DataError` for bad
@@ -86,7 +92,7 @@ def fit(
     (4, [2, 4], 1.0)
     """
     trainer.check_batch_size(batch_size)
-    multistep.check_option(steps_per_call)
+    several = _steps_per_call(trainer, steps_per_call)
     stream = batches(as_dataset(data), batch_size, seed=seed)
     if best is not None and best.removeprefix("-").startswith("validation_") and validation is None:
         raise ConfigError(f"fit(best={best!r}) needs fit(validation=...)")
@@ -95,10 +101,9 @@ def fit(
         checkpoint_every=checkpoint_every, best=best is not None,
     )  # fmt: skip
     evaluation = None if validation is None else Evaluation(trainer, validation, None, "validation")
-    with Run(run, resume=resume, keep=keep, best=best) as record:
-        block = steps_per_call if isinstance(steps_per_call, int) and trainer.jit else 1
-        begun = start(trainer, stream, evaluation, record, seed=seed, state=state, block=block)
-        sender = multistep.Sender(plan, begun.step, begun.block, block)
+    with compiled_in(compile_cache), Run(run, resume=resume, keep=keep, best=best) as record:
+        begun = start(trainer, stream, evaluation, record, seed=seed, state=state, steps_per_call=several)
+        sender = (Auto if begun.programs.size is None else Sender)(plan, begun.programs)
         loop = Loop(trainer, sender, begun.state, stream, plan, evaluation, record, tuple(callbacks))
         loop.restore(begun.info)
         show = Progress(plan.steps, epochs=epochs, start=loop.done, quiet=not progress or jax.process_index() > 0)
@@ -107,12 +112,20 @@ def fit(
     return Result(loop.state, loop.history)
 
 
+def _steps_per_call(trainer: Any, option: int | str) -> int | None:
+    """The steps of a block; None where that is to be found out. Several processes must not find out differently."""
+    several = check_option(option)
+    if not trainer.jit or (several == "auto" and jax.process_count() > 1):
+        return 1
+    return None if isinstance(several, str) else several
+
+
 @dataclasses.dataclass
 class Row:
     """A row that is closed but not read yet: its metrics are on the device, or on their way from there."""
 
     step: int
-    steps: list[tuple[dict[str, Any], int | None]]
+    steps: list[Part]
     validation: list[dict[str, Any]] | None
     rate: float
 
@@ -120,7 +133,7 @@ class Row:
 class Loop:
     """The state of one run of `fit`, and the loop itself."""
 
-    def __init__(self, trainer: Any, sender: multistep.Sender, state: TrainState, stream: Any, plan: Schedule,
+    def __init__(self, trainer: Any, sender: Sender, state: TrainState, stream: Any, plan: Schedule,
                  evaluation: Evaluation | None, record: Run, callbacks: tuple[Callback, ...]):  # fmt: skip
         self.trainer, self.sender, self.state, self.stream, self.plan = trainer, sender, state, stream, plan
         self.evaluation, self.record, self.callbacks = evaluation, record, callbacks
@@ -128,7 +141,7 @@ class Loop:
         self.history: list[dict[str, Any]] = []
         self.memory: list[dict[str, Any]] = [{} for _ in callbacks]
         self.done, self.stopped = 0, False
-        self.pending: list[tuple[dict[str, Any], int | None]] = []
+        self.pending: list[Part] = []
         self.late: deque[Row] = deque()
 
     def restore(self, info: dict[str, Any] | None) -> None:
@@ -162,13 +175,17 @@ class Loop:
         self.clock, self.clocked = time.perf_counter(), self.done
         try:
             while self.done < self.plan.steps and not self.stopped:
-                size = self.sender.size(self.done)
-                self.state, found = self.sender.send(self.state, next(feed), size)
+                self.sender.before(self.done, self.state)
+                size, block = self.sender.size(self.done), self.sender.block
+                self.state, parts = self.sender.send(self.state, next(feed), size)
                 self.done += size
-                self.pending.append((found, None if size == 1 else size))
+                self.pending += parts
                 ahead = max(2, AHEAD // size)
                 if len(self.pending) > ahead:
                     jax.block_until_ready(self.pending[-ahead][0])
+                self.sender.after(self.done, self.state)
+                if self.sender.block != block:
+                    feed.seek(self.done)  # what it read ahead is of another size
                 self.progress.advance(self.done)
                 if self.plan.closes_row(self.done):
                     self.close()
@@ -177,6 +194,7 @@ class Loop:
 
     def close(self) -> None:
         """Close the row of this step, read what has arrived, and save where a checkpoint is due."""
+        self.sender.interrupt()
         validation = None
         if self.evaluation is not None and self.plan.ends_epoch(self.done):
             validation = self.evaluation.send(self.state)
@@ -186,13 +204,14 @@ class Loop:
         self.late.append(Row(self.done, self.pending, validation, rate))
         _start_copies((self.pending, validation))
         self.pending = []
+        self.record.note("steps_per_call", self.sender.chosen)
         saves = self.record.directory is not None and self.plan.saves(self.done)
         at_once = saves or self.callbacks or self.done == self.plan.steps
         while len(self.late) > (0 if at_once else 1):
             self.read(self.late.popleft())
         if saves or (self.stopped and self.record.directory is not None):
             info = {"data": {**self.stream.state(), "position": self.done}, "stopped": self.stopped,
-                    "callbacks": self.memory}  # fmt: skip
+                    "callbacks": self.memory, "steps_per_call": self.sender.chosen}  # fmt: skip
             row = self.history[-1] if self.plan.ends_epoch(self.done) else {}
             self.record.save(self.done, self.state, info, row)
 

@@ -4,25 +4,68 @@ It pays where steps are short. A block has the same bits as its steps sent one a
 holds one to the other on the state and the batches that training has reached.
 """
 
-import operator
-import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
+from sapwood.core import loop
 from sapwood.core.errors import ConfigError
-from sapwood.core.loop import scan
 from sapwood.train.schedule import Schedule
 from sapwood.train.state import TrainState
 from sapwood.train.step import train_step
 
+LARGEST = 16
+"""Steps a block has at most where it is chosen automatically: by then next to nothing of the overhead is left."""
+
 
 def train_block(trainer: Any, state: TrainState, batches: Any) -> tuple[TrainState, dict[str, Any]]:
     """The state after a block of batches (block, batch, ...), one step each, and the metrics of each (block, ...)."""
-    return scan(lambda state, batch: train_step(trainer, state, batch), state, batches)
+    return loop.scan(_body(trainer), state, batches)
+
+
+def _body(trainer: Any) -> Callable[..., Any]:
+    return lambda state, batch: train_step(trainer, state, batch)
+
+
+class Programs(NamedTuple):
+    """What sends steps: the compiled ``step``, and what a block of them is compiled from.
+
+    ``seconds`` is how long the step took to compile; ``block`` is compiled already, of ``size`` steps, unless that is 1
+    (one at a time) or None (not decided yet).
+    """
+
+    trainer: Any
+    step: Callable[..., Any]
+    seconds: float
+    several: Any
+    state: TrainState
+    batch: Any
+    size: int | None = None
+    block: Callable[..., Any] | None = None
+
+    def compile(self, size: int) -> Callable[..., Any]:
+        """The compiled block of so many steps."""
+        return self.several.lower(self.state, stacked_shapes(self.batch, size)).compile()
+
+    def unrolls(self, size: int) -> bool:
+        """Whether the block is no loop but its steps one after the other, which take as much longer to compile."""
+        return loop.unrolls(_body(self.trainer), self.state, stacked_shapes(self.batch, size))
+
+
+def stacked_shapes(batch: Any, size: int) -> Any:
+    """The shapes and shardings of a block of batches, from those of a batch."""
+
+    def stacked(x: Any) -> jax.ShapeDtypeStruct:
+        sharding = x.sharding
+        if isinstance(sharding, jax.sharding.NamedSharding):
+            spec = jax.sharding.PartitionSpec(None, *sharding.spec)
+            sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
+        return jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=sharding)
+
+    return jax.tree.map(stacked, batch)
 
 
 def check_option(steps_per_call: Any) -> int | str:
@@ -49,63 +92,45 @@ def size(plan: Schedule, block: int, step: int) -> int:
     return block if step + block <= plan.row_end(step) else 1
 
 
-class Sender:
-    """Sends steps: in blocks of ``block`` where the schedule lets them run through, else one at a time.
+def best_size(plan: Schedule, step: int) -> int:
+    """The block that makes the fewest calls of the rows after ``step``, of up to `LARGEST` steps; what does not fill a
+    block goes one at a time, so a block that divides the rows is best. 1 where rows have a single step.
 
-    The first block is run both ways, and where they differ in a bit every step is sent by itself from then on.
+    >>> best_size(Schedule(steps=450, steps_per_epoch=45, log_every=45, checkpoint_every=225), 0)
+    15
     """
-
-    def __init__(self, plan: Schedule, step: Callable, several: Callable | None, block: int):
-        self.plan, self.step, self.several, self.block = plan, step, several, block
-        self.held = False
-
-    def size(self, step: int) -> int:
-        """How many steps go next when ``step`` are done."""
-        return size(self.plan, self.block, step)
-
-    def send(self, state: TrainState, batch: Any, size: int) -> tuple[TrainState, dict[str, Any]]:
-        """Send a step, or a block of them; the state is used up."""
-        if size == 1:
-            return self.step(state, batch)
-        assert self.several is not None
-        if self.held:
-            return self.several(state, batch)
-        return self.hold(state, batch, size)
-
-    def hold(self, state: TrainState, batches: Any, size: int) -> tuple[TrainState, dict[str, Any]]:
-        """Send a block both ways and compare every bit; what comes back is of the steps sent one at a time."""
-        copy = jax.tree.map(jnp.copy, state)
-        each = []
-        for i in range(size):
-            state, found = self.step(state, jax.tree.map(operator.itemgetter(i), batches))
-            each.append(found)
-        one = state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-        self.held = bool(same_bits(one, self.several(copy, batches)))
-        if not self.held:
-            self.block = 1
-            warnings.warn(
-                f"{size} steps in one program do not give the bits of single steps here, so steps go one at a time",
-                stacklevel=2,
-            )
-        return one
+    rows = []
+    while step < plan.steps and len(rows) < 32:
+        rows.append(plan.row_end(step) - step)
+        step += rows[-1]
+    return min(range(1, LARGEST + 1), key=lambda block: sum(row // block + row % block for row in rows))
 
 
-@jax.jit
-def same_bits(a: Any, b: Any) -> jax.Array:
-    """Whether two trees of equal structure hold the same bits everywhere: a boolean scalar, NaN like any other bits.
+def same_bits(one: Any, several: Any) -> bool:
+    """Whether two trees of arrays, alike in shapes and shardings, hold the same bits, NaN like any other.
 
-    >>> bool(same_bits({"x": jnp.array([0.0])}, {"x": jnp.array([-0.0])}))
+    On the host, because to compile a comparison of so many arrays takes longer than to make it.
+
+    >>> same_bits({"x": jnp.array([0.0])}, {"x": jnp.array([-0.0])})
     False
     """
-    equal = [jnp.all(_bits(x) == _bits(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
-    return jnp.all(jnp.stack(equal)) if equal else jnp.bool_(True)
+    same = all(map(_same, jax.tree.leaves(one), jax.tree.leaves(several)))
+    if jax.process_count() > 1:  # all of them go the same way
+        from jax.experimental import multihost_utils
+
+        same = bool(np.all(multihost_utils.process_allgather(np.array(same))))
+    return same
 
 
-def _bits(x: jax.Array) -> jax.Array:
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.key_data(x)
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        return jnp.stack([_bits(x.real), _bits(x.imag)])
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        return lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-    return x
+def _same(x: Any, y: Any) -> bool:
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x, y = jax.random.key_data(x), jax.random.key_data(y)
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        return np.asarray(x).tobytes() == np.asarray(y).tobytes()
+    shards = zip(x.addressable_shards, y.addressable_shards, strict=True)
+    return all(np.asarray(one.data).tobytes() == np.asarray(other.data).tobytes() for one, other in shards)
+
+
+def copy(x: jax.Array) -> jax.Array:
+    """A copy that may be donated; nothing is compiled for it."""
+    return jax.device_put(x, x.sharding, may_alias=False)

@@ -1,6 +1,8 @@
 """The directory of a run: its rows, its TensorBoard events and its checkpoints; nothing at all where none is wanted."""
 
 import contextlib
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ class Run:
         self.directory = None if directory is None else Path(directory)
         self.checkpoints: Checkpoints | None = None
         self.logs: list[Any] = []
+        self.notes: dict[str, Any] = {}
         if self.directory is None:
             return
         self.checkpoints = Checkpoints(self.directory / "checkpoints", keep=keep, best=best)
@@ -59,6 +62,30 @@ class Run:
         assert self.checkpoints is not None
         numbers = {name: x for name, x in metrics.items() if isinstance(x, int | float)}
         self.checkpoints.save(step, state, info, numbers)
+
+    def noted(self, name: str) -> Any:
+        """What `note` wrote under a name, None where it did not."""
+        return (self._config() or {}).get(name)
+
+    def note(self, name: str, value: Any) -> None:
+        """Write what the run has found out about itself into its ``config.json``, where it has one and it is news."""
+        if value is None or self.notes.get(name) == value or jax.process_index() > 0:
+            return
+        self.notes[name] = value
+        config = self._config()
+        if config is None or self.directory is None or config.get(name) == value:
+            return
+        with self._writable():
+            part = self.directory / "config.json.part"
+            part.write_text(json.dumps({**config, name: value}, indent=2) + "\n")
+            os.replace(part, self.directory / "config.json")  # whole or not at all, also when killed
+
+    def _config(self) -> dict[str, Any] | None:
+        try:
+            config = None if self.directory is None else json.loads((self.directory / "config.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return config if isinstance(config, dict) else None
 
     def begin(self, step: int | None) -> list[dict[str, Any]]:
         """Open the logs of a fresh run (None), or of one that goes on from a step; returns the rows so far."""

@@ -2,6 +2,7 @@
 parameters are made or a checkpoint is read in another.
 """
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -13,48 +14,60 @@ from sapwood.data.batches import Batches
 from sapwood.data.device import to_device
 from sapwood.train import birth
 from sapwood.train.evaluation import Evaluation
+from sapwood.train.multistep import Programs
 from sapwood.train.run import Run
 from sapwood.train.state import TrainState
 
 
 class Start(NamedTuple):
-    """The compiled step, the compiled block of steps (None for one at a time), the state to begin from, and the info of
-    the checkpoint it came from (None if fresh)."""
+    """The compiled programs, the state to begin from, and the info of the checkpoint it came from (None if fresh)."""
 
-    step: Callable[..., Any]
-    block: Callable[..., Any] | None
+    programs: Programs
     state: TrainState
     info: dict[str, Any] | None
 
 
 def start(
     trainer: Any, stream: Batches, evaluation: Evaluation | None, record: Run, *,
-    seed: int, state: TrainState | None, block: int = 1,
+    seed: int, state: TrainState | None, steps_per_call: int | None,
 ) -> Start:  # fmt: skip
-    """Make or restore the state of a run and compile its step, side by side."""
+    """Make or restore the state of a run and compile its step, side by side.
+
+    ``steps_per_call`` is how many steps a block has; None leaves it to what the run was found to be best with, if it
+    is resumed and has come that far.
+    """
     batch = _first(trainer, stream)
     plan = birth.plan(trainer, batch)
     step = trainer.compiled.train(plan.shardings)
+    programs = Programs(trainer, step, 0.0, trainer.compiled.block(plan.shardings), plan.shapes, _shapes(batch))
     with ThreadPoolExecutor(4, thread_name_prefix="sapwood-start") as pool:
-        compiled, together = _ahead(pool, trainer, step, plan.shapes, _shapes(batch)), None
-        if block > 1:
-            several = trainer.compiled.block(plan.shardings)
-            together = _ahead(pool, trainer, several, plan.shapes, _shapes(_first(trainer, stream, block)))
+        compiled = _ahead(pool, trainer, step, plan.shapes, programs.batch)
+        block = _block(pool, programs, steps_per_call)
         if evaluation is not None:
             params, first = trainer.eval_params(plan.shapes), _first(trainer, evaluation.batches)
             _ahead(pool, trainer, evaluation.step, params, plan.shapes.state, _shapes(first))
         restored = record.restore(plan.shapes)
         if restored is not None:
             begin, info = restored
+            if steps_per_call is None:
+                steps_per_call = info.get("steps_per_call") or record.noted("steps_per_call")
+                block = _block(pool, programs, steps_per_call)
         else:
             begin, info = plan.make(seed, batch) if state is None else jax.tree.map(jnp.copy, state), None
-        return Start(compiled.result(), together and together.result(), begin, info)
+        function, seconds = compiled.result()
+        programs = programs._replace(
+            step=function, seconds=seconds, size=steps_per_call, block=None if block is None else block.result()
+        )
+        return Start(programs, begin, info)
 
 
-def _first(trainer: Any, passed: Batches, block: int | None = None) -> dict[str, Any]:
-    """The first batch on the devices, or the first block of them; what is wrong with the data in general is said here,
-    before anything compiles."""
-    feed = to_device(passed.seek(0), trainer.batch_sharding, prefetch=0, block=block)
+def _block(pool: ThreadPoolExecutor, programs: Programs, size: int | None) -> Future | None:
+    return None if size in (None, 1) else pool.submit(programs.compile, size)
+
+
+def _first(trainer: Any, passed: Batches) -> dict[str, Any]:
+    """The first batch on the devices; what is wrong with the data in general is said here, before anything compiles."""
+    feed = to_device(passed.seek(0), trainer.batch_sharding, prefetch=0)
     batch = next(feed)
     passed.seek(0)
     return batch
@@ -65,9 +78,11 @@ def _shapes(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ahead(pool: ThreadPoolExecutor, trainer: Any, function: Any, *shapes: Any) -> Future:
-    """A compiled function, or the plain one where nothing is compiled."""
-    if not trainer.jit:
-        done: Future = Future()
-        done.set_result(function)
-        return done
-    return pool.submit(lambda: function.lower(*shapes).compile())
+    """A compiled function, or the plain one where nothing is compiled; and the seconds that took."""
+
+    def compiled() -> tuple[Callable[..., Any], float]:
+        begun = time.perf_counter()
+        made = function.lower(*shapes).compile() if trainer.jit else function
+        return made, time.perf_counter() - begun
+
+    return pool.submit(compiled)
