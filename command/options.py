@@ -49,6 +49,8 @@ def add_fields(parser: argparse.ArgumentParser, config: type) -> None:
     for field in dataclasses.fields(config):
         option = "--" + field.name.replace("_", "-")
         settings: dict[str, Any] = {"help": "default: %(default)s", **_converter(hints[field.name], option)}
+        if "default" in field.metadata:
+            settings["help"] = f"default: {field.metadata['default']}"
         if field.default_factory is not dataclasses.MISSING:
             settings["default"] = field.default_factory()
         elif field.default is not dataclasses.MISSING:

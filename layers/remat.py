@@ -11,26 +11,32 @@ from sapwood.core.paths import nearest
 from sapwood.core.run import pure
 from sapwood.core.vars import Vars
 
-POLICIES = (
-    "nothing_saveable",
-    "everything_saveable",
-    "dots_saveable",
-    "dots_with_no_batch_dims_saveable",
-)
-"""The policies of `jax.checkpoint_policies` that need no argument; those that do are given as callables."""
+POLICIES = {
+    "full": "nothing_saveable",
+    "minimal": "dots_with_no_batch_dims_saveable",
+    "nothing_saveable": "nothing_saveable",
+    "everything_saveable": "everything_saveable",
+    "dots_saveable": "dots_saveable",
+    "dots_with_no_batch_dims_saveable": "dots_with_no_batch_dims_saveable",
+}
+"""The policies of `jax.checkpoint_policies` that need no argument; those that do are given as callables.
+
+The two that matter for transformers have MaxText's names, too: "full" computes everything again, "minimal" everything
+but the matrix products with weights.
+"""
 
 
 def policy(value: str | Callable | None) -> Callable | None:
-    """The policy of that name in `jax.checkpoint_policies`; a callable is one itself.
+    """The policy of that name in `POLICIES`; a callable is one itself.
 
     >>> policy("dots_savable")
     Traceback (most recent call last):
     sapwood.core.errors.ConfigError: 'dots_savable' is no remat policy; did you mean 'dots_saveable'? Give one of \
-nothing_saveable, everything_saveable, dots_saveable, dots_with_no_batch_dims_saveable or a function such as those in \
-jax.checkpoint_policies
+full, minimal, nothing_saveable, everything_saveable, dots_saveable, dots_with_no_batch_dims_saveable or a function \
+such as those in jax.checkpoint_policies
     """
     if isinstance(value, str) and value in POLICIES:
-        return getattr(jax.checkpoint_policies, value)
+        return getattr(jax.checkpoint_policies, POLICIES[value])
     if value is None or (callable(value) and not isinstance(value, str)):
         return value
     hint = nearest(str(value), POLICIES, 1) or "."
@@ -43,9 +49,9 @@ jax.checkpoint_policies
 class Remat(Layer):
     """`layer` with less memory and more compute: what `policy` does not save is computed again for the gradient.
 
-    The result is the same, dropout included. `policy` is the name of one in `jax.checkpoint_policies` or a callable
-    from there; None saves the inputs alone. The layer keeps its scope: wrapping it changes no path. Raises
-    `ConfigError` for an unknown policy. Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"
+    The result is the same, dropout included. `policy` is the name of one in `POLICIES`, or a callable from
+    `jax.checkpoint_policies`; None saves the inputs alone. The layer keeps its scope: wrapping it changes no path.
+    Raises `ConfigError` for an unknown policy. Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"
     (arXiv:1604.06174).
 
     >>> import jax.numpy as jnp

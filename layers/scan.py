@@ -17,7 +17,7 @@ class Scan(Layer):
 
     The block gives what it takes; `args` go to every copy. Each variable has a leading dimension of n with the logical
     name `axis`: `kernel[3]` here is `3/kernel` there, and both start from the same numbers (`sw.stack` and `sw.unstack`
-    convert). `remat` saves memory: "nothing_saveable" keeps the block's inputs alone; see `Remat`. Raises `ConfigError`
+    convert). `remat` saves memory: "full" keeps the block's inputs alone; see `Remat`. Raises `ConfigError`
     for an n below 1 or an unknown policy.
 
     >>> import jax.numpy as jnp

@@ -75,7 +75,7 @@ def splash_attention(
     Dao et al. 2022, "FlashAttention" (arXiv:2205.14135); jax.experimental.pallas.ops.tpu.splash_attention.
 
     >>> x = jnp.ones((1, 128, 2, 128))
-    >>> splash_attention(x, x, x, causal=True, interpret=True).shape
+    >>> jax.eval_shape(lambda x: splash_attention(x, x, x, causal=True, interpret=True), x).shape
     (1, 128, 2, 128)
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale

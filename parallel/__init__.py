@@ -16,6 +16,7 @@ from sapwood.parallel.optimizer import opt_shardings
 from sapwood.parallel.place import placement
 from sapwood.parallel.rules import DEFAULT, TABLES, Rules
 from sapwood.parallel.shardings import ShardingWarning, param_shardings, replicated, state_shardings
+from sapwood.parallel.topology import topology
 
 __all__ = [
     "AXES",
@@ -37,4 +38,5 @@ __all__ = [
     "shards",
     "show",
     "state_shardings",
+    "topology",
 ]

@@ -6,6 +6,7 @@ from sapwood.train.checkpoints import Checkpoints
 from sapwood.train.checks import Flags
 from sapwood.train.loop import Result, fit
 from sapwood.train.metrics import Last, Mean, Metric
+from sapwood.train.next_token import NextToken, next_token
 from sapwood.train.objective import Objective, Supervised, supervised
 from sapwood.train.profiling import Profile, profile
 from sapwood.train.scaling import LossScale
@@ -22,6 +23,7 @@ __all__ = [
     "LossScale",
     "Mean",
     "Metric",
+    "NextToken",
     "Objective",
     "OnEpoch",
     "Profile",
@@ -35,6 +37,7 @@ __all__ = [
     "fit",
     "losses",
     "metrics",
+    "next_token",
     "profile",
     "supervised",
 ]

@@ -1,0 +1,89 @@
+"""Decoder-only transformers: each token is predicted from those before it."""
+
+from collections.abc import Callable
+
+import jax
+
+from sapwood import layers as L
+from sapwood.core.layer import Layer
+from sapwood.core.vars import Vars, as_vars
+from sapwood.layers import expect, remat
+
+
+class Decoder(Layer):
+    """A decoder-only transformer: integer tokens `(batch, length)` to logits `(batch, length, vocabulary)`.
+
+    `depth` blocks of causal attention with rotary positions and a feed-forward part of `mlp` hidden units (4 x width by
+    default), each after an RMSNorm and added to what came before; then a last RMSNorm and a head of its own. `gated`
+    makes the feed-forward part SwiGLU, `down(silu(gate(x)) * up(x))`, as in Llama; else it is `down(gelu(up(x)))`.
+    `kv_heads` below `heads` is grouped-query attention. `bias` adds one to the feed-forward part and the head. The
+    blocks are one `Scan`; `remat` says what of each is computed again in the backward pass: "full", "minimal" or
+    another policy of `Remat`.
+
+    `features` and `head` are its two halves, for a loss that never holds the logits of all positions
+    (`train.next_token`). Raises `ConfigError` for sizes that cannot be, `InputError` for heads that do not divide the
+    width. Vaswani et al. 2017 (arXiv:1706.03762); Shazeer 2020, "GLU Variants Improve Transformer" (arXiv:2002.05202);
+    Touvron et al. 2023, "LLaMA" (arXiv:2302.13971).
+
+    >>> import jax.numpy as jnp, sapwood as sw
+    >>> model, tokens = Decoder(vocabulary=10, depth=2, width=8, heads=2), jnp.zeros((1, 5), int)
+    >>> params, _ = sw.init(model, 0, tokens)
+    >>> params["blocks"]["gate"]["kernel"].shape, model(params, tokens).shape
+    ((2, 8, 32), (1, 5, 10))
+    """
+
+    vocabulary: int
+    depth: int
+    width: int
+    heads: int
+    mlp: int | None = None
+    kv_heads: int | None = None
+    gated: bool = True
+    bias: bool = False
+    dropout: float = 0.0
+    remat: str | Callable | None = None
+
+    def __post_init__(self):
+        given = (name for name in ("mlp", "kv_heads") if getattr(self, name) is not None)
+        expect.positive(self, "vocabulary", "depth", "width", "heads", *given)
+        expect.within(self, "dropout", 0, 1)
+        remat.policy(self.remat)
+
+    def __call__(self, v: Vars, tokens: jax.Array) -> jax.Array:
+        logits = self._logits(v.logits, self.features(v, tokens))
+        return v.shard(logits, "batch", "length", "vocab")
+
+    def features(self, v: Vars, tokens: jax.Array) -> jax.Array:
+        """What the head reads: tokens `(batch, length)` to `(batch, length, width)`."""
+        v = as_vars(v, self)
+        x = L.Embed(self.vocabulary, self.width)(v.embed, tokens)
+        x = v.shard(v.policy.cast(x), "batch", "length", "embed")
+        x = L.Scan(self._block, self.depth, remat=self.remat)(v.blocks, x)
+        return L.RMSNorm()(v.norm, x)
+
+    def head(self, v: Vars) -> tuple[jax.Array, jax.Array | None]:
+        """What makes logits of features: the kernel `(width, vocabulary)`, and the bias `(vocabulary,)` or None."""
+        v, head = as_vars(v, self).logits, self._logits
+        assert head.axes is not None
+        kernel = v.param("kernel", (self.width, self.vocabulary), head.kernel_init, axes=head.axes)
+        bias = v.param("bias", (self.vocabulary,), head.bias_init, axes=head.axes[1:]) if self.bias else None
+        return kernel, bias
+
+    @property
+    def _logits(self) -> L.Dense:
+        return L.Dense(self.vocabulary, self.bias, ("embed", "vocab"))
+
+    def _block(self, v: Vars, x: jax.Array) -> jax.Array:
+        attention = L.MultiHeadAttention(self.heads, kv_heads=self.kv_heads, causal=True, rotary=L.Rotary())
+        x = x + L.Dropout(self.dropout)(v.drop1, attention(v.attention, L.RMSNorm()(v.norm1, x)))
+        x = v.shard(x, "batch", "length", "embed")
+        x = x + L.Dropout(self.dropout)(v.drop2, self._feed_forward(v, L.RMSNorm()(v.norm2, x)))
+        return v.shard(x, "batch", "length", "embed")
+
+    def _feed_forward(self, v: Vars, x: jax.Array) -> jax.Array:
+        def wide(v: Vars) -> jax.Array:
+            h = L.Dense(self.mlp or 4 * self.width, self.bias, ("embed", "mlp"))(v, x)
+            return v.shard(h, "batch", "length", "mlp")
+
+        h = jax.nn.silu(wide(v.gate)) * wide(v.up) if self.gated else jax.nn.gelu(wide(v.up))
+        return L.Dense(self.width, self.bias, ("mlp", "embed"))(v.down, h)

@@ -1,0 +1,172 @@
+"""The cross-entropy of a linear head: chunked against whole, on a mesh against one device, and as an objective."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import sapwood as sw
+from sapwood.models import Decoder
+from sapwood.train import metrics as M
+from sapwood.train.linear_losses import linear_cross_entropy
+from sapwood.train.losses import softmax_cross_entropy
+from sapwood.train.next_token import next_token
+
+RANDOM = np.random.default_rng(0)
+
+
+def arrays(batch=2, length=6, features=5, classes=7, dtype="float32"):
+    x = RANDOM.standard_normal((batch, length, features))
+    kernel, bias = RANDOM.standard_normal((features, classes)), RANDOM.standard_normal(classes)
+    labels, weight = RANDOM.integers(0, classes, (batch, length)), RANDOM.integers(0, 3, (batch, length)) / 2
+    return (*(jnp.asarray(a, dtype) for a in (x, kernel, bias)), jnp.asarray(labels), jnp.asarray(weight, "float32"))
+
+
+def plain(x, kernel, bias, labels, weight):
+    logits = (x @ kernel + bias).astype("float32")
+    losses = softmax_cross_entropy(logits, labels)
+    return jnp.sum(losses * weight), losses, jnp.argmax(logits, -1) == labels
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 6, 100, None])  # 4 does not divide the 6 positions
+def test_it_is_the_cross_entropy_of_the_logits(chunk):
+    x, kernel, bias, labels, weight = arrays()
+
+    def chunked(x, kernel, bias):
+        out = linear_cross_entropy(x, kernel, labels, bias, weight, chunk=chunk)
+        return 3 * out.total, out  # a factor, so that the cotangent is not 1
+
+    def whole(x, kernel, bias):
+        out = plain(x, kernel, bias, labels, weight)
+        return 3 * out[0], out
+
+    without, _ = chunked(x, kernel, bias)  # outside of a gradient
+    (ours, out), gradients = jax.value_and_grad(chunked, (0, 1, 2), has_aux=True)(x, kernel, bias)
+    (theirs, expected), right = jax.value_and_grad(whole, (0, 1, 2), has_aux=True)(x, kernel, bias)
+    np.testing.assert_allclose([without, ours], [theirs, theirs], rtol=1e-6)
+    np.testing.assert_allclose(out.losses, expected[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(out.hits, expected[2])
+    for ours, theirs in zip(gradients, right, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_without_bias_and_weight():
+    x, kernel, bias, labels, _ = arrays()
+    out = linear_cross_entropy(x, kernel, labels)
+    expected = plain(x, kernel, 0 * bias, labels, jnp.ones(labels.shape))
+    np.testing.assert_allclose(out.total, expected[0], rtol=1e-6)
+
+
+def test_what_weighs_nothing_does_not_count():
+    x, kernel, bias, labels, weight = arrays()
+    weight = weight.at[0].set(0)
+    x = x.at[0].mul(1e30)  # their losses are not finite
+    run = lambda x: linear_cross_entropy(x, kernel, labels, bias, weight, chunk=2).total  # noqa: E731
+    total, dx = jax.value_and_grad(run)(x)
+    assert jnp.isfinite(total)
+    assert jnp.isfinite(dx).all()
+    np.testing.assert_array_equal(dx[0], 0)
+
+
+def test_in_bfloat16_the_softmax_and_the_sums_are_float32():
+    x, kernel, bias, labels, weight = arrays(batch=4, length=64, features=32, classes=50, dtype="bfloat16")
+    wide = [a.astype("float32") for a in (x, kernel, bias)]
+    run = lambda x, k, b: linear_cross_entropy(x, k, labels, b, weight, chunk=8).total  # noqa: E731
+    ours, gradients = jax.value_and_grad(run, (0, 1, 2))(x, kernel, bias)
+    theirs, right = jax.value_and_grad(lambda *a: plain(*a, labels, weight)[0], (0, 1, 2))(*wide)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    for ours, theirs in zip(gradients, right, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        np.testing.assert_allclose(ours.astype("float32"), theirs, rtol=0.03, atol=0.03 * float(jnp.abs(theirs).max()))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "spec", "features"),
+    [
+        ("data=4,fsdp=2", PartitionSpec(("data", "fsdp"), None, None), 16),
+        ("data=4,fsdp=2", PartitionSpec(("data", "fsdp"), None, None), 5),  # which 8 shards do not divide
+        ("fsdp=4,tensor=2", PartitionSpec("fsdp", None, None), 16),
+        ("tensor=8", PartitionSpec(None, None, None), 16),
+    ],
+)
+def test_on_a_mesh_it_is_the_same(mesh, spec, features):
+    x, kernel, bias, labels, weight = arrays(batch=8, features=features, classes=8)
+    sharding = NamedSharding(sw.mesh(mesh), spec)
+
+    def run(sharding):
+        def total(x, kernel, bias):
+            out = linear_cross_entropy(x, kernel, labels, bias, weight, chunk=2, sharding=sharding)
+            return 2 * out.total, (out.losses, out.hits)
+
+        return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(x, kernel, bias)
+
+    for ours, theirs in zip(*(jax.tree.leaves(run(s)) for s in (sharding, None)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_no_chunk_gathers_the_batch_and_the_shards_meet_once():
+    x, kernel, _, labels, _ = arrays(batch=8, length=64, features=16, classes=8)
+    sharding = NamedSharding(sw.mesh("data=8"), PartitionSpec("data", None, None))
+
+    def total(x, kernel):
+        return linear_cross_entropy(x, kernel, labels, chunk=8, sharding=sharding).total
+
+    compiled = jax.jit(jax.grad(total, (0, 1)), in_shardings=(sharding, None)).lower(x, kernel).compile().as_text()
+    loop = next(part for part in compiled.split("\n\n") if "%while_body" in part or "region_0" in part.split("(")[0])
+    assert "all-" not in loop
+    assert "reduce-scatter" in compiled or "all-reduce" in compiled
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": jnp.ones((2, 5))}, r"expects x \(batch, length, features\).* got \(2, 5\), \(5, 7\), \(2, 6\)"),
+        ({"labels": jnp.ones((2, 5), int)}, r"labels \(batch, length\), got"),
+        ({"kernel": jnp.ones((4, 7))}, "expects x"),
+        ({"bias": jnp.ones(6)}, r"bias \(classes,\)"),
+        ({"weight": jnp.ones(2)}, r"weight \(batch, length\)"),
+    ],
+)
+def test_shapes_that_do_not_fit(change, message):
+    x, kernel, bias, labels, weight = arrays()
+    given = {"x": x, "kernel": kernel, "labels": labels, "bias": bias, "weight": weight, **change}
+    with pytest.raises(sw.DataError, match=message):
+        linear_cross_entropy(**given)
+
+
+@pytest.mark.parametrize(
+    ("extra", "bias"),
+    [({}, True), ({"mask": jnp.array([True, False])}, False), ({"weight": jnp.array([0.5, 2.0])}, False)],
+)
+def test_the_objective_is_the_supervised_one(extra, bias):
+    model = Decoder(vocabulary=11, depth=1, width=8, heads=2, bias=bias)
+    tokens = jnp.asarray(RANDOM.integers(0, 11, (2, 2, 6)))
+    batch = {"tokens": tokens[0], "targets": tokens[1], **extra}
+    objectives = next_token(model), sw.supervised(model, inputs="tokens", target="targets")
+    params, _ = sw.init(objectives[0], 0, batch)
+
+    def run(objective):
+        loss = lambda params: sw.apply(objective, params, {}, batch)[0]  # noqa: E731
+        (loss, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return loss, M.compute(metrics), gradients
+
+    ours, theirs = map(run, objectives)
+    assert ours[1].keys() == theirs[1].keys()
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_token_outside_the_vocabulary_is_reported():
+    model = Decoder(vocabulary=5, depth=1, width=8, heads=2)
+    batch = {"tokens": jnp.zeros((2, 3), int), "targets": jnp.array([[0, 1, 2], [0, 5, 2]])}
+    params, _ = sw.init(model, 0, batch["tokens"])
+    with pytest.raises(sw.CheckError, match="target outside the 5 tokens 0 to 4"):
+        sw.apply(next_token(model), params, {}, batch)
+    masked = {**batch, "mask": jnp.array([True, False])}
+    assert jnp.isfinite(sw.apply(next_token(model), params, {}, masked)[0][0])
+
+
+def test_a_model_without_the_two_halves():
+    with pytest.raises(sw.ConfigError, match=r"features\(v, tokens\) and head\(v\).*got Dense"):
+        next_token(sw.layers.Dense(3))

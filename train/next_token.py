@@ -1,0 +1,68 @@
+"""`next_token`: the objective of a language model, which never holds the logits of all positions."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sapwood.core.errors import ConfigError
+from sapwood.parallel.place import placed
+from sapwood.train import losses
+from sapwood.train.linear_losses import linear_cross_entropy
+from sapwood.train.metrics import Mean, lead
+
+
+@dataclasses.dataclass(frozen=True)
+class NextToken:
+    """The objective `next_token` makes."""
+
+    model: Any
+    inputs: tuple[str, ...]
+    target: str
+
+    def predict(self, v: Any, batch: Mapping[str, Any]) -> Any:
+        """The model's logits (batch, length, vocabulary), whole."""
+        return self.model(v, *(batch[name] for name in self.inputs))
+
+    def __call__(self, v: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+        target, weight = batch[self.target], losses.example_weight(batch)
+        x = self.model.features(v, *(batch[name] for name in self.inputs))
+        kernel, bias = self.model.head(v)
+        known = (target >= 0) & (target < kernel.shape[1])
+        counted = known if batch.get("mask") is None else known | ~lead(batch["mask"], known.shape).astype(bool)
+        v.check(counted, f"target outside the {kernel.shape[1]} tokens 0 to {kernel.shape[1] - 1}")
+        each = None if weight is None else jnp.broadcast_to(lead(weight, target.shape), target.shape)
+        sharding = placed(v, x, "batch", "length", "embed")
+        out = linear_cross_entropy(x, kernel, target, bias, each, sharding=sharding)
+        if each is None:
+            return out.total / target.size, {"accuracy": Mean.of(out.hits)}
+        mean = Mean(out.total, jnp.sum(each, dtype=jnp.float32))
+        loss = mean.total / jnp.where(mean.weight == 0, 1, mean.weight)
+        return loss, {"loss": mean, "accuracy": Mean.of(out.hits, each)}
+
+
+def next_token(model: Any, inputs: str = "tokens", target: str = "targets") -> NextToken:
+    """The objective of predicting ``batch[target]`` (batch, length) at each position of ``batch[inputs]``.
+
+    It is `supervised(model, inputs=..., target=...)` with the loss and the accuracy taken chunk by chunk
+    (`train.linear_losses`), for vocabularies whose logits do not fit. The model gives its two halves:
+    ``features(v, tokens)`` (batch, length, width) and ``head(v)``, a kernel (width, vocabulary) and a bias or None, as
+    `models.Decoder` does. Masks and weights enter as in `supervised`. Raises `ConfigError` for another model.
+
+    >>> import sapwood as sw
+    >>> from sapwood.models import Decoder
+    >>> objective = next_token(Decoder(vocabulary=10, depth=1, width=8, heads=2))
+    >>> batch = {"tokens": jnp.zeros((2, 4), int), "targets": jnp.ones((2, 4), int)}
+    >>> params, state = sw.init(objective, 0, batch)
+    >>> (loss, metrics), _ = sw.apply(objective, params, state, batch)
+    >>> loss.shape, list(metrics)
+    ((), ['accuracy'])
+    """
+    if not (callable(getattr(model, "features", None)) and callable(getattr(model, "head", None))):
+        raise ConfigError(
+            f"next_token(model=...): a model with features(v, tokens) and head(v), such as models.Decoder, is "
+            f"expected, got {type(model).__name__}"
+        )
+    return NextToken(model, (inputs,), target)
