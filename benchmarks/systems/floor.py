@@ -49,8 +49,9 @@ def conv(work):
         new = {}
 
         def convolve(p, x, stride=1):
+            pad = p["kernel"].shape[0] // 2
             return jax.lax.conv_general_dilated(
-                x, p["kernel"], (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                x, p["kernel"], (stride, stride), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
 
         def norm(p, name, x):
@@ -88,10 +89,10 @@ def gpt(work):
         x = params["embed"]["table"][tokens] + params["positions"]["table"]
         for i in range(len(params["blocks"])):
             p = params["blocks"][str(i)]
-            h = layer_norm(p["norm1"], x)
-            q, k, v = (jnp.einsum("ble,ehd->blhd", h, p[name]["kernel"]) for name in ("query", "key", "value"))
+            h, at = layer_norm(p["norm1"], x), p["attention"]
+            q, k, v = (jnp.einsum("ble,ehd->blhd", h, at[name]["kernel"]) for name in ("query", "key", "value"))
             h = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-            x = x + jnp.einsum("blhd,hde->ble", h, p["out"]["kernel"])
+            x = x + jnp.einsum("blhd,hde->ble", h, at["out"]["kernel"])
             x = x + dense(p["down"], jax.nn.gelu(dense(p["up"], layer_norm(p["norm2"], x))))
         return cross_entropy(layer_norm(params["norm"], x) @ params["head"]["kernel"], targets)
 

@@ -74,3 +74,47 @@ def mlp(work):
         return L.Dense(10)(v.out, jax.nn.relu(L.Dense(128)(v.hidden, image)))
 
     return train(work, sw.supervised(model), optax.adam(work.config["rate"]), work.weights)
+
+
+def conv(work):
+    def convolve(v, x, features, size=3, stride=1):
+        return L.Conv(features, (size, size), stride, size // 2, bias=False)(v, x)
+
+    def model(v, x):
+        x = jax.nn.relu(L.BatchNorm()(v.stem_norm, convolve(v.stem, x, work.config["stages"][0])))
+        for i in range(len(work.config["stages"]) * work.config["blocks"]):
+            block, features = v.blocks[i], work.config["stages"][i // work.config["blocks"]]
+            stride = 1 if features == x.shape[-1] else 2
+            h = jax.nn.relu(L.BatchNorm()(block.norm1, convolve(block.conv1, x, features, stride=stride)))
+            h = L.BatchNorm()(block.norm2, convolve(block.conv2, h, features))
+            if stride == 2:
+                x = L.BatchNorm()(block.project_norm, convolve(block.project, x, features, 1, 2))
+            x = jax.nn.relu(x + h)
+        return L.Dense(work.config["classes"])(v.head, x.mean((1, 2)))
+
+    return train(work, sw.supervised(model), optax.sgd(work.config["rate"], momentum=0.9), work.weights)
+
+
+def gpt(work):
+    c, norm = work.config, L.LayerNorm(eps=1e-6)
+
+    def block(v, x):
+        x = x + L.MultiHeadAttention(c["heads"], causal=True)(v.attention, norm(v.norm1, x))
+        return x + L.Dense(c["width"])(v.down, jax.nn.gelu(L.Dense(4 * c["width"])(v.up, norm(v.norm2, x))))
+
+    def model(v, tokens):
+        x = L.Embed(c["vocabulary"], c["width"])(v.embed, tokens)
+        x = L.LearnedPositions(c["tokens"])(v.positions, x)
+        if scanned:
+            x = L.Scan(block, c["layers"])(v.blocks, x)
+        else:
+            for i in range(c["layers"]):
+                x = block(v.blocks[i], x)
+        return L.Dense(c["vocabulary"], bias=False)(v.head, norm(v.norm, x))
+
+    scanned = "scan" in work.system
+    params = work.weights
+    if scanned:
+        params = {**params, "blocks": sw.stack(params["blocks"])}
+    objective = sw.supervised(model, inputs="tokens", target="targets")
+    return train(work, objective, optax.adam(c["rate"]), params)
