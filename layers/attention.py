@@ -10,9 +10,10 @@ from sapwood.core.initializers import Initializer, lecun_normal, zeros
 from sapwood.core.layer import Layer, describe
 from sapwood.core.loop import platform
 from sapwood.core.vars import Vars
-from sapwood.layers import expect, splash
+from sapwood.layers import causal_attention, expect, splash
+from sapwood.layers.matmul import matmul
 from sapwood.layers.positions import Rotary
-from sapwood.parallel.place import placed
+from sapwood.parallel.place import meshed, placed
 
 
 def attention(
@@ -58,6 +59,8 @@ def attention(
     dtype = q.dtype
     if dtype == jnp.float16 and platform() not in ("gpu", "cuda", "rocm"):
         q, k, v = (x.astype(jnp.float32) for x in (q, k, v))  # XLA sums float16 products in float32 on GPUs alone
+    if causal and mask is None and causal_attention.pays(q):
+        return causal_attention.causal_attention(q, k, v, scale).astype(dtype)
     y = jax.nn.dot_product_attention(q, k, v, mask=_mask(mask, q, k), is_causal=causal, scale=scale)
     return y.astype(dtype)
 
@@ -153,7 +156,7 @@ class MultiHeadAttention(Layer):
         """`(batch, length, features)` projected to `(batch, length, heads, head_dim)`."""
         shape = (x.shape[-1], heads, head_dim)
         kernel = v.param("kernel", shape, self.kernel_init, axes=("embed", "heads", "kv"))
-        y = jnp.einsum("ble,ehd->blhd", x, kernel)
+        y = matmul(x, kernel, split=meshed(v))
         if self.bias:
             y = y + v.param("bias", shape[1:], zeros, axes=("heads", "kv"))
         return v.shard(y, "batch", "length", "heads", "kv")
@@ -161,5 +164,5 @@ class MultiHeadAttention(Layer):
     def _join(self, v: Vars, x: jax.Array, features: int) -> jax.Array:
         """`(batch, length, heads, head_dim)` projected back to `(batch, length, features)`."""
         kernel = v.param("kernel", (*x.shape[2:], features), self.out_init, axes=("heads", "kv", "embed"))
-        y = jnp.einsum("blhd,hde->ble", x, kernel)
+        y = matmul(x, kernel, 2, split=meshed(v))
         return y + v.param("bias", (features,), zeros, axes=("embed",)) if self.bias else y

@@ -7,13 +7,15 @@ from sapwood.core.initializers import Initializer, lecun_normal, zeros
 from sapwood.core.layer import Layer, describe
 from sapwood.core.vars import Vars
 from sapwood.layers import expect
+from sapwood.layers.matmul import matmul
+from sapwood.parallel.place import meshed
 
 
-def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, split: bool = False) -> jax.Array:
     """`x @ kernel + bias` over the last dimension of x.
 
-    Takes x `(..., features)`, kernel `(features, out)` and bias `(out,)`, gives `(..., out)`. Raises `InputError` for
-    an x that is not floating or does not fit the kernel.
+    Takes x `(..., features)`, kernel `(features, out)` and bias `(out,)`, gives `(..., out)`. `split` says that x is
+    split over a mesh; see `matmul`. Raises `InputError` for an x that is not floating or does not fit the kernel.
 
     >>> import jax.numpy as jnp
     >>> dense(jnp.ones((2, 3)), jnp.ones((3, 1)), jnp.ones(1))
@@ -23,7 +25,7 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax
     x = expect.floating("dense", x)
     if x.ndim == 0 or kernel.ndim != 2 or x.shape[-1] != kernel.shape[0]:
         raise InputError(f"dense expects x (..., features) and kernel (features, out), got {describe((x, kernel))}")
-    y = x @ kernel
+    y = matmul(x, kernel, split=split)
     return y if bias is None else y + bias
 
 
@@ -57,4 +59,4 @@ class Dense(Layer):
         kernel = v.param("kernel", (x.shape[-1], self.features), self.kernel_init, axes=self.axes)
         bias_axes = self.axes and self.axes[-1:]
         bias = v.param("bias", (self.features,), self.bias_init, axes=bias_axes) if self.bias else None
-        return dense(x, kernel, bias)
+        return dense(x, kernel, bias, split=meshed(v))

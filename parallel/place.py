@@ -69,6 +69,16 @@ def placed(v: Any, x: Any, *axes: str | None) -> NamedSharding | None:
     return None if place is None else place(axes, x.shape)
 
 
+def meshed(v: Any) -> bool:
+    """Whether the run of a cursor has a mesh.
+
+    >>> import sapwood as sw
+    >>> meshed(sw.bind({}))
+    False
+    """
+    return v._place is not None
+
+
 def _inside(mesh: AnyMesh) -> AnyMesh:
     """The mesh as the surrounding `shard_map` sees it, with Manual axes, which a constraint may not name."""
     context = jax.sharding.get_abstract_mesh()

@@ -1,0 +1,60 @@
+"""Causal attention on a CPU: in blocks of queries, each against the keys that it may see and no others.
+
+XLA has no fused attention for CPUs. The plain form works out every pair of positions and then hides half of them, in
+steps too large for the caches; blocks leave out most of what is hidden.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sapwood.core.loop import platform
+
+LEAST, MOST = 64, 8
+"""Queries of a block, at least; blocks, at most: each is more to compile."""
+
+HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
+"""What the score of a key is lowered by that may not be seen: finite, as in `jax.nn.dot_product_attention`."""
+
+
+def pays(q: jax.Array) -> bool:
+    """Whether `causal_attention` serves for these queries: on a CPU, where there are two blocks or more.
+
+    >>> pays(jnp.ones((1, 32, 2, 8)))
+    False
+    """
+    return platform() == "cpu" and isinstance(q.shape[1], int) and q.shape[1] >= 2 * LEAST
+
+
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, scale: float | None = None) -> jax.Array:
+    """`attention(q, k, v, causal=True, scale=scale)`, the same numbers but for rounding.
+
+    Takes q `(batch, length, heads, head_dim)`, k and v `(batch, length, kv_heads, head_dim)`, gives the shape of q.
+
+    >>> x = jnp.arange(3.0).reshape(1, 3, 1, 1)
+    >>> causal_attention(jnp.zeros_like(x), x, x)[0, :, 0, 0]
+    Array([0. , 0.5, 1. ], dtype=float32)
+    """
+    batch, length, heads, head_dim = q.shape
+    groups = heads // k.shape[2]
+    q = (q * (head_dim**-0.5 if scale is None else scale)).astype(q.dtype)
+    q = q.reshape(batch, length, -1, groups, head_dim).transpose(0, 2, 3, 1, 4)  # (batch, kv_heads, groups, length, _)
+    k, v = (x.swapaxes(1, 2) for x in (k, v))
+    size = max(LEAST, -(-length // MOST))
+    blocks = []
+    for begin in range(0, length, size):
+        end = min(begin + size, length)
+        rows = q[:, :, :, begin:end].reshape(batch, -1, groups * (end - begin), head_dim)
+        y = _block(rows, k[:, :, :end], v[:, :, :end], begin)
+        blocks.append(y.reshape(batch, -1, groups, end - begin, head_dim))
+    return jnp.concatenate(blocks, 3).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
+
+
+def _block(q: jax.Array, k: jax.Array, v: jax.Array, begin: int) -> jax.Array:
+    """Queries from position ``begin`` on, group after group, against all keys up to the last of them."""
+    rows, end = q.shape[2], k.shape[2]
+    scores = lax.dot_general(q, k, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
+    position = begin + lax.broadcasted_iota(jnp.int32, (rows, end), 0) % (end - begin)
+    hidden = lax.broadcasted_iota(jnp.int32, (rows, end), 1) > position
+    scores = scores + jnp.where(hidden, HIDDEN, 0)  # a sum: its gradient needs no pass of its own
+    return lax.dot_general(jax.nn.softmax(scores).astype(v.dtype), v, (((3,), (2,)), ((0, 1), (0, 1))))
