@@ -1,5 +1,6 @@
 """The feed of batches to the devices: sharded as the mesh wants it, a few batches ahead, without waiting."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +12,11 @@ from sapwood.core.errors import ConfigError, DataError
 from sapwood.data.batches import Batches
 from sapwood.parallel.batches import check_batch_size
 
+LONGEST = 16
+"""Batches in a run that is read in one go, at most."""
+QUICK = 2e-3
+"""Seconds that reading a run may take for the next one to be longer: a thread that works for less is all overhead."""
+
 
 class DeviceBatches(Iterator[dict[str, Any]]):
     """An iterator of batches as global `jax.Array`s. Made by `to_device`.
@@ -18,10 +24,14 @@ class DeviceBatches(Iterator[dict[str, Any]]):
     Its `position` counts the batches handed out, not those read ahead, so it is what a checkpoint keeps.
     """
 
-    def __init__(self, batches: Batches, sharding: Any, prefetch: int, block: int | Callable[[int], int] | None):
+    def __init__(
+        self, batches: Batches, sharding: Any, prefetch: int, block: int | Callable[[int], int] | None, host: bool
+    ):
         self.batches, self.sharding = batches, sharding
-        self._block, self._prefetch = block, prefetch
+        self._block, self._prefetch, self._host = block, prefetch, host
         self._ahead: deque[Future] = deque()
+        self._ready: deque[Any] = deque()
+        self._run = 1
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="sapwood-feed") if prefetch else None
         self._next = batches.position
 
@@ -58,6 +68,7 @@ class DeviceBatches(Iterator[dict[str, Any]]):
         for future in self._ahead:
             future.cancel()
         self._ahead.clear()
+        self._ready.clear()
         self._next = self.batches.position
 
     def _size(self, step: int) -> int:
@@ -70,24 +81,46 @@ class DeviceBatches(Iterator[dict[str, Any]]):
         size = self._size(step)
         if size <= 0:
             raise StopIteration
-        if self._pool is None:
-            batch = self._make(step, size)
-        else:
-            while len(self._ahead) <= self._prefetch and (ahead := self._size(self._next)) > 0:
-                self._ahead.append(self._pool.submit(self._make, self._next, ahead))
-                self._next += ahead
-            try:
-                batch = self._ahead.popleft().result()
-            except BaseException:
-                self._forget()  # so that asking again asks for the same batch
-                raise
+        try:
+            if not self._ready:
+                self._ready.extend(self._read_ahead() if self._pool is not None else self._read(step, size, 1))
+            if isinstance(batch := self._ready.popleft(), Exception):
+                raise batch
+        except BaseException:
+            self._forget()  # so that asking again asks for the same batch
+            raise
         self.batches.position = step + size
         return batch
 
-    def _make(self, step: int, size: int) -> dict[str, Any]:
-        if self._block is None or (callable(self._block) and size == 1):
-            return _place(self.batches[step], self.batches, self.sharding, 0)
-        return _place(self.batches.block(step, size), self.batches, self.sharding, 1)
+    def _read_ahead(self) -> list[Any]:
+        """What the thread has read, after it was asked for what comes next."""
+        assert self._pool is not None
+        while len(self._ahead) <= self._prefetch and (size := self._size(self._next)) > 0:
+            run = self._length(self._next) if self._host and size == 1 else 1
+            self._ahead.append(self._pool.submit(self._read, self._next, size, run))
+            self._next += size * run
+        return self._ahead.popleft().result()
+
+    def _length(self, step: int) -> int:
+        """How many single batches from `step` on are read in one go."""
+        return next((n for n in range(1, self._run) if self._size(step + n) != 1), self._run)
+
+    def _read(self, step: int, size: int, run: int) -> list[Any]:
+        """A block of batches, or a run of single ones, which becomes longer where that is a matter of microseconds. An
+        error stands where its batch would."""
+        if self._block is not None and not (callable(self._block) and size == 1):
+            return [_place(self.batches.block(step, size), self.batches, self.sharding, 1, self._host)]
+        begun = time.perf_counter()
+        try:
+            block = self.batches.block(step, run)
+        except Exception as error:
+            if run == 1:
+                return [error]
+            self._run = 1
+            return [self._read(step + i, 1, 1)[0] for i in range(run)]
+        self._run = min(2 * run, LONGEST) if time.perf_counter() - begun < QUICK else max(run // 2, 1)
+        each = [{name: values[i] for name, values in block.items()} for i in range(run)]
+        return [_place(batch, self.batches, self.sharding, 0, self._host) for batch in each]
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -102,7 +135,12 @@ class DeviceBatches(Iterator[dict[str, Any]]):
 
 
 def to_device(
-    batches: Batches, sharding: Any = None, *, prefetch: int = 2, block: int | Callable[[int], int] | None = None
+    batches: Batches,
+    sharding: Any = None,
+    *,
+    prefetch: int = 2,
+    block: int | Callable[[int], int] | None = None,
+    host: bool = False,
 ) -> DeviceBatches:
     """Batches on the devices, as global arrays, read and transferred ahead by a thread of its own.
 
@@ -117,6 +155,8 @@ def to_device(
         block: hand out so many batches at once as arrays `(block, batch, ...)`, for several steps in one dispatch (the
             last may have fewer). A function says how many from the number of the batch they begin with; one is then
             handed out as it is, `(batch, ...)`.
+        host: leave the arrays NumPy's. A compiled program on the CPU takes those as they are, at a tenth of the cost of
+            making them JAX's. Batches are then read ahead in runs, where that is a matter of microseconds.
 
     Raises:
         ConfigError: the batch size does not divide over the sharding's devices.
@@ -142,7 +182,7 @@ def to_device(
         if isinstance(sharding, jax.sharding.NamedSharding):
             check_batch_size(batches.batch_size, sharding)
         rows = _rows_here(batches.batch_size, sharding)
-    return DeviceBatches(batches.of_rows(rows), sharding, prefetch, block)
+    return DeviceBatches(batches.of_rows(rows), sharding, prefetch, block, host)
 
 
 def _rows_here(batch_size: int, sharding: Any) -> np.ndarray:
@@ -153,7 +193,7 @@ def _rows_here(batch_size: int, sharding: Any) -> np.ndarray:
     return np.flatnonzero(held)
 
 
-def _place(batch: dict[str, np.ndarray], batches: Batches, sharding: Any, row_axis: int) -> dict[str, Any]:
+def _place(batch: dict[str, np.ndarray], batches: Batches, sharding: Any, row_axis: int, host: bool) -> dict[str, Any]:
     import jax
 
     for name, values in batch.items():
@@ -161,6 +201,8 @@ def _place(batch: dict[str, np.ndarray], batches: Batches, sharding: Any, row_ax
             raise DataError(
                 f"{name} holds {_kind(values)}, which no device takes; use `map` to make it numbers, or leave it out"
             )
+    if host:
+        return batch
     if sharding is None:
         return jax.device_put(batch)
     if row_axis and isinstance(sharding, jax.sharding.NamedSharding):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sapwood.core.errors import CheckError, ConfigError
+from sapwood.core.loop import platform
 from sapwood.data.batches import batches
 from sapwood.data.device import to_device
 from sapwood.train import checks, learning_rate, metrics
@@ -171,7 +172,9 @@ class Loop:
         """Send every step that is left."""
         if self.stopped:
             return
-        feed = to_device(self.stream, self.trainer.batch_sharding, block=self.sender.size)
+        trainer = self.trainer
+        in_place = trainer.jit and trainer.mesh is None and platform() == "cpu"
+        feed = to_device(self.stream, trainer.batch_sharding, block=self.sender.size, host=in_place)
         self.clock, self.clocked = time.perf_counter(), self.done
         try:
             while self.done < self.plan.steps and not self.stopped:
