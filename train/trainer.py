@@ -10,7 +10,7 @@ import jax
 from sapwood import parallel
 from sapwood.core.errors import ConfigError
 from sapwood.core.policy import Policy, as_policy
-from sapwood.train import birth, evaluation, loop, programs, trainable
+from sapwood.train import birth, evaluation, host_memory, loop, programs, trainable
 from sapwood.train.scaling import LossScale
 from sapwood.train.state import TrainState
 from sapwood.train.step import train_step
@@ -99,6 +99,7 @@ class Trainer:
         data). The parameters are those of ``sw.init(objective, key, batch)``. Raises `ConfigError` where ``trainable``
         matches nothing, or the batch does not divide over the mesh.
         """
+        host_memory.keep()
         self.check_batch_size(jax.tree.leaves(dict(batch))[0].shape[0])
         return birth.plan(self, batch).make(key, dict(batch))
 
