@@ -141,7 +141,8 @@ def profile(
         batch = following()
         plan = birth.plan(trainer, batch)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
-        step = trainer.compiled.train(plan.shardings).lower(plan.shapes, shapes).compile()
+        with _names_kept():
+            step = trainer.compiled.train(plan.shardings).lower(plan.shapes, shapes).compile()
         calls = trace_calls(trainer.objective, (jax.eval_shape(lambda x: x, batch),), train=True, policy=trainer.policy)
         program = Program(step.as_text(), (call.path for call in calls.calls.values()))
         loop = _Loop(step, plan.make(seed, batch), following)
@@ -165,6 +166,17 @@ def _feed(trainer: Any, data: Any, batch_size: int | None, seed: int) -> Iterato
         yield lambda: next(feed)
     finally:
         feed.close()
+
+
+@contextlib.contextmanager
+def _names_kept() -> Iterator[None]:
+    """Let no program of other names come from JAX's persistent cache, which otherwise finds it by its operations."""
+    before = jax.config.jax_compilation_cache_include_metadata_in_key  # type: ignore[attr-defined]
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_include_metadata_in_key", before)
 
 
 class _Loop:

@@ -14,8 +14,7 @@ from sapwood import layers as L
 from sapwood.core.errors import ConfigError
 from sapwood.train import Profile, Trainer, profile, supervised, timeline
 from sapwood.train.attribution import OBJECTIVE, OPTIMIZER, Program
-
-IDLE = ("(between operations)", "(waiting for the host)", "(waiting for data)")
+from sapwood.train.compile_cache import compile_cache
 
 
 def batch(rows: int = 32, width: int = 64, classes: int = 10):
@@ -122,6 +121,20 @@ def test_several_devices_are_averaged():
     assert found.devices == 2
     assert sum(row.seconds for row in tops(found)) == pytest.approx(found.seconds, rel=1e-6)
     assert any("communication" in row.kinds for row in found.rows)
+
+
+def test_names_are_those_of_this_model_whatever_the_cache_holds(tmp_path):
+    """The same operations under another name are the same entry of JAX's persistent cache."""
+
+    gram = sw.layer(lambda v, x: x @ (x.T @ x))
+
+    def names(layer):
+        found = profile(trainer(lambda v, x: L.Dense(10)(v.head, gram(v[layer], x))), batch(), steps=1)
+        return {row.path for row in found.rows if row.layer and row.path != ("head",)}
+
+    with compile_cache(tmp_path):
+        assert names("one") == {("one",)}
+        assert names("two") == {("two",)}
 
 
 @pytest.mark.parametrize(
