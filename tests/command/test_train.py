@@ -294,3 +294,20 @@ def test_text_is_written_before_the_last_three_lines(process, tmp_path):
     assert process(*words, "--run", "s").digest == done.digest
     error = process("predict", "r", "line.txt").error
     assert error == "r is no image classifier: its model takes tokens"
+
+
+def test_steps_per_call_are_chosen_and_written_down(sapwood, stripes, config, run):
+    done = sapwood("train", stripes, "--run", "s", "--steps-per-call", 3)
+    assert done.digest == run.digest
+    assert config("s")["steps_per_call"] == 3
+    for wrong in ("0", "2.5", "fast"):
+        error = sapwood("train", stripes, "--run", "t", "--steps-per-call", wrong).error
+        assert f"a whole number, at least 1, or auto is expected, not '{wrong}'" in error
+
+
+def test_programs_are_kept_for_the_next_start_unless_told_otherwise(sapwood, stripes, tmp_path, monkeypatch, run):
+    monkeypatch.setenv("SAPWOOD_CACHE", str(tmp_path / "cache"))
+    assert sapwood("train", stripes, "--run", "s", "--no-compile-cache").digest == run.digest
+    assert not (tmp_path / "cache").exists()
+    assert sapwood("train", stripes, "--run", "t").digest == run.digest
+    assert list((tmp_path / "cache").glob("xla/*/*train_step*-cache"))

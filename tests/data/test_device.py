@@ -213,3 +213,31 @@ def test_two_processes_feed_what_their_devices_hold(layout):
     outputs = [w.communicate(timeout=240) for w in workers]
     assert [w.returncode for w in workers] == [0, 0], outputs
     assert all("done" in out for out, _ in outputs)
+
+
+def test_blocks_of_sizes_that_a_function_says():
+    feed = to_device(stream(shuffle=False), block=lambda step: [3, 0, 0, 1, 1, 2, 0, 0][step])
+    assert [np.shape(next(feed)["x"]) for _ in range(4)] == [(3, 8), (8,), (8,), (2, 8)]
+    assert feed.position == 7
+    with pytest.raises(StopIteration):
+        next(feed)
+
+
+def test_on_the_host_batches_are_the_same_and_lie_where_a_program_can_use_them():
+    for found, expected in zip(to_device(stream(epochs=9), host=True), stream(epochs=9), strict=True):
+        for name, values in found.items():
+            assert type(values) is np.ndarray
+            np.testing.assert_array_equal(values, expected[name])
+    block = next(to_device(stream(size=16), host=True, block=2))
+    assert all(values.ctypes.data % 64 == 0 for values in block.values())
+
+
+def test_what_comes_before_a_batch_that_cannot_be_read_is_handed_out():
+    x = np.arange(400.0)
+    x[333] = np.nan
+    feed = to_device(batches(load({"x": x}), 4, shuffle=False), host=True)
+    for i in range(333 // 4):
+        assert next(feed)["x"][0] == 4 * i
+    for _ in range(2):  # asking again asks for the same batch
+        with pytest.raises(DataError, match="example 333"):
+            next(feed)

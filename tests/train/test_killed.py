@@ -26,25 +26,29 @@ rng = np.random.default_rng(0)
 data = {"x": rng.normal(size=(333, 8)).astype("float32"), "label": np.arange(333) % 3}
 trainer = Trainer(supervised(model, inputs="x"), optax.adam(0.01), ema=0.99)
 state, _ = trainer.fit(data, epochs=40, batch_size=8, validation=data, run=sys.argv[1], resume=True,
-                       checkpoint_every=97, callbacks=[EarlyStopping(patience=100)])
+                       checkpoint_every=97, callbacks=[EarlyStopping(patience=100)], steps_per_call=eval(sys.argv[2]))
 print("digest", sorted(digests(named_leaves(state)).items()))
 """
 
 
-def start(directory):
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(directory)], stdout=subprocess.PIPE, text=True)
+def start(directory, steps_per_call=1):
+    command = [sys.executable, "-c", SCRIPT, str(directory), repr(steps_per_call)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_killed_at_drawn_moments(tmp_path):
+@pytest.mark.parametrize("steps_per_call", [1, 8, "auto"])
+def test_killed_at_drawn_moments(tmp_path, steps_per_call):
     began = time.monotonic()
     whole = start(tmp_path / "whole").communicate()[0].splitlines()[-1]
     lasted = time.monotonic() - began
     assert whole.startswith("digest")
     for i, share in enumerate(np.random.default_rng(0).uniform(0, 1, 4)):
-        process = start(tmp_path / str(i))
+        process = start(tmp_path / str(i), steps_per_call)
         time.sleep(share * lasted)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        assert start(tmp_path / str(i)).communicate()[0].splitlines()[-1] == whole, f"killed after {share:.0%}"
+        assert start(tmp_path / str(i), steps_per_call).communicate()[0].splitlines()[-1] == whole, (
+            f"killed after {share:.0%}"
+        )
