@@ -14,21 +14,31 @@ from sapwood.core.loop import platform
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 """Parameters of mallopt(3)."""
 
+KEEP = {MMAP_THRESHOLD: 2**30, TRIM_THRESHOLD: 2**31 - 1, ARENA_MAX: 1}
+USUAL = {MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26, ARENA_MAX: 0}
+"""What malloc comes to by itself where large pieces are freed."""
+
 
 def keep() -> bool:
-    """Have malloc keep freed memory for the rest of the process; says whether it does.
+    """Have malloc keep freed memory for the rest of the process; says whether it was told to.
 
     Only on a CPU under the GNU C library, and not where the environment sets malloc up (`MALLOC_ARENA_MAX` and the
-    like, `GLIBC_TUNABLES`). It works where JAX has computed nothing yet: threads that have memory of their own keep
-    doing as before.
+    like, `GLIBC_TUNABLES`). It works where JAX has not been used yet: threads that have a heap of their own go on as
+    before.
 
     >>> keep() in (True, False)
     True
     """
-    if not sys.platform.startswith("linux") or platform() != "cpu":
+    if not sys.platform.startswith("linux"):
         return False
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    wanted = {MMAP_THRESHOLD: 2**30, TRIM_THRESHOLD: 2**31 - 1, ARENA_MAX: 1}
-    return mallopt is not None and all(mallopt(name, value) for name, value in wanted.items())
+    if mallopt is None:
+        return False
+    done = all([mallopt(name, value) for name, value in KEEP.items()])  # noqa: C419 - all of them, whatever they answer
+    if platform() == "cpu":  # asked last: it starts JAX's threads
+        return done
+    for name, value in USUAL.items():
+        mallopt(name, value)
+    return False
