@@ -20,6 +20,7 @@ from sapwood.core.errors import ConfigError
 ROOM = 2 << 30
 """Bytes of entries that stay; the oldest go first."""
 
+_DIRECTORY = "jax_compilation_cache_dir"
 _CLEAN = "clean"
 """The file whose time says up to when every entry was written to its end."""
 
@@ -61,7 +62,7 @@ def compile_cache(where: Any = True) -> Iterator[Path | None]:
         yield None
         return
     settings = {
-        "jax_compilation_cache_dir": str(chosen),
+        _DIRECTORY: str(chosen),
         "jax_persistent_cache_min_compile_time_secs": 0.0,  # a start compiles many small programs
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
@@ -76,11 +77,11 @@ def compile_cache(where: Any = True) -> Iterator[Path | None]:
 
 
 def _directory(where: Any) -> Path | None:
-    if where is None or where is False or (where is True and jax.config.jax_compilation_cache_dir):
+    if where is None or where is False or (where is True and getattr(jax.config, _DIRECTORY)):
         return None
-    if not isinstance(where, (bool, str, os.PathLike)):
+    if where is not True and not isinstance(where, (str, os.PathLike)):
         raise ConfigError(f"compile_cache={where!r}: a directory, True for the user's own, or None is expected")
-    directory = default_directory() if where is True else Path(where).expanduser().absolute()
+    directory = Path(default_directory() if where is True else where).expanduser().absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -116,7 +117,7 @@ def _whole(entry: bytes) -> bool:
     """Whether an entry can be unpacked; JAX packs with zstandard where that is installed, else with zlib."""
     try:
         if entry[:4] == b"\x28\xb5\x2f\xfd":
-            import zstandard
+            import zstandard  # pyright: ignore[reportMissingImports]
 
             zstandard.ZstdDecompressor().decompress(entry)
         else:

@@ -111,7 +111,7 @@ def test_the_users_own_directory(tmp_path, monkeypatch):
 
 def test_a_place_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="compile_cache='.*file': the directory cannot be made"):
+    with pytest.raises(ConfigError, match=r"compile_cache='.*file': the directory cannot be made"):
         fit(compile_cache=str(tmp_path / "file"))
     with pytest.raises(ConfigError, match="a directory, True for the user's own, or None"):
         fit(compile_cache=3)
