@@ -105,14 +105,15 @@ def _everywhere(chunk: int | None, sharding: NamedSharding | None, train: bool, 
         return LinearCrossEntropy(lax.psum(total, axes), losses, hits), gradients
 
     split, whole = PartitionSpec(axes), PartitionSpec()
+    sums: Any = (whole, split, split)
     gradients = (split, split if scatter else whole, whole) if train else ()
     return jax.shard_map(
         local, mesh=sharding.mesh, axis_names=set(axes), check_vma=False,
-        in_specs=(split, whole, whole, split, split), out_specs=(LinearCrossEntropy(whole, split, split), gradients),
+        in_specs=(split, whole, whole, split, split), out_specs=(LinearCrossEntropy(*sums), gradients),
     )(*arrays)  # fmt: skip
 
 
-def _local(chunk: int | None, train: bool, x: Any, kernel: Any, bias: Any, labels: Any, weight: Any):
+def _local(chunk: int | None, train: bool, x: Any, kernel: Any, bias: Any, labels: Any, weight: Any) -> tuple[Any, Any]:
     """The loss of whole arrays, and while training its gradients, by a loop over pieces of the length."""
     batch, length = labels.shape
     chunk = min(chunk or max(1, ELEMENTS // (batch * kernel.shape[1])), length)

@@ -29,7 +29,7 @@ def plain(x, kernel, bias, labels, weight):
     return jnp.sum(losses * weight), losses, jnp.argmax(logits, -1) == labels
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 4, 6, 100, None])  # 4 does not divide the 6 positions
+@pytest.mark.parametrize("chunk", [1, 4, None])  # 4 does not divide the 6 positions; None takes all
 def test_it_is_the_cross_entropy_of_the_logits(chunk):
     x, kernel, bias, labels, weight = arrays()
 
@@ -42,8 +42,8 @@ def test_it_is_the_cross_entropy_of_the_logits(chunk):
         return 3 * out[0], out
 
     without, _ = chunked(x, kernel, bias)  # outside of a gradient
-    (ours, out), gradients = jax.value_and_grad(chunked, (0, 1, 2), has_aux=True)(x, kernel, bias)
-    (theirs, expected), right = jax.value_and_grad(whole, (0, 1, 2), has_aux=True)(x, kernel, bias)
+    (ours, out), gradients = jax.jit(jax.value_and_grad(chunked, (0, 1, 2), has_aux=True))(x, kernel, bias)
+    (theirs, expected), right = jax.jit(jax.value_and_grad(whole, (0, 1, 2), has_aux=True))(x, kernel, bias)
     np.testing.assert_allclose([without, ours], [theirs, theirs], rtol=1e-6)
     np.testing.assert_allclose(out.losses, expected[1], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(out.hits, expected[2])
