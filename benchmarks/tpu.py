@@ -19,9 +19,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-# A script's folder is where Python looks first, and this one's statistics.py would be taken for the standard library's.
-sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
-
 RESULTS = Path(__file__).parent / "results" / "tpu.json"
 GIB = 2**30
 
