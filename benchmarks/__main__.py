@@ -34,9 +34,14 @@ def arguments(words=None) -> argparse.Namespace:
     for system in options.against:
         if system not in (FLOOR, *PEERS):
             refuse(f"there is no system {system!r}; there are {', '.join((FLOOR, *PEERS))}")
-    if (options.rounds or 1) < 1 or not 1 <= options.threads <= available():
+    if (options.rounds is not None and options.rounds < 1) or not 1 <= options.threads <= available():
         refuse(f"at least one round, and 1 to {available()} threads are expected")
     return options
+
+
+def takes_part(system: str, against) -> bool:
+    """Whether a system runs: a peer only where it was asked for ("linen-scan" with "linen")."""
+    return not system.startswith(PEERS) or system in against or system.removesuffix("-scan") in against
 
 
 def refuse(message: str, code: int = 2):
@@ -69,9 +74,7 @@ def main(words=None) -> int:
     for name in options.suites or NAMES:
         found = {"machine": machine(), "races": []}
         for suite in suites(name):
-            peers = {system for system in suite.systems if system.partition(" ")[0] in PEERS}
-            left = {system for system in peers if system.partition(" ")[0] not in options.against or system in missing}
-            systems = [system for system in suite.systems if system not in left]
+            systems = [system for system in suite.systems if takes_part(system, options.against) and installed(system)]
             try:
                 measured = race(suite, systems, options.rounds or suite.rounds, options.threads)
             except Refused as error:

@@ -2,9 +2,11 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import numpy as np
 
 
 class Channel(Protocol):
@@ -35,9 +37,10 @@ class Loop:
     step: Callable[..., Any]
     batches: list[tuple]
     wait: Callable[[Any], Any]
+    value: Callable[[Any], float] = float
 
     def losses(self, steps: int) -> list[float]:
-        return [float(self.step(*batch)) for batch in self.batches[:steps]]
+        return [self.value(self.step(*batch)) for batch in self.batches[:steps]]
 
     def rounds(self, channel: Channel, steps: int) -> None:
         stream = itertools.cycle(self.batches)
@@ -61,3 +64,10 @@ def jax_loop(step: Callable, state: Any, batches: list[tuple]) -> Loop:
         return loss
 
     return Loop(update, [jax.device_put(batch) for batch in batches], jax.block_until_ready)
+
+
+def reader(batches: Iterator[Mapping[str, Any]]) -> Loop:
+    """The job of reading images: its losses are the means of the first batches, so that all must read the same."""
+    return Loop(
+        lambda: next(batches)["image"], [()] * 16, lambda last: last, lambda images: float(np.asarray(images).mean())
+    )

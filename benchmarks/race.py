@@ -21,8 +21,8 @@ from benchmarks.suite import Suite
 from benchmarks.systems import NEEDS
 from benchmarks.work import ROOT, prepare
 
-WARM = 1
-"""Rounds that are run and not counted."""
+WARM = 2
+"""Rounds of a race of steps that are run and not counted; a race of fresh processes has one such round."""
 
 
 class Refused(Exception):
@@ -109,6 +109,7 @@ def race(
     with tempfile.TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         prepare(suite, directory)
+        threads = suite.threads or threads
         hold = _fresh if suite.once is not None else _persistent
         return {"name": suite.name, "threads": threads, **hold(suite, list(systems), rounds, threads, directory, tell)}
 
@@ -142,20 +143,23 @@ def _fresh(suite, systems, rounds, threads, directory, tell) -> dict:
     failed: dict[str, str] = {}
     found: list[dict] = []
     left = dict.fromkeys(systems)
-    for number in range(-WARM, rounds):
+    losses: dict[str, list[float]] = {}
+    for number in range(-1, rounds):
         seconds = {}
         for system in random.sample(list(left), len(left)):
             child = Child(suite, system, directory, threads)
             try:
                 with _may_fail(suite, system, failed, left, tell):
-                    answer = child.answer()["seconds"]
-                    seconds[system] = {"process": time.perf_counter() - child.begun, **answer}
+                    answer = child.answer()
+                    seconds[system] = {"process": time.perf_counter() - child.begun, **answer["seconds"]}
+                    losses[system] = answer.get("losses", [])
             finally:
                 child.end()
+        agree(suite, losses)
         if number >= 0:
             found.append(seconds)
         tell(f"{suite.name}: round {number + 1} of {rounds}")
-    return {"rounds": found, "failed": failed}
+    return {"losses": losses, "rounds": found, "failed": failed}
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """A race's result as a table, and the goals it meets."""
 
-import statistics as middle
+import statistics
 
-from benchmarks.statistics import Interval, met, noise, ratio
-from benchmarks.suite import AGAIN, Goal, Suite
+from benchmarks.ratios import Interval, met, noise, outcome, ratio
+from benchmarks.suite import Goal, Suite
 
 
 def table(suite: Suite, found: dict, measure: str) -> list[list[str]]:
@@ -12,14 +12,14 @@ def table(suite: Suite, found: dict, measure: str) -> list[list[str]]:
     rows = [["system", measure, "of the floor", "95 % interval", "goal"]]
     for system in [s for s in suite.systems if all(measure in r.get(s, ()) for r in rounds)]:
         floor = suite.floor_of(system)
-        cost = duration(middle.median(r[system][measure] for r in rounds))
+        cost = duration(statistics.median(r[system][measure] for r in rounds))
         if system == floor:
             rows.append([system, cost, "1", "", ""])
             continue
         r = ratio(rounds, system, floor, measure)
         goals = [verdict(suite, found, goal) for goal in suite.goals if measure == (goal.measure or suite.measures[0])
-                 and system == (goal.system if goal.limit != 1.0 else goal.against)]  # fmt: skip
-        said = "; ".join(filter(None, goals)) if system != AGAIN else "A/A"
+                 and system == (goal.system if goal.against in (None, floor) else goal.against)]  # fmt: skip
+        said = "; ".join(filter(None, goals)) if system != f"{suite.systems[0]} again" else "A/A"
         rows.append([system, cost, f"{r.median:.3f}", f"{r.low:.3f} to {r.high:.3f}", said])
     return rows
 
@@ -28,13 +28,18 @@ def verdict(suite: Suite, found: dict, goal: Goal) -> str:
     """The goal in words, and whether it is met; nothing where one of its systems took no part."""
     measure = goal.measure or suite.measures[0]
     rounds = found["rounds"]
-    if not all(measure in r.get(s, ()) for r in rounds for s in (goal.system, goal.against)):
+    taking_part = [system for system in (goal.system, goal.against) if system is not None]
+    if not all(measure in r.get(system, ()) for r in rounds for system in taking_part):
         return ""
-    r = ratio(rounds, goal.system, goal.against, measure)
+    r = outcome(goal, rounds, measure)
+    if goal.against is None:
+        said = "met" if met(goal, r, 0.0) else "not met"
+        return f"{r.median:.2f} s ({r.low:.2f} to {r.high:.2f}), at most {goal.limit:g} s: {said}"
     said = "met" if met(goal, r, noise(suite, rounds, measure)) else "not met"
-    if goal.limit == 1.0:
-        return f"{goal.system} at {_short(r)} of it: {said}"
-    return f"{_short(r)}, at most {goal.limit:g} of {goal.against}: {said}"
+    if goal.against == suite.floor_of(goal.system):
+        return f"at most {goal.limit:g}: {said}"
+    limit = "" if goal.limit == 1.0 else f", at most {goal.limit:g}"
+    return f"{goal.system} at {_short(r)} of it{limit}: {said}"
 
 
 def _short(r: Interval) -> str:
@@ -54,7 +59,7 @@ def duration(seconds: float) -> str:
 
 def text(suite: Suite, found: dict) -> str:
     """Everything of a race, for a terminal."""
-    lines = [f"\n{suite.name}: {suite.what}; {len(found['rounds'])} rounds, {found['threads']} threads"]
+    lines = [f"\n{suite.name}: {suite.what}; {len(found['rounds'])} rounds, {found['threads']} thread(s)"]
     for measure in suite.measures:
         rows = table(suite, found, measure)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -13,17 +13,19 @@ WAITING = {"lstm": "recurrent layers", "decode": "language models"}
 """Suites that have a name and a place, and wait for what they would measure."""
 
 FLOOR, AGAIN = "floor", "floor again"
-"""The hand-written step, and the same thing in another process: what they differ by is the noise (A/A)."""
+"""The hand-written step, and the same thing in another process: what they differ by is the noise (A/A). In a race with
+another floor, that one's name with " again" is the second."""
 PEERS = ("linen", "nnx", "haiku", "equinox", "keras", "torch", "torch-compile")
 OURS = ("sapwood", "sapwood-step")
 
 
 @dataclass(frozen=True)
 class Goal:
-    """``system`` costs at most ``limit`` times what ``against`` costs, in one measure (the suite's first)."""
+    """``system`` costs at most ``limit`` times what ``against`` costs, or so many seconds where that is None, in one
+    measure (the suite's first)."""
 
     system: str
-    against: str
+    against: str | None
     limit: float
     measure: str | None = None
 
@@ -49,12 +51,13 @@ class Suite:
         steps: of a round.
         rounds: by default.
         tolerance: how far, relatively, a loss of the first ten steps may be from the floor's.
-        once: for a race of fresh processes: what each does, giving seconds by measure ("process" is added by the
-            parent: from the start of the process to this function's end).
+        once: for a race of fresh processes: what each does, giving "seconds" by measure (the parent adds "process":
+            from the start of the process to this function's end) and, if it takes steps, "losses".
         measures: what is reported; the first is what the chart shows.
         goals: what counts as won.
         floors: which system another one's ratio is to, where it is not the first.
         prepare: writes more files into the working directory.
+        threads: of every process, where that is part of the race.
     """
 
     name: str
@@ -69,11 +72,12 @@ class Suite:
     steps: int = 1
     rounds: int = 15
     tolerance: float = 1e-3
-    once: Callable[[Any], dict[str, float]] | None = None
+    once: Callable[[Any], dict[str, Any]] | None = None
     measures: tuple[str, ...] = ("step",)
     goals: tuple[Goal, ...] = ()
     floors: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[Any], None] | None = None
+    threads: int | None = None
 
     def floor_of(self, system: str) -> str:
         """The system that this one's ratio is to."""

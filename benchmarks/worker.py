@@ -32,7 +32,7 @@ def main(race: str, system: str, directory: str, threads: str) -> None:
 
     work = Work(find(race), system, directory)
     if work.suite.once is not None:
-        pipe.report(seconds=work.suite.once(work))
+        pipe.report(**work.suite.once(work))
         return
     from benchmarks.systems import build
 

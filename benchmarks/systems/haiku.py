@@ -22,7 +22,7 @@ def train(work, model, optimizer, params):
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return (optax.apply_updates(params, updates), state, opt_state), value
 
-    first, state = network.init(jax.random.key(0), work.pairs()[0][0])
+    first, state = jax.jit(network.init)(jax.random.key(0), work.pairs()[0][0])
     wrong = jax.tree.map(lambda a, b: a.shape == b.shape, dict(first), params)
     assert all(jax.tree.leaves(wrong)), wrong
     params = jax.device_put(params)

@@ -28,10 +28,11 @@ def train(work, model, optimizer, params):
 
 
 def _check(model, params, work):
-    """The model's own tree has the names and shapes that it is given."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), work.pairs()[0][0])["params"]
-    wrong = jax.tree.map(lambda a, b: a.shape == b.shape, shapes, params)
+    """The model's own first variables; they have the names and shapes of the parameters that it is given."""
+    first = jax.jit(model.init)(jax.random.key(0), work.pairs()[0][0])
+    wrong = jax.tree.map(lambda a, b: a.shape == b.shape, first["params"], params)
     assert all(jax.tree.leaves(wrong)), wrong
+    return first
 
 
 class MLP(nn.Module):
@@ -100,8 +101,7 @@ def conv(work):
         return state.apply_gradients(grads=gradient, batch_stats=new), value
 
     params = _flat_blocks(work.weights)
-    _check(model, params, work)
-    first = model.init(jax.random.key(0), work.pairs()[0][0])
+    first = _check(model, params, work)
     state = StatefulTrainState.create(
         apply_fn=model.apply, params=jax.device_put(params), tx=optax.sgd(c["rate"], momentum=0.9),
         batch_stats=first["batch_stats"],

@@ -3,11 +3,13 @@
 import time
 
 import jax
+import numpy as np
 import optax
 
 import sapwood as sw
-from benchmarks.job import jax_loop
+from benchmarks.job import jax_loop, reader
 from sapwood import layers as L
+from sapwood.recipes.digits import Digits
 
 ENDLESS = 10**9
 
@@ -22,11 +24,13 @@ class Fit:
     def __init__(self, work, trainer, state, data=None):
         self.work, self.trainer, self.state = work, trainer, state
         self.data = sw.data.load(work.data) if data is None else data
+        self.options = {}
 
     def losses(self, steps):
         _, history = self.trainer.fit(
-            self.data, steps=steps, batch_size=self.work.suite.batch_size, state=self.state, log_every=1
-        )
+            self.data, steps=steps, batch_size=self.work.suite.batch_size, state=self.state, log_every=1,
+            **self.options,
+        )  # fmt: skip
         return [row["loss"] for row in history]
 
     def rounds(self, channel, steps):
@@ -35,6 +39,8 @@ class Fit:
 
         def round_done(event, memory):
             nonlocal begin
+            if event.step % steps:  # an epoch that ends within a round closes a row, too
+                return
             channel.report(seconds={"step": (time.perf_counter() - begin) / steps})
             channel.wait()
             begin = time.perf_counter()
@@ -54,8 +60,13 @@ def train(work, objective, optimizer, params):
     same = jax.tree.structure(state.params) == jax.tree.structure(params)
     assert same, f"the model declares {jax.tree.structure(state.params)}, not {jax.tree.structure(params)}"
     state = state.replace(params=jax.device_put(params))
-    if work.system == "sapwood":
+    if "step" not in work.system:
         return Fit(work, trainer, state)
+    return steps(trainer, state, batches)
+
+
+def steps(trainer, state, batches):
+    """The job of the bare step, in a loop of one's own over resident batches."""
     step = jax.jit(trainer.step, donate_argnums=0)
 
     def bare(state, batch):
@@ -63,9 +74,7 @@ def train(work, objective, optimizer, params):
         return state, metrics["loss"]
 
     loop = jax_loop(bare, state, [(batch,) for batch in batches])
-    update = loop.step
-    loop.losses = lambda steps: [float(sw.train.metrics.compute({"loss": update(*b)})["loss"]) for b in
-                                 loop.batches[:steps]]  # fmt: skip
+    loop.value = lambda loss: float(sw.train.metrics.compute({"loss": loss})["loss"])
     return loop
 
 
@@ -118,3 +127,32 @@ def gpt(work):
         params = {**params, "blocks": sw.stack(params["blocks"])}
     objective = sw.supervised(model, inputs="tokens", target="targets")
     return train(work, objective, optax.adam(c["rate"]), params)
+
+
+def digits(work):
+    data = sw.data.load("digits", "train")
+    return of_data(work, Digits().model, data.select(np.arange(4096) % len(data)))
+
+
+def images(work):
+    def model(v, x):
+        for i, features in enumerate((16, 32, 64)):
+            x = L.BatchNorm()(v.norms[i], L.Conv(features, (3, 3), bias=False)(v.convs[i], x))
+            x = L.max_pool(jax.nn.relu(x), (2, 2))
+        return L.Dense(10)(v.head, x.mean((1, 2)))
+
+    return of_data(work, lambda v, x: model(v, x / 255), sw.data.load(work.directory / "images"))
+
+
+def of_data(work, model, data):
+    """`fit` on data as it comes, or the bare step on its first batches, resident."""
+    trainer = sw.Trainer(sw.supervised(model), optax.adam(1e-3))
+    stream = sw.data.batches(data, work.suite.batch_size)
+    batches = [stream[i] for i in range(10)]
+    state = trainer.init(0, batches[0])
+    return Fit(work, trainer, state, data) if "step" not in work.system else steps(trainer, state, batches)
+
+
+def reading(work):
+    stream = sw.data.batches(sw.data.load(work.directory / "images"), 32, shuffle=False)
+    return reader(stream)

@@ -1,15 +1,11 @@
 """PyTorch: modules, an eager loop with a fused optimizer ("torch"), and the same under `torch.compile`."""
 
-import os
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.job import Loop
-
-torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+from benchmarks.job import Loop, reader
 
 
 def train(work, model, optimizer):
@@ -144,3 +140,15 @@ class GPT(nn.Module):
 def gpt(work):
     model = GPT(work.weights, work.config["heads"])
     return train(work, model, adam(work, model))
+
+
+def reading(work):
+    from benchmarks.systems.grain import Images
+
+    def for_ever():
+        data = Images(work.directory / "images")
+        loader = torch.utils.data.DataLoader(data, batch_size=32)
+        while True:
+            yield from loader
+
+    return reader(for_ever())

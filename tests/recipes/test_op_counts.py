@@ -66,7 +66,7 @@ def test_the_count_follows_calls():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_default_extras_add_is_little(name):
-    """Checks and accuracy are on by default; `benchmarks/step.py` lists the time they take."""
+    """Checks and accuracy are on by default; the races of `benchmarks/` have them on, too."""
     recipe, _ = RECIPES[name]
     plain = ours(recipe, checks=False)
     assert (ours(recipe, checks=True) - plain).total() <= 60

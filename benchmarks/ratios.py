@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.suite import AGAIN, Goal, Suite
+from benchmarks.suite import Goal, Suite
 
 Rounds = Sequence[Mapping[str, Mapping[str, float]]]
 """Of each round, of each system, seconds by measure."""
@@ -39,11 +39,19 @@ def ratio(rounds: Rounds, system: str, to: str, measure: str) -> Interval:
     return interval([r[system][measure] / r[to][measure] for r in rounds if system in r and to in r])
 
 
+def outcome(goal: Goal, rounds: Rounds, measure: str) -> Interval:
+    """What a goal is about: a ratio, or seconds."""
+    if goal.against is None:
+        return interval([r[goal.system][measure] for r in rounds if goal.system in r])
+    return ratio(rounds, goal.system, goal.against, measure)
+
+
 def noise(suite: Suite, rounds: Rounds, measure: str) -> float:
     """Half the width of the A/A interval; 0 where the race has none."""
-    if not any(AGAIN in r for r in rounds):
+    floor = suite.systems[0]
+    if not any(f"{floor} again" in r for r in rounds):
         return 0.0
-    return ratio(rounds, AGAIN, suite.systems[0], measure).half_width
+    return ratio(rounds, f"{floor} again", floor, measure).half_width
 
 
 def met(goal: Goal, found: Interval, noise: float) -> bool:

@@ -1,0 +1,153 @@
+"""The instrument itself: its statistics, what it refuses, its command line, and one small race."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import race
+from benchmarks.__main__ import main
+from benchmarks.ratios import Interval, interval, met, noise, ratio
+from benchmarks.report import duration, table, verdict
+from benchmarks.suite import Goal, Suite, beats, suites
+from benchmarks.work import Work, prepare
+
+RACE = Suite("r", "a race", systems=("floor", "floor again", "sapwood", "torch"), goals=beats("sapwood", "torch"))
+
+
+def rounds(**seconds):
+    """Rounds of the given seconds by system."""
+    return [{name.replace("_", " "): {"step": x[i]} for name, x in seconds.items()}
+            for i in range(len(next(iter(seconds.values()))))]  # fmt: skip
+
+
+def test_the_interval_covers_the_median_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    draws = rng.lognormal(0.0, 0.2, (200, 15))
+    covered = [found.low <= 1 <= found.high for found in map(interval, draws)]
+    assert 0.88 <= np.mean(covered) <= 1.0
+    assert interval(draws[0]).median == np.median(draws[0])
+
+
+def test_a_slow_round_of_the_machine_is_in_both_and_so_in_neither():
+    found = ratio(rounds(floor=[1.0, 5.0, 1.0, 2.0], sapwood=[0.5, 2.5, 0.5, 1.0]), "sapwood", "floor", "step")
+    assert found == Interval(0.5, 0.5, 0.5)
+
+
+def test_the_noise_is_half_of_the_floors_interval_against_itself():
+    measured = rounds(floor=[1.0] * 4, floor_again=[0.9, 1.0, 1.1, 1.2])
+    found = ratio(measured, "floor again", "floor", "step")
+    assert noise(RACE, measured, "step") == pytest.approx((found.high - found.low) / 2)
+    assert noise(RACE, rounds(floor=[1.0]), "step") == 0.0
+
+
+def test_a_goal_is_met_when_the_upper_bound_is_under_it_and_the_noise():
+    goal = Goal("sapwood", "floor", 1.02)
+    assert met(goal, Interval(1.0, 0.98, 1.03), noise=0.02)
+    assert not met(goal, Interval(1.0, 0.98, 1.05), noise=0.02)
+    assert not met(goal, Interval(1.0, 0.98, 1.03), noise=0.0)  # the median alone does not do
+
+
+def test_the_table_says_who_won():
+    found = {"rounds": rounds(floor=[1.0] * 3, floor_again=[1.0] * 3, sapwood=[0.5] * 3, torch=[0.6] * 3)}
+    header, *rows = table(RACE, found, "step")
+    assert header == ["system", "step", "of the floor", "95 % interval", "goal"]
+    assert [row[0] for row in rows] == list(RACE.systems)
+    assert rows[1][-1] == "A/A"
+    assert rows[2][2:4] == ["0.500", "0.500 to 0.500"]
+    assert rows[3][-1] == "sapwood at 0.83 (0.83 to 0.83) of it: met"
+    slow = {"rounds": rounds(floor=[1.0] * 3, sapwood=[0.7] * 3, torch=[0.6] * 3)}
+    assert verdict(RACE, slow, RACE.goals[0]).endswith("not met")
+    assert verdict(RACE, {"rounds": rounds(floor=[1.0], sapwood=[1.0])}, RACE.goals[0]) == ""
+    seconds = {"rounds": rounds(floor=[1.0], sapwood=[2.5])}
+    assert verdict(RACE, seconds, Goal("sapwood", None, 3.0)) == "2.50 s (2.50 to 2.50), at most 3 s: met"
+
+
+def test_durations():
+    assert [duration(x) for x in (2e-5, 0.0123, 1.5, 75)] == ["0.020 ms", "12.3 ms", "1.50 s", "75.0 s"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nlp"], "there is no suite 'nlp'; there are mlp, conv, gpt, deep, input, checkpoint, import"),
+        (["lstm"], "lstm waits for recurrent layers"),
+        (["mlp", "--against", "floor,theano"], "there is no system 'theano'; there are floor, linen, nnx"),
+        (["mlp", "--rounds", "0"], "at least one round"),
+        (["mlp", "--threads", "100000"], "threads are expected"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(words, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_losses_that_disagree_are_refused():
+    floor = [2.0, 1.5, 1.0]
+    race.agree(RACE, {"floor": floor, "torch": [2.0, 1.5004, 1.0]})
+    with pytest.raises(
+        race.Refused, match=r"torch does not do the floor's work: the loss of step 2 is 1\.6, the floor"
+    ):
+        race.agree(RACE, {"floor": floor, "torch": [2.0, 1.6, 1.0]})
+    with pytest.raises(race.Refused, match="step 3 is nan"):
+        race.agree(RACE, {"floor": floor, "torch": [2.0, 1.5, float("nan")]})
+
+
+def test_a_system_with_other_weights_is_refused(tmp_path):
+    """The same code from weights of which one is moved by a hundredth."""
+    from benchmarks.systems import build
+
+    suite = dataclasses.replace(suites("mlp")[0], epoch=4)
+    prepare(suite, tmp_path)
+    honest, disturbed = Work(suite, "floor", tmp_path), Work(suite, "floor", tmp_path)
+    disturbed.weights["hidden"]["kernel"] *= 1.01
+    losses = {"floor": build(honest).losses(4), "disturbed": build(disturbed).losses(4)}
+    race.agree(suite, {"floor": losses["floor"], "again": losses["floor"]})
+    with pytest.raises(race.Refused, match="disturbed does not do the floor's work: the loss of step"):
+        race.agree(suite, losses)
+
+
+def test_a_child_that_fails_says_why(tmp_path):
+    child = race.Child(suites("mlp")[0], "theano", tmp_path, 1)
+    with pytest.raises(race.Failed, match=r"theano failed: .*No module named 'benchmarks\.systems\.theano'"):
+        child.answer()
+    child.end()
+
+
+def run(tmp_path, *words):
+    """The benchmarks as a command, in the root; what it printed and what it wrote."""
+    out = tmp_path / "out.json"
+    done = subprocess.run([sys.executable, "-m", "benchmarks", *words, "--out", str(out)], cwd=race.ROOT,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(out.read_text())
+
+
+@pytest.mark.slow
+def test_a_small_race(tmp_path):
+    shown, found = run(tmp_path, "mlp", "--against", "floor", "--rounds", "2")
+    measured = found["races"][0]
+    assert set(measured["rounds"][0]) == {"floor", "floor again", "sapwood", "sapwood-step"}
+    assert len(measured["rounds"]) == 2
+    assert all(0 < x["step"] < 1 for r in measured["rounds"] for x in r.values())
+    assert measured["losses"]["floor"] == measured["losses"]["floor again"]
+    assert len(measured["losses"]["sapwood"]) == 10
+    assert found["machine"]["versions"]["jax"]
+    assert "A/A" in shown
+    assert "at most 0.6:" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "limit"), [("mlp", 1.25), ("gpt", 1.10)])
+def test_fit_stays_near_the_floor(name, limit, tmp_path):
+    """A guard with generous margins: that what a training step costs does not grow unseen."""
+    _, found = run(tmp_path, name, "--against", "floor", "--rounds", "5")
+    measured = found["races"][0]["rounds"]
+    assert ratio(measured, "sapwood", "floor", "step").low <= limit + noise(suites(name)[0], measured, "step")
