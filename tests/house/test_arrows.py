@@ -97,7 +97,7 @@ def test_import_sapwood_loads_only_jax(root):
     assert not heavy
 
 
-OPTIONAL = {"treescope", "datasets"}  # used where they are there; each has a message that says how to get it
+OPTIONAL = {"treescope", "datasets", "zstandard"}  # used where they are there; what users must bring says how to get it
 
 
 def test_every_import_is_a_declared_dependency(root):
@@ -129,7 +129,7 @@ def test_tests_import_only_what_the_test_extra_brings(root):
         local = {p.stem for p in path.parent.iterdir()}
         for _line, name in imports(ast.parse(path.read_text(encoding="utf-8")), ("tests",)):
             top = name.split(".")[0]
-            if top in {"sapwood", "tests", *local} or top in sys.stdlib_module_names:
+            if top in {"sapwood", "tests", "benchmarks", *local} or top in sys.stdlib_module_names:
                 continue
             if not {d.lower().replace("_", "-") for d in known.get(top, [top])} & declared:
                 loose.add(f"{path.relative_to(root).as_posix()}: {top}")
