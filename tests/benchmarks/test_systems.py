@@ -45,8 +45,7 @@ def test_first_losses_are_the_floors(name, system, prepared):
     if not installed(system):
         pytest.skip(f"{system} is not installed")
     if system == "torch":
-        import torch
-
+        torch = pytest.importorskip("torch")
         torch.set_num_threads(1)  # its threads wait by spinning, which tests that run side by side pay for
     directory, floor = prepared(name)
     found = build(Work(small(name), system, directory)).losses(4)
