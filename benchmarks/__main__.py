@@ -8,7 +8,7 @@ import platform
 import sys
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import page, report
 from benchmarks.race import Refused, available, installed, race
 from benchmarks.suite import FLOOR, NAMES, PEERS, WAITING, suites
 
@@ -24,6 +24,7 @@ def arguments(words=None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="of each race; its own number by default")
     parser.add_argument("--threads", type=int, default=available(), help="of every process; every core by default")
     parser.add_argument("--out", type=Path, help="where the JSON goes; benchmarks/results/SUITE.json by default")
+    parser.add_argument("--page", action="store_true", help="measure nothing; write docs/benchmarks.md of the results")
     options = parser.parse_args(words)
     for name in options.suites:
         if name in WAITING:
@@ -67,6 +68,9 @@ def machine() -> dict:
 
 def main(words=None) -> int:
     options = arguments(words)
+    if options.page:
+        page.write(RESULTS)
+        return 0
     missing = sorted({system for system in options.against if not installed(system)})
     if missing:
         print(f"not installed, left out: {', '.join(missing)} (the extra `peers` has them)", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import time
 
+import jax
 import keras
 from keras import layers
 
@@ -28,9 +29,8 @@ class Fit:
             def on_train_batch_begin(self, batch, logs=None):
                 if self.done % steps == 0:
                     if self.done:
-                        import jax
-
-                        jax.block_until_ready(self.model._jax_state or [])  # at the end of an epoch it is synced
+                        # `self.model` would bring the state home first, and leave nothing to wait for
+                        jax.block_until_ready(self._model._jax_state or [])
                         channel.report(seconds={"step": (time.perf_counter() - self.begin) / steps})
                     channel.wait()
                     self.begin = time.perf_counter()
