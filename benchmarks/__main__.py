@@ -4,12 +4,13 @@ import argparse
 import datetime
 import importlib.metadata
 import json
+import multiprocessing
 import platform
 import sys
 from pathlib import Path
 
 from benchmarks import page, report
-from benchmarks.race import Refused, available, installed, race
+from benchmarks.race import Refused, available, installed, race, tell_stderr
 from benchmarks.suite import FLOOR, NAMES, PEERS, WAITING, suites
 
 RESULTS = Path(__file__).parent / "results"
@@ -19,7 +20,7 @@ PACKAGES = ("sapwood", "jax", "jaxlib", "numpy", "optax", "flax", "dm-haiku", "e
 
 def arguments(words=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suites", nargs="*", help=f"of {', '.join(NAMES)}; all by default")
+    parser.add_argument("suites", nargs="*", help=f"of {', '.join((*NAMES, *page.STUDIES))}; all by default")
     parser.add_argument("--against", help=f"of {','.join((FLOOR, *PEERS))}; all by default. The floor always runs")
     parser.add_argument("--rounds", type=int, help="of each race; its own number by default")
     parser.add_argument("--threads", type=int, default=available(), help="of every process; every core by default")
@@ -29,8 +30,8 @@ def arguments(words=None) -> argparse.Namespace:
     for name in options.suites:
         if name in WAITING:
             refuse(f"{name} waits for {WAITING[name]}")
-        if name not in NAMES:
-            refuse(f"there is no suite {name!r}; there are {', '.join(NAMES)}")
+        if name not in (*NAMES, *page.STUDIES):
+            refuse(f"there is no suite {name!r}; there are {', '.join((*NAMES, *page.STUDIES))}")
     options.against = PEERS if options.against is None else tuple(options.against.split(","))
     for system in options.against:
         if system not in (FLOOR, *PEERS):
@@ -75,24 +76,38 @@ def main(words=None) -> int:
     if missing:
         print(f"not installed, left out: {', '.join(missing)} (the extra `peers` has them)", file=sys.stderr)
     out, failed = {}, False
-    for name in options.suites or NAMES:
-        found = {"machine": machine(), "races": []}
-        for suite in suites(name):
-            systems = [system for system in suite.systems if takes_part(system, options.against) and installed(system)]
-            try:
-                measured = race(suite, systems, options.rounds or suite.rounds, options.threads)
-            except Refused as error:
-                refuse(str(error), 1)
-            print(report.text(suite, measured), flush=True)
-            failed = failed or bool(measured["failed"])
-            found["races"].append(measured)
-        out[name] = found
+    for name in options.suites or (*NAMES, *page.STUDIES):
+        try:
+            out[name] = study(name, options) if name in page.STUDIES else races(name, options)
+        except Refused as error:
+            refuse(str(error), 1)
+        failed = failed or any(race["failed"] for race in out[name].get("races", ()))
         if options.out is None:
             RESULTS.mkdir(exist_ok=True)
-            (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+            (RESULTS / f"{name}.json").write_text(json.dumps(out[name], indent=1) + "\n")
     if options.out is not None:
-        options.out.write_text(json.dumps(out if len(out) > 1 else found, indent=1) + "\n")
+        options.out.write_text(json.dumps(out if len(out) > 1 else next(iter(out.values())), indent=1) + "\n")
     return int(failed)
+
+
+def races(name: str, options: argparse.Namespace) -> dict:
+    """Hold the races of a suite, and show them."""
+    found = {"machine": machine(), "races": []}
+    for suite in suites(name):
+        systems = [system for system in suite.systems if takes_part(system, options.against) and installed(system)]
+        measured = race(suite, systems, options.rounds or suite.rounds, options.threads)
+        print(report.text(suite, measured), flush=True)
+        found["races"].append(measured)
+    return found
+
+
+def study(name: str, options: argparse.Namespace) -> dict:
+    """Measure memory or growth in a process of its own, and show it."""
+    module = page.STUDIES[name]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.apply(module.measure, (options.rounds or 5, tell_stderr))
+    print(f"\n{name}", *map(report.plain, module.tables(found)), sep="\n", flush=True)
+    return {"machine": machine(), "found": found}
 
 
 if __name__ == "__main__":

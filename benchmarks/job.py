@@ -31,13 +31,14 @@ class Job(Protocol):
 class Loop:
     """The loop of a library without one: ``step(*batch)`` updates and gives the loss, ``wait(loss)`` blocks on it.
 
-    The batches are on the device already, and are cycled through.
+    The batches are on the device already, and are cycled through. ``lower()``, where there is one program, lowers it.
     """
 
     step: Callable[..., Any]
     batches: list[tuple]
     wait: Callable[[Any], Any]
     value: Callable[[Any], float] = float
+    lower: Callable[[], Any] | None = None
 
     def losses(self, steps: int) -> list[float]:
         return [self.value(self.step(*batch)) for batch in self.batches[:steps]]
@@ -63,7 +64,10 @@ def jax_loop(step: Callable, state: Any, batches: list[tuple]) -> Loop:
         held[0], loss = step(held[0], *batch)
         return loss
 
-    return Loop(update, [jax.device_put(batch) for batch in batches], jax.block_until_ready)
+    loop = Loop(update, [jax.device_put(batch) for batch in batches], jax.block_until_ready)
+    if hasattr(step, "lower"):
+        loop.lower = lambda: step.lower(held[0], *loop.batches[0])
+    return loop
 
 
 def reader(batches: Iterator[Mapping[str, Any]]) -> Loop:

@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+from benchmarks import growth, memory
 from benchmarks.chart import draw
-from benchmarks.report import table
+from benchmarks.report import markdown, table
 from benchmarks.suite import NAMES, suites
 from benchmarks.work import ROOT
 
 BEGIN, END = "<!-- measured: written by `python -m benchmarks --page` -->", "<!-- end of measured -->"
+
+STUDIES = {"memory": memory, "growth": growth}
+"""What is measured without peers."""
 
 
 def write(results: Path, docs: Path = ROOT / "docs") -> None:
@@ -27,6 +31,9 @@ def write(results: Path, docs: Path = ROOT / "docs") -> None:
             if suite.name in measured:
                 races.append((suite, measured[suite.name]))
                 lines += section(suite, measured[suite.name], found["machine"])
+    for name in STUDIES:
+        if (results / f"{name}.json").exists():
+            lines += study(name, json.loads((results / f"{name}.json").read_text()), docs)
     draw(races, docs / "benchmarks.svg")
     page.write_text(f"{head}{BEGIN}\n\n" + "\n".join(lines) + f"\n{END}{tail}", encoding="utf-8")
 
@@ -35,9 +42,22 @@ def section(suite, race: dict, machine: dict) -> list[str]:
     """A race in Markdown."""
     lines = [f"### {suite.name}", "", f"{suite.what[0].upper()}{suite.what[1:]}.", ""]
     for measure in suite.measures:
-        header, *rows = table(suite, race, measure)
-        lines += [f"| {' | '.join(header)} |", "|---|" + "---:|" * 3 + "---|"]
-        lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
+        lines += [*markdown(table(suite, race, measure)), ""]
+    return [*lines, f"{len(race['rounds'])} rounds, {race['threads']} thread(s), {where(machine)}.", ""]
+
+
+def study(name: str, found: dict, docs: Path) -> list[str]:
+    """Memory or growth in Markdown; its chart is drawn into the folder of the page."""
+    module = STUDIES[name]
+    module.draw(found["found"], docs / f"{name}.svg")
+    lines = [f"### {name}", "", (module.__doc__ or "").partition("\n")[0], "", f"![{name}]({name}.svg)", ""]
+    for rows in module.tables(found["found"]):
+        lines += [*markdown(rows), ""]
+    return [*lines, f"{where(found['machine'])}.", ""]
+
+
+def where(machine: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if name != "sapwood")
-    where = f"{race['threads']} thread(s) of {machine['cpu']}, Python {machine['python']}"
-    return [*lines, f"{len(race['rounds'])} rounds on {machine['date'][:10]}, {where}, {versions}.", ""]
+    return (
+        f"{machine['cores']} cores of {machine['cpu']}, {machine['date'][:10]}, Python {machine['python']}, {versions}"
+    )

@@ -99,9 +99,11 @@ def agree(suite: Suite, losses: dict[str, list[float]]) -> None:
                 )
 
 
-def race(
-    suite: Suite, systems: Sequence[str], rounds: int, threads: int, tell=lambda line: print(line, file=sys.stderr)
-) -> dict:
+def tell_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def race(suite: Suite, systems: Sequence[str], rounds: int, threads: int, tell=tell_stderr) -> dict:
     """Hold a race; gives what was measured: seconds by round, system and measure, and the first losses.
 
     A system that fails is told and left out; a floor that fails, or losses that disagree, raise `Refused`.

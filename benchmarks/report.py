@@ -57,12 +57,24 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e3:.3f} ms"
 
 
+def plain(rows: list[list[str]]) -> str:
+    """Rows in columns, for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  " + "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def markdown(rows: list[list[str]]) -> list[str]:
+    """Rows as the lines of a table in Markdown; numbers are to the right."""
+    header, *rest = rows
+    head = [f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 2) + "---|"]
+    return head + [f"| {' | '.join(row)} |" for row in rest]
+
+
 def text(suite: Suite, found: dict) -> str:
     """Everything of a race, for a terminal."""
     lines = [f"\n{suite.name}: {suite.what}; {len(found['rounds'])} rounds, {found['threads']} thread(s)"]
-    for measure in suite.measures:
-        rows = table(suite, found, measure)
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines += ["  " + "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [plain(table(suite, found, measure)) for measure in suite.measures]
     lines += [f"  {message}" for message in found["failed"].values()]
     return "\n".join(lines)

@@ -74,6 +74,7 @@ def steps(trainer, state, batches):
         return state, metrics["loss"]
 
     loop = jax_loop(bare, state, [(batch,) for batch in batches])
+    loop.lower = lambda: step.lower(state, batches[0])
     loop.value = lambda loss: float(sw.train.metrics.compute({"loss": loss})["loss"])
     return loop
 
@@ -115,7 +116,7 @@ def gpt(work):
         x = L.Embed(c["vocabulary"], c["width"])(v.embed, tokens)
         x = L.LearnedPositions(c["tokens"])(v.positions, x)
         if scanned:
-            x = L.Scan(block, c["layers"])(v.blocks, x)
+            x = L.Scan(block, c["layers"], remat=c.get("remat"))(v.blocks, x)
         else:
             for i in range(c["layers"]):
                 x = block(v.blocks[i], x)

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import race
+from benchmarks import growth, page, race
 from benchmarks.__main__ import main
 from benchmarks.ratios import Interval, interval, met, noise, ratio
 from benchmarks.report import duration, table, verdict
@@ -73,7 +73,7 @@ def test_durations():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nlp"], "there is no suite 'nlp'; there are mlp, conv, gpt, deep, input, checkpoint, import"),
+        (["nlp"], "there is no suite 'nlp'; there are mlp, conv, gpt, deep, input, checkpoint, import, memory"),
         (["lstm"], "lstm waits for recurrent layers"),
         (["mlp", "--against", "floor,theano"], "there is no system 'theano'; there are floor, linen, nnx"),
         (["mlp", "--rounds", "0"], "at least one round"),
@@ -119,6 +119,33 @@ def test_a_child_that_fails_says_why(tmp_path):
     with pytest.raises(race.Failed, match=r"theano failed: .*No module named 'benchmarks\.systems\.theano'"):
         child.answer()
     child.end()
+
+
+def test_growth_is_fitted_and_held_to_theory():
+    rows = [{"value": x, "seconds": [0.5 * x**2, 9.0 * x**2], "bytes": 7 * x} for x in (2, 4, 8)]
+    assert growth.fits({"width": rows})["width"] == (pytest.approx(2.0), pytest.approx(1.0))
+    assert growth.tables({"width": rows})[0][1][-1] == "met"
+    assert growth.tables({"batch": rows})[0][1][-1] == "not met"  # twice the batch is to cost twice the time
+
+
+def test_the_page_is_filled_in_between_its_markers(tmp_path):
+    names = ("floor", "floor again", "sapwood", "torch")
+    measured = {"name": "mlp", "threads": 2, "failed": {}, "rounds": [{n: {"step": 0.001} for n in names}] * 3}
+    machine = {"cpu": "a CPU", "cores": 2, "date": "2026-01-01T00:00", "python": "3.11", "versions": {"jax": "0.10"}}
+    (tmp_path / "mlp.json").write_text(json.dumps({"machine": machine, "races": [measured]}))
+    rows = [{"value": x, "seconds": [x], "bytes": x} for x in (2, 4)]
+    (tmp_path / "growth.json").write_text(json.dumps({"machine": machine, "found": {"batch": rows, "layers": rows}}))
+    (tmp_path / "benchmarks.md").write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    for _ in range(2):  # a second time changes nothing
+        page.write(tmp_path, docs=tmp_path)
+        written = (tmp_path / "benchmarks.md").read_text()
+        assert "| sapwood | 1 ms | 1.000 | 1.000 to 1.000 | at most 0.6: not met |" in written
+        assert "| batch | 2 to 4 | batch^1.00 | batch^1.00 | batch^1 | met |" in written
+        assert written.startswith("before\n")
+        assert written.endswith("after\n")
+        assert "old" not in written
+    assert (tmp_path / "benchmarks.svg").read_text().count("sapwood") == 1
+    assert (tmp_path / "growth.svg").exists()
 
 
 def run(tmp_path, *words):

@@ -1,0 +1,103 @@
+"""What a training step holds at its peak, beside the floor's, and what remat trades for it.
+
+The bytes are those of the compiled program: arguments, outputs and temporaries, less what is shared by donation.
+"""
+
+import dataclasses
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.suite import suites
+from benchmarks.systems import build
+from benchmarks.work import Work, prepare
+
+RACES = ("mlp", "conv", "gpt")
+POLICIES = (None, "dots_saveable", "minimal", "full")
+
+
+def peak(compiled) -> int:
+    """Bytes that live at the peak of a compiled step."""
+    m = compiled.memory_analysis()
+    return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
+
+
+def measure(rounds: int, tell) -> dict:
+    """The peaks by suite and system, and bytes and seconds of `gpt` scanned, by remat policy."""
+    found: dict = {"peaks": {}, "remat": []}
+    for name in RACES:
+        found["peaks"][name] = {}
+        for system in ("floor", "sapwood-step"):
+            job = _job(name, system)
+            found["peaks"][name][system] = peak(job.lower().compile())
+            tell(f"memory: {name}, {system}")
+    jobs = {policy: _job("gpt", "sapwood-step-scan", remat=policy) for policy in POLICIES}
+    bytes_ = {policy: peak(job.lower().compile()) for policy, job in jobs.items()}
+    tell("memory: the remat policies are compiled")
+    seconds: dict = {policy: [] for policy in POLICIES}
+    for number in range(-1, rounds):
+        for policy in random.sample(POLICIES, len(POLICIES)):
+            begin = time.perf_counter()
+            jobs[policy].wait(jobs[policy].step(*jobs[policy].batches[0]))
+            if number >= 0:
+                seconds[policy].append(time.perf_counter() - begin)
+    found["remat"] = [{"policy": p or "none", "bytes": bytes_[p], "seconds": seconds[p]} for p in POLICIES]
+    return found
+
+
+def _job(name: str, system: str, **config):
+    suite = suites(name)[0]
+    suite = dataclasses.replace(suite, config={**suite.config, **config}, epoch=1)
+    with tempfile.TemporaryDirectory() as directory:
+        prepare(suite, Path(directory))
+        return build(Work(suite, system, Path(directory)))
+
+
+def tables(found: dict) -> list[list[list[str]]]:
+    """The peaks, and the trade-off, as rows with a header."""
+    peaks = [["suite", "floor", "sapwood", "of the floor", "goal"]]
+    for name, by in found["peaks"].items():
+        ratio = by["sapwood-step"] / by["floor"]
+        said = "at most 1: met" if ratio <= 1.0 else "at most 1: not met"
+        peaks.append([name, size(by["floor"]), size(by["sapwood-step"]), f"{ratio:.4f}", said])
+    remat = [["remat of gpt, scanned", "bytes", "step", "bytes of none", "time of none"]]
+    none = found["remat"][0]
+    for row in found["remat"]:
+        ratio = statistics.median(b / a for a, b in zip(none["seconds"], row["seconds"], strict=True))
+        step = f"{statistics.median(row['seconds']):.2f} s"
+        remat.append([row["policy"], size(row["bytes"]), step, f"{row['bytes'] / none['bytes']:.2f}", f"{ratio:.2f}"])
+    return [peaks, remat]
+
+
+def size(count: int) -> str:
+    """A number of bytes.
+
+    >>> size(1_250_000)
+    '1.2 MB'
+    """
+    return f"{count / 1e6:.1f} MB"
+
+
+def draw(found: dict, path: Path) -> None:
+    """The trade-off: bytes across, seconds up."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "0"}):
+        figure, axis = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+        for row in found["remat"]:
+            x, ys = row["bytes"] / 1e6, row["seconds"]
+            axis.plot([x, x], [min(ys), max(ys)], color="#3f7d4e", linewidth=2.5, alpha=0.4)
+            axis.plot([x], [statistics.median(ys)], "o", color="#3f7d4e", markersize=6)
+            axis.annotate(row["policy"], (x, statistics.median(ys)), (7, 4), textcoords="offset points")
+        axis.set(xlabel="peak bytes of a training step of gpt (MB)", ylabel="seconds a step", ylim=(0, None))
+        axis.set_xlim(0, 1.45 * max(row["bytes"] for row in found["remat"]) / 1e6)
+        axis.grid(color="#e4e0d6", linewidth=0.7)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
+        plt.close(figure)
