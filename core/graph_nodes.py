@@ -43,6 +43,7 @@ class Unit:
 def build(flow: Flow) -> Group:
     """The root group of a drawing."""
     units = _Units(flow)
+    units.skip_moves()
     units.merge_loose()
     units.settle()
     return _Tree(flow, units.units).group((), range(len(units.units)))
@@ -213,6 +214,19 @@ class _Units:
         other.operations = sorted(unit.operations + other.operations)
         other.names = unit.names + other.names
         unit.merged, unit.reads = True, {}
+
+    def skip_moves(self) -> None:
+        """Leave out what a layer only reshapes on its way from one thing to others."""
+        consumers = self.consumers()
+        for k, unit in enumerate(self.units):
+            in_layer = bool(unit.frames) and unit.frames[-1][1] is not None
+            if unit.kind != "op" or unit.merged or unit.names or not in_layer or len(unit.reads) != 1:
+                continue
+            (source,) = unit.reads
+            for c in consumers.pop(k, []):
+                self.units[c].reads.setdefault(source, self.units[c].reads.pop(k))
+                consumers[source] = list(dict.fromkeys([*(d for d in consumers[source] if d != k), c]))
+            unit.merged, unit.reads = True, {}
 
     def settle(self) -> None:
         """Put an operation that no layer holds into the scope where it belongs: the one that it reads from and that

@@ -60,7 +60,7 @@ class Embed(Layer):
     def attend(self, v: Vars, x: jax.Array) -> jax.Array:
         """Logits over the ids with the tied table: `(..., features)` to `(..., vocab)`."""
         v = as_vars(v, self)
-        return dense(v.policy.cast(x), self._table(v).T)
+        return dense(v.policy.cast(x), self._table(v).T, split=True)  # no layer's scope is here to hold reshapes
 
     def _table(self, v: Vars) -> jax.Array:
         return v.param("table", (self.vocab, self.features), self.table_init, axes=self.axes)
