@@ -42,6 +42,8 @@ class Child:
         environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
         for name in ("OMP", "MKL", "OPENBLAS"):
             environment[f"{name}_NUM_THREADS"] = str(threads)
+        flags = environment.pop("XLA_FLAGS", "").split()  # one device, whatever tests simulate
+        environment["XLA_FLAGS"] = " ".join(flag for flag in flags if "host_platform_device_count" not in flag)
         words = [sys.executable, "-m", "benchmarks.worker", suite.name, system, str(directory), str(threads)]
         with self.log.open("w") as log:
             self.begun = time.perf_counter()

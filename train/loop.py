@@ -24,10 +24,11 @@ from sapwood.train.callbacks import Callback, Event
 from sapwood.train.compile_cache import compile_cache as compiled_in
 from sapwood.train.evaluation import AHEAD, Evaluation, as_dataset, without_flags
 from sapwood.train.multistep import check_option
+from sapwood.train.packing import Packed, join, unpack
 from sapwood.train.progress import Progress
 from sapwood.train.run import Run
 from sapwood.train.schedule import Schedule, schedule
-from sapwood.train.sending import Auto, Part, Sender
+from sapwood.train.sending import Auto, Sender
 from sapwood.train.start import start
 from sapwood.train.state import TrainState
 
@@ -127,7 +128,7 @@ class Row:
     """A row that is closed but not read yet: its metrics are on the device, or on their way from there."""
 
     step: int
-    steps: list[Part]
+    steps: list[Packed]
     validation: list[dict[str, Any]] | None
     rate: float
 
@@ -143,7 +144,7 @@ class Loop:
         self.history: list[dict[str, Any]] = []
         self.memory: list[dict[str, Any]] = [{} for _ in callbacks]
         self.done, self.stopped = 0, False
-        self.pending: list[Part] = []
+        self.pending: list[Packed] = []
         self.late: deque[Row] = deque()
 
     def restore(self, info: dict[str, Any] | None) -> None:
@@ -186,7 +187,7 @@ class Loop:
                 self.pending += parts
                 ahead = max(2, AHEAD // size)
                 if len(self.pending) > ahead:
-                    jax.block_until_ready(self.pending[-ahead][0])
+                    jax.block_until_ready(self.pending[-ahead])
                 self.sender.after(self.done, self.state)
                 if self.sender.block != block:
                     feed.seek(self.done)  # what it read ahead is of another size
@@ -221,7 +222,7 @@ class Loop:
 
     def read(self, row: Row) -> None:
         """Fetch a row, look at its checks, log it, and ask the callbacks."""
-        steps = metrics.stack(jax.device_get(row.steps))
+        steps = unpack(join(row.steps))
         self.look(row, steps)
         values = metrics.compute(metrics.merge_stacked(without_flags(steps)))
         skipped = 0 if self.state.scale is None else int(self.state.scale.skipped)

@@ -318,25 +318,11 @@ def merge(trees: Sequence[dict[str, Any]]) -> dict[str, Metric]:
     >>> merge([{"loss": 1.0, "hits": Mean(3.0, 4.0)}, {"loss": 2.0, "hits": Mean(1.0, 2.0)}])["hits"]
     Mean(total=np.float64(4.0), weight=np.float64(6.0))
     """
-    return merge_stacked(stack([(tree, None) for tree in trees]))
-
-
-def stack(parts: Sequence[tuple[Any, int | None]]) -> Any:
-    """One tree on the host with a leading axis of batches, from trees of one batch (None) and of so many (stacked).
-
-    >>> stack([(1.0, None), (np.array([2.0, 3.0]), 2)]).tolist()
-    [1.0, 2.0, 3.0]
-    """
-
-    def join(*leaves: Any) -> np.ndarray:
-        several = (np.asarray(x)[None] if parts[i][1] is None else np.asarray(x) for i, x in enumerate(leaves))
-        return np.concatenate(list(several))
-
-    return jax.tree.map(join, *(tree for tree, _ in parts))
+    return merge_stacked(jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *trees))
 
 
 def merge_stacked(tree: dict[str, Any]) -> dict[str, Metric]:
-    """`merge` of what `stack` gives."""
+    """`merge` of one dict whose leaves have a leading axis of batches."""
     return {name: _merge(value) for name, value in tree.items()}
 
 

@@ -4,6 +4,7 @@ It pays where steps are short. A block has the same bits as its steps sent one a
 holds one to the other on the state and the batches that training has reached.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from sapwood.core import loop
 from sapwood.core.errors import ConfigError
+from sapwood.train.packing import Packed, pack
 from sapwood.train.schedule import Schedule
 from sapwood.train.state import TrainState
 from sapwood.train.step import train_step
@@ -21,20 +23,23 @@ LARGEST = 16
 """Steps a block has at most where it is chosen automatically: by then next to nothing of the overhead is left."""
 
 
-def train_block(trainer: Any, state: TrainState, batches: Any) -> tuple[TrainState, dict[str, Any]]:
-    """The state after a block of batches (block, batch, ...), one step each, and the metrics of each (block, ...)."""
-    return loop.scan(_body(trainer), state, batches)
+def train_one(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState, Packed]:
+    """The state after a batch, and its metrics, packed."""
+    after, found = train_step(trainer, state, batch)
+    return after, pack(found)
 
 
-def _body(trainer: Any) -> Callable[..., Any]:
-    return lambda state, batch: train_step(trainer, state, batch)
+def train_block(trainer: Any, state: TrainState, batches: Any) -> tuple[TrainState, Packed]:
+    """The state after a block of batches (block, batch, ...), one step each, and the metrics of each, packed."""
+    return loop.scan(functools.partial(train_one, trainer), state, batches)
 
 
 class Programs(NamedTuple):
     """What sends steps: the compiled ``step``, and what a block of them is compiled from.
 
-    ``seconds`` is how long the step took to compile; ``block`` is compiled already, of ``size`` steps, unless that is 1
-    (one at a time) or None (not decided yet).
+    They take the state without its key, the key's data, and a batch or a block: ``state``, ``key`` and ``batch`` are
+    the shapes. ``seconds`` is how long the step took to compile; ``block`` is compiled already, of ``size`` steps,
+    unless that is 1 (one at a time) or None (not decided yet).
     """
 
     trainer: Any
@@ -42,17 +47,19 @@ class Programs(NamedTuple):
     seconds: float
     several: Any
     state: TrainState
+    key: Any
     batch: Any
     size: int | None = None
     block: Callable[..., Any] | None = None
 
     def compile(self, size: int) -> Callable[..., Any]:
         """The compiled block of so many steps."""
-        return self.several.lower(self.state, stacked_shapes(self.batch, size)).compile()
+        shapes = self.state.replace(rng=None), self.key, stacked_shapes(self.batch, size)
+        return self.several.lower(*shapes).compile()
 
     def unrolls(self, size: int) -> bool:
         """Whether the block is no loop but its steps one after the other, which take as much longer to compile."""
-        return loop.unrolls(_body(self.trainer), self.state, stacked_shapes(self.batch, size))
+        return loop.unrolls(functools.partial(train_one, self.trainer), self.state, stacked_shapes(self.batch, size))
 
 
 def stacked_shapes(batch: Any, size: int) -> Any:
@@ -89,7 +96,7 @@ def size(plan: Schedule, block: int, step: int) -> int:
     """
     if step >= plan.steps:
         return 0
-    return block if step + block <= plan.row_end(step) else 1
+    return block if block > 1 and step + block <= plan.row_end(step) else 1
 
 
 def best_size(plan: Schedule, step: int) -> int:

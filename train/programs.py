@@ -8,7 +8,7 @@ import jax
 
 from sapwood import parallel
 from sapwood.train.evaluation import evaluate_step, predict_step
-from sapwood.train.multistep import train_block
+from sapwood.train.multistep import train_block, train_one
 from sapwood.train.step import train_step
 
 
@@ -33,9 +33,23 @@ class Programs:
         """``(state, batch) -> (state, metrics)`` in place: the state given is used up."""
         return self._compile(train_step, None if shardings is None else (shardings, self.whole), donate_argnums=0)
 
-    def block(self, shardings: Any) -> Callable[..., Any]:
-        """``(state, batches) -> (state, metrics of each)`` in place, for batches (block, batch, ...)."""
-        return self._compile(train_block, None if shardings is None else (shardings, self.whole), donate_argnums=0)
+    def sent(self, shardings: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """What `fit` sends, a step and a block: ``(state, key, batch) -> (state, packed metrics)`` in place.
+
+        The run's key, which no step changes, stays outside the state, as its data ``key``: JAX wraps each key that a
+        program gives back, in Python.
+        """
+        out = None if shardings is None else (shardings.replace(rng=None), self.whole)
+
+        def named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+            def run(trainer: Any, state: Any, key: Any, batch: Any) -> Any:
+                after, found = function(trainer, state.replace(rng=jax.random.wrap_key_data(key)), batch)
+                return after.replace(rng=None), found
+
+            run.__name__ = name
+            return self._compile(run, out, donate_argnums=0)
+
+        return named(train_one, "train_step"), named(train_block, "train_block")
 
     def _compile(self, function: Callable[..., Any], out_shardings: Any, **options: Any) -> Callable[..., Any]:
         trainer = self.trainer

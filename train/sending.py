@@ -15,8 +15,8 @@ from typing import Any
 
 import jax
 
-from sapwood.train import metrics
 from sapwood.train.multistep import Programs, best_size, copy, same_bits, size
+from sapwood.train.packing import Packed, join
 from sapwood.train.schedule import Schedule
 from sapwood.train.state import TrainState
 
@@ -33,10 +33,6 @@ STRETCH = 4
 ROUNDS = 3
 
 
-Part = tuple[dict[str, Any], int | None]
-"""Metrics of one step (None), or of so many, stacked."""
-
-
 class Sender:
     """Sends steps in blocks of ``block`` where the schedule lets them run through, else one at a time.
 
@@ -47,6 +43,7 @@ class Sender:
         self.plan, self.programs = plan, programs
         self.block, self.several = programs.size or 1, programs.block
         self.held = False
+        self.key: tuple[Any, Any] | None = None
         self.chosen = programs.size
         """How many steps go at once, for the run's config; None while that is not decided."""
 
@@ -54,16 +51,19 @@ class Sender:
         """How many steps go next when ``done`` are."""
         return size(self.plan, self.block, done)
 
-    def send(self, state: TrainState, batch: Any, size: int) -> tuple[TrainState, list[Part]]:
+    def send(self, state: TrainState, batch: Any, size: int) -> tuple[TrainState, list[Packed]]:
         """Send a step, or a block of them; the state is used up. Also returns the metrics, in one part or more."""
-        if size == 1:
-            state, found = self.programs.step(state, batch)
-            return state, [(found, None)]
-        assert self.several is not None
-        if not self.held:
+        if size > 1 and not self.held:
             return self._hold(state, batch, size)
-        state, found = self.several(state, batch)
-        return state, [(found, size)]
+        state, found = self._call(self.programs.step if size == 1 else self.several, state, batch)
+        return state, [found]
+
+    def _call(self, program: Any, state: TrainState, batch: Any) -> tuple[TrainState, Packed]:
+        key = state.rng
+        if self.key is None or self.key[0] is not key:
+            self.key = key, _data(key, self.programs.key.sharding)
+        after, found = program(_with_key(state, None), self.key[1], batch)
+        return _with_key(after, key), found
 
     def before(self, done: int, state: TrainState) -> None:
         """Look at the clock before a call."""
@@ -74,20 +74,17 @@ class Sender:
     def interrupt(self) -> None:
         """Say that something else than steps takes time now."""
 
-    def _hold(self, state: TrainState, batches: Any, size: int) -> tuple[TrainState, list[Part]]:
+    def _hold(self, state: TrainState, batches: Any, size: int) -> tuple[TrainState, list[Packed]]:
         """Send a block both ways and compare every bit; what comes back is of the steps sent one at a time."""
-        assert self.several is not None
         nth, other, each = _nth(self.programs.trainer.batch_sharding), jax.tree.map(copy, state), []
         for i in range(size):
-            state, found = self.programs.step(state, nth(batches, i))
+            state, found = self._call(self.programs.step, state, nth(batches, i))
             each.append(found)
-        other, stacked = self.several(other, batches)
-        parts: list[Part] = [(found, None) for found in each]
-        self.held = same_bits((state, metrics.stack(jax.device_get(parts))), (other, stacked))
+        self.held = same_bits((state, join(each)), self._call(self.several, other, batches))
         if not self.held:
             self.differs(size)
         self.interrupt()
-        return state, parts
+        return state, each
 
     def differs(self, size: int) -> None:
         """What follows where a block has other bits."""
@@ -96,6 +93,18 @@ class Sender:
             f"steps_per_call={size}: a block does not give the bits of single steps here; they go one at a time",
             stacklevel=2,
         )
+
+
+def _with_key(state: TrainState, key: Any) -> TrainState:
+    """``state.replace(rng=key)``, which takes ten times as long, and this happens twice a call."""
+    return TrainState(
+        state.step, state.params, state.state, state.opt_state, key, state.ema, state.scale, state.ok
+    )  # fmt: skip
+
+
+def _data(key: jax.Array, sharding: Any) -> jax.Array:
+    data = jax.random.key_data(key)
+    return data if sharding is None else jax.device_put(data, sharding)
 
 
 @functools.cache

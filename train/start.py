@@ -38,10 +38,11 @@ def start(
     """
     batch = _first(trainer, stream)
     plan = birth.plan(trainer, batch)
-    step = trainer.compiled.train(plan.shardings)
-    programs = Programs(trainer, step, 0.0, trainer.compiled.block(plan.shardings), plan.shapes, _shapes(batch))
+    key = _key(plan)
+    step, several = trainer.compiled.sent(plan.shardings)
+    programs = Programs(trainer, step, 0.0, several, plan.shapes, key, _shapes(batch))
     with ThreadPoolExecutor(4, thread_name_prefix="sapwood-start") as pool:
-        compiled = _ahead(pool, trainer, step, plan.shapes, programs.batch)
+        compiled = _ahead(pool, trainer, step, plan.shapes.replace(rng=None), key, programs.batch)
         block = _block(pool, programs, steps_per_call)
         if evaluation is not None:
             params, first = trainer.eval_params(plan.shapes), _first(trainer, evaluation.batches)
@@ -59,6 +60,12 @@ def start(
             step=function, seconds=seconds, size=steps_per_call, block=None if block is None else block.result()
         )
         return Start(programs, begin, info)
+
+
+def _key(plan: birth.Plan) -> jax.ShapeDtypeStruct:
+    """The shape and sharding of the data of the run's key."""
+    data = jax.eval_shape(jax.random.key_data, plan.shapes.rng)
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=plan.shapes.rng.sharding)
 
 
 def _block(pool: ThreadPoolExecutor, programs: Programs, size: int | None) -> Future | None:
