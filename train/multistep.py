@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from sapwood.core import loop
 from sapwood.core.errors import ConfigError
@@ -31,7 +32,11 @@ def train_one(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState, 
 
 def train_block(trainer: Any, state: TrainState, batches: Any) -> tuple[TrainState, Packed]:
     """The state after a block of batches (block, batch, ...), one step each, and the metrics of each, packed."""
-    return loop.scan(functools.partial(train_one, trainer), state, batches)
+
+    def body(state: TrainState, batch: Any) -> tuple[TrainState, Packed]:  # XLA fuses no step with the one before
+        return train_one(trainer, *lax.optimization_barrier((state, batch)))
+
+    return loop.scan(body, state, batches)
 
 
 class Programs(NamedTuple):
