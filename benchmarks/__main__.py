@@ -24,7 +24,7 @@ def arguments(words=None) -> argparse.Namespace:
     parser.add_argument("--against", help=f"of {','.join((FLOOR, *PEERS))}; all by default. The floor always runs")
     parser.add_argument("--rounds", type=int, help="of each race; its own number by default")
     parser.add_argument("--threads", type=int, default=available(), help="of every process; every core by default")
-    parser.add_argument("--out", type=Path, help="where the JSON goes; benchmarks/results/SUITE.json by default")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON; benchmarks/results by default")
     parser.add_argument("--page", action="store_true", help="measure nothing; write docs/benchmarks.md of the results")
     options = parser.parse_args(words)
     for name in options.suites:
@@ -75,18 +75,15 @@ def main(words=None) -> int:
     missing = sorted({system for system in options.against if not installed(system)})
     if missing:
         print(f"not installed, left out: {', '.join(missing)} (the extra `peers` has them)", file=sys.stderr)
-    out, failed = {}, False
+    failed = False
+    options.out.mkdir(parents=True, exist_ok=True)
     for name in options.suites or (*NAMES, *page.STUDIES):
         try:
-            out[name] = study(name, options) if name in page.STUDIES else races(name, options)
+            found = study(name, options) if name in page.STUDIES else races(name, options)
         except Refused as error:
             refuse(str(error), 1)
-        failed = failed or any(race["failed"] for race in out[name].get("races", ()))
-        if options.out is None:
-            RESULTS.mkdir(exist_ok=True)
-            (RESULTS / f"{name}.json").write_text(json.dumps(out[name], indent=1) + "\n")
-    if options.out is not None:
-        options.out.write_text(json.dumps(out if len(out) > 1 else next(iter(out.values())), indent=1) + "\n")
+        failed = failed or any(race["failed"] for race in found.get("races", ()))
+        (options.out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     return int(failed)
 
 

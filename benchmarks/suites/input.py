@@ -1,6 +1,7 @@
 """`input`: training on real data against the same step on a batch that lies on the device, and reading alone.
 
 The data are the handwritten digits: as the arrays they are (8x8), and as a folder of PNG files, enlarged to 64x64.
+Sapwood remembers decoded images that fit in memory; "sapwood-remembered" does here, the others decode in each pass.
 """
 
 from pathlib import Path
@@ -32,22 +33,23 @@ SUITES = (
         "fit on the digits (8x8 arrays) against its own step on a resident batch",
         systems=("sapwood-step", "sapwood-step again", "sapwood"),
         model="digits",
-        steps=128,
+        steps=512,
         goals=(Goal("sapwood", "sapwood-step", 1.02),),
     ),
     Suite(
         "input-images",
-        "fit on a folder of PNG images (64x64) against its own step on a resident batch",
-        systems=("sapwood-step", "sapwood-step again", "sapwood"),
+        "fit on a folder of PNG images (64x64), decoded each pass or remembered, against its step on a resident batch",
+        systems=("sapwood-step", "sapwood-step again", "sapwood", "sapwood-remembered"),
         model="images",
-        steps=12,
+        rounds=7,
+        steps=36,
         goals=(Goal("sapwood", "sapwood-step", 1.02),),
         prepare=prepare,
     ),
     Suite(
         "input-reading",
         "reading and decoding 64x64 PNG files alone, a batch of 32 on one core; the floor is grain alone",
-        systems=("grain", "grain again", "sapwood-read", "torch"),
+        systems=("grain", "grain again", "sapwood-read", "sapwood-remembered", "torch"),
         model="reading",
         steps=16,
         threads=1,

@@ -9,6 +9,7 @@ import optax
 import sapwood as sw
 from benchmarks.job import jax_loop, reader
 from sapwood import layers as L
+from sapwood.data import source
 from sapwood.recipes.digits import Digits
 
 ENDLESS = 10**9
@@ -142,7 +143,7 @@ def images(work):
             x = L.max_pool(jax.nn.relu(x), (2, 2))
         return L.Dense(10)(v.head, x.mean((1, 2)))
 
-    return of_data(work, lambda v, x: model(v, x / 255), sw.data.load(work.directory / "images"))
+    return of_data(work, lambda v, x: model(v, x / 255), folder(work))
 
 
 def of_data(work, model, data):
@@ -155,5 +156,11 @@ def of_data(work, model, data):
 
 
 def reading(work):
-    stream = sw.data.batches(sw.data.load(work.directory / "images"), 32, shuffle=False)
-    return reader(stream)
+    return reader(sw.data.batches(folder(work), 32, shuffle=False))
+
+
+def folder(work):
+    """The folder of images, decoded anew in each pass as a set larger than memory is, unless it may be remembered."""
+    if "remembered" not in work.system:
+        source.REMEMBER = 0
+    return sw.data.load(work.directory / "images")

@@ -150,11 +150,10 @@ def test_the_page_is_filled_in_between_its_markers(tmp_path):
 
 def run(tmp_path, *words):
     """The benchmarks as a command, in the root; what it printed and what it wrote."""
-    out = tmp_path / "out.json"
-    done = subprocess.run([sys.executable, "-m", "benchmarks", *words, "--out", str(out)], cwd=race.ROOT,
+    done = subprocess.run([sys.executable, "-m", "benchmarks", *words, "--out", str(tmp_path)], cwd=race.ROOT,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads(out.read_text())
+    return done.stdout, json.loads((tmp_path / f"{words[0]}.json").read_text())
 
 
 @pytest.mark.slow
