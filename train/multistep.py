@@ -143,6 +143,6 @@ def _same(x: Any, y: Any) -> bool:
     return all(np.asarray(one.data).tobytes() == np.asarray(other.data).tobytes() for one, other in shards)
 
 
-def copy(x: jax.Array) -> jax.Array:
-    """A copy that may be donated; nothing is compiled for it."""
-    return jax.device_put(x, x.sharding, may_alias=False)
+def copy(x: Any) -> jax.Array:
+    """A copy that may be donated, where the array lies; nothing is compiled for it."""
+    return jax.device_put(x, getattr(x, "sharding", None), may_alias=False)

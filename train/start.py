@@ -8,13 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from sapwood.data.batches import Batches
 from sapwood.data.device import to_device
 from sapwood.train import birth
 from sapwood.train.evaluation import Evaluation
-from sapwood.train.multistep import Programs
+from sapwood.train.multistep import Programs, copy
 from sapwood.train.run import Run
 from sapwood.train.state import TrainState
 
@@ -54,7 +53,7 @@ def start(
                 steps_per_call = info.get("steps_per_call") or record.noted("steps_per_call")
                 block = _block(pool, programs, steps_per_call)
         else:
-            begin, info = plan.make(seed, batch) if state is None else jax.tree.map(jnp.copy, state), None
+            begin, info = plan.make(seed, batch) if state is None else jax.tree.map(copy, state), None
         function, seconds = compiled.result()
         programs = programs._replace(
             step=function, seconds=seconds, size=steps_per_call, block=None if block is None else block.result()

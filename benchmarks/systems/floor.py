@@ -84,16 +84,28 @@ def layer_norm(p, x):
     return (x - mean) * jax.lax.rsqrt(var + 1e-6) * p["scale"] + p["bias"]
 
 
+def block(p, x):
+    h, at = layer_norm(p["norm1"], x), p["attention"]
+    q, k, v = (jnp.einsum("ble,ehd->blhd", h, at[name]["kernel"]) for name in ("query", "key", "value"))
+    h = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    x = x + jnp.einsum("blhd,hde->ble", h, at["out"]["kernel"])
+    return x + dense(p["down"], jax.nn.gelu(dense(p["up"], layer_norm(p["norm2"], x))))
+
+
 def gpt(work):
+    """Block after block, or "floor-scan": one `lax.scan` over their stacked weights."""
+    scanned = "scan" in work.system
+
     def loss(params, tokens, targets):
         x = params["embed"]["table"][tokens] + params["positions"]["table"]
-        for i in range(len(params["blocks"])):
-            p = params["blocks"][str(i)]
-            h, at = layer_norm(p["norm1"], x), p["attention"]
-            q, k, v = (jnp.einsum("ble,ehd->blhd", h, at[name]["kernel"]) for name in ("query", "key", "value"))
-            h = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-            x = x + jnp.einsum("blhd,hde->ble", h, at["out"]["kernel"])
-            x = x + dense(p["down"], jax.nn.gelu(dense(p["up"], layer_norm(p["norm2"], x))))
+        if scanned:
+            x, _ = jax.lax.scan(lambda x, p: (block(p, x), None), x, params["blocks"])
+        else:
+            for i in range(len(params["blocks"])):
+                x = block(params["blocks"][str(i)], x)
         return cross_entropy(layer_norm(params["norm"], x) @ params["head"]["kernel"], targets)
 
+    if scanned:
+        blocks = [work.weights["blocks"][str(i)] for i in range(work.config["layers"])]
+        work.weights["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
     return train(work, loss, optax.adam(work.config["rate"]))
