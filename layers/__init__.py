@@ -9,6 +9,8 @@ from sapwood.layers.conv import Conv, conv
 from sapwood.layers.dense import Dense, dense
 from sapwood.layers.dropout import Dropout, dropout
 from sapwood.layers.embedding import Embed, embed
+from sapwood.layers.grouped_matmul import grouped_matmul
+from sapwood.layers.mixture import MixtureOfExperts
 from sapwood.layers.normalization import (
     BatchNorm,
     GroupNorm,
@@ -33,6 +35,7 @@ from sapwood.layers.pooling import (
 from sapwood.layers.positions import LearnedPositions, Rotary, rotary
 from sapwood.layers.remat import Remat
 from sapwood.layers.reshape import Flatten, flatten
+from sapwood.layers.routing import Routing, top_k_routing
 from sapwood.layers.scan import Scan
 from sapwood.layers.sequential import Sequential
 from sapwood.layers.vmap import Vmap
@@ -45,6 +48,11 @@ __all__ = [  # noqa: RUF022 -- by family, not by letter
     "conv",
     "dense",
     "embed",
+    # mixture of experts
+    "MixtureOfExperts",
+    "Routing",
+    "grouped_matmul",
+    "top_k_routing",
     # attention and positions
     "LearnedPositions",
     "MultiHeadAttention",

@@ -1,0 +1,213 @@
+"""Mixture of experts: each token goes through the few feed-forward networks that a router chooses for it."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from sapwood.core.errors import ConfigError
+from sapwood.core.initializers import Initializer, lecun_normal
+from sapwood.core.layer import Layer
+from sapwood.core.vars import Vars
+from sapwood.layers import expect, routing
+from sapwood.layers.dispatch import through_experts, through_spread_experts
+from sapwood.layers.grouped_matmul import grouped_matmul
+from sapwood.parallel.place import placed
+
+
+@dataclass(frozen=True)
+class each:
+    """An initialiser for a stack: every entry of the leading axis is drawn by itself, as `init` draws one."""
+
+    init: Initializer
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return jax.vmap(lambda key: self.init(key, shape[1:], dtype))(jax.random.split(key, shape[0]))
+
+
+class MixtureOfExperts(Layer):
+    """`sum over the k chosen experts e of weight_e(x) * expert_e(x)`: `(..., length, features)` to the same.
+
+    An expert is `down(activation(gate(x)) * up(x))` with `hidden` units, or `down(activation(up(x)))` unless `gated`,
+    without biases. `capacity=None` drops no token. With a number, an expert takes at most `capacity` times its fair
+    share of each sequence (the last two dimensions of x); a choice that is too much gives zeros, so the layer belongs
+    in a residual connection. `normalize` makes the k weights of a token sum to 1; see `top_k_routing`.
+
+    In training runs `balance` and `z` times the losses of `top_k_routing` go to `v.loss` under these names; 0 leaves
+    one out. `load` `(experts,)`, the share of all choices that fell on each expert, and with a capacity `dropped`, the
+    share of choices that got none, are sown.
+
+    Parameters: `router/kernel` (features, experts), used in float32; `gate/kernel` and `up/kernel` (experts, features,
+    hidden), `down/kernel` (experts, hidden, features), with the logical axes "expert", "embed" and "mlp".
+
+    On a mesh the experts are spread over the axis of "expert" ("expert" by the default rules), over which the batch is
+    split, too. Tokens travel to their experts and back by two all-to-alls; the hidden units are split by the axis of
+    "mlp", whose partial sums are added up after the tokens are back, and what "fsdp" stores in pieces is gathered
+    first. The numbers, losses included, are those of one device. As no token may be lost, a device makes room for
+    the case that all go to one place, `devices x tokens x min(k, experts / devices)` rows; a capacity bounds that by
+    `experts x capacity per sequence x sequences`. On a TPU or GPU only rows that are there are sent, and everywhere
+    only these are multiplied. Where the batch does not divide by the axis, every device holds all tokens, computes what
+    is its experts' part, and the parts are added up.
+
+    Raises `ConfigError` for hyper-parameters that cannot be and for experts that the mesh axis does not divide.
+
+    Shazeer et al. 2017 (arXiv:1701.06538); Lepikhin et al. 2020, "GShard" (arXiv:2006.16668); Fedus et al. 2021,
+    "Switch Transformers" (arXiv:2101.03961); Jiang et al. 2024, "Mixtral of Experts" (arXiv:2401.04088).
+
+    >>> import sapwood as sw
+    >>> layer, x = MixtureOfExperts(experts=4, hidden=16, k=2), jnp.ones((2, 5, 8))
+    >>> params, _ = sw.init(layer, 0, x)
+    >>> params["up"]["kernel"].shape, layer(params, x).shape
+    ((4, 8, 16), (2, 5, 8))
+    >>> _, updates = sw.pure(layer)(sw.bind(params, train=True), x)
+    >>> sorted(updates.losses)
+    ['balance', 'z']
+    """
+
+    experts: int
+    hidden: int
+    k: int = 2
+    capacity: float | None = None
+    gated: bool = True
+    activation: Callable = jax.nn.silu
+    normalize: bool = True
+    balance: float = 0.01
+    z: float = 0.001
+    kernel_init: Initializer = lecun_normal()
+
+    def __post_init__(self):
+        expect.positive(self, "experts", "hidden")
+        routing.few_enough("MixtureOfExperts", self.k, self.experts)
+        if self.capacity is not None:
+            expect.within(self, "capacity", 0, math.inf)
+            if not 0 < self.capacity < math.inf:
+                raise ConfigError(
+                    f"MixtureOfExperts: capacity must be above 0, got {self.capacity!r}; 1.0 is a fair share for each "
+                    "expert, None drops no token"
+                )
+        expect.within(self, "balance", 0, math.inf)
+        expect.within(self, "z", 0, math.inf)
+
+    def __call__(self, v: Vars, x: jax.Array) -> jax.Array:
+        x = v.policy.cast(expect.floating("MixtureOfExperts", x))
+        expect.at_least("MixtureOfExperts", x, 2, "(..., length, features)")
+        ids, weights = self._route(v, x)
+        kernels = self._kernels(v, x.shape[-1])
+        names = ("batch", *(None,) * (x.ndim - 3), *(("length",) if x.ndim > 2 else ()), "embed")
+        sharding = placed(v, x, *names)
+        if sharding is None:
+            return self._apply(x, ids, weights, kernels, self._slots(x.shape[-2]))
+        return self._spread(v, sharding, x, ids, weights, kernels)
+
+    def _route(self, v: Vars, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The experts of each token `(..., length, k)`, `self.experts` where none takes it, and their weights.
+
+        It is outside of the `shard_map`, so that its means and its capacity are those of the whole batch on any mesh.
+        """
+        shape = (x.shape[-1], self.experts)
+        kernel = v.router.param("kernel", shape, self.kernel_init, axes=("embed", "expert"), cast=False)
+        logits = jnp.matmul(x.astype(jnp.float32), kernel.astype(jnp.float32), precision=lax.Precision.HIGHEST)
+        found = routing.top_k_routing(logits, self.k, self.normalize)
+        if v.train:
+            for name, weight, loss in (("balance", self.balance, found.balance), ("z", self.z, found.z)):
+                if weight:
+                    v.loss(name, weight * loss)
+        v.sow("load", found.load)
+        if self.capacity is None:
+            return found.experts, found.weights
+        taken = routing.within_capacity(found.experts, self._slots(x.shape[-2]))
+        v.sow("dropped", 1 - jnp.mean(taken, dtype=jnp.float32))
+        return jnp.where(taken, found.experts, self.experts), found.weights
+
+    def _slots(self, length: int) -> int:
+        """How many tokens of a sequence an expert takes."""
+        return length if self.capacity is None else routing.slots(length, self.experts, self.k, self.capacity)
+
+    def _kernels(self, v: Vars, features: int) -> dict[str, jax.Array]:
+        wide, init = (self.experts, features, self.hidden), each(self.kernel_init)
+        names = ("gate", "up") if self.gated else ("up",)
+        kernels = {name: v[name].param("kernel", wide, init, axes=("expert", "embed", "mlp")) for name in names}
+        narrow = (self.experts, self.hidden, features)
+        return kernels | {"down": v.down.param("kernel", narrow, init, axes=("expert", "mlp", "embed"))}
+
+    def _spread(self, v: Vars, sharding: NamedSharding, x, ids, weights, kernels) -> jax.Array:
+        """`_apply` on every device of a mesh, to its tokens and its experts."""
+        mesh = sharding.mesh
+        axis = self._axis(v, mesh)
+        tokens = PartitionSpec(*sharding.spec[:-1], None)
+        over = {name for dim in range(x.ndim - 1) for name in _names(sharding, dim)}
+        hidden = _names(placed(v, kernels["up"], "expert", "embed", "mlp"), 2)
+        hidden = tuple(name for name in hidden if name not in over)  # others hold other tokens: nothing to add up
+        wide, narrow = PartitionSpec(axis, None, hidden), PartitionSpec(axis, hidden, None)
+        held = {name: narrow if name == "down" else wide for name in kernels}
+        travel, slots = bool(over & {*axis}), self._slots(x.shape[-2])
+
+        def local(x, ids, weights, kernels):
+            y = self._apply(x, ids, weights, kernels, slots, axis, travel)
+            parts = hidden if travel else (*axis, *hidden)
+            return lax.psum(y, parts) if parts else y
+
+        free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
+        split = jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(tokens, tokens, tokens, held),
+            out_specs=tokens,
+            axis_names=free,
+            check_vma=False,
+        )
+        return split(x, ids, weights, kernels)
+
+    def _axis(self, v: Vars, mesh: Any) -> tuple[str, ...]:
+        """The mesh axes the experts are spread over; a `ConfigError` where these do not divide them."""
+        whole = jax.ShapeDtypeStruct((math.prod(mesh.shape.values()),), "int32")  # what every axis divides
+        axis = _names(placed(v, whole, "expert"), 0)
+        devices = math.prod(mesh.shape[name] for name in axis)
+        if self.experts % devices:
+            fits = [n for n in range(1, self.experts + 1) if self.experts % n == 0 and n <= devices]
+            near = -(-self.experts // devices) * devices
+            raise ConfigError(
+                f"{v._at()}: {self.experts} experts do not divide over the {devices} devices of mesh axis "
+                f"{'+'.join(axis)}; {'+'.join(axis)}={fits[-1]} works with {self.experts} experts, and {near} experts "
+                f"with {'+'.join(axis)}={devices}"
+            )
+        return axis
+
+    def _apply(self, x, ids, weights, kernels, slots: int, axis: tuple[str, ...] = (), travel: bool = False):
+        """The layer for tokens x `(..., length, features)` with the experts `kernels` holds.
+
+        `axis` says over which axes of a surrounding `shard_map` the experts are spread. If the tokens `travel`, they go
+        to their experts; if not, the experts that are not here give zeros. `slots` is what an expert takes of a
+        sequence, of which x may hold a part.
+        """
+        tokens, here = x.reshape(-1, x.shape[-1]), kernels["up"].shape[0]
+        ids, run = ids.reshape(-1, self.k), functools.partial(self._experts, kernels)
+        most = math.prod(x.shape[:-2]) * min(slots, x.shape[-2])  # tokens for one expert
+        if travel:
+            y = through_spread_experts(axis, self.experts, most, tokens, ids, run)
+        else:
+            if axis:
+                ids = ids - lax.axis_index(axis) * here
+                ids = jnp.where((ids >= 0) & (ids < here), ids, here)
+            y = through_experts(here, most, tokens, ids, ids.size * here // self.experts, run)
+        weighted = y.astype(jnp.float32) * weights.reshape(-1, self.k, 1)
+        return weighted.sum(1).astype(x.dtype).reshape(x.shape)
+
+    def _experts(self, kernels: dict[str, jax.Array], x: jax.Array, sizes: jax.Array, expected: int) -> jax.Array:
+        """Each expert on its rows of x."""
+        multiply = functools.partial(grouped_matmul, sizes=sizes, expected=expected)
+        h = multiply(x, kernels["up"])
+        h = self.activation(multiply(x, kernels["gate"])) * h if self.gated else self.activation(h)
+        return multiply(h, kernels["down"])
+
+
+def _names(sharding: NamedSharding | None, dim: int) -> tuple[str, ...]:
+    """The mesh axes a dimension is split over."""
+    names = sharding.spec[dim] if sharding is not None and dim < len(sharding.spec) else None
+    return () if names is None else (names,) if isinstance(names, str) else tuple(names)

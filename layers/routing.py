@@ -1,0 +1,98 @@
+"""Routing: which experts a token goes to and with what weights, and the losses that keep the experts in use."""
+
+import math
+import numbers
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sapwood.core.errors import ConfigError, InputError
+from sapwood.core.layer import describe
+from sapwood.layers import expect
+
+
+class Routing(NamedTuple):
+    """The choices of each token, best first, and the two losses of all of them; see `top_k_routing`."""
+
+    experts: jax.Array
+    weights: jax.Array
+    load: jax.Array
+    balance: jax.Array
+    z: jax.Array
+
+
+def top_k_routing(logits: jax.Array, k: int, normalize: bool = True) -> Routing:
+    """The k experts of largest probability for each token, in float32 whatever the dtype of the logits.
+
+    Takes logits `(..., experts)`. Gives
+
+    - `experts` `(..., k)`, int32, the most probable first; of equals the one with the lower number,
+    - `weights` `(..., k)`, float32: their probabilities, which `normalize` scales to a sum of 1 for each token,
+    - `load` `(experts,)`: which share of all choices fell on each expert,
+    - `balance`: experts x sum over the experts of load x mean probability, 1 where all are used alike and `experts`
+      where one gets everything; its gradient goes through the probabilities alone,
+    - `z`: the mean over tokens of `logsumexp(logits)^2`, which keeps logits small.
+
+    With normalised weights and k = 1 all weights are 1, and the router learns from the losses alone: Switch leaves them
+    as they are, Mixtral (k = 2) normalises. Raises `InputError` for logits that are not floating, `ConfigError` for a k
+    below 1 or above the number of experts.
+
+    Shazeer et al. 2017 (arXiv:1701.06538); Fedus et al. 2021, "Switch Transformers" (arXiv:2101.03961), equations 4-6,
+    of which `balance` is the form for k choices; Zoph et al. 2022, "ST-MoE" (arXiv:2202.08906), equation 5.
+
+    >>> routing = top_k_routing(jnp.log(jnp.array([[0.1, 0.3, 0.6], [0.5, 0.3, 0.2]])), 2)
+    >>> routing.experts.tolist(), routing.weights.round(2).tolist(), routing.load.tolist()
+    ([[2, 1], [0, 1]], [[0.67, 0.33], [0.62, 0.38]], [0.25, 0.5, 0.25])
+    """
+    logits = expect.floating("top_k_routing", logits).astype(jnp.float32)
+    expect.at_least("top_k_routing", logits, 1, "(..., experts)")
+    experts = logits.shape[-1]
+    few_enough("top_k_routing", k, experts)
+    probabilities = jax.nn.softmax(logits)
+    weights, chosen = lax.top_k(probabilities, k)
+    if normalize:
+        weights = weights / weights.sum(-1, keepdims=True)
+    tokens = tuple(range(logits.ndim - 1))
+    load = jax.nn.one_hot(chosen, experts).mean((*tokens, logits.ndim - 1))
+    balance = experts * jnp.sum(lax.stop_gradient(load) * probabilities.mean(tokens))
+    z = jnp.mean(jax.nn.logsumexp(logits, -1) ** 2)
+    return Routing(chosen, weights, load, balance, z)
+
+
+def few_enough(who: str, k: int, experts: int) -> None:
+    """A `ConfigError` unless a token can have k different experts."""
+    if not isinstance(k, numbers.Integral) or isinstance(k, bool) or not 1 <= k <= experts:
+        raise ConfigError(f"{who}: k must be an integer from 1 to the {experts} experts, got {k!r}")
+
+
+def slots(tokens: int, experts: int, k: int, capacity: float) -> int:
+    """How many tokens of a sequence an expert takes: `capacity` times its fair share, rounded up, at most all.
+
+    >>> slots(100, 8, 2, 1.25), slots(100, 8, 2, 100.0)
+    (32, 100)
+    """
+    return min(tokens, math.ceil(tokens * k * capacity / experts))
+
+
+def within_capacity(chosen: jax.Array, size: int) -> jax.Array:
+    """Which choices their experts take, when each takes at most `size` of a sequence.
+
+    Takes experts `(..., length, k)`, gives booleans of that shape. First choices go before second ones, and among them
+    earlier tokens before later ones (Lepikhin et al. 2020, "GShard", arXiv:2006.16668). As each sequence counts by
+    itself, what is dropped does not depend on the batch it is in, nor on how a mesh splits the batch.
+
+    >>> within_capacity(jnp.array([[0, 1], [1, 0], [0, 2]]), 1).tolist()
+    [[True, False], [True, False], [False, True]]
+    """
+    if chosen.ndim < 2:
+        raise InputError(f"within_capacity expects experts (..., length, k), got {describe(chosen)}")
+    by_choice = chosen.swapaxes(-1, -2)
+    flat = by_choice.reshape(*by_choice.shape[:-2], -1)
+    place = lax.broadcasted_iota(jnp.int32, flat.shape, flat.ndim - 1)
+    ids, order = lax.sort((flat, place), num_keys=1)  # stable
+    start = jnp.concatenate([jnp.ones_like(ids[..., :1], bool), ids[..., 1:] != ids[..., :-1]], -1)
+    turn = place - lax.cummax(jnp.where(start, place, 0), flat.ndim - 1)
+    _, turn = lax.sort((order, turn), num_keys=1)
+    return (turn < size).reshape(by_choice.shape).swapaxes(-1, -2)
