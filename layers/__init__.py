@@ -35,9 +35,11 @@ from sapwood.layers.pooling import (
 from sapwood.layers.positions import LearnedPositions, Rotary, rotary
 from sapwood.layers.remat import Remat
 from sapwood.layers.reshape import Flatten, flatten
+from sapwood.layers.ring import ring_attention
 from sapwood.layers.routing import Routing, top_k_routing
 from sapwood.layers.scan import Scan
 from sapwood.layers.sequential import Sequential
+from sapwood.layers.ulysses import ulysses_attention
 from sapwood.layers.vmap import Vmap
 
 __all__ = [  # noqa: RUF022 -- by family, not by letter
@@ -58,7 +60,9 @@ __all__ = [  # noqa: RUF022 -- by family, not by letter
     "MultiHeadAttention",
     "Rotary",
     "attention",
+    "ring_attention",
     "rotary",
+    "ulysses_attention",
     # normalisation and regularisation
     "BatchNorm",
     "Dropout",

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from sapwood.core.errors import ConfigError, InputError
 from sapwood.core.initializers import Initializer, lecun_normal, zeros
 from sapwood.core.layer import Layer, describe
-from sapwood.core.loop import platform
 from sapwood.core.vars import Vars
-from sapwood.layers import causal_attention, expect, splash
+from sapwood.layers import expect, ring, ulysses
+from sapwood.layers.local_attention import fit, local_attention
 from sapwood.layers.matmul import matmul
 from sapwood.layers.positions import Rotary
 from sapwood.parallel.place import meshed, placed
@@ -24,6 +24,7 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
     sharding: Any = None,
+    segments: jax.Array | None = None,
 ) -> jax.Array:
     """`softmax(q k^T * scale) v` for each head; the softmax is float32 in any precision.
 
@@ -32,8 +33,11 @@ def attention(
     grouped-query or multi-query attention. `mask` is boolean, true where a query may look, of rank 4 and broadcastable
     to `(batch, heads, queries, keys)`: a padding mask is `valid[:, None, None, :]`. `causal` lets query i see the keys
     0 to i. `scale` is 1 / sqrt(head_dim) by default. A query that may look nowhere gets the mean of all values.
-    `sharding` is that of q on a mesh, where it is known: a TPU then runs the kernel of `splash_attention`. Raises
-    `InputError` for shapes that do not fit together.
+    `segments`, integers `(batch, length)`, are for sequences packed into one: a query sees keys of its own segment.
+
+    `sharding` is that of q on a mesh, where it is known. Where it splits the length, and without a `mask`, this is
+    `ring_attention`; else a TPU runs the kernel of `splash_attention`. Raises `InputError` for shapes that do not fit
+    together.
 
     Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762); Ainslie et al. 2023, "GQA" (arXiv:2305.13245).
 
@@ -41,28 +45,11 @@ def attention(
     >>> attention(jnp.zeros_like(x), x, x, causal=True)[0, :, 0, 0]
     Array([0. , 0.5, 1. ], dtype=float32)
     """
-    q, k, v = (expect.floating("attention", x) for x in (q, k, v))
-    expect.rank("attention", q, "batch", "queries", "heads", "head_dim")
-    expect.rank("attention", k, "batch", "keys", "kv_heads", "head_dim")
-    if k.shape != v.shape or (q.shape[0], q.shape[3]) != (k.shape[0], k.shape[3]) or q.shape[2] % k.shape[2]:
-        raise InputError(
-            "attention expects q (batch, queries, heads, head_dim), k and v (batch, keys, kv_heads, head_dim) with "
-            f"heads a multiple of kv_heads, got q {describe(q)}, k {describe(k)}, v {describe(v)}"
-        )
-    if causal and q.shape[1] != k.shape[1]:
-        raise InputError(
-            f"causal attention expects as many queries as keys, got {q.shape[1]} and {k.shape[1]}; give a "
-            "mask that says which keys each query may see"
-        )
-    if splash.chosen(q, k, mask, sharding):
-        return splash.splash_attention(q, k, v, causal, scale, sharding)
-    dtype = q.dtype
-    if dtype == jnp.float16 and platform() not in ("gpu", "cuda", "rocm"):
-        q, k, v = (x.astype(jnp.float32) for x in (q, k, v))  # XLA sums float16 products in float32 on GPUs alone
-    if causal and mask is None and causal_attention.pays(q):
-        return causal_attention.causal_attention(q, k, v, scale).astype(dtype)
-    y = jax.nn.dot_product_attention(q, k, v, mask=_mask(mask, q, k), is_causal=causal, scale=scale)
-    return y.astype(dtype)
+    q, k, v, segments = fit("attention", q, k, v, causal, segments)
+    mask = _mask(mask, q, k)
+    if mask is None and ring.chosen(k, sharding):
+        return ring.ring_attention(q, k, v, causal, scale, sharding, segments)
+    return local_attention(q, k, v, mask, causal, scale, sharding, segments)
 
 
 def _mask(mask: jax.Array | None, q: jax.Array, k: jax.Array) -> jax.Array | None:
@@ -81,10 +68,11 @@ def _mask(mask: jax.Array | None, q: jax.Array, k: jax.Array) -> jax.Array | Non
 class MultiHeadAttention(Layer):
     """Attention of a sequence to itself or, given `context`, to another one.
 
-    Takes x `(batch, length, features)`, context `(batch, keys, features_context)`, mask as in `attention` and positions
-    as in `rotary`; gives `(batch, length, features)`. `head_dim` is features / heads by default. With fewer `kv_heads`,
-    groups of query heads share keys and values; with `causal`, no position sees a later one; `rotary` turns queries and
-    keys by their positions. `bias` adds one to each projection.
+    Takes x `(batch, length, features)`, context `(batch, keys, features_context)`, mask and segments as in `attention`
+    and positions as in `rotary`; gives `(batch, length, features)`. `head_dim` is features / heads by default. With
+    fewer `kv_heads`, groups of query heads share keys and values; with `causal`, no position sees a later one; `rotary`
+    turns queries and keys by their positions. `bias` adds one to each projection. On a mesh that splits the length it
+    runs ring attention, or all-to-all attention where the rules say so (`ulysses.chosen`).
 
     Parameters, with the logical axes "embed", "heads" and "kv": `query/kernel` (features, heads, head_dim),
     `key/kernel` and `value/kernel` (features_context, kv_heads, head_dim), `out/kernel` (heads, head_dim, features),
@@ -123,6 +111,7 @@ class MultiHeadAttention(Layer):
         *,
         mask: jax.Array | None = None,
         positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
     ) -> jax.Array:
         x = v.policy.cast(expect.floating("MultiHeadAttention", x))
         expect.rank("MultiHeadAttention", x, "batch", "length", "features")
@@ -141,7 +130,11 @@ class MultiHeadAttention(Layer):
             q, k = self.rotary(v.rotary, q, positions), self.rotary(v.rotary, k, positions)
         elif positions is not None:
             raise InputError("MultiHeadAttention: positions are used by rotary= alone, which is None here")
-        y = attention(q, k, value, mask, self.causal, sharding=placed(v, q, "batch", "length", "heads", "kv"))
+        sharding = placed(v, q, "batch", "length", "heads", "kv")
+        if mask is None and ulysses.chosen(v, q, k, sharding):
+            y = ulysses.ulysses_attention(q, k, value, self.causal, sharding=sharding, segments=segments)
+        else:
+            y = attention(q, k, value, mask, self.causal, sharding=sharding, segments=segments)
         return self._join(v.out, y, x.shape[-1])
 
     def _sizes(self, x: jax.Array) -> tuple[int, int]:

@@ -26,10 +26,13 @@ def pays(q: jax.Array) -> bool:
     return platform() == "cpu" and isinstance(q.shape[1], int) and q.shape[1] >= 2 * LEAST
 
 
-def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, scale: float | None = None) -> jax.Array:
-    """`attention(q, k, v, causal=True, scale=scale)`, the same numbers but for rounding.
+def causal_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, scale: float | None = None, segments: jax.Array | None = None
+) -> jax.Array:
+    """`attention(q, k, v, causal=True, scale=scale, segments=segments)`, the same numbers but for rounding.
 
-    Takes q `(batch, length, heads, head_dim)`, k and v `(batch, length, kv_heads, head_dim)`, gives the shape of q.
+    Takes q `(batch, length, heads, head_dim)`, k and v `(batch, length, kv_heads, head_dim)`, segments `(batch,
+    length)`; gives the shape of q.
 
     >>> x = jnp.arange(3.0).reshape(1, 3, 1, 1)
     >>> causal_attention(jnp.zeros_like(x), x, x)[0, :, 0, 0]
@@ -45,16 +48,19 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, scale: float | No
     for begin in range(0, length, size):
         end = min(begin + size, length)
         rows = q[:, :, :, begin:end].reshape(batch, -1, groups * (end - begin), head_dim)
-        y = _block(rows, k[:, :, :end], v[:, :, :end], begin)
+        y = _block(rows, k[:, :, :end], v[:, :, :end], begin, segments)
         blocks.append(y.reshape(batch, -1, groups, end - begin, head_dim))
     return jnp.concatenate(blocks, 3).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
 
 
-def _block(q: jax.Array, k: jax.Array, v: jax.Array, begin: int) -> jax.Array:
+def _block(q: jax.Array, k: jax.Array, v: jax.Array, begin: int, segments: jax.Array | None) -> jax.Array:
     """Queries from position ``begin`` on, group after group, against all keys up to the last of them."""
     rows, end = q.shape[2], k.shape[2]
     scores = lax.dot_general(q, k, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
     position = begin + lax.broadcasted_iota(jnp.int32, (rows, end), 0) % (end - begin)
     hidden = lax.broadcasted_iota(jnp.int32, (rows, end), 1) > position
+    if segments is not None:
+        own = jnp.tile(segments[:, begin:end], (1, rows // (end - begin)))
+        hidden = hidden | (own[:, :, None] != segments[:, None, :end])[:, None]
     scores = scores + jnp.where(hidden, HIDDEN, 0)  # a sum: its gradient needs no pass of its own
     return lax.dot_general(jax.nn.softmax(scores).astype(v.dtype), v, (((3,), (2,)), ((0, 1), (0, 1))))

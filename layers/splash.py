@@ -64,13 +64,14 @@ def splash_attention(
     causal: bool = False,
     scale: float | None = None,
     sharding: NamedSharding | None = None,
+    segments: jax.Array | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """`attention` without a mask by JAX's splash kernel: q `(batch, queries, heads, head_dim)` to the same.
 
-    k and v are `(batch, keys, kv_heads, head_dim)`; queries and keys are multiples of 128. ``sharding`` is that of q,
-    split over the batch and the heads alone. ``interpret`` runs the kernel's steps as plain operations, on any
-    platform: that is how it is tested.
+    k and v are `(batch, keys, kv_heads, head_dim)`; queries and keys are multiples of 128; segments, if any, are int32
+    `(batch, length)`. ``sharding`` is that of q, split over the batch and the heads alone. ``interpret`` runs the
+    kernel's steps as plain operations, on any platform: that is how it is tested.
 
     Dao et al. 2022, "FlashAttention" (arXiv:2205.14135); jax.experimental.pallas.ops.tpu.splash_attention.
 
@@ -81,22 +82,31 @@ def splash_attention(
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     q = (q.astype(jnp.float32) * scale).astype(q.dtype)  # the kernel itself has no scale
 
-    def local(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None) -> jax.Array:
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
         run = _kernel(q.shape[1], q.shape[2], k.shape[2], causal, interpret)
-        return jax.vmap(run)(q, k, v).swapaxes(1, 2)
+        return jax.vmap(run)(q, k, v, _segment_ids(segments)).swapaxes(1, 2)
 
     if sharding is None:
-        return local(q, k, v)
+        return local(q, k, v, segments)
     mesh = sharding.mesh
     batch, heads = _names(sharding, 0), _names(sharding, 2)
     if k.shape[2] % math.prod(mesh.shape[axis] for axis in heads):  # each shard of queries needs its own keys
         k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     split = PartitionSpec(batch, None, heads, None)
     free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
+    specs = (split, split, split, None if segments is None else PartitionSpec(batch, None))
     return jax.shard_map(
-        local, mesh=mesh, in_specs=(split, split, split), out_specs=split, axis_names=free, check_vma=False
-    )(q, k, v)
+        local, mesh=mesh, in_specs=specs, out_specs=split, axis_names=free, check_vma=False
+    )(q, k, v, segments)  # fmt: skip
+
+
+def _segment_ids(segments: jax.Array | None) -> Any:
+    if segments is None:
+        return None
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+    return splash_attention_kernel.SegmentIds(q=segments, kv=segments)
 
 
 def _kernel(heads: int, queries: int, keys: int, causal: bool, interpret: bool) -> Any:

@@ -99,6 +99,7 @@ DEFAULT = Rules(
         ("vocab", "tensor"),
         ("heads", "tensor"),
         ("kv_heads", "tensor"),
+        ("attention_heads", "tensor"),  # the heads inside an attention whose length is split: with more, all-to-all
         ("mlp", "tensor"),
         ("channels_out", "tensor"),
         # left whole
@@ -123,12 +124,15 @@ DEFAULT = Rules(
 
 # The default follows the mesh: "data=8" is data parallel, "fsdp=8" is FSDP, "fsdp=2,tensor=4" is both. The others
 # leave something out, whatever the mesh: "data" keeps all parameters whole, "fsdp" splits no computation but the
-# batch, "tensor" is the plain Megatron layout (Shoeybi et al. 2019).
+# batch, "tensor" is the plain Megatron layout (Shoeybi et al. 2019). A length split over "sequence" is attended by ring
+# attention (Liu et al. 2023); with "ulysses" its heads are split over "sequence" instead, inside attention alone, by an
+# all-to-all (Jacobs et al. 2023).
 TABLES: dict[str, Rules] = {
     "default": DEFAULT,
     "data": Rules(tuple(row for row in DEFAULT.table if row[0] in ("batch", "length")), unannotated=None),
     "fsdp": Rules(tuple(row for row in DEFAULT.table if row[1] != "tensor"), DEFAULT.stored),
     "tensor": Rules(DEFAULT.table, unannotated=None),
+    "ulysses": Rules((("attention_heads", ("tensor", "sequence")), *DEFAULT.table), DEFAULT.stored),
 }
 
 

@@ -115,7 +115,7 @@ def test_attention_and_the_layer_hand_over_to_it(monkeypatch):
     """With the choice forced, both run the kernel, the layer with the sharding of its mesh."""
     seen = []
 
-    def kernel(q, k, v, causal, scale, sharding):
+    def kernel(q, k, v, causal, scale, sharding, segments):
         seen.append((causal, sharding))
         return q
 

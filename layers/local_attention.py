@@ -1,0 +1,88 @@
+"""Attention of arrays that need no exchange: what they must be, and which of the ways to compute it serves best."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sapwood.core.errors import InputError
+from sapwood.core.layer import describe
+from sapwood.core.loop import platform
+from sapwood.layers import causal_attention, expect, splash
+
+
+def local_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    sharding: Any = None,
+    segments: jax.Array | None = None,
+) -> jax.Array:
+    """`attention` of arrays that were checked: by JAX's splash kernel on a TPU, in blocks on a CPU, or as XLA has it.
+
+    `mask` broadcasts to `(batch, heads, queries, keys)`; segments are `(batch, length)`.
+
+    >>> x = jnp.arange(3.0).reshape(1, 3, 1, 1)
+    >>> local_attention(jnp.zeros_like(x), x, x, segments=jnp.array([[0, 0, 1]]))[0, :, 0, 0]
+    Array([0.5, 0.5, 2. ], dtype=float32)
+    """
+    if splash.chosen(q, k, mask, sharding):
+        return splash.splash_attention(q, k, v, causal, scale, sharding, segments)
+    dtype = q.dtype
+    q, k, v = widened(q, k, v)
+    if causal and mask is None and causal_attention.pays(q):
+        return causal_attention.causal_attention(q, k, v, scale, segments).astype(dtype)
+    if segments is not None:
+        same = (segments[:, :, None] == segments[:, None, :])[:, None]
+        mask = same if mask is None else mask & same
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale).astype(dtype)
+
+
+def fit(
+    who: str, q: Any, k: Any, v: Any, causal: bool, segments: Any
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """The arrays of an attention, or an `InputError` where they do not fit together."""
+    q, k, v = (expect.floating(who, x) for x in (q, k, v))
+    expect.rank(who, q, "batch", "queries", "heads", "head_dim")
+    expect.rank(who, k, "batch", "keys", "kv_heads", "head_dim")
+    if k.shape != v.shape or (q.shape[0], q.shape[3]) != (k.shape[0], k.shape[3]) or q.shape[2] % k.shape[2]:
+        raise InputError(
+            f"{who} expects q (batch, queries, heads, head_dim), k and v (batch, keys, kv_heads, head_dim) with "
+            f"heads a multiple of kv_heads, got q {describe(q)}, k {describe(k)}, v {describe(v)}"
+        )
+    if causal and q.shape[1] != k.shape[1]:
+        raise InputError(
+            f"causal attention expects as many queries as keys, got {q.shape[1]} and {k.shape[1]}; give a "
+            "mask that says which keys each query may see"
+        )
+    if segments is None:
+        return q, k, v, None
+    segments = expect.integer(who, segments)
+    if segments.shape != q.shape[:2] or q.shape[1] != k.shape[1]:
+        raise InputError(
+            f"{who} expects segments (batch, length) of queries and keys that are the same positions, got segments "
+            f"{describe(segments)} for q {describe(q)}, k {describe(k)}"
+        )
+    return q, k, v, segments.astype(jnp.int32)
+
+
+def widened(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """float16 as float32 but on a GPU: XLA sums products of float16 in float32 there alone."""
+    if arrays[0].dtype == jnp.float16 and platform() not in ("gpu", "cuda", "rocm"):
+        return tuple(x.astype(jnp.float32) for x in arrays)
+    return arrays
+
+
+def repeated(k: jax.Array, v: jax.Array, heads: int, shards: int) -> tuple[jax.Array, jax.Array]:
+    """Keys and values with each head as often as lets the heads be split: each part of the queries needs its own.
+
+    >>> x = jnp.ones((1, 5, 2, 8))
+    >>> repeated(x, x, heads=8, shards=4)[0].shape
+    (1, 5, 4, 8)
+    """
+    kv_heads = k.shape[2]
+    often = next(n for n in range(1, heads + 1) if kv_heads * n % shards == 0 and heads % (kv_heads * n) == 0)
+    return (jnp.repeat(k, often, axis=2), jnp.repeat(v, often, axis=2)) if often > 1 else (k, v)
