@@ -69,7 +69,7 @@ def through_experts(experts: int, most: int, tokens: jax.Array, ids: jax.Array, 
 
 
 def through_spread_experts(
-    axis: Axis, experts: int, most: int, tokens: jax.Array, ids: jax.Array, run: Run
+    platform: str, axis: Axis, experts: int, most: int, tokens: jax.Array, ids: jax.Array, run: Run
 ) -> jax.Array:
     """`through_experts` inside a `jax.shard_map` over `axis`, where each device holds its share of the experts.
 
@@ -84,8 +84,9 @@ def through_spread_experts(
         each = sizes.reshape(devices, here)
         got = swap(axis, each)
         sent, received = each.sum(1), got.sum(1)
-        buffer = send(axis, width, rows, sent, received)
-        return bring_back(axis, rows.shape[0], _regrouped(buffer, got, width, expected, run), sent, received)
+        buffer = send(platform, axis, width, rows, sent, received)
+        y = _regrouped(buffer, got, width, expected, run)
+        return bring_back(platform, axis, rows.shape[0], y, sent, received)
 
     return through_experts(experts, most, tokens, ids, n * k, remote)
 

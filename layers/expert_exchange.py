@@ -13,42 +13,40 @@ from jax import lax
 Axis = tuple[str, ...]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def send(axis: Axis, width: int, rows: jax.Array, sent: jax.Array, received: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def send(platform: str, axis: Axis, width: int, rows: jax.Array, sent: jax.Array, received: jax.Array) -> jax.Array:
     """Rows `(n, features)`, sorted by device, to what this device gets: `(devices * width, features)`.
 
     `sent` and `received` `(devices,)` say how many rows go to each device and come from each. What device d sent begins
     at row `d * width`; the rest is zeros. No device may send more than `width` rows to another.
     """
-    padded = functools.partial(_send_padded, axis, width)
-    ragged = functools.partial(_send_ragged, axis, width)
-    return lax.platform_dependent(rows, sent, received, cpu=padded, default=padded if len(axis) > 1 else ragged)
+    run = _send_padded if platform == "cpu" or len(axis) > 1 else _send_ragged
+    return run(axis, width, rows, sent, received)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def bring_back(axis: Axis, n: int, buffer: jax.Array, sent: jax.Array, received: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def bring_back(platform: str, axis: Axis, n: int, buffer: jax.Array, sent: jax.Array, received: jax.Array) -> jax.Array:
     """The way back of `send`: a buffer as it gives to n rows in the order it took, with the same sizes."""
-    padded = functools.partial(_bring_padded, axis, n)
-    ragged = functools.partial(_bring_ragged, axis, n)
-    return lax.platform_dependent(buffer, sent, received, cpu=padded, default=padded if len(axis) > 1 else ragged)
+    run = _bring_padded if platform == "cpu" or len(axis) > 1 else _bring_ragged
+    return run(axis, n, buffer, sent, received)
 
 
-def _send_forward(axis, width, rows, sent, received):
-    return send(axis, width, rows, sent, received), (rows.shape[0], sent, received)
+def _send_forward(platform, axis, width, rows, sent, received):
+    return send(platform, axis, width, rows, sent, received), (rows.shape[0], sent, received)
 
 
-def _send_backward(axis, width, kept, d):
+def _send_backward(platform, axis, width, kept, d):
     n, sent, received = kept
-    return bring_back(axis, n, d, sent, received), None, None
+    return bring_back(platform, axis, n, d, sent, received), None, None
 
 
-def _bring_forward(axis, n, buffer, sent, received):
-    return bring_back(axis, n, buffer, sent, received), (buffer.shape[0] // len(sent), sent, received)
+def _bring_forward(platform, axis, n, buffer, sent, received):
+    return bring_back(platform, axis, n, buffer, sent, received), (buffer.shape[0] // len(sent), sent, received)
 
 
-def _bring_backward(axis, n, kept, d):
+def _bring_backward(platform, axis, n, kept, d):
     width, sent, received = kept
-    return send(axis, width, d, sent, received), None, None
+    return send(platform, axis, width, d, sent, received), None, None
 
 
 send.defvjp(_send_forward, _send_backward)

@@ -6,26 +6,36 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType
 
 from sapwood.core.errors import InputError
 from sapwood.core.layer import describe
-from sapwood.layers import expect
+from sapwood.core.loop import platform as default_platform
+from sapwood.layers import blocked_matmul, expect
 
 LEAST, MOST = 8, 256
 """Rows of a block, at least and at most: smaller ones only fetch kernels, larger ones fill no cache better."""
 
+TILE = 512
+"""Features of a tile of the TPU's kernel, and rows at most."""
 
-def grouped_matmul(x: jax.Array, kernels: jax.Array, sizes: jax.Array, *, expected: int | None = None) -> jax.Array:
+
+def grouped_matmul(
+    x: jax.Array, kernels: jax.Array, sizes: jax.Array, *, expected: int | None = None, platform: str | None = None
+) -> jax.Array:
     """`x[i] @ kernels[g]` for each row i of x, where the first `sizes[0]` rows are of group 0, the next of group 1, ...
 
     Takes x `(rows, features)`, kernels `(groups, features, out)` and integer sizes `(groups,)`, gives `(rows, out)` in
     the dtype of x. Rows behind the last group give zeros, whatever they hold. `expected` is how many rows the groups
-    will have together, where x is mostly such padding; by default all. Differentiable by x and kernels, in reverse
-    mode and as often as one likes. Raises `InputError` for shapes that do not fit together.
+    will have together, where x is mostly such padding; by default all. `platform` is what we compile for, by default
+    that of the default device. Differentiable by x and kernels, in reverse mode and as often as one likes. Raises
+    `InputError` for shapes that do not fit together.
 
-    On a TPU or GPU it is `jax.lax.ragged_dot`. That one multiplies every row by every kernel on a CPU; there, a loop
-    goes over blocks of rows of one group each, and does no more blocks than the sizes ask for: with `n` rows a group on
-    average and blocks of `n / 4` (8 to 256), about `1.125 n`.
+    XLA's own `jax.lax.ragged_dot` multiplies every row by every kernel on a CPU and, as compiled ahead of time, on a
+    TPU. A TPU runs JAX's Pallas kernel "megablox" instead, and a CPU a loop over blocks of rows of one group each, as
+    many as the sizes ask for: with `n` rows a group on average, blocks of `n / 4` (8 to 256) and about `1.125 n` rows
+    of work. Other platforms have `ragged_dot`, and so has a TPU for float16 and outside of a `jax.shard_map` over the
+    whole mesh, where there is more than one device.
 
     Gale et al. 2022, "MegaBlocks" (arXiv:2211.15841) has the problem and the idea.
 
@@ -41,115 +51,99 @@ def grouped_matmul(x: jax.Array, kernels: jax.Array, sizes: jax.Array, *, expect
             "grouped_matmul expects x (rows, features), kernels (groups, features, out) and sizes (groups,), got "
             f"x {describe(x)}, kernels {describe(kernels)}, sizes {describe(sizes)}"
         )
-    return _multiply(_block(x.shape[0] if expected is None else expected, len(kernels)), x, kernels, sizes)
+    block = block_size(x.shape[0] if expected is None else expected, len(kernels))
+    return _multiply(_way(platform, x), block, False, x, kernels.astype(x.dtype), sizes)
 
 
-def _block(rows: Any, groups: int) -> int:
+def _way(platform: str | None, x: jax.Array) -> str:
+    """How a platform multiplies. The compiler cannot split a kernel: without a mesh it is for a single device."""
+    way = {"cpu": "blocked", "tpu": "kernel"}.get(platform or default_platform(), "ragged")
+    mesh = jax.sharding.get_abstract_mesh()
+    split = not (mesh.axis_names and all(kind == AxisType.Manual for kind in mesh.axis_types))
+    if way == "kernel" and (x.dtype not in (jnp.bfloat16, jnp.float32) or (split and jax.device_count() > 1)):
+        return "ragged"
+    return way
+
+
+def block_size(rows: Any, groups: int) -> int:
     """Rows of a block: the power of two that is a quarter of an average group or just below.
 
-    >>> _block(8192, 8), _block(512, 8), _block(100, 8)
+    >>> block_size(8192, 8), block_size(512, 8), block_size(100, 8)
     (256, 16, 8)
     """
     quarter = rows // (4 * groups) if isinstance(rows, int) else LEAST  # a symbolic size has no number yet
     return min(MOST, max(LEAST, 1 << quarter.bit_length() >> 1))
 
 
-# Three products, each the gradient of another: y = x k and dk = x^T dy, row by row with the kernel of its group.
+# Two products, which are each other's gradients. `way` is how: "blocked", "kernel" or "ragged".
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _multiply(block: int, x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
-    blocked = functools.partial(_blocked_multiply, block)
-    y = lax.platform_dependent(x, kernels, sizes, cpu=blocked, default=_ragged_multiply)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _multiply(way: str, block: int, turned: bool, x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
+    """`x_g k_g` for the rows of each group g, or `x_g k_g^T` where the kernels are `turned`."""
+    y = {"blocked": blocked_matmul.multiply, "kernel": _kernel_multiply, "ragged": _ragged_multiply}[way](
+        block, turned, x, kernels, sizes
+    )
     return jnp.where((jnp.arange(x.shape[0]) < jnp.sum(sizes))[:, None], y, 0)
 
 
-def _multiply_forward(block, x, kernels, sizes):
-    return _multiply(block, x, kernels, sizes), (x, kernels, sizes)
+def _multiply_forward(way, block, turned, x, kernels, sizes):
+    return _multiply(way, block, turned, x, kernels, sizes), (x, kernels, sizes)
 
 
-def _multiply_backward(block, kept, dy):
+def _multiply_backward(way, block, turned, kept, dy):
     x, kernels, sizes = kept
-    return _multiply(block, dy, kernels.swapaxes(1, 2), sizes), _outer(block, x, dy, sizes).astype(kernels.dtype), None
+    dx = _multiply(way, block, not turned, dy, kernels, sizes)
+    dk = _outer(way, block, dy, x, sizes) if turned else _outer(way, block, x, dy, sizes)
+    return dx, dk.astype(kernels.dtype), None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _outer(block: int, x: jax.Array, y: jax.Array, sizes: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _outer(way: str, block: int, x: jax.Array, y: jax.Array, sizes: jax.Array) -> jax.Array:
     """`x_g^T y_g` for the rows of each group g: `(groups, features, out)`, in float32 at least."""
-    blocked = functools.partial(_blocked_outer, block)
-    return lax.platform_dependent(x, y, sizes, cpu=blocked, default=_ragged_outer)
+    run = {"blocked": blocked_matmul.outer, "kernel": _kernel_outer, "ragged": _ragged_outer}[way]
+    return run(block, x, y, sizes)
 
 
-def _outer_forward(block, x, y, sizes):
-    return _outer(block, x, y, sizes), (x, y, sizes)
+def _outer_forward(way, block, x, y, sizes):
+    return _outer(way, block, x, y, sizes), (x, y, sizes)
 
 
-def _outer_backward(block, kept, d):
+def _outer_backward(way, block, kept, d):
     x, y, sizes = kept
-    dx = _multiply(block, y, d.swapaxes(1, 2).astype(y.dtype), sizes)
-    return dx.astype(x.dtype), _multiply(block, x, d.astype(x.dtype), sizes).astype(y.dtype), None
+    d = d.astype(x.dtype)
+    return _multiply(way, block, True, y, d, sizes), _multiply(way, block, False, x, d, sizes), None
 
 
 _multiply.defvjp(_multiply_forward, _multiply_backward)
 _outer.defvjp(_outer_forward, _outer_backward)
 
 
-def _wide(x: jax.Array) -> Any:
-    """The dtype sums are made in."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+def _ragged_multiply(block, turned, x, kernels, sizes):
+    kernels = kernels.swapaxes(1, 2) if turned else kernels
+    return lax.ragged_dot(x, kernels, sizes, preferred_element_type=blocked_matmul.wide(x)).astype(x.dtype)
 
 
-def _ragged_multiply(x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
-    return lax.ragged_dot(x, kernels.astype(x.dtype), sizes, preferred_element_type=_wide(x)).astype(x.dtype)
-
-
-def _ragged_outer(x: jax.Array, y: jax.Array, sizes: jax.Array) -> jax.Array:
+def _ragged_outer(block, x, y, sizes):
     rows = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[])
-    return lax.ragged_dot_general(x, y.astype(x.dtype), sizes, rows, preferred_element_type=_wide(x))
+    return lax.ragged_dot_general(x, y, sizes, rows, preferred_element_type=blocked_matmul.wide(x))
 
 
-def blocks(sizes: jax.Array, block: int, rows: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The blocks that cover the groups: how many, and for each its group and first row.
+def _kernel_multiply(block, turned, x, kernels, sizes, interpret=False):
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
 
-    >>> count, group, first = blocks(jnp.array([3, 0, 5]), 4, 8)
-    >>> int(count), group[:3], first[:3]
-    (3, Array([0, 2, 2], dtype=int32), Array([0, 3, 7], dtype=int32))
-    """
-    most = (rows + len(sizes) * (block - 1)) // block  # however the rows fall
-    each = -(-sizes // block)
-    ends = jnp.cumsum(each)
-    index = jnp.arange(most, dtype=jnp.int32)
-    group = jnp.minimum(jnp.searchsorted(ends, index, side="right"), len(sizes) - 1).astype(jnp.int32)
-    first = (jnp.cumsum(sizes) - sizes)[group] + (index - (ends - each)[group]) * block
-    return ends[-1], group, first.astype(jnp.int32)
+    tiles, whole = _tiles(block, x)
+    return gmm(whole, kernels, sizes, x.dtype, tiles, transpose_rhs=turned, interpret=interpret)[: x.shape[0]]
 
 
-def _blocked_multiply(block: int, x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
-    """A block reaches over the end of its group; what it writes there the next group's block writes again, rightly."""
-    rows, out = x.shape[0], kernels.shape[2]
-    count, group, first = blocks(sizes, block, rows)
-    x = jnp.pad(x, ((0, block), (0, 0)))
+def _kernel_outer(block, x, y, sizes, interpret=False):
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
-    def step(i, y):
-        kernel = lax.dynamic_index_in_dim(kernels, group[i], keepdims=False)
-        part = lax.dynamic_slice_in_dim(x, first[i], block)
-        product = jnp.matmul(part, kernel.astype(x.dtype), preferred_element_type=_wide(x)).astype(x.dtype)
-        return lax.dynamic_update_slice_in_dim(y, product, first[i], 0)
-
-    return lax.fori_loop(0, count, step, jnp.zeros((rows + block, out), x.dtype))[:rows]
+    (tiles, x), (_, y) = _tiles(block, x), _tiles(block, y)
+    return tgmm(x.swapaxes(0, 1), y, sizes, blocked_matmul.wide(x), tiles, interpret=interpret)
 
 
-def _blocked_outer(block: int, x: jax.Array, y: jax.Array, sizes: jax.Array) -> jax.Array:
-    groups, ends = len(sizes), jnp.cumsum(sizes)
-    count, group, first = blocks(sizes, block, x.shape[0])
-    x, y = (jnp.pad(a, ((0, block), (0, 0))) for a in (x, y))
-
-    def step(i, total):
-        left, right = (lax.dynamic_slice_in_dim(a, first[i], block) for a in (x, y))
-        own = first[i] + jnp.arange(block) < ends[group[i]]
-        left, right = (jnp.where(own[:, None], a, 0) for a in (left, right))  # both: 0 x inf is no 0
-        product = jnp.matmul(left.T, right.astype(x.dtype), preferred_element_type=_wide(x))
-        before = lax.dynamic_index_in_dim(total, group[i], keepdims=False)
-        return lax.dynamic_update_index_in_dim(total, before + product, group[i], 0)
-
-    return lax.fori_loop(0, count, step, jnp.zeros((groups, x.shape[1], y.shape[1]), _wide(x)))
+def _tiles(block: int, x: jax.Array) -> tuple[tuple[int, int, int], jax.Array]:
+    """The tiles of the TPU's kernel, and x with rows of zeros up to a whole number of them."""
+    rows = max(128, min(TILE, 2 * block))
+    return (rows, TILE, TILE), jnp.pad(x, ((0, -x.shape[0] % rows), (0, 0)))

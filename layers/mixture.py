@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sapwood.core.errors import ConfigError
 from sapwood.core.initializers import Initializer, lecun_normal
 from sapwood.core.layer import Layer
+from sapwood.core.loop import platform
 from sapwood.core.vars import Vars
 from sapwood.layers import expect, routing
 from sapwood.layers.dispatch import through_experts, through_spread_experts
@@ -84,13 +85,7 @@ class MixtureOfExperts(Layer):
     def __post_init__(self):
         expect.positive(self, "experts", "hidden")
         routing.few_enough("MixtureOfExperts", self.k, self.experts)
-        if self.capacity is not None:
-            expect.within(self, "capacity", 0, math.inf)
-            if not 0 < self.capacity < math.inf:
-                raise ConfigError(
-                    f"MixtureOfExperts: capacity must be above 0, got {self.capacity!r}; 1.0 is a fair share for each "
-                    "expert, None drops no token"
-                )
+        routing.some_capacity(self.capacity)
         expect.within(self, "balance", 0, math.inf)
         expect.within(self, "z", 0, math.inf)
 
@@ -102,7 +97,7 @@ class MixtureOfExperts(Layer):
         names = ("batch", *(None,) * (x.ndim - 3), *(("length",) if x.ndim > 2 else ()), "embed")
         sharding = placed(v, x, *names)
         if sharding is None:
-            return self._apply(x, ids, weights, kernels, self._slots(x.shape[-2]))
+            return self._apply(None, x, ids, weights, kernels, self._slots(x.shape[-2]))
         return self._spread(v, sharding, x, ids, weights, kernels)
 
     def _route(self, v: Vars, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -146,10 +141,11 @@ class MixtureOfExperts(Layer):
         hidden = tuple(name for name in hidden if name not in over)  # others hold other tokens: nothing to add up
         wide, narrow = PartitionSpec(axis, None, hidden), PartitionSpec(axis, hidden, None)
         held = {name: narrow if name == "down" else wide for name in kernels}
+        on = mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else platform()
         travel, slots = bool(over & {*axis}), self._slots(x.shape[-2])
 
         def local(x, ids, weights, kernels):
-            y = self._apply(x, ids, weights, kernels, slots, axis, travel)
+            y = self._apply(on, x, ids, weights, kernels, slots, axis, travel)
             parts = hidden if travel else (*axis, *hidden)
             return lax.psum(y, parts) if parts else y
 
@@ -179,18 +175,21 @@ class MixtureOfExperts(Layer):
             )
         return axis
 
-    def _apply(self, x, ids, weights, kernels, slots: int, axis: tuple[str, ...] = (), travel: bool = False):
+    def _apply(
+        self, on: str | None, x, ids, weights, kernels, slots: int, axis: tuple[str, ...] = (), travel: bool = False
+    ):
         """The layer for tokens x `(..., length, features)` with the experts `kernels` holds.
 
         `axis` says over which axes of a surrounding `shard_map` the experts are spread. If the tokens `travel`, they go
         to their experts; if not, the experts that are not here give zeros. `slots` is what an expert takes of a
-        sequence, of which x may hold a part.
+        sequence, of which x may hold a part; `on` is the platform of
+        the mesh.
         """
         tokens, here = x.reshape(-1, x.shape[-1]), kernels["up"].shape[0]
-        ids, run = ids.reshape(-1, self.k), functools.partial(self._experts, kernels)
+        ids, run = ids.reshape(-1, self.k), functools.partial(self._experts, on, kernels)
         most = math.prod(x.shape[:-2]) * min(slots, x.shape[-2])  # tokens for one expert
-        if travel:
-            y = through_spread_experts(axis, self.experts, most, tokens, ids, run)
+        if on and travel:
+            y = through_spread_experts(on, axis, self.experts, most, tokens, ids, run)
         else:
             if axis:
                 ids = ids - lax.axis_index(axis) * here
@@ -199,9 +198,11 @@ class MixtureOfExperts(Layer):
         weighted = y.astype(jnp.float32) * weights.reshape(-1, self.k, 1)
         return weighted.sum(1).astype(x.dtype).reshape(x.shape)
 
-    def _experts(self, kernels: dict[str, jax.Array], x: jax.Array, sizes: jax.Array, expected: int) -> jax.Array:
+    def _experts(
+        self, on: str | None, kernels: dict[str, jax.Array], x: jax.Array, sizes: jax.Array, expected: int
+    ) -> jax.Array:
         """Each expert on its rows of x."""
-        multiply = functools.partial(grouped_matmul, sizes=sizes, expected=expected)
+        multiply = functools.partial(grouped_matmul, sizes=sizes, expected=expected, platform=on)
         h = multiply(x, kernels["up"])
         h = self.activation(multiply(x, kernels["gate"])) * h if self.gated else self.activation(h)
         return multiply(h, kernels["down"])

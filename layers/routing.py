@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,20 +51,43 @@ def top_k_routing(logits: jax.Array, k: int, normalize: bool = True) -> Routing:
     experts = logits.shape[-1]
     few_enough("top_k_routing", k, experts)
     probabilities = jax.nn.softmax(logits)
-    weights, chosen = lax.top_k(probabilities, k)
+    chosen = _largest(lax.stop_gradient(probabilities), k)
+    hot = jax.nn.one_hot(chosen, experts)
+    weights = jnp.sum(probabilities[..., None, :] * hot, -1)  # a gather has a scatter for its gradient
     if normalize:
         weights = weights / weights.sum(-1, keepdims=True)
     tokens = tuple(range(logits.ndim - 1))
-    load = jax.nn.one_hot(chosen, experts).mean((*tokens, logits.ndim - 1))
+    load = hot.mean((*tokens, logits.ndim - 1))
     balance = experts * jnp.sum(lax.stop_gradient(load) * probabilities.mean(tokens))
     z = jnp.mean(jax.nn.logsumexp(logits, -1) ** 2)
     return Routing(chosen, weights, load, balance, z)
+
+
+def _largest(x: jax.Array, k: int) -> jax.Array:
+    """`jax.lax.top_k(x, k)[1]` by k maxima: on a mesh of CPUs the compiler gathers the whole of x for `top_k`."""
+    found = []
+    for _ in range(k):
+        found.append(jnp.argmax(x, -1).astype(jnp.int32))
+        x = jnp.where(jnp.arange(x.shape[-1]) == found[-1][..., None], -jnp.inf, x)
+    return jnp.stack(found, -1)
 
 
 def few_enough(who: str, k: int, experts: int) -> None:
     """A `ConfigError` unless a token can have k different experts."""
     if not isinstance(k, numbers.Integral) or isinstance(k, bool) or not 1 <= k <= experts:
         raise ConfigError(f"{who}: k must be an integer from 1 to the {experts} experts, got {k!r}")
+
+
+def some_capacity(capacity: Any) -> None:
+    """A `ConfigError` unless it is None or a number that lets an expert take something."""
+    if capacity is None:
+        return
+    number = isinstance(capacity, numbers.Real) and not isinstance(capacity, bool)
+    if not number or not 0 < float(capacity) < math.inf:
+        raise ConfigError(
+            f"MixtureOfExperts: capacity must be above 0, got {capacity!r}; 1.0 is a fair share for each expert, None "
+            "drops no token"
+        )
 
 
 def slots(tokens: int, experts: int, k: int, capacity: float) -> int:

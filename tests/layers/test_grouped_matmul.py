@@ -1,0 +1,166 @@
+"""The grouped matmul against a loop over groups: values, gradients, the work it does, and the TPU's kernel."""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sapwood as sw
+from sapwood import layers as L
+from sapwood.layers import blocked_matmul
+
+module = importlib.import_module("sapwood.layers.grouped_matmul")  # the package has the function under that name
+
+
+def by_hand(x, kernels, sizes):
+    y, start = np.zeros((x.shape[0], kernels.shape[2])), 0
+    for kernel, size in zip(np.asarray(kernels, np.float64), sizes, strict=True):
+        y[start : start + size] = np.asarray(x, np.float64)[start : start + size] @ kernel
+        start += size
+    return y
+
+
+def gradients_by_hand(x, kernels, sizes, dy):
+    dx, dk, start = np.zeros(x.shape), np.zeros(kernels.shape), 0
+    x, dy = np.asarray(x, np.float64), np.asarray(dy, np.float64)
+    for g, size in enumerate(sizes):
+        rows = slice(start, start + size)
+        dx[rows], dk[g] = dy[rows] @ np.asarray(kernels[g], np.float64).T, x[rows].T @ dy[rows]
+        start += size
+    return dx, dk
+
+
+SIZES = [
+    [10, 7, 3, 13],  # odd, all rows used
+    [0, 33, 0, 0],  # one group has all
+    [5, 0, 0, 2],  # padding behind
+    [0, 0, 0, 0],
+    [8, 8, 8, 8],
+]
+
+
+@jax.jit
+def with_gradients(x, kernels, sizes, dy):
+    y, pull = jax.vjp(lambda x, kernels: L.grouped_matmul(x, kernels, sizes), x, kernels)
+    return y, *pull(dy)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_it_is_one_product_for_each_group(sizes, draw):
+    x, kernels, dy = draw(33, 5), draw(4, 5, 6), draw(33, 6)
+    y, dx, dk = with_gradients(x, kernels, jnp.array(sizes), dy)
+    np.testing.assert_allclose(y, by_hand(x, kernels, sizes), rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip((dx, dk), gradients_by_hand(x, kernels, sizes, dy), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_what_lies_behind_the_groups_does_not_matter(draw):
+    x, kernels, sizes, dy = draw(40, 5), draw(3, 5, 4), jnp.array([9, 0, 12]), draw(40, 4)
+    dirty = x.at[21:].set(jnp.nan)
+    for ours, theirs in zip(
+        with_gradients(dirty, kernels, sizes, dy.at[21:].set(jnp.inf)), with_gradients(x, kernels, sizes, dy),
+        strict=True,
+    ):  # fmt: skip
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_second_derivatives(draw):
+    """The gradient's own gradient, against the same by one dense product for all groups."""
+    x, kernels, sizes = draw(12, 3), draw(3, 3, 4), jnp.array([5, 0, 6])
+    group = jnp.array([0] * 5 + [2] * 6 + [3])
+
+    def dense(x, kernels):
+        each = jnp.einsum("nf,gfo->gno", x, kernels)
+        return jnp.sum(each * (group == jnp.arange(3)[:, None])[..., None], 0)
+
+    def penalty(multiply, x, kernels):
+        gradients = jax.grad(lambda *a: jnp.sum(jnp.sin(multiply(*a))), (0, 1))(x, kernels)
+        return sum(jnp.sum(g**3) for g in gradients)
+
+    ours, theirs = (
+        jax.jit(jax.grad(functools.partial(penalty, f), (0, 1)))(x, kernels)
+        for f in (lambda x, kernels: L.grouped_matmul(x, kernels, sizes), dense)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_is_summed_in_float32(draw):
+    x, kernels, dy = (a.astype("bfloat16") for a in (draw(600, 8), draw(2, 8, 8), draw(600, 8)))
+    y, dx, dk = with_gradients(x, kernels, jnp.array([590, 10]), dy)
+    assert {a.dtype for a in (y, dx, dk)} == {jnp.dtype("bfloat16")}
+    _, right = gradients_by_hand(x, kernels, [590, 10], dy)
+    np.testing.assert_allclose(dk.astype("float32"), right, rtol=8e-3, atol=1e-2)
+
+
+def loads(rows, groups):
+    """What routers do: nearly even, and with a few favourites."""
+    random = np.random.default_rng(0)
+    for share in (np.ones(groups) / groups, random.dirichlet(np.full(groups, 2.0))):
+        yield np.bincount(random.choice(groups, rows, p=share), minlength=groups)
+
+
+@pytest.mark.parametrize(("rows", "groups"), [(8192, 8), (4096, 64), (1024, 16)])
+def test_it_does_at_most_half_again_the_ideal_work(rows, groups):
+    """The compiler counts the body of a loop once; the times it runs are counted here."""
+    features, out = 64, 96
+    shapes = (jax.ShapeDtypeStruct(s, "float32") for s in ((rows, features), (groups, features, out)))
+    sizes = jax.ShapeDtypeStruct((groups,), "int32")
+    block = module.block_size(rows, groups)
+    cost = jax.jit(L.grouped_matmul).lower(*shapes, sizes).compile().cost_analysis()
+    body, ideal = 2 * block * features * out, 2 * rows * features * out
+    assert body <= cost["flops"] < 1.05 * body + 100 * rows  # no product but the loop's, once
+    for load in loads(rows, groups):
+        times, _, _ = blocked_matmul.blocks(jnp.asarray(load), block, rows)
+        assert ideal <= times * body <= 1.5 * ideal
+
+
+def test_most_of_a_padded_buffer_costs_nothing():
+    load = jnp.array([100, 120, 90, 110])
+    block = module.block_size(400, 4)
+    times, _, _ = blocked_matmul.blocks(load, block, 10_000)
+    assert times * block <= 1.5 * 420
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("rows", "sizes"), [(300, [100, 0, 130, 40]), (256, [256, 0, 0, 0])])
+def test_the_kernel_of_a_tpu_is_the_same(rows, sizes, turned, draw):
+    """Run as plain operations."""
+    x, y, kernels = draw(rows, 40), draw(rows, 24), draw(4, 24, 40) if turned else draw(4, 40, 24)
+    used, sizes = sum(sizes), jnp.array(sizes, jnp.int32)
+    ours = module._kernel_multiply(64, turned, x, kernels, sizes, interpret=True)
+    theirs = module._ragged_multiply(64, turned, x, kernels, sizes)
+    np.testing.assert_allclose(ours[:used], theirs[:used], rtol=1e-4, atol=1e-4)
+    ours = module._kernel_outer(64, x, y, sizes, interpret=True)
+    np.testing.assert_allclose(ours, blocked_matmul.outer(64, x, y, sizes), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_ragged_form_is_the_same(turned, draw):
+    x, y, kernels = draw(30, 5), draw(30, 4), draw(3, 4, 5) if turned else draw(3, 5, 4)
+    sizes = jnp.array([7, 0, 20], jnp.int32)
+    ours = blocked_matmul.multiply(8, turned, x, kernels, sizes)[:27]
+    theirs = module._ragged_multiply(8, turned, x, kernels, sizes)[:27]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    ours, theirs = (f(8, x, y, sizes) for f in (blocked_matmul.outer, module._ragged_outer))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_each_platform_has_its_way(monkeypatch):
+    x, half = jnp.ones((2, 2)), jnp.ones((2, 2), "float16")
+    assert [module._way(p, x) for p in ("cpu", "gpu", None)] == ["blocked", "ragged", "blocked"]
+    assert module._way("tpu", x) == "ragged"  # eight devices, and nothing says how x is split
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert (module._way("tpu", x), module._way("tpu", half)) == ("kernel", "ragged")
+
+
+@pytest.mark.parametrize(
+    ("x", "kernels", "sizes"),
+    [((4, 3), (2, 5, 3), (2,)), ((4, 3), (2, 3, 5), (3,)), ((4,), (2, 4, 5), (2,)), ((4, 3), (3, 5), (3,))],
+)
+def test_shapes_that_do_not_fit(x, kernels, sizes):
+    with pytest.raises(sw.core.errors.InputError, match=r"grouped_matmul expects x \(rows, features\)"):
+        L.grouped_matmul(jnp.ones(x), jnp.ones(kernels), jnp.ones(sizes, int))

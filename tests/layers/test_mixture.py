@@ -1,0 +1,336 @@
+"""MixtureOfExperts against a loop over tokens and experts, on one device and on meshes of eight."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sapwood as sw
+from sapwood import layers as L
+from sapwood.parallel.topology import ENVIRONMENT
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def routed(layer, params, x):
+    """For each token of x `(sequences, length, features)`: its probabilities, and (expert, weight, taken) by choice."""
+    kernel = np.asarray(params["router"]["kernel"], np.float64)
+    most = None if layer.capacity is None else np.ceil(layer.capacity * x.shape[1] * layer.k / layer.experts)
+    probabilities, choices = [], []
+    for sequence in x:
+        p = np.exp(sequence @ kernel)
+        p /= p.sum(-1, keepdims=True)
+        best = np.argsort(-p, -1, kind="stable")[:, : layer.k]
+        used, taken = np.zeros(layer.experts), np.ones(best.shape, bool)
+        for j in range(layer.k if most else 0):
+            for t in range(len(sequence)):
+                taken[t, j] = used[best[t, j]] < most
+                used[best[t, j]] += 1
+        probabilities.append(p)
+        rows = []
+        for t in range(len(sequence)):
+            total = p[t, best[t]].sum() if layer.normalize else 1
+            rows.append([(e, p[t, e] / total, ok) for e, ok in zip(best[t], taken[t], strict=True)])
+        choices.append(rows)
+    return np.array(probabilities), choices
+
+
+def by_hand(layer, params, x):
+    """The output `(sequences, length, features)`."""
+    x = np.asarray(x, np.float64)
+    kernels = {name: np.asarray(params[name]["kernel"], np.float64) for name in params if name != "router"}
+    y = np.zeros_like(x)
+    for s, sequence in enumerate(routed(layer, params, x)[1]):
+        for t, choices in enumerate(sequence):
+            for e, weight, taken in choices:
+                h = x[s, t] @ kernels["up"][e]
+                if layer.gated:
+                    gate = x[s, t] @ kernels["gate"][e]
+                    h = gate * sigmoid(gate) * h
+                else:
+                    h = np.maximum(h, 0)
+                y[s, t] += taken * weight * (h @ kernels["down"][e])
+    return y
+
+
+def dense(layer, params, x, place=None):
+    """The layer as it would be without dispatch: every expert on every token, weighed by a mask. Its gradients are
+    JAX's own, and its losses plain means."""
+    _, choices = routed(layer, params, np.asarray(x, np.float64))
+    mask = np.zeros((*x.shape[:2], layer.experts))
+    chosen = np.zeros_like(mask)
+    for s, t in np.ndindex(*x.shape[:2]):
+        for e, _, taken in choices[s][t]:
+            mask[s, t, e], chosen[s, t, e] = taken, 1
+
+    def run(params, x):
+        logits = x @ params["router"]["kernel"]
+        p = jax.nn.softmax(logits)
+        total = jnp.sum(p * chosen, -1, keepdims=True) if layer.normalize else 1
+        h = jnp.einsum("slf,efh->sleh", x, params["up"]["kernel"])
+        if layer.gated:
+            h = jax.nn.silu(jnp.einsum("slf,efh->sleh", x, params["gate"]["kernel"])) * h
+        else:
+            h = jax.nn.relu(h)
+        y = jnp.einsum("sleh,ehf,sle->slf", h, params["down"]["kernel"], p / total * mask)
+        load = chosen.mean((0, 1)) / layer.k
+        z = jnp.mean(jax.nn.logsumexp(logits, -1) ** 2)
+        return y, {"balance": layer.balance * layer.experts * jnp.sum(load * p.mean((0, 1))), "z": layer.z * z}
+
+    return run
+
+
+def results(run, params, x):
+    """Output, losses, and the gradients of all parameters and of x through both."""
+
+    def total(params, x):
+        y, losses = run(params, x)
+        weight = jnp.cos(jnp.arange(y.size)).reshape(y.shape)
+        return jnp.sum(y.astype(jnp.float32) * weight) + sum(losses.values()), (y, losses)
+
+    (_, (y, losses)), (dp, dx) = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(params, x)
+    return {"y": y, "losses": losses, "gradients": dp, "dx": dx}
+
+
+def ours(layer, place=None):
+    def run(params, x):
+        y, updates = sw.pure(layer)(sw.bind(params, train=True, place=place), x)
+        return y, updates.losses
+
+    return run
+
+
+def assert_same(found, expected, rtol=1e-4, atol=1e-5):
+    """Float32 sums in another order: 1e-4 relative, and 1e-5 of the largest number of an array."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+        scale = max(1.0, float(jnp.abs(b).max()))
+        np.testing.assert_allclose(a, b, rtol, atol * scale, err_msg=jax.tree_util.keystr(path))
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+LAYERS = [
+    L.MixtureOfExperts(4, 6, k=2),
+    L.MixtureOfExperts(5, 3, k=3, capacity=0.7, balance=0.1, z=0.1),
+    slow(L.MixtureOfExperts(4, 6, k=1, gated=False, activation=jax.nn.relu, normalize=False)),
+    slow(L.MixtureOfExperts(3, 4, k=3, capacity=1.0, normalize=False)),
+    slow(L.MixtureOfExperts(7, 4, k=2, capacity=10.0)),
+    slow(L.MixtureOfExperts(1, 4, k=1)),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_it_is_the_loop_over_tokens(layer, weights, draw):
+    x = draw(3, 7, 5)
+    params = weights(layer, x)
+    found = results(ours(layer), params, x)
+    np.testing.assert_allclose(found["y"], by_hand(layer, params, x), rtol=1e-4, atol=1e-5)
+    assert_same(found, results(dense(layer, params, x), params, x))
+
+
+def favour(params, *experts):
+    """Parameters with which every token with a large first feature goes to these experts, most of all to the first."""
+    kernel = jnp.zeros_like(params["router"]["kernel"])
+    for rank, e in enumerate(experts):
+        kernel = kernel.at[0, e].set(6.0 - rank)
+    return params | {"router": {"kernel": kernel + 0.01 * params["router"]["kernel"]}}
+
+
+def positive(x):
+    return x.at[..., 0].set(1 + jnp.abs(x[..., 0]))
+
+
+def test_all_tokens_to_one_expert(weights, draw):
+    layer, x = L.MixtureOfExperts(4, 6, k=1, normalize=False), positive(draw(3, 7, 5))
+    params = favour(weights(layer, x), 2)
+    found = results(ours(layer), params, x)
+    assert_same(found, results(dense(layer, params, x), params, x))
+    empty = jnp.array([0, 1, 3])
+    assert not jnp.any(found["gradients"]["up"]["kernel"][empty])
+    assert jnp.any(found["gradients"]["up"]["kernel"][2])
+
+
+def test_two_dimensions_and_four(weights, draw):
+    layer, x = L.MixtureOfExperts(4, 6, capacity=0.5), draw(2, 2, 3, 5)
+    params = weights(layer, x)
+    flat = layer(params, x.reshape(4, 3, 5))
+    np.testing.assert_allclose(layer(params, x), flat.reshape(x.shape), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(layer(params, x[0, 0]), flat[0], rtol=1e-5, atol=1e-6)
+
+
+def test_what_it_sows(weights, draw):
+    layer, x = L.MixtureOfExperts(4, 6, k=1, capacity=1.0), positive(draw(2, 8, 5))
+    params = favour(weights(layer, x), 3)
+    _, _, captured = sw.apply(layer, params, {}, x, capture="*")
+    np.testing.assert_allclose(captured["load"], [0, 0, 0, 1])
+    np.testing.assert_allclose(captured["dropped"], 0.75)
+
+
+def test_losses_belong_to_training(weights, draw):
+    layer, x = L.MixtureOfExperts(4, 6, z=0), draw(2, 8, 5)
+    params = weights(layer, x)
+    assert sw.pure(layer)(sw.bind(params), x)[1].losses == {}
+    assert list(sw.pure(layer)(sw.bind(params, train=True), x)[1].losses) == ["balance"]
+
+
+def test_bfloat16_routes_in_float32(weights, draw):
+    layer, x = L.MixtureOfExperts(4, 6, k=2), draw(2, 8, 5)
+    params = weights(layer, x)
+    y, _, captured = sw.apply(layer, params, {}, x, policy="bfloat16", capture="*")
+    assert y.dtype == jnp.bfloat16
+    rounded = x.astype("bfloat16").astype("float32")
+    exact = {name: p if name == "router" else jax.tree.map(lambda k: k.astype("bfloat16"), p) for name, p in
+             params.items()}  # fmt: skip
+    np.testing.assert_allclose(y.astype("float32"), by_hand(layer, exact, rounded), rtol=0.03, atol=0.03)
+    routing = L.top_k_routing(rounded @ params["router"]["kernel"], 2)
+    np.testing.assert_array_equal(captured["load"], routing.load)
+
+
+def test_experts_start_as_layers_of_their_own():
+    """The variance of an expert's kernel is that of one expert, and no two experts start alike."""
+    params, _ = sw.init(L.MixtureOfExperts(8, 64), 0, jnp.ones((1, 2, 32)))
+    up, down = (np.asarray(params[name]["kernel"]) for name in ("up", "down"))
+    np.testing.assert_allclose(up.var((1, 2)), 1 / 32, rtol=0.15)
+    np.testing.assert_allclose(down.var((1, 2)), 1 / 64, rtol=0.15)
+    assert abs(np.corrcoef(up.reshape(8, -1)) - np.eye(8)).max() < 0.1
+
+
+MESHES = [
+    ("expert=8", L.MixtureOfExperts(8, 6, k=2)),
+    ("expert=4,data=2", L.MixtureOfExperts(8, 6, k=3, capacity=0.8, balance=0.1)),
+    ("expert=2,tensor=2,fsdp=2", L.MixtureOfExperts(4, 6, k=2, z=0.1)),
+    slow("expert=4,data=2", L.MixtureOfExperts(4, 6, k=2)),
+    slow("expert=8", L.MixtureOfExperts(16, 6, k=1, capacity=1.0, normalize=False)),
+    slow("expert=2,tensor=2,fsdp=2", L.MixtureOfExperts(4, 6, k=4, capacity=0.5)),
+    slow("expert=2,sequence=2,data=2", L.MixtureOfExperts(4, 6, k=2, capacity=0.5)),
+    slow("data=4,tensor=2", L.MixtureOfExperts(5, 6, k=2)),
+    slow("expert=4,tensor=2", L.MixtureOfExperts(4, 6, k=2, gated=False, activation=jax.nn.relu)),
+]
+
+
+@pytest.mark.parametrize(("mesh", "layer"), MESHES, ids=str)
+def test_a_mesh_has_the_numbers_of_one_device(mesh, layer, weights, draw):
+    x = draw(8, 6, 5)
+    params = weights(layer, x)
+    many = results(ours(layer, sw.parallel.placement(sw.mesh(mesh))), params, x)
+    assert_same(many, results(ours(layer), params, x))
+    np.testing.assert_allclose(many["y"], by_hand(layer, params, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, slow(2)])
+def test_on_a_mesh_no_token_is_lost_even_if_all_go_to_one_device(k, weights, draw):
+    layer, x = L.MixtureOfExperts(8, 6, k=k, normalize=False), positive(draw(8, 6, 5))
+    params = favour(weights(layer, x), 5, 4)  # of expert=4, both on the third device
+    many = results(ours(layer, sw.parallel.placement(sw.mesh("expert=4,data=2"))), params, x)
+    assert_same(many, results(dense(layer, params, x), params, x))
+    assert float(jnp.abs(many["y"]).min(-1).max()) > 0
+
+
+def test_a_batch_that_does_not_divide_is_computed_by_all(weights, draw):
+    layer, x = L.MixtureOfExperts(8, 6, k=2), draw(3, 6, 5)
+    params, place = weights(layer, x), sw.parallel.placement(sw.mesh("expert=8"))
+    with pytest.warns(sw.parallel.ShardingWarning, match="does not divide"):
+        many = results(ours(layer, place), params, x)
+    assert_same(many, results(ours(layer), params, x))
+
+
+def test_on_a_mesh_tokens_travel_and_kernels_do_not(weights, draw):
+    """Two all-to-alls of tokens and one of counts; nothing of the batch or of the experts is gathered."""
+    layer, x = L.MixtureOfExperts(8, 16, k=2), draw(8, 6, 5)
+    params, mesh = weights(layer, x), sw.mesh("expert=8")
+    place = sw.parallel.placement(mesh)
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("expert"))
+    whole = sw.parallel.replicated(mesh)
+    held = {name: {"kernel": whole if name == "router" else rows} for name in params}
+    run = jax.jit(lambda p, x: ours(layer, place)(p, x)[0], in_shardings=(held, rows), out_shardings=rows)
+    text = run.lower(params, x).compile().as_text()
+    assert text.count(" all-to-all(") == 3
+    assert " all-gather(" not in text
+
+
+def test_experts_that_the_axis_does_not_divide(weights, draw):
+    layer, x = L.MixtureOfExperts(6, 4), draw(8, 2, 4)
+    params, place = {"moe": weights(layer, x)}, sw.parallel.placement(sw.mesh("expert=4,data=2"))
+    said = r"moe: 6 experts do not divide over the 4 devices of mesh axis expert; expert=3 works with 6 experts, and 8"
+    with pytest.raises(sw.ConfigError, match=said):
+        sw.apply(lambda v, x: layer(v.moe, x), params, {}, x, place=place)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"k": 5}, "MixtureOfExperts: k must be an integer from 1 to the 4 experts, got 5"),
+        ({"k": 0}, "k must be an integer from 1 to the 4 experts, got 0"),
+        ({"experts": 0}, "experts must be an integer above 0, got 0"),
+        ({"hidden": 2.5}, "hidden must be an integer above 0, got 2.5"),
+        ({"capacity": 0}, "capacity must be above 0, got 0; 1.0 is a fair share for each expert, None drops no token"),
+        ({"capacity": -1.0}, "capacity must be above 0, got -1.0"),
+        ({"capacity": "all"}, "capacity must be above 0, got 'all'"),
+        ({"balance": -1}, r"balance must be a number from 0 up, got -1"),
+    ],
+)
+def test_hyper_parameters_that_cannot_be(options, said):
+    with pytest.raises(sw.ConfigError, match=said):
+        L.MixtureOfExperts(**{"experts": 4, "hidden": 6, **options})
+
+
+def test_one_dimension_is_too_few():
+    with pytest.raises(sw.core.errors.InputError, match=r"MixtureOfExperts expects \(..., length, features\)"):
+        L.MixtureOfExperts(4, 6)({}, jnp.ones(5))
+
+
+AHEAD = """
+import json, re
+from collections import Counter
+import jax, sapwood as sw
+from sapwood import layers as L
+from sapwood.parallel.topology import topology
+
+layer, shape = L.MixtureOfExperts(8, 256, k=2), (16, 128, 256)
+mesh = sw.mesh("expert=4,data=2,tensor=2", devices=topology("v5e:4x4"))
+place = sw.parallel.placement(mesh)
+x = jax.ShapeDtypeStruct(shape, "bfloat16", sharding=place(("batch", "length", "embed"), shape))
+spec = sw.spec(layer, x).params
+shardings = sw.parallel.param_shardings(spec, mesh)
+params = jax.tree.map(lambda p, s: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=s), spec, shardings)
+
+def loss(params, x):
+    y, updates = sw.pure(layer)(sw.bind(params, train=True, place=place, policy="bfloat16"), x)
+    return y.astype("float32").sum() + sum(jax.tree.leaves(updates.losses))
+
+step = jax.jit(jax.grad(loss, (0, 1)), out_shardings=(shardings, x.sharding)).lower(params, x).compile()
+text = step.as_text()
+kinds = "all-gather|all-reduce|reduce-scatter|ragged-all-to-all|all-to-all|collective-permute"
+found = Counter(re.findall(rf" ({kinds})(?:-start)?\\(", text))
+found["kernels"] = text.count('custom_call_target="tpu_custom_call"')
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason='libtpu is not installed: pip install "sapwood[plan]"'
+)
+def test_the_program_of_a_tpu():
+    """Tokens there and back, both passes: four ragged all-to-alls, counts beside them, and no gather; nine kernels."""
+    done = subprocess.run(
+        [sys.executable, "-c", AHEAD], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.pop("ragged-all-to-all") == 4
+    assert found.pop("kernels") == 9
+    assert found.pop("all-to-all") <= 3  # of counts
+    assert found.pop("all-reduce") <= 6  # partial sums over tensor, gradients, losses
+    assert not found
