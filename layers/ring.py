@@ -91,7 +91,8 @@ def ring_attention(
     each = q.shape[0] * heads // (shards(sharding, 0) * shards(sharding, 2))
     block = min(BLOCK, max(LEAST, math.isqrt(SCORES // each)))
     ring = _Ring(causal, q.shape[-1] ** -0.5 if scale is None else scale, sharding, block)
-    return _attention(ring, q, k, v, segments).astype(dtype)
+    y: Any = _attention(ring, q, k, v, segments)
+    return y.astype(dtype)
 
 
 def chosen(k: jax.Array, sharding: Any) -> bool:

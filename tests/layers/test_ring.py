@@ -1,6 +1,10 @@
 """Ring attention on eight simulated devices against the formula that holds every score."""
 
+import importlib.util
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 
 import jax
@@ -13,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import sapwood as sw
 from sapwood import layers as L
 from sapwood.layers import ring, zigzag
+from sapwood.parallel.topology import ENVIRONMENT
 
 MESHES = {
     "sequence=8": PartitionSpec(None, "sequence", None, None),
@@ -328,3 +333,45 @@ def test_at_4096_tokens_it_is_attention(packs, agree, draw):
         lambda q, k, v: formula(q, k, v, True, segments),
         draw(1, 4096, 1, 64), draw(1, 4096, 1, 64), draw(1, 4096, 1, 64),
     )  # fmt: skip
+
+
+ON_A_TPU = """
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+import sapwood as sw
+from sapwood import layers as L
+from sapwood.parallel.topology import topology
+
+mesh = sw.mesh("data=2,sequence=8", devices=topology("v5e:4x4"))
+sharding = NamedSharding(mesh, PartitionSpec("data", "sequence", None, None))
+q, k = (jax.ShapeDtypeStruct((2, 32768, n, 128), "bfloat16", sharding=sharding) for n in (8, 2))
+
+def step(q, k, v, dy):
+    y, pull = jax.vjp(lambda *x: L.attention(*x, causal=True, sharding=sharding), q, k, v)
+    return y, *pull(dy)
+
+program = jax.jit(step).lower(q, k, k, q).compile()
+print(program.memory_analysis().temp_size_in_bytes)
+print(program.as_text())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason='libtpu is not installed: pip install "sapwood[plan]"'
+)
+def test_on_a_tpu_the_hops_are_under_way_while_blocks_are_worked_on():
+    environment = {**os.environ, **ENVIRONMENT}
+    done = subprocess.run([sys.executable, "-c", ON_A_TPU], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    size, program = done.stdout.split("\n", 1)
+    assert int(size) < 64 * 2**20  # the scores of a device would be 32 GiB
+    assert len(re.findall(r" collective-permute-start\(", program)) == 28  # as counted above
+    assert not re.search(r" (collective-permute|all-gather|all-reduce|all-to-all|reduce-scatter)\(", program)
+    letters = {"collective-permute-start": "s", "collective-permute-done": "d", "while": "w"}
+    orders = [
+        "".join(letters[step] for step in re.findall(rf" ({'|'.join(letters)})\(", computation))
+        for computation in program.split("\n\n")
+        if "ENTRY" not in computation
+    ]
+    assert sorted(order for order in orders if "s" in order) == ["sssswdddd", "sswdd"]  # the bodies of the two rings
