@@ -129,3 +129,16 @@ def test_attention_and_the_layer_hand_over_to_it(monkeypatch):
     assert seen[0] == (True, None)
     assert seen[-1][0] is False
     assert seen[-1][1].spec == PartitionSpec("data", None, "tensor", None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", [None, "data=4,tensor=2"])
+def test_packed_segments_see_themselves_alone(sharding):
+    q, k, v, dy = arrays(batch=4, heads=2)
+    segments = jnp.asarray(np.sort(np.random.default_rng(1).integers(0, 3, (4, 256)), 1), "int32")
+    split = sharding and NamedSharding(sw.mesh(sharding), PartitionSpec("data", None, "tensor", None))
+    mask = (segments[:, :, None] == segments[:, None, :])[:, None]
+    plain = both(lambda *x: L.attention(*x, mask=mask, causal=True), q, k, v, dy)
+    run = lambda *x: splash.splash_attention(*x, True, None, split, segments, interpret=True)  # noqa: E731
+    for ours, theirs in zip(both(run, q, k, v, dy), plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)

@@ -185,7 +185,7 @@ def test_resolve_names_what_does_not_fit():
     assert resolve(mesh, "data") == (mesh, TABLES["data"])
     with pytest.raises(ConfigError, match="no such table; did you mean 'fsdp'"):
         resolve(mesh, "fdsp")
-    with pytest.raises(ConfigError, match="expected Rules or one of default, data, fsdp, tensor; got dict"):
+    with pytest.raises(ConfigError, match="expected Rules or one of default, data, fsdp, tensor, ulysses; got dict"):
         resolve(mesh, {})
     with pytest.raises(ConfigError, match="there is no mesh axis 'dta'; did you mean 'data'"):
         resolve(mesh, Rules((("batch", "dta"),)))
