@@ -17,6 +17,7 @@ from sapwood.core.errors import InputError
 from sapwood.layers import blockwise, zigzag
 from sapwood.layers.blockwise import Cut, Keys, Queries, Slopes
 from sapwood.layers.local_attention import fit, repeated, widened
+from sapwood.parallel.place import shards, split_over
 from sapwood.parallel.rules import describe
 
 BLOCK = 1024
@@ -98,17 +99,6 @@ def ring_attention(
 def chosen(k: jax.Array, sharding: Any) -> bool:
     """Whether a mesh splits the length of queries of this sharding, and divides that of the keys."""
     return isinstance(sharding, NamedSharding) and shards(sharding, 1) > 1 and k.shape[1] % shards(sharding, 1) == 0
-
-
-def split_over(sharding: NamedSharding | None, dim: int) -> tuple[str, ...]:
-    """The mesh axes that a dimension is split over."""
-    names = sharding.spec[dim] if sharding is not None and dim < len(sharding.spec) else None
-    return () if names is None else (names,) if isinstance(names, str) else tuple(names)
-
-
-def shards(sharding: NamedSharding | None, dim: int) -> int:
-    """How many parts a dimension is split into."""
-    return math.prod(sharding.mesh.shape[name] for name in split_over(sharding, dim)) if sharding is not None else 1
 
 
 def divides(who: str, q: jax.Array, k: jax.Array, sharding: NamedSharding | None) -> None:

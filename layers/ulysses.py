@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding
 
 from sapwood.core.errors import InputError
 from sapwood.layers.local_attention import fit, local_attention, repeated
-from sapwood.layers.ring import divides, over_mesh, shards, split_over
-from sapwood.parallel.place import placed
+from sapwood.layers.ring import divides, over_mesh
+from sapwood.parallel.place import placed, shards, split_over
 from sapwood.parallel.rules import describe
 
 

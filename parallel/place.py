@@ -1,6 +1,7 @@
 """`placement`: what a cursor needs to know of a mesh, as one opaque callable."""
 
 import functools
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,23 @@ def placed(v: Any, x: Any, *axes: str | None) -> NamedSharding | None:
     """
     place = v._place
     return None if place is None else place(axes, x.shape)
+
+
+def split_over(sharding: NamedSharding | None, dim: int) -> tuple[str, ...]:
+    """The mesh axes that a dimension is split over.
+
+    >>> from jax.sharding import AbstractMesh, PartitionSpec
+    >>> sharding = NamedSharding(AbstractMesh((4,), ("data",)), PartitionSpec("data"))
+    >>> split_over(sharding, 0), split_over(sharding, 1), split_over(None, 0)
+    (('data',), (), ())
+    """
+    names = sharding.spec[dim] if sharding is not None and dim < len(sharding.spec) else None
+    return () if names is None else (names,) if isinstance(names, str) else tuple(names)
+
+
+def shards(sharding: NamedSharding | None, dim: int) -> int:
+    """How many parts a dimension is split into; 1 where there is no sharding."""
+    return math.prod(sharding.mesh.shape[name] for name in split_over(sharding, dim)) if sharding is not None else 1
 
 
 def meshed(v: Any) -> bool:
