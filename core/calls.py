@@ -103,7 +103,8 @@ def _trace(model: Callable, xs: tuple, declared: Spec, train: bool, policy, keye
 
     params, state = jax.tree.map(lambda param: param.struct, declared)
     key = jax.eval_shape(lambda: jax.random.key(0)) if keyed else None
-    jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(params, state, key, arrays)
+    with jax.default_device("cpu"):  # the kernels for GPU and TPU are closed boxes to what reads this
+        jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(params, state, key, arrays)
     inputs = [(kind, *path) for kind in ("params", "state") for path in _places(getattr(declared, kind))]
     inputs += [("key",)] * keyed + [("input", name) for name in _input_names(model, xs)]
     return Program(jaxpr.jaxpr, recording.calls, declared, tuple(inputs), tuple(_places(shapes)), shapes.output)

@@ -36,8 +36,8 @@ def attention(
     `segments`, integers `(batch, length)`, are for sequences packed into one: a query sees keys of its own segment.
 
     `sharding` is that of q on a mesh, where it is known. Where it splits the length, and without a `mask`, this is
-    `ring_attention`; else a TPU runs the kernel of `splash_attention`. Raises `InputError` for shapes that do not fit
-    together.
+    `ring_attention`; else a TPU runs the kernel of `splash_attention`, and an NVIDIA GPU that of `cudnn_attention` in
+    half precision, where they serve. Raises `InputError` for shapes that do not fit together.
 
     Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762); Ainslie et al. 2023, "GQA" (arXiv:2305.13245).
 

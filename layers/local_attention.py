@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from sapwood.core.errors import InputError
 from sapwood.core.layer import describe
 from sapwood.core.loop import platform
-from sapwood.layers import causal_attention, expect, splash
+from sapwood.layers import causal_attention, cudnn, expect, splash
 
 
 def local_attention(
@@ -21,7 +21,8 @@ def local_attention(
     sharding: Any = None,
     segments: jax.Array | None = None,
 ) -> jax.Array:
-    """`attention` of arrays that were checked: by JAX's splash kernel on a TPU, in blocks on a CPU, or as XLA has it.
+    """`attention` of arrays that were checked, by what is best where they are: JAX's splash kernel on a TPU, cuDNN's on
+    an NVIDIA GPU in half precision, blocks on a CPU, or as XLA has it.
 
     `mask` broadcasts to `(batch, heads, queries, keys)`; segments are `(batch, length)`.
 
@@ -31,6 +32,8 @@ def local_attention(
     """
     if splash.chosen(q, k, mask, sharding):
         return splash.splash_attention(q, k, v, causal, scale, sharding, segments)
+    if cudnn.chosen(q, k, mask, segments, sharding):
+        return cudnn.cudnn_attention(q, k, v, causal, scale)
     dtype = q.dtype
     q, k, v = widened(q, k, v)
     if causal and mask is None and causal_attention.pays(q):

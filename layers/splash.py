@@ -36,8 +36,8 @@ def chosen(q: jax.Array, k: jax.Array, mask: jax.Array | None, sharding: Any = N
     if not all(isinstance(n, int) and n % LANES == 0 for n in (q.shape[1], k.shape[1])):  # a symbolic length is none
         return False
     if sharding is None:
-        return jax.device_count() == 1 or _whole(jax.sharding.get_abstract_mesh())
-    return isinstance(sharding, NamedSharding) and not _names(sharding, 1) and not _names(sharding, 3)
+        return jax.device_count() == 1 or whole(jax.sharding.get_abstract_mesh())
+    return isinstance(sharding, NamedSharding) and not names(sharding, 1) and not names(sharding, 3)
 
 
 def _platform(sharding: Any) -> str:
@@ -46,15 +46,15 @@ def _platform(sharding: Any) -> str:
     return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else platform()
 
 
-def _whole(mesh: Any) -> bool:
+def whole(mesh: Any) -> bool:
     """Whether we are inside a `shard_map` over every axis of a mesh."""
     return bool(mesh.axis_names) and all(kind == AxisType.Manual for kind in mesh.axis_types)
 
 
-def _names(sharding: NamedSharding, dim: int) -> tuple[str, ...]:
+def names(sharding: NamedSharding, dim: int) -> tuple[str, ...]:
     """The mesh axes a dimension is split over."""
-    names = sharding.spec[dim] if dim < len(sharding.spec) else None
-    return () if names is None else (names,) if isinstance(names, str) else tuple(names)
+    axes = sharding.spec[dim] if dim < len(sharding.spec) else None
+    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
 
 
 def splash_attention(
@@ -90,7 +90,7 @@ def splash_attention(
     if sharding is None:
         return local(q, k, v, segments)
     mesh = sharding.mesh
-    batch, heads = _names(sharding, 0), _names(sharding, 2)
+    batch, heads = names(sharding, 0), names(sharding, 2)
     if k.shape[2] % math.prod(mesh.shape[axis] for axis in heads):  # each shard of queries needs its own keys
         k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     split = PartitionSpec(batch, None, heads, None)
