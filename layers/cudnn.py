@@ -5,7 +5,6 @@ So `chosen` says where it serves, and `local_attention`, its plain version, take
 measured yet: the rule follows what cuDNN supports.
 """
 
-import math
 import re
 from typing import Any
 
@@ -14,7 +13,8 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from sapwood.layers.splash import names, whole
+from sapwood.layers.splash import whole
+from sapwood.parallel.place import shards, split_over
 
 LEAST = 128
 """Positions of a sequence, at least: below, the logits are small."""
@@ -63,8 +63,8 @@ def _splits(k: jax.Array, sharding: Any) -> bool:
         return jax.device_count() == 1 or whole(jax.sharding.get_abstract_mesh())
     if not isinstance(sharding, NamedSharding) or AxisType.Manual in sharding.mesh.axis_types:
         return False
-    shards = math.prod(sharding.mesh.shape[axis] for axis in names(sharding, 2))
-    return not names(sharding, 1) and not names(sharding, 3) and k.shape[2] % shards == 0
+    whole_rows = not split_over(sharding, 1) and not split_over(sharding, 3)
+    return whole_rows and k.shape[2] % shards(sharding, 2) == 0
 
 
 def _accepted(q: jax.Array, k: jax.Array) -> bool:

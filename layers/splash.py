@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sapwood.core.loop import platform
+from sapwood.parallel.place import split_over
 
 LANES = 128
 """The width of a TPU's vector registers: blocks are multiples of it."""
@@ -37,7 +38,7 @@ def chosen(q: jax.Array, k: jax.Array, mask: jax.Array | None, sharding: Any = N
         return False
     if sharding is None:
         return jax.device_count() == 1 or whole(jax.sharding.get_abstract_mesh())
-    return isinstance(sharding, NamedSharding) and not names(sharding, 1) and not names(sharding, 3)
+    return isinstance(sharding, NamedSharding) and not split_over(sharding, 1) and not split_over(sharding, 3)
 
 
 def _platform(sharding: Any) -> str:
@@ -49,12 +50,6 @@ def _platform(sharding: Any) -> str:
 def whole(mesh: Any) -> bool:
     """Whether we are inside a `shard_map` over every axis of a mesh."""
     return bool(mesh.axis_names) and all(kind == AxisType.Manual for kind in mesh.axis_types)
-
-
-def names(sharding: NamedSharding, dim: int) -> tuple[str, ...]:
-    """The mesh axes a dimension is split over."""
-    axes = sharding.spec[dim] if dim < len(sharding.spec) else None
-    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
 
 
 def splash_attention(
@@ -90,7 +85,7 @@ def splash_attention(
     if sharding is None:
         return local(q, k, v, segments)
     mesh = sharding.mesh
-    batch, heads = names(sharding, 0), names(sharding, 2)
+    batch, heads = split_over(sharding, 0), split_over(sharding, 2)
     if k.shape[2] % math.prod(mesh.shape[axis] for axis in heads):  # each shard of queries needs its own keys
         k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     split = PartitionSpec(batch, None, heads, None)
