@@ -73,7 +73,7 @@ def test_it_is_attention(mesh, causal, packs, kv_heads, length, small_blocks, ag
         lambda q, k, v: ring.ring_attention(q, k, v, causal, None, sharding, segments),
         lambda q, k, v: formula(q, k, v, causal, segments),
         draw(2, length, 4, 8), draw(2, length, kv_heads, 8), draw(2, length, kv_heads, 8),
-        rtol=2e-5, atol=5e-6,
+        rtol=2e-5, atol=5e-6, apart=True,
     )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def test_on_one_device_it_is_attention_in_blocks(block, packs, monkeypatch, agre
         lambda q, k, v: ring.ring_attention(q, k, v, True, 0.3, None, segments),
         lambda q, k, v: formula(q, k, v, True, segments, 0.3),
         draw(1, 30, 2, 4), draw(1, 30, 1, 4), draw(1, 30, 1, 4),
-        rtol=2e-5, atol=5e-6,
+        rtol=2e-5, atol=5e-6, apart=True,
     )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def test_keys_of_another_length(small_blocks, agree, draw):
     sharding = on("fsdp=2,sequence=4")
     agree(
         lambda q, k, v: ring.ring_attention(q, k, v, sharding=sharding), formula,
-        draw(2, 12, 2, 4), draw(2, 28, 2, 4), draw(2, 28, 2, 4), rtol=2e-5, atol=5e-6,
+        draw(2, 12, 2, 4), draw(2, 28, 2, 4), draw(2, 28, 2, 4), rtol=2e-5, atol=5e-6, apart=True,
     )  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def test_segments_need_not_be_sorted(small_blocks, agree, draw):
     agree(
         lambda q, k, v: ring.ring_attention(q, k, v, True, None, sharding, segments),
         lambda q, k, v: formula(q, k, v, True, segments),
-        draw(1, 48, 1, 4), draw(1, 48, 1, 4), draw(1, 48, 1, 4), rtol=2e-5, atol=5e-6,
+        draw(1, 48, 1, 4), draw(1, 48, 1, 4), draw(1, 48, 1, 4), rtol=2e-5, atol=5e-6, apart=True,
     )  # fmt: skip
 
 
@@ -243,7 +243,7 @@ def test_segments_without_a_mesh(length, causal, agree, draw):
     agree(
         lambda q, k, v: L.attention(q, k, v, causal=causal, segments=segments),
         lambda q, k, v: formula(q, k, v, causal, segments),
-        draw(2, length, 4, 8), draw(2, length, 2, 8), draw(2, length, 2, 8),
+        draw(2, length, 4, 8), draw(2, length, 2, 8), draw(2, length, 2, 8), apart=True,
     )  # fmt: skip
 
 
@@ -255,7 +255,7 @@ def test_segments_beside_a_mask(agree, draw):
     both = mask & (segments[:, :, None] == segments[:, None, :])[:, None]
     agree(
         lambda q, k, v: L.attention(q, k, v, mask, segments=segments), lambda q, k, v: L.attention(q, k, v, both),
-        draw(2, 12, 2, 4), draw(2, 12, 2, 4), draw(2, 12, 2, 4),
+        draw(2, 12, 2, 4), draw(2, 12, 2, 4), draw(2, 12, 2, 4), apart=True,
     )  # fmt: skip
 
 
@@ -331,7 +331,7 @@ def test_at_4096_tokens_it_is_attention(packs, agree, draw):
     agree(
         lambda q, k, v: ring.ring_attention(q, k, v, True, None, sharding, segments),
         lambda q, k, v: formula(q, k, v, True, segments),
-        draw(1, 4096, 1, 64), draw(1, 4096, 1, 64), draw(1, 4096, 1, 64),
+        draw(1, 4096, 1, 64), draw(1, 4096, 1, 64), draw(1, 4096, 1, 64), apart=True,
     )  # fmt: skip
 
 
