@@ -84,7 +84,7 @@ def through_spread_experts(
         each = sizes.reshape(devices, here)
         got = swap(axis, each)
         sent, received = each.sum(1), got.sum(1)
-        buffer = send(platform, axis, width, rows, sent, received)
+        buffer: jax.Array = send(platform, axis, width, rows, sent, received)
         y = _regrouped(buffer, got, width, expected, run)
         return bring_back(platform, axis, rows.shape[0], y, sent, received)
 

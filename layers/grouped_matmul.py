@@ -94,7 +94,7 @@ def _multiply_forward(way, block, turned, x, kernels, sizes):
 def _multiply_backward(way, block, turned, kept, dy):
     x, kernels, sizes = kept
     dx = _multiply(way, block, not turned, dy, kernels, sizes)
-    dk = _outer(way, block, dy, x, sizes) if turned else _outer(way, block, x, dy, sizes)
+    dk: jax.Array = _outer(way, block, dy, x, sizes) if turned else _outer(way, block, x, dy, sizes)
     return dx, dk.astype(kernels.dtype), None
 
 
