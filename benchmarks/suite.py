@@ -9,6 +9,8 @@ import numpy as np
 
 NAMES = ("mlp", "conv", "gpt", "deep", "input", "checkpoint", "import")
 """The suites of the command line, each a file of `benchmarks/suites`."""
+APART = ("gpu",)
+"""Suites that have a command of their own: benchmarks/gpu.py."""
 WAITING = {"lstm": "recurrent layers", "decode": "language models"}
 """Suites that have a name and a place, and wait for what they would measure."""
 
@@ -91,4 +93,4 @@ def suites(name: str) -> tuple[Suite, ...]:
 
 def find(race: str) -> Suite:
     """A race by its own name."""
-    return next(suite for name in NAMES for suite in suites(name) if suite.name == race)
+    return next(suite for name in (*NAMES, *APART) for suite in suites(name) if suite.name == race)

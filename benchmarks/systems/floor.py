@@ -30,7 +30,7 @@ def train(work, loss, optimizer, state=None):
 
 
 def cross_entropy(logits, labels):
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype("float32"), labels).mean()
 
 
 def dense(p, x):
@@ -79,30 +79,41 @@ def conv(work):
 
 
 def layer_norm(p, x):
-    mean = x.mean(-1, keepdims=True)
-    var = jnp.square(x - mean).mean(-1, keepdims=True)
-    return (x - mean) * jax.lax.rsqrt(var + 1e-6) * p["scale"] + p["bias"]
+    wide = x.astype("float32")
+    mean = wide.mean(-1, keepdims=True)
+    var = jnp.square(wide - mean).mean(-1, keepdims=True)
+    return ((wide - mean) * jax.lax.rsqrt(var + 1e-6) * p["scale"] + p["bias"]).astype(x.dtype)
 
 
-def block(p, x):
+def block(p, x, kernel=None):
     h, at = layer_norm(p["norm1"], x), p["attention"]
     q, k, v = (jnp.einsum("ble,ehd->blhd", h, at[name]["kernel"]) for name in ("query", "key", "value"))
-    h = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    h = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=kernel)
     x = x + jnp.einsum("blhd,hde->ble", h, at["out"]["kernel"])
     return x + dense(p["down"], jax.nn.gelu(dense(p["up"], layer_norm(p["norm2"], x))))
 
 
 def gpt(work):
-    """Block after block, or "floor-scan": one `lax.scan` over their stacked weights."""
+    """Block after block, or "floor-scan": one `lax.scan` over their stacked weights.
+
+    In bfloat16 the weights stay float32 and each use casts them, but for those of the norms; on a GPU attention is then
+    cuDNN's.
+    """
     scanned = "scan" in work.system
+    compute = work.config.get("compute", "float32")
+    kernel = "cudnn" if compute != "float32" and jax.default_backend() == "gpu" else None
+
+    def cast(path, weight):
+        return weight if any("norm" in str(name) for name in path) else weight.astype(compute)
 
     def loss(params, tokens, targets):
+        params = jax.tree.map_with_path(cast, params)
         x = params["embed"]["table"][tokens] + params["positions"]["table"]
         if scanned:
-            x, _ = jax.lax.scan(lambda x, p: (block(p, x), None), x, params["blocks"])
+            x, _ = jax.lax.scan(lambda x, p: (block(p, x, kernel), None), x, params["blocks"])
         else:
             for i in range(len(params["blocks"])):
-                x = block(params["blocks"][str(i)], x)
+                x = block(params["blocks"][str(i)], x, kernel)
         return cross_entropy(layer_norm(params["norm"], x) @ params["head"]["kernel"], targets)
 
     if scanned:

@@ -54,7 +54,7 @@ class Fit:
 
 def train(work, objective, optimizer, params):
     """The job of an objective that starts from these parameters."""
-    trainer = sw.Trainer(objective, optimizer)
+    trainer = sw.Trainer(objective, optimizer, policy=work.config.get("compute"))
     names = list(work.data)
     batches = [dict(zip(names, pair, strict=True)) for pair in work.pairs()]
     state = trainer.init(0, batches[0])

@@ -1,4 +1,10 @@
-"""PyTorch: modules, an eager loop with a fused optimizer ("torch"), and the same under `torch.compile`."""
+"""PyTorch: modules, an eager loop with a fused optimizer ("torch"), and the same under `torch.compile`.
+
+On the GPU where there is one. Where the race computes in bfloat16, under `torch.autocast`, as its documentation says.
+"""
+
+import contextlib
+import functools
 
 import numpy as np
 import torch
@@ -7,15 +13,27 @@ from torch import nn
 
 from benchmarks.job import Loop, reader
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 
 def train(work, model, optimizer):
-    run = torch.compile(model) if work.system == "torch-compile" else model
-    model.train()
+    model.to(DEVICE).train()  # in place: the optimizer has the same parameters
+    compiled = torch.compile if work.system == "torch-compile" else lambda function: function
+    mixed = work.config.get("compute") == "bfloat16"
+    precision = functools.partial(torch.autocast, DEVICE.type, torch.bfloat16) if mixed else contextlib.nullcontext
+    forward = model if DEVICE.type == "cuda" else compiled(model)
+
+    def cost(x, y):
+        with precision():
+            logits = forward(x)
+            return F.cross_entropy(logits.view(-1, logits.shape[-1]), y.view(-1))
+
+    if DEVICE.type == "cuda":  # where passes over the logits are worth fusing with the model
+        cost = compiled(cost)
 
     def step(x, y):
         optimizer.zero_grad()
-        logits = run(x)
-        loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), y.view(-1))
+        loss = cost(x, y)
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -24,9 +42,14 @@ def train(work, model, optimizer):
         x = torch.from_numpy(np.array(x))
         if x.ndim == 4:
             x = x.permute(0, 3, 1, 2)  # this view is channels last, which is the fast layout on a CPU
-        return x.long() if x.dtype == torch.int32 else x
+        return (x.long() if x.dtype == torch.int32 else x).to(DEVICE)
 
-    return Loop(step, [tuple(map(tensor, pair)) for pair in work.pairs()], lambda loss: loss)
+    return Loop(step, [tuple(map(tensor, pair)) for pair in work.pairs()], wait)
+
+
+def wait(loss):
+    if loss.is_cuda:
+        torch.cuda.synchronize()
 
 
 def adam(work, model):

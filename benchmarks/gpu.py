@@ -1,0 +1,261 @@
+"""`gpt` with about 350 million parameters on a GPU, in bfloat16: Sapwood, the hand-written floor and `torch.compile`.
+
+    python benchmarks/gpu.py [--batch 16] [--rounds 5] [--peak TFLOPS] [--out FILE]
+
+Needs `pip install ".[cuda]"` and, for the peer, a PyTorch that was built for CUDA. The race is held as every other one
+(docs/benchmarks.md), a process at a time: same weights and batches, losses that agree, the floor twice. `Trainer.fit`
+("sapwood") and its bare step are held against the floor, whose attention is cuDNN's too, and against `torch.compile`
+with `autocast`.
+
+Model FLOPs utilisation is the share of the chip's peak that is spent on what the model needs. For a token of a training
+step that is taken to be
+
+    6 x (weights of matrix products) + 6 x layers x width x tokens
+
+two operations a weight forward and four backward, and attention 12 x layers x width x tokens, of which a causal mask
+leaves half. Looking up embeddings counts nothing, nor does what a kernel computes again. The usual formula, 6 x (all
+parameters) + 12 x layers x width x tokens (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), gives more; the file
+has both. The peak is what the maker publishes for dense matrices; beside it stands what one large product reaches.
+
+The goals: at least 50 % of the peak, and `torch.compile` takes at least 1.1 times as long. The result is kept in
+benchmarks/results/gpu.json. No GPU has been measured yet, so that this file is not there.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# Run by its path, this file is not in the package; at the end, so that nothing of the root shadows a package.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import report
+from benchmarks.__main__ import RESULTS, machine, refuse
+from benchmarks.race import Refused, available, installed, race
+from benchmarks.ratios import Interval, interval
+from benchmarks.suite import Suite
+from benchmarks.suites.gpu import BATCHES, SIZES, made
+from benchmarks.work import ROOT
+
+PEAKS = {
+    "H200": 989.5,
+    "H100 PCIe": 756.5,
+    "H100": 989.5,
+    "A100": 312.0,
+    "L4": 121.0,
+    "RTX 4090": 165.2,
+    "T4": 65.0,
+}
+"""Dense bfloat16 matrix products with sums in float32, in TFLOP/s, as NVIDIA publishes them (half of what it says of
+sparse ones). The T4 has no bfloat16: this is float16. The first counts whose words are all in the chip's name."""
+
+GOAL = 0.5
+"""Of the peak, at least."""
+
+
+def arguments(words=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="350m", help="default: %(default)s; tiny is to try the script")
+    parser.add_argument("--batch", type=int, help="sequences of a batch; default: 16, for a GPU of 80 GB; 4 for 24 GB")
+    parser.add_argument("--against", default="floor,torch-compile", help="default: %(default)s; the floor always runs")
+    parser.add_argument("--rounds", type=int, help="processes of each system; 5 by default")
+    parser.add_argument("--peak", type=float, help="TFLOP/s of dense bfloat16 products, for a chip not in the table")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/gpu.json, for a GPU and size 350m alone")
+    parser.add_argument("--anywhere", action="store_true", help="run where there is no GPU, too, to try the script")
+    parser.add_argument("--chip", action="store_true", help=argparse.SUPPRESS)  # what a child is asked for
+    options = parser.parse_args(words)
+    options.batch = options.batch or BATCHES[options.size][0]
+    options.against = tuple(options.against.split(","))
+    if options.batch not in BATCHES[options.size]:
+        refuse(f"--batch for {options.size} is one of {', '.join(map(str, sorted(BATCHES[options.size])))}")
+    if not set(options.against) <= {"floor", "torch-compile"}:
+        refuse(f"--against knows floor and torch-compile, not {','.join(options.against)}")
+    if options.rounds is not None and options.rounds < 1:
+        refuse("at least one round is expected")
+    return options
+
+
+def parameters(c) -> int:
+    """All parameters of the model.
+
+    >>> parameters(SIZES["350m"])
+    353593344
+    """
+    width = c["width"]
+    block = 12 * width**2 + 5 * width + 4 * width  # products; biases of the feed-forward part; two norms
+    return c["layers"] * block + (2 * c["vocabulary"] + c["tokens"] + 2) * width
+
+
+def flops_per_token(c) -> int:
+    """What a token of a training step needs: see the top of this file.
+
+    >>> flops_per_token(SIZES["350m"])
+    2113929216
+    """
+    weights = c["layers"] * 12 * c["width"] ** 2 + c["width"] * c["vocabulary"]
+    return 6 * weights + 6 * c["layers"] * c["width"] * c["tokens"]
+
+
+def usual_flops_per_token(c) -> int:
+    """The same by the usual formula: every parameter, and attention as if without a mask."""
+    return 6 * parameters(c) + 12 * c["layers"] * c["width"] * c["tokens"]
+
+
+def published(kind: str) -> float | None:
+    """The published peak of a chip by the name JAX has for it, in TFLOP/s; None where the table has none.
+
+    >>> published("NVIDIA H100 80GB HBM3"), published("NVIDIA L40S"), published("NVIDIA A100-SXM4-80GB MIG 3g.40gb")
+    (989.5, None, None)
+    """
+    words = set(re.split(r"[ -]", kind))
+    if words & {"MIG", "NVL"}:  # a part of a chip; a slower one of the same name
+        return None
+    return next((peak for name, peak in PEAKS.items() if set(name.split()) <= words), None)
+
+
+def product(n: int, windows: int = 10, times: int = 50) -> float:
+    """TFLOP/s of a product of two n x n matrices in bfloat16, of normal numbers; the best of some windows."""
+    import jax
+
+    a, b = (jax.random.normal(key, (n, n), "bfloat16") for key in jax.random.split(jax.random.key(0)))
+    multiply = jax.jit(lambda a, b: a @ b)
+    jax.block_until_ready([multiply(a, b) for _ in range(3)])
+    seconds = []
+    for _ in range(windows):
+        begin = time.perf_counter()
+        for _ in range(times):
+            last = multiply(a, b)
+        jax.block_until_ready(last)
+        seconds.append(time.perf_counter() - begin)
+    return 2 * n**3 * times / min(seconds) / 1e12
+
+
+def chip() -> dict:
+    """What is here, and how fast it multiplies."""
+    import jax
+
+    device = jax.devices()[0]
+    torch = "none"
+    if installed("torch-compile"):
+        from torch import cuda
+
+        torch = "cuda" if cuda.is_available() else "cpu"
+    speed = product(8192 if device.platform == "gpu" else 256)
+    return {"platform": device.platform, "name": device.device_kind, "torch": torch, "product": speed}
+
+
+def ask_chip() -> dict:
+    """`chip` of a process of its own, since one that has looked at a GPU keeps memory there."""
+    child = subprocess.run([sys.executable, __file__, "--chip"], cwd=ROOT, capture_output=True, text=True)
+    if child.returncode:
+        lines = [line for line in child.stderr.splitlines() if line.strip()]
+        refuse(f"JAX finds no device: {lines[-1] if lines else f'exit code {child.returncode}'}")
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def shares(suite: Suite, measured: dict, peak: float) -> dict[str, Interval]:
+    """Of each system, the share of a peak in TFLOP/s that it reaches, over rounds."""
+    work = flops_per_token(suite.config) * suite.config["batch"] * suite.config["tokens"] / 1e12
+    rounds = measured["rounds"]
+    taking_part = [system for system in suite.systems if any(system in r for r in rounds)]
+    return {s: interval([work / r[s]["step"] / peak for r in rounds if s in r]) for s in taking_part}
+
+
+def table(suite: Suite, measured: dict, peaks: dict[str, float]) -> list[list[str]]:
+    """Rows of what each system reaches, the header first; a column for each peak by its name."""
+    tokens = suite.config["batch"] * suite.config["tokens"]
+    rows = [["system", "step", "tokens/s", "TFLOP/s", *(f"of the {name} peak" for name in peaks)]]
+    found = {name: shares(suite, measured, peak) for name, peak in peaks.items()}
+    for system, reached in shares(suite, measured, 1.0).items():
+        step = statistics.median(r[system]["step"] for r in measured["rounds"] if system in r)
+        of = [f"{found[name][system].median:.1%}" for name in peaks]
+        rows.append([system, report.duration(step), f"{tokens / step:,.0f}", f"{reached.median:.3g}", *of])
+    return rows
+
+
+def verdict(suite: Suite, measured: dict, peaks: dict[str, float]) -> str:
+    """The goal of utilisation in words: of the published peak, or of the measured one where none is known."""
+    name = next(iter(peaks))
+    r = shares(suite, measured, peaks[name])["sapwood"]
+    said = "met" if r.low >= GOAL else "not met"
+    return f"sapwood at {r.median:.1%} ({r.low:.1%} to {r.high:.1%}) of the {name} peak, at least {GOAL:.0%}: {said}"
+
+
+def hold(suite: Suite, systems: list[str], rounds: int) -> dict:
+    """The race, with this process off the GPU, one GPU for all, and programs compiled once for all rounds."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    with tempfile.TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as cache:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+        return race(suite, systems, rounds, available())
+
+
+def main(words=None) -> int:
+    options = arguments(words)
+    if options.chip:
+        print(json.dumps(chip()))
+        return 0
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    here = ask_chip()
+    if here["platform"] != "gpu" and not options.anywhere:
+        refuse(f"no GPU: JAX sees {here['name']} ({here['platform']}); --size tiny --anywhere tries the script")
+    suite = made(options.size, options.batch)
+    peaks = {"published": options.peak or published(here["name"]), "measured": here["product"]}
+    peaks = {name: peak for name, peak in peaks.items() if peak}
+    print(heading(suite, peaks, here), flush=True)
+    systems = [system for system in suite.systems if takes_part(system, options.against, here)]
+    try:
+        measured = hold(suite, systems, options.rounds or suite.rounds)
+    except Refused as error:
+        refuse(str(error), 1)
+    print(report.text(suite, measured))
+    print(report.plain(table(suite, measured, peaks)), verdict(suite, measured, peaks), sep="\n  ")
+    out = options.out or (RESULTS / "gpu.json" if here["platform"] == "gpu" and options.size == "350m" else None)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result(suite, measured, peaks, here), indent=1) + "\n")
+    return int(bool(measured["failed"]))
+
+
+def heading(suite: Suite, peaks: dict[str, float], here: dict) -> str:
+    """What is raced, and where."""
+    said = ", ".join(f"{peak:.4g} TFLOP/s {name}" for name, peak in peaks.items())
+    count, flops = parameters(suite.config), flops_per_token(suite.config)
+    return f"{here['name']}, peak {said}; {count:,} parameters, {flops / 1e9:.4g} GFLOP a token"
+
+
+def takes_part(system: str, against: tuple[str, ...], here: dict) -> bool:
+    """Whether a system runs: PyTorch where it was asked for, and has a GPU if JAX has one."""
+    if system != "torch-compile" or system not in against:
+        return system != "torch-compile"
+    if here["torch"] == ("cuda" if here["platform"] == "gpu" else "cpu"):
+        return True
+    print(f"left out: torch-compile (PyTorch here: {here['torch']}; JAX: {here['platform']})", file=sys.stderr)
+    return False
+
+
+def result(suite: Suite, measured: dict, peaks: dict[str, float], here: dict) -> dict:
+    """What is kept in the file."""
+    c = suite.config
+    return {
+        "machine": {**machine(), "chip": here["name"], "platform": here["platform"]},
+        "config": dict(c),
+        "parameters": parameters(c),
+        "flops_per_token": flops_per_token(c),
+        "usual_flops_per_token": usual_flops_per_token(c),
+        "peaks": peaks,
+        "shares": {name: {s: r._asdict() for s, r in shares(suite, measured, p).items()} for name, p in peaks.items()},
+        "goal": verdict(suite, measured, peaks),
+        "races": [measured],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
