@@ -77,9 +77,9 @@ SUITES = (
     ),
     Suite(
         "deep-compile",
-        "width 64, scanned: tracing and compiling the step, by the number of blocks",
+        "width 64: tracing and compiling the step, scanned or unrolled, by the number of blocks",
         systems=("sapwood-scan-12", "sapwood-scan-12 again", "sapwood-scan-48", "sapwood-scan-96",
-                 "sapwood-unrolled-12", "sapwood-unrolled-48"),
+                 "sapwood-unrolled-12"),
         once=compile_at,
         measures=("trace + compile", "trace", "compile"),
         rounds=5,
