@@ -105,6 +105,9 @@ class Conv(Layer):
             raise InputError(f"Conv: {x.shape[-1]} channels do not divide into groups={self.groups}: {describe(x)}")
         shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
         kernel = v.param("kernel", shape, self.kernel_init, axes=self.axes and (None,) * n + self.axes)
+        # What is stored in pieces is gathered here. XLA would do it where it thinks best, and where the batch is split
+        # over two mesh axes and the channels over a third, it exchanged rows of the batch (jaxlib 0.10.2).
+        kernel = v.shard(kernel, *(None,) * n, *(self.axes or (None, None)))
         bias_axes = self.axes and self.axes[-1:]
         bias = v.param("bias", (self.features,), self.bias_init, axes=bias_axes) if self.bias else None
         return conv(x, kernel, bias, self.strides, self.padding, self.dilation, self.groups)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from sapwood.layers.splash import whole
+from sapwood.parallel.per_device import alone
 from sapwood.parallel.place import shards, split_over
 
 LEAST = 128
@@ -60,7 +60,7 @@ def _device(sharding: Any) -> Any:
 def _splits(k: jax.Array, sharding: Any) -> bool:
     """Whether the kernel can be split as q is: XLA is told how to split batch and heads, with k and v like q."""
     if sharding is None:
-        return jax.device_count() == 1 or whole(jax.sharding.get_abstract_mesh())
+        return jax.device_count() == 1 or alone()
     if not isinstance(sharding, NamedSharding) or AxisType.Manual in sharding.mesh.axis_types:
         return False
     whole_rows = not split_over(sharding, 1) and not split_over(sharding, 3)

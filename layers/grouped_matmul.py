@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType
 
 from sapwood.core.errors import InputError
 from sapwood.core.layer import describe
 from sapwood.core.loop import platform as default_platform
 from sapwood.layers import blocked_matmul, expect
+from sapwood.parallel.per_device import alone
 
 LEAST, MOST = 8, 256
 """Rows of a block, at least and at most: smaller ones only fetch kernels, larger ones fill no cache better."""
@@ -58,9 +58,7 @@ def grouped_matmul(
 def _way(platform: str | None, x: jax.Array) -> str:
     """How a platform multiplies. The compiler cannot split a kernel: without a mesh it is for a single device."""
     way = {"cpu": "blocked", "tpu": "kernel"}.get(platform or default_platform(), "ragged")
-    mesh = jax.sharding.get_abstract_mesh()
-    split = not (mesh.axis_names and all(kind == AxisType.Manual for kind in mesh.axis_types))
-    if way == "kernel" and (x.dtype not in (jnp.bfloat16, jnp.float32) or (split and jax.device_count() > 1)):
+    if way == "kernel" and (x.dtype not in (jnp.bfloat16, jnp.float32) or (jax.device_count() > 1 and not alone())):
         return "ragged"
     return way
 

@@ -9,17 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sapwood.core.errors import ConfigError
 from sapwood.core.initializers import Initializer, lecun_normal
 from sapwood.core.layer import Layer
-from sapwood.core.loop import platform
 from sapwood.core.vars import Vars
 from sapwood.layers import expect, routing
 from sapwood.layers.dispatch import through_experts, through_spread_experts
 from sapwood.layers.grouped_matmul import grouped_matmul
-from sapwood.parallel.place import placed
+from sapwood.parallel.per_device import per_device, platform
+from sapwood.parallel.place import placed, split_over
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,12 @@ class MixtureOfExperts(Layer):
         mesh = sharding.mesh
         axis = self._axis(v, mesh)
         tokens = PartitionSpec(*sharding.spec[:-1], None)
-        over = {name for dim in range(x.ndim - 1) for name in _names(sharding, dim)}
-        hidden = _names(placed(v, kernels["up"], "expert", "embed", "mlp"), 2)
+        over = {name for dim in range(x.ndim - 1) for name in split_over(sharding, dim)}
+        hidden = split_over(placed(v, kernels["up"], "expert", "embed", "mlp"), 2)
         hidden = tuple(name for name in hidden if name not in over)  # others hold other tokens: nothing to add up
         wide, narrow = PartitionSpec(axis, None, hidden), PartitionSpec(axis, hidden, None)
         held = {name: narrow if name == "down" else wide for name in kernels}
-        on = mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else platform()
+        on = platform(mesh)
         travel, slots = bool(over & {*axis}), self._slots(x.shape[-2])
 
         def local(x, ids, weights, kernels):
@@ -149,21 +149,12 @@ class MixtureOfExperts(Layer):
             parts = hidden if travel else (*axis, *hidden)
             return lax.psum(y, parts) if parts else y
 
-        free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
-        split = jax.shard_map(
-            local,
-            mesh=mesh,
-            in_specs=(tokens, tokens, tokens, held),
-            out_specs=tokens,
-            axis_names=free,
-            check_vma=False,
-        )
-        return split(x, ids, weights, kernels)
+        return per_device(local, mesh, (tokens, tokens, tokens, held), tokens)(x, ids, weights, kernels)
 
     def _axis(self, v: Vars, mesh: Any) -> tuple[str, ...]:
         """The mesh axes the experts are spread over; a `ConfigError` where these do not divide them."""
         whole = jax.ShapeDtypeStruct((math.prod(mesh.shape.values()),), "int32")  # what every axis divides
-        axis = _names(placed(v, whole, "expert"), 0)
+        axis = split_over(placed(v, whole, "expert"), 0)
         devices = math.prod(mesh.shape[name] for name in axis)
         if self.experts % devices:
             fits = [n for n in range(1, self.experts + 1) if self.experts % n == 0 and n <= devices]
@@ -182,8 +173,7 @@ class MixtureOfExperts(Layer):
 
         `axis` says over which axes of a surrounding `shard_map` the experts are spread. If the tokens `travel`, they go
         to their experts; if not, the experts that are not here give zeros. `slots` is what an expert takes of a
-        sequence, of which x may hold a part; `on` is the platform of
-        the mesh.
+        sequence, of which x may hold a part; `on` is the platform of the mesh.
         """
         tokens, here = x.reshape(-1, x.shape[-1]), kernels["up"].shape[0]
         ids, run = ids.reshape(-1, self.k), functools.partial(self._experts, on, kernels)
@@ -206,9 +196,3 @@ class MixtureOfExperts(Layer):
         h = multiply(x, kernels["up"])
         h = self.activation(multiply(x, kernels["gate"])) * h if self.gated else self.activation(h)
         return multiply(h, kernels["down"])
-
-
-def _names(sharding: NamedSharding | None, dim: int) -> tuple[str, ...]:
-    """The mesh axes a dimension is split over."""
-    names = sharding.spec[dim] if sharding is not None and dim < len(sharding.spec) else None
-    return () if names is None else (names,) if isinstance(names, str) else tuple(names)

@@ -14,15 +14,17 @@ from sapwood.core.vars import Vars
 POLICIES = {
     "full": "nothing_saveable",
     "minimal": "dots_with_no_batch_dims_saveable",
+    "offload": "offload_dot_with_no_batch_dims",
     "nothing_saveable": "nothing_saveable",
     "everything_saveable": "everything_saveable",
     "dots_saveable": "dots_saveable",
     "dots_with_no_batch_dims_saveable": "dots_with_no_batch_dims_saveable",
 }
-"""The policies of `jax.checkpoint_policies` that need no argument; those that do are given as callables.
+"""Policies of `jax.checkpoint_policies` by name; others, which need arguments, are given as callables.
 
 The two that matter for transformers have MaxText's names, too: "full" computes everything again, "minimal" everything
-but the matrix products with weights.
+but the matrix products with weights. "offload" keeps what "minimal" keeps in the host's memory, from where the backward
+pass fetches it. (On a CPU that is the same memory.)
 """
 
 
@@ -32,9 +34,11 @@ def policy(value: str | Callable | None) -> Callable | None:
     >>> policy("dots_savable")
     Traceback (most recent call last):
     sapwood.core.errors.ConfigError: 'dots_savable' is no remat policy; did you mean 'dots_saveable'? Give one of \
-full, minimal, nothing_saveable, everything_saveable, dots_saveable, dots_with_no_batch_dims_saveable or a function \
-such as those in jax.checkpoint_policies
+full, minimal, offload, nothing_saveable, everything_saveable, dots_saveable, dots_with_no_batch_dims_saveable or a \
+function such as those in jax.checkpoint_policies
     """
+    if value == "offload":
+        return jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host")
     if isinstance(value, str) and value in POLICIES:
         return getattr(jax.checkpoint_policies, POLICIES[value])
     if value is None or (callable(value) and not isinstance(value, str)):

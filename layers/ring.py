@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sapwood.core.errors import InputError
 from sapwood.layers import blockwise, zigzag
 from sapwood.layers.blockwise import Cut, Keys, Queries, Slopes
 from sapwood.layers.local_attention import fit, repeated, widened
+from sapwood.parallel.per_device import per_device
 from sapwood.parallel.place import shards, split_over
 from sapwood.parallel.rules import describe
 
@@ -140,16 +141,11 @@ def over_mesh(f: Any, sharding: NamedSharding | None, outputs: int) -> Any:
     """
     if sharding is None:
         return f
-    mesh = sharding.mesh
     split = PartitionSpec(*(split_over(sharding, dim) or None for dim in range(3)), None)
-    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
 
     def run(*arrays: Any) -> Any:
         specs = tuple(None if x is None else PartitionSpec(*split[: x.ndim]) for x in arrays)
-        return jax.shard_map(
-            f, mesh=mesh, in_specs=specs, out_specs=(split,) * outputs if outputs > 1 else split,
-            axis_names=free, check_vma=False,
-        )(*arrays)  # fmt: skip
+        return per_device(f, sharding.mesh, specs, (split,) * outputs if outputs > 1 else split)(*arrays)
 
     return run
 

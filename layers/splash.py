@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from sapwood.core.loop import platform
+from sapwood.parallel.per_device import alone, per_device, platform
 from sapwood.parallel.place import split_over
 
 LANES = 128
@@ -32,24 +32,17 @@ def chosen(q: jax.Array, k: jax.Array, mask: jax.Array | None, sharding: Any = N
     >>> chosen(x, x, None) == (jax.default_backend() == "tpu" and jax.device_count() == 1)
     True
     """
-    if _platform(sharding) != "tpu" or mask is not None or q.dtype not in (jnp.bfloat16, jnp.float32):
+    if (
+        platform(getattr(sharding, "mesh", None)) != "tpu"
+        or mask is not None
+        or q.dtype not in (jnp.bfloat16, jnp.float32)
+    ):
         return False
     if not all(isinstance(n, int) and n % LANES == 0 for n in (q.shape[1], k.shape[1])):  # a symbolic length is none
         return False
     if sharding is None:
-        return jax.device_count() == 1 or whole(jax.sharding.get_abstract_mesh())
+        return jax.device_count() == 1 or alone()
     return isinstance(sharding, NamedSharding) and not split_over(sharding, 1) and not split_over(sharding, 3)
-
-
-def _platform(sharding: Any) -> str:
-    """The platform of a mesh's devices; that of the default device where none are known."""
-    mesh = getattr(sharding, "mesh", None)
-    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else platform()
-
-
-def whole(mesh: Any) -> bool:
-    """Whether we are inside a `shard_map` over every axis of a mesh."""
-    return bool(mesh.axis_names) and all(kind == AxisType.Manual for kind in mesh.axis_types)
 
 
 def splash_attention(
@@ -89,11 +82,8 @@ def splash_attention(
     if k.shape[2] % math.prod(mesh.shape[axis] for axis in heads):  # each shard of queries needs its own keys
         k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     split = PartitionSpec(batch, None, heads, None)
-    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
     specs = (split, split, split, None if segments is None else PartitionSpec(batch, None))
-    return jax.shard_map(
-        local, mesh=mesh, in_specs=specs, out_specs=split, axis_names=free, check_vma=False
-    )(q, k, v, segments)  # fmt: skip
+    return per_device(local, mesh, specs, split)(q, k, v, segments)
 
 
 def _segment_ids(segments: jax.Array | None) -> Any:

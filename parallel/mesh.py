@@ -61,6 +61,22 @@ def mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, **siz
     return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=types, devices=devices)
 
 
+def abstract(text: str, devices: int | None = None) -> AbstractMesh:
+    """A mesh like `mesh(text)` of devices that need not be there: so many, or as many as its sizes multiply to.
+
+    >>> abstract("fsdp=64,tensor=8").size, abstract("fsdp=-1,tensor=8", 512).shape["fsdp"]
+    (512, 64)
+
+    Raises:
+      ConfigError: see `mesh`; or a size is -1 and the number of devices is not given.
+    """
+    shape = _check(_read(text))
+    if devices is None and -1 in shape.values():
+        raise ConfigError(f"mesh {text!r}: -1 stands for all remaining devices; say how many devices there are")
+    sizes = _fill(shape, math.prod(shape.values()) if devices is None else devices)
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
 def _read(text: str) -> list[tuple[str, int]]:
     """``"data=4, fsdp=-1"`` as pairs, in the order written."""
     pairs = []
@@ -112,17 +128,21 @@ def _fill(shape: dict[str, int], count: int) -> dict[str, int]:
 
 
 def _across_slices(shape: dict[str, int], slices: int, devices: Sequence[Any]) -> Mesh:
-    """A mesh over several TPU slices: one axis crosses the slow network, the others stay inside a slice."""
+    """A mesh over several TPU slices: replicas, else other data, cross the slow network; the rest stays in a slice."""
     from jax.experimental import mesh_utils
 
-    outer = next((name for name in ("replica", "data", "stage") if shape.get(name, 1) % slices == 0), None)
-    if outer is None:
+    across, left = dict.fromkeys(shape, 1), slices
+    for name in ("replica", "data", "stage"):
+        across[name] = math.gcd(shape.get(name, 1), left)
+        left //= across[name]
+    if left > 1:
+        written = ",".join(f"{name}={size}" for name, size in shape.items())
         raise ConfigError(
-            f"mesh {shape}: these devices are {slices} slices joined by a slow network; one of the axes "
-            f"replica, data or stage must be a multiple of {slices}, for example replica={slices}"
+            f"mesh {written!r}: these devices are {slices} slices joined by a slow network; one of the axes replica, "
+            f"data or stage must be a multiple of {slices}, or together they must: for example replica={slices}"
         )
-    inside = [size // slices if name == outer else size for name, size in shape.items()]
-    across = [slices if name == outer else 1 for name in shape]
+    inside = [size // across[name] for name, size in shape.items()]
+    across = [across[name] for name in shape]
     grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
     return Mesh(grid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 

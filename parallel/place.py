@@ -4,6 +4,7 @@ import functools
 import math
 import warnings
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from sapwood.core.errors import DeclarationError
 from sapwood.parallel.mesh import AnyMesh, automatic
 from sapwood.parallel.rules import Rules, assign, partition, resolve, unknown
-from sapwood.parallel.shardings import ShardingWarning, lost
+from sapwood.parallel.shardings import ShardingWarning, layout, lost, refuse
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,11 @@ class Placement:
     mesh: AnyMesh
     rules: Rules
 
-    def __call__(self, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding | None:
-        """The sharding, or None where nothing is left to say (inside a `shard_map` over the whole mesh)."""
+    def __call__(self, axes: tuple[str | None, ...], shape: tuple[int, ...], at: str = "") -> NamedSharding | None:
+        """The sharding, or None where nothing is left to say (inside a `shard_map` over the whole mesh).
+
+        A dimension that is left whole is a `ShardingWarning`, which names the layer `at` which it is.
+        """
         if len(axes) != len(shape):
             raise DeclarationError(f"shard: {len(axes)} names {axes} for an array of shape {tuple(shape)}")
         automatic(self.mesh)  # an Explicit mesh may have been set since; say so rather than let XLA say it
@@ -36,8 +40,10 @@ class Placement:
         if not free:
             return None
         placed, notes = _place(self.rules, tuple(axes), tuple(shape), free)
+        what = f"{at and f'{at}: '}activation {axes} of shape {tuple(shape)}"
+        refuse([f"{what}: {note}" for note in notes], self.mesh, self.rules)
         for note in notes:
-            warnings.warn(f"activation {axes} of shape {tuple(shape)}: {note}", ShardingWarning, stacklevel=3)
+            warnings.warn(f"{what}: {note}", ShardingWarning, stacklevel=3)
         return NamedSharding(mesh, partition(list(placed)))
 
 
@@ -67,7 +73,7 @@ def placed(v: Any, x: Any, *axes: str | None) -> NamedSharding | None:
     ('data', None)
     """
     place = v._place
-    return None if place is None else place(axes, x.shape)
+    return place(axes, x.shape, v._at()) if isinstance(place, Placement) else place and place(axes, x.shape)
 
 
 def split_over(sharding: NamedSharding | None, dim: int) -> tuple[str, ...]:
@@ -85,6 +91,22 @@ def split_over(sharding: NamedSharding | None, dim: int) -> tuple[str, ...]:
 def shards(sharding: NamedSharding | None, dim: int) -> int:
     """How many parts a dimension is split into; 1 where there is no sharding."""
     return math.prod(sharding.mesh.shape[name] for name in split_over(sharding, dim)) if sharding is not None else 1
+
+
+def stored(v: Any, parameter: Any, *axes: str | None) -> NamedSharding | None:
+    """Where a parameter of these logical axes is kept; None where there is no mesh, or a `shard_map` around.
+
+    >>> import jax, sapwood as sw
+    >>> v = sw.bind({}, place=placement(jax.sharding.AbstractMesh((2, 4), ("fsdp", "tensor"))))
+    >>> table, small = (jax.ShapeDtypeStruct((size, 128), "float32") for size in (32000, 80))
+    >>> tuple(stored(v, table, "vocab", "embed").spec), tuple(stored(v, small, "vocab", "embed").spec)
+    (('tensor', 'fsdp'), (None, None))
+    """
+    place = v._place
+    if not isinstance(place, Placement) or _inside(place.mesh) is not place.mesh:
+        return None
+    leaf = SimpleNamespace(shape=parameter.shape, axes=axes)
+    return NamedSharding(place.mesh, partition(layout(leaf, place.mesh, place.rules)[0]))
 
 
 def meshed(v: Any) -> bool:

@@ -1,8 +1,10 @@
 """The whole of sharding: a table from logical axis names to mesh axes, and thirty lines that read it."""
 
+import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from jax.sharding import PartitionSpec
@@ -10,6 +12,7 @@ from jax.sharding import PartitionSpec
 from sapwood.core.errors import ConfigError
 from sapwood.core.paths import nearest
 from sapwood.parallel.mesh import AXES, AnyMesh, automatic
+from sapwood.parallel.pipeline import Pipeline
 
 Target = str | tuple[str, ...] | None
 
@@ -22,7 +25,17 @@ def _is_row(row: object) -> bool:
 
 
 def _names(target: Target) -> tuple[str, ...]:
-    return () if target is None else (target,) if isinstance(target, str) else target
+    return () if target is None else (target,) if isinstance(target, str) else tuple(target)
+
+
+def _once(where: str, names: Sequence[str]) -> None:
+    """A dimension is split over a mesh axis once."""
+    for name in names:
+        if names.count(name) > 1:
+            once = tuple(dict.fromkeys(names))
+            raise ConfigError(
+                f"{where} asks for mesh axis {name!r} twice; once is enough: {once[0] if len(once) == 1 else once!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,13 @@ class Rules:
     One of fewer than `min_size` elements is left whole: sending it costs more than keeping it. (The layer
     axis of a scanned stack does not count, so that a stack lies as its unrolled twin does.)
 
+    `beside` are mesh axes that split further what is kept beside a parameter, its moments and its running mean,
+    over the largest dimension they divide (ZeRO-1, Rajbhandari et al. 2020): the gradient is summed straight into
+    these pieces, each device updates its own, and the parameter is gathered again.
+
+    `pipeline` says how a stack of blocks runs where the mesh has the axis "stage". With `strict` a dimension that
+    does not divide, or whose mesh axis another dimension of the array took first, is an error and no warning.
+
     >>> from jax.sharding import AbstractMesh
     >>> import sapwood.parallel as parallel
     >>> mesh = AbstractMesh((4, 2), ("fsdp", "tensor"))
@@ -55,23 +75,29 @@ class Rules:
     >>> rules = dataclasses.replace(parallel.DEFAULT, table=(("embed", "tensor"), *parallel.DEFAULT.table))
 
     Raises:
-      ConfigError: a row that is none.
+      ConfigError: a row that is none, or that names a mesh axis twice.
     """
 
     table: tuple[tuple[str, Target], ...]
     stored: tuple[tuple[str, Target], ...] = ()
     unannotated: str | None = "fsdp"
     min_size: int = 2**14
+    beside: tuple[str, ...] = ()
+    pipeline: Pipeline = field(default_factory=Pipeline)
+    strict: bool = False
 
     def __post_init__(self):
-        for field in ("table", "stored"):
-            rows = getattr(self, field)
+        for which in ("table", "stored"):
+            rows = getattr(self, which)
             for row in rows:
                 if not _is_row(row):
                     what = "(logical axis, mesh axis or tuple of them or None)"
-                    raise ConfigError(f"Rules.{field}: {row!r} is no row; expected {what}")
+                    raise ConfigError(f"Rules.{which}: {row!r} is no row; expected {what}")
+                _once(f"Rules.{which}: row {tuple(row)!r}", _names(row[1]))
             fixed = tuple((name, tuple(t) if isinstance(t, list) else t) for name, t in rows)
-            object.__setattr__(self, field, fixed)
+            object.__setattr__(self, which, fixed)
+        object.__setattr__(self, "beside", _names(self.beside))
+        _once("Rules.beside", self.beside)
 
     @property
     def rows(self) -> tuple[tuple[str, Target], ...]:
@@ -87,60 +113,118 @@ class Rules:
         return partition(assign(self.rows, axes, shape, mesh.shape)[0])
 
 
-DEFAULT = Rules(
-    table=(
-        # what an array is a stack of
-        ("expert", "expert"),
-        ("stage", "stage"),
-        # what the data has
-        ("batch", ("replica", "data", "fsdp", "expert")),
-        ("length", "sequence"),
-        # the wide side of a layer: computed in parallel
-        ("vocab", "tensor"),
-        ("heads", "tensor"),
-        ("kv_heads", "tensor"),
-        ("attention_heads", "tensor"),  # the heads inside an attention whose length is split: with more, all-to-all
-        ("mlp", "tensor"),
-        ("channels_out", "tensor"),
-        # left whole
-        ("kv", None),
-        ("layers", None),
-        ("time", None),
-        ("depth", None),
-        ("height", None),
-        ("width", None),
-    ),
-    stored=(
-        # the other side of a layer
-        ("embed", "fsdp"),
-        ("channels_in", "fsdp"),
-        # where there is no other side, or it does not divide
-        ("channels_out", "fsdp"),
-        ("mlp", "fsdp"),
-        ("heads", "fsdp"),
-        ("vocab", "fsdp"),
-    ),
-)
+class Piece(NamedTuple):
+    """What one strategy adds to the rules: rows of `table` and of `stored`, `unannotated`, `beside`.
 
-# The default follows the mesh: "data=8" is data parallel, "fsdp=8" is FSDP, "fsdp=2,tensor=4" is both. The others
-# leave something out, whatever the mesh: "data" keeps all parameters whole, "fsdp" splits no computation but the
-# batch, "tensor" is the plain Megatron layout (Shoeybi et al. 2019). A length split over "sequence" is attended by ring
-# attention (Liu et al. 2023); with "ulysses" its heads are split over "sequence" instead, inside attention alone, by an
-# all-to-all (Jacobs et al. 2023).
-TABLES: dict[str, Rules] = {
-    "default": DEFAULT,
-    "data": Rules(tuple(row for row in DEFAULT.table if row[0] in ("batch", "length")), unannotated=None),
-    "fsdp": Rules(tuple(row for row in DEFAULT.table if row[1] != "tensor"), DEFAULT.stored),
-    "tensor": Rules(DEFAULT.table, unannotated=None),
-    "ulysses": Rules((("attention_heads", ("tensor", "sequence")), *DEFAULT.table), DEFAULT.stored),
+    `axis` is the mesh axis without which it would do nothing.
+    """
+
+    axis: str | None
+    table: tuple[tuple[str, Target], ...] = ()
+    stored: tuple[tuple[str, Target], ...] = ()
+    unannotated: str | None = None
+    beside: tuple[str, ...] = ()
+
+
+# Rows are tried in this order, whatever the order in which a name lists them.
+PIECES: dict[str, Piece] = {
+    # each device has all parameters
+    "data": Piece(None),
+    "replica": Piece("replica"),
+    # parameters are kept in pieces, or what lies beside them is
+    "fsdp": Piece(
+        "fsdp",
+        stored=(
+            # the other side of a layer
+            ("embed", "fsdp"),
+            ("channels_in", "fsdp"),
+            # where there is no other side, or it does not divide
+            ("channels_out", "fsdp"),
+            ("mlp", "fsdp"),
+            ("heads", "fsdp"),
+            ("vocab", "fsdp"),
+        ),
+        unannotated="fsdp",
+    ),
+    "zero1": Piece(None, beside=("replica", "data", "stage", "fsdp", "expert", "sequence")),
+    # the wide side of a layer: computed in parallel
+    "tensor": Piece(
+        "tensor",
+        (
+            ("vocab", "tensor"),
+            ("heads", "tensor"),
+            ("kv_heads", "tensor"),
+            ("attention_heads", "tensor"),  # inside an attention whose length is split: with more axes, all-to-all
+            ("mlp", "tensor"),
+            ("channels_out", "tensor"),
+        ),
+    ),
+    # what the data has
+    "ulysses": Piece("sequence", (("attention_heads", "sequence"), ("length", "sequence"))),
+    "sequence": Piece("sequence", (("length", "sequence"),)),
+    # what an array is a stack of
+    "expert": Piece("expert", (("expert", "expert"),)),
+    "pipeline": Piece("stage", (("stage", "stage"), ("layers", "stage"))),
 }
+BATCH = ("batch", ("replica", "data", "fsdp", "expert", "stage"))  # inside a pipeline a stage has it all
+WHOLE = tuple((name, None) for name in ("kv", "layers", "time", "depth", "height", "width"))
+
+
+def combine(*names: str) -> Rules:
+    """The rules of these `PIECES` together: the rows they have for one logical axis become one row."""
+    pieces = [piece for name, piece in PIECES.items() if name in names]
+    rows: dict[str, dict[str, None]] = {}
+    for name, target in (*(row for piece in pieces for row in piece.table), BATCH):
+        rows.setdefault(name, {}).update(dict.fromkeys(_names(target)))
+    table = tuple((name, axes[0] if len(axes := tuple(targets)) == 1 else axes) for name, targets in rows.items())
+    return Rules(
+        (*table, *WHOLE),
+        tuple(row for piece in pieces for row in piece.stored),
+        unannotated=next((piece.unannotated for piece in pieces if piece.unannotated), None),
+        beside=tuple(axis for piece in pieces for axis in piece.beside),
+    )
+
+
+# The default follows the mesh: "data=8" is data parallel, "fsdp=8" is FSDP, "fsdp=2,tensor=4" is both. The others do
+# what their name says and no more: "data" keeps all parameters whole, "fsdp" (ZeRO-3) splits no computation but the
+# batch, "zero1" keeps the optimizer's state in pieces, "tensor" is the plain Megatron layout (Shoeybi et al. 2019). A
+# length split over "sequence" is attended by ring attention (Liu et al. 2023); with "ulysses" its heads are split over
+# "sequence" instead, inside attention alone, by an all-to-all (Jacobs et al. 2023).
+DEFAULT = combine("fsdp", "tensor", "sequence", "expert", "pipeline")
+TABLES: dict[str, Rules] = {"default": DEFAULT, **{name: combine(name) for name in PIECES}}
+
+
+def table(name: str) -> Rules:
+    """The rules of a name in `TABLES`, or of several joined by "+", in any order.
+
+    >>> table("zero1+tensor") == table("tensor+zero1")
+    True
+    >>> import dataclasses
+    >>> strict = dataclasses.replace(table("fsdp+tensor"), strict=True)
+
+    Raises:
+      ConfigError: there is no such table.
+    """
+    if name in TABLES:
+        return TABLES[name]
+    names = [part.strip() for part in name.split("+")]
+    for part in names:
+        if part not in PIECES:
+            where = f" {part!r}" if len(names) > 1 else ""
+            near = nearest(part, TABLES if len(names) == 1 else PIECES)
+            raise ConfigError(f"rules {name!r}: no such table{where}{near}; there are {LISTED}")
+    return combine(*names)
+
+
+LISTED = f"{', '.join(TABLES)}, and these joined by +, such as fsdp+tensor"
 
 
 class Miss(NamedTuple):
-    """A dimension that a rule would have sharded, had it divided; `dim` is None where no dimension did."""
+    """A dimension that a rule would shard, were it a multiple of `parts`; `dim` is None where no dimension fits."""
 
     dim: int | None
     mesh_axis: str
+    parts: int
 
 
 Placed = list[tuple[str, ...]]  # for each dimension, the mesh axes it is split over
@@ -160,7 +244,8 @@ def assign(table, axes: Sequence[str | None], shape: Sequence[int], sizes) -> tu
             fit = len(free)
             while fit and shape[dim] % math.prod(sizes[a] for a in free[:fit]):
                 fit -= 1
-            missed += [Miss(dim, a) for a in free[fit:] if shape[dim] > 1]
+            parts = list(itertools.accumulate((sizes[a] for a in free), operator.mul))
+            missed += [Miss(dim, a, n) for a, n in list(zip(free, parts, strict=True))[fit:] if shape[dim] > 1]
             if fit or target is None:
                 placed[dim] = tuple(free[:fit])
                 decided.add(dim)
@@ -174,9 +259,35 @@ def assign_largest(axis: str | None, placed: Placed, shape: Sequence[int], sizes
         return []
     fits = [dim for dim in range(skip, len(shape)) if not placed[dim] and shape[dim] % sizes[axis] == 0]
     if not fits:
-        return [Miss(None, axis)]
+        return [Miss(None, axis, sizes[axis])]
     placed[max(fits, key=lambda dim: shape[dim])] = (axis,)
     return []
+
+
+def assign_beside(axes: Sequence[str], placed: Placed, shape: Sequence[int], sizes, skip: int) -> list[Miss]:
+    """Give all of `axes` that an array leaves unused to one dimension, in place: the largest that is whole, else the
+    largest part of one that is split. Where none divides by them all, the last ones alone: they are the fast links.
+    """
+    used = set(itertools.chain(*placed))
+    free = [a for a in axes if sizes.get(a, 1) > 1 and a not in used]
+    left = {dim: shape[dim] // math.prod(sizes[a] for a in placed[dim]) for dim in range(skip, len(shape))}
+    for start in range(len(free)):
+        fits = [dim for dim, size in left.items() if size % math.prod(sizes[a] for a in free[start:]) == 0]
+        if fits:
+            best = max(fits, key=lambda dim: (not placed[dim], left[dim]))
+            placed[best] = (*placed[best], *free[start:])
+            return [Miss(None, a, sizes[a]) for a in free[:start]]
+    return [Miss(None, a, sizes[a]) for a in free]
+
+
+def taken(table, axes: Sequence[str | None], placed: Placed, sizes) -> Iterator[tuple[int, int, str]]:
+    """Each dimension left whole because another has the mesh axis of its first row: both, and the axis."""
+    rows = dict(reversed(table))  # the first row of each name
+    holder = {axis: dim for dim, names in enumerate(placed) for axis in names}
+    for dim, name in enumerate(axes):
+        wanted = [a for a in _names(rows.get(name)) if sizes.get(a, 1) > 1]
+        if wanted and not placed[dim] and all(a in holder for a in wanted):
+            yield dim, holder[wanted[0]], wanted[0]
 
 
 def partition(placed: Placed) -> PartitionSpec:
@@ -185,34 +296,61 @@ def partition(placed: Placed) -> PartitionSpec:
 
 
 def resolve(mesh: AnyMesh, rules: Rules | str | None) -> tuple[AnyMesh, Rules]:
-    """The mesh with Auto axes, and the rules: None is `DEFAULT`, a string names one of `TABLES`.
+    """The mesh with Auto axes, and the rules: None is `DEFAULT`, a string is read by `table`.
 
     Raises:
-      ConfigError: an unknown table, a row for a mesh axis that does not exist, or a mesh axis that no
-        row names (its devices would all do the same work).
+      ConfigError: an unknown table, one whose mesh axis this mesh has not, a row for a mesh axis that does not
+        exist, or a mesh axis that no row names (its devices would all do the same work).
     """
-    mesh = automatic(mesh)
+    mesh, given = automatic(mesh), rules
     if rules is None:
         rules = DEFAULT
     elif isinstance(rules, str):
-        if rules not in TABLES:
-            near = nearest(rules, TABLES)
-            raise ConfigError(f"rules {rules!r}: no such table{near}; there are {', '.join(TABLES)}")
-        rules = TABLES[rules]
+        rules = table(rules)
     elif not isinstance(rules, Rules):
-        raise ConfigError(f"rules: expected Rules or one of {', '.join(TABLES)}; got {type(rules).__name__}")
-    named = {axis for _, target in rules.rows for axis in _names(target)} | {*_names(rules.unannotated)}
+        raise ConfigError(f"rules: expected Rules or one of {LISTED}; got {type(rules).__name__}")
+    named = {axis for _, target in rules.rows for axis in _names(target)} | {*_names(rules.unannotated), *rules.beside}
     known = {*AXES, *mesh.axis_names}
     for axis in sorted(named - known):
         near = nearest(axis, known)
-        raise ConfigError(f"rules: there is no mesh axis {axis!r}{near}; this mesh is {describe(mesh)}")
+        rows = [row for row in rules.rows if axis in _names(row[1])]
+        where = f" (row {rows[0]!r})" if rows else ""
+        raise ConfigError(
+            f"rules: there is no mesh axis {axis!r}{near}{where}; this mesh is {describe(mesh)}, and other axes "
+            f"are {', '.join(name for name in AXES if name not in mesh.axis_names)}"
+        )
+    if isinstance(given, str):
+        _has_axes(given, mesh)
+    computed = {axis for _, target in rules.rows for axis in _names(target)} | {*_names(rules.unannotated)}
     for axis, size in mesh.shape.items():
-        if size > 1 and axis not in named:
+        if size > 1 and axis not in computed:
             raise ConfigError(
                 f"mesh {describe(mesh)}: no rule uses axis {axis!r}, so its {size} devices would all do the "
-                f"same work; add a row such as ('batch', {axis!r}) to the rules, or choose another mesh"
+                f"same work; {_remedy(given, axis, size, mesh)}"
             )
     return mesh, rules
+
+
+def _has_axes(name: str, mesh: AnyMesh) -> None:
+    """Raise where a table would do nothing on this mesh: asked for FSDP, one should not get data parallelism."""
+    for part in (part.strip() for part in name.split("+")):
+        axis = PIECES[part].axis if part in PIECES else None
+        if axis is not None and axis not in mesh.axis_names:
+            size = math.prod(mesh.shape.values())
+            raise ConfigError(
+                f"rules {name!r}: {part!r} splits over the mesh axis {axis!r}, which mesh {describe(mesh)} has not; "
+                f"a mesh such as {axis}={size} has"
+            )
+
+
+def _remedy(given: Rules | str | None, axis: str, size: int, mesh: AnyMesh) -> str:
+    """What makes use of a mesh axis that these rules leave out."""
+    part = axis if axis in PIECES else next((name for name, piece in PIECES.items() if piece.axis == axis), None)
+    if isinstance(given, str) and part is not None:
+        sizes = {**mesh.shape, "data": mesh.shape.get("data", 1) * size}
+        other = ",".join(f"{name}={sizes[name]}" for name in AXES if name in sizes and name != axis)
+        return f"use rules {f'{given}+{part}'!r}, or mesh {other}"
+    return f"add a row such as ('batch', {axis!r}) to the rules, or choose another mesh"
 
 
 def unknown(rules: Rules, axes: Sequence[str | None]) -> Iterator[str]:

@@ -2,15 +2,28 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sapwood.core.errors import ConfigError
 from sapwood.core.paths import join
 from sapwood.parallel.mesh import AnyMesh, automatic
-from sapwood.parallel.rules import Miss, Placed, Rules, assign, assign_largest, partition, resolve, unknown
+from sapwood.parallel.rules import (
+    Miss,
+    Placed,
+    Rules,
+    assign,
+    assign_beside,
+    assign_largest,
+    describe,
+    partition,
+    resolve,
+    taken,
+    unknown,
+)
 
 
 class ShardingWarning(UserWarning):
@@ -35,22 +48,67 @@ def param_shardings(spec: Any, mesh: AnyMesh, rules: Rules | str | None = None) 
     ((None, 'fsdp'), (None,))
 
     Raises:
-      ConfigError: mesh and rules do not fit together (see `parallel.rules.resolve`).
+      ConfigError: mesh and rules do not fit together (see `parallel.rules.resolve`), or `Rules.strict` and
+        something does not divide.
     """
     mesh, rules = resolve(mesh, rules)
+    return _each(spec, mesh, rules, layout)
+
+
+def moment_shardings(spec: Any, mesh: AnyMesh, rules: Rules | str | None = None) -> Any:
+    """The same for what is kept beside the parameters: moments, running means, and gradients once they are summed.
+
+    Each lies as its parameter does, and is split further over the mesh axes in `Rules.beside` (ZeRO-1). What those do
+    not divide is whole, with a `ShardingWarning`.
+
+    >>> import jax, sapwood.parallel as parallel
+    >>> from jax.sharding import AbstractMesh
+    >>> mesh, spec = AbstractMesh((8,), ("data",)), {"kernel": jax.ShapeDtypeStruct((256, 1024), "float32")}
+    >>> tuple(parallel.param_shardings(spec, mesh, "zero1")["kernel"].spec)
+    (None, None)
+    >>> tuple(parallel.moment_shardings(spec, mesh, "zero1")["kernel"].spec)
+    (None, 'data')
+
+    Raises:
+      ConfigError: mesh and rules do not fit together, or `Rules.strict` and something does not divide.
+    """
+    mesh, rules = resolve(mesh, rules)
+    return _each(spec, mesh, rules, layout_beside)
+
+
+def _each(spec: Any, mesh: AnyMesh, rules: Rules, layout_of: Callable) -> Any:
+    """The sharding of every leaf. What could not be as the rules mean it is a warning, or the error of strict rules."""
     notes: dict[str, list[str]] = {}
+    what = "" if layout_of is layout else "what is kept beside "
 
     def place(path, leaf) -> NamedSharding:
-        placed, missed, axes = layout(leaf, mesh, rules)
-        for text in (*lost(missed, axes, leaf.shape, mesh.shape), *unknown(rules, axes)):
+        placed, missed, axes = layout_of(leaf, mesh, rules)
+        said = [*lost(missed, axes, leaf.shape, mesh.shape)]
+        if layout_of is layout:
+            said += unknown(rules, axes)
+            said += clash(rules, axes, leaf.shape, placed, mesh.shape) if rules.strict else ()
+        for text in said:
             notes.setdefault(text, []).append(jax.tree_util.keystr(path, simple=True, separator="/"))
         return NamedSharding(mesh, partition(placed))
 
     shardings = jax.tree_util.tree_map_with_path(place, spec)
+    lines = []
     for text, paths in notes.items():
         more = f" and {len(paths) - 1} more like it" if len(paths) > 1 else ""
-        warnings.warn(f"{paths[0] or join(())}{more}: {text}", ShardingWarning, stacklevel=2)
+        lines.append(f"{what}{paths[0] or join(())}{more}: {text}")
+    refuse(lines, mesh, rules)
+    for line in lines:
+        warnings.warn(line, ShardingWarning, stacklevel=3)
     return shardings
+
+
+def refuse(lines: Sequence[str], mesh: AnyMesh, rules: Rules) -> None:
+    """Under strict rules what would be a warning is an error."""
+    if rules.strict and lines:
+        raise ConfigError(
+            f"mesh {describe(mesh)}, strict rules: {'; '.join(lines)}. Change those sizes or the mesh, add a row "
+            "(name, None) for what is to be whole, or let Rules(strict=False) leave it whole with a warning"
+        )
 
 
 def state_shardings(spec: Any, mesh: AnyMesh) -> Any:
@@ -76,7 +134,11 @@ def layout(leaf: Any, mesh: AnyMesh, rules: Rules) -> tuple[Placed, list[Miss], 
     named = getattr(leaf, "axes", None)
     axes = tuple(named) if named is not None else stacked + (None,) * (len(shape) - len(stacked))
     if _elements(shape, axes, len(stacked), rules) < rules.min_size:
-        return [()] * len(shape), [], axes
+        # What it is a stack of may still be split: a stage of a pipeline has no use for the biases of another.
+        placed, missed = assign(
+            rules.table, (*axes[: len(stacked)], *(None,) * (len(shape) - len(stacked))), shape, mesh.shape
+        )
+        return placed, missed, axes
     placed, missed = assign(rules.rows, axes, shape, mesh.shape)
     if named is None:
         missed += assign_largest(rules.unannotated, placed, shape, mesh.shape, len(stacked))
@@ -84,16 +146,37 @@ def layout(leaf: Any, mesh: AnyMesh, rules: Rules) -> tuple[Placed, list[Miss], 
 
 
 def _elements(shape: tuple[int, ...], axes: tuple[str | None, ...], stacked: int, rules: Rules) -> int:
-    """Elements that decide whether a parameter is small: layer axes, which never shard, do not count."""
-    sharded = {name for name, target in rules.rows if target is not None}
+    """Elements that decide whether a parameter is small: layer axes, of which a layer has one, do not count."""
+    sharded = {name for name, target in rules.rows if target is not None} - {"layers"}
     return math.prod(size for dim, size in enumerate(shape) if dim >= stacked or axes[dim] in sharded)
+
+
+def layout_beside(leaf: Any, mesh: AnyMesh, rules: Rules) -> tuple[Placed, list[Miss], tuple[str | None, ...]]:
+    """The same for what lies beside a parameter, lost by `Rules.beside` alone."""
+    placed, _, axes = layout(leaf, mesh, rules)
+    stacked = len(getattr(leaf, "stacked", ()))
+    if _elements(leaf.shape, axes, stacked, rules) < rules.min_size:
+        return placed, [], axes
+    return placed, assign_beside(rules.beside, placed, leaf.shape, mesh.shape, stacked), axes
 
 
 def lost(missed: list[Miss], axes: Sequence, shape: Sequence[int], sizes: Mapping) -> Iterable[str]:
     """One sentence for every mesh axis that could not be used."""
-    for dim, mesh_axis in missed:
+    for dim, mesh_axis, parts in missed:
         by = f"{mesh_axis}={sizes[mesh_axis]}"
         if dim is None:
             yield f"no dimension of {tuple(shape)} divides by {by}: left whole"
         else:
-            yield f"dimension {dim} ({axes[dim]!r}, size {shape[dim]}) does not divide by {by}: left whole"
+            size = shape[dim]
+            below, above = size - size % parts, size - size % parts + parts
+            near = f"{below} or {above} would divide" if below else f"{above} would divide"
+            yield f"dimension {dim} ({axes[dim]!r}, size {size}) does not divide by {by}: left whole; {near}"
+
+
+def clash(rules: Rules, axes: Sequence, shape: Sequence[int], placed: Placed, sizes: Mapping) -> Iterable[str]:
+    """One sentence for every dimension whose mesh axis another dimension of the array has taken."""
+    for dim, other, mesh_axis in taken(rules.table, axes, placed, sizes):
+        yield (
+            f"the rows of {axes[other]!r} and {axes[dim]!r} ask for mesh axis {mesh_axis!r} twice: dimension {other} "
+            f"(size {shape[other]}) has it, dimension {dim} (size {shape[dim]}) is left whole"
+        )

@@ -4,6 +4,7 @@ from sapwood.train import callbacks, losses, metrics
 from sapwood.train.callbacks import Callback, EarlyStopping, Event, OnEpoch, StopAt, TimeLimit
 from sapwood.train.checkpoints import Checkpoints
 from sapwood.train.checks import Flags
+from sapwood.train.layout import layout
 from sapwood.train.loop import Result, fit
 from sapwood.train.metrics import Last, Mean, Metric
 from sapwood.train.next_token import NextToken, next_token
@@ -35,6 +36,7 @@ __all__ = [
     "Trainer",
     "callbacks",
     "fit",
+    "layout",
     "losses",
     "metrics",
     "next_token",

@@ -1,5 +1,6 @@
 """The birth of a training state: shapes and shardings from the declarations alone, then every array in its place."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from sapwood import parallel
 from sapwood.core.init import init_declared, quick
 from sapwood.core.rng import as_key
 from sapwood.core.spec import Spec, spec
-from sapwood.train import trainable
+from sapwood.train import offload, trainable
 from sapwood.train.state import TrainState
 
 
@@ -73,16 +74,47 @@ def _complete(trainer: Any, key: Any, params: dict, state: dict) -> TrainState:
 
 def _shardings(trainer: Any, declared: Spec, shapes: TrainState) -> TrainState:
     params = parallel.param_shardings(declared.params, trainer.mesh, trainer.rules)
-    trained, _ = trainable.split(params, trainer.trainable)
-    structs, _ = trainable.split(shapes.params, trainer.trainable)
+    beside = _beside(trainer, declared, params, shapes.params)
     whole = parallel.replicated(trainer.mesh)
     return TrainState(
         step=whole,
         params=params,
         state=parallel.state_shardings(declared.state, trainer.mesh),
-        opt_state=parallel.opt_shardings(trainer.optimizer, structs, trained, trainer.mesh),
+        opt_state=beside.opt_state if trainer.offload is None else offload.on_host(beside.opt_state, shapes.opt_state),
         rng=whole,
-        ema=None if trainer.ema is None else trained,
+        ema=None if trainer.ema is None else beside.moments,
         scale=jax.tree.map(lambda _: whole, shapes.scale),
         ok=None if shapes.ok is None else whole,
     )
+
+
+class Beside(NamedTuple):
+    """Shardings of the parameters that train, of what is kept beside them, and of the optimizer's state on the devices.
+
+    `host` is where the optimizer's state is between steps, if not there.
+    """
+
+    params: dict
+    moments: dict
+    opt_state: Any
+    host: Any = None
+
+
+def _beside(trainer: Any, declared: Spec, params: dict, shapes: dict) -> Beside:
+    moments = parallel.moment_shardings(declared.params, trainer.mesh, trainer.rules)
+    params, moments, structs = (trainable.split(tree, trainer.trainable)[0] for tree in (params, moments, shapes))
+    return Beside(params, moments, parallel.opt_shardings(trainer.optimizer, structs, moments, trainer.mesh))
+
+
+def beside(trainer: Any, state: TrainState, batch: Any) -> Beside | None:
+    """What a step must be told of these shardings; None where all lies as the parameters do, which XLA sees itself."""
+    if trainer.offload is None and (trainer.place is None or not trainer.place.rules.beside):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", parallel.ShardingWarning)  # given when the state was laid out
+        declared = spec(trainer.objective, jax.eval_shape(lambda x: x, batch), policy=trainer.policy)
+        params = parallel.param_shardings(declared.params, trainer.mesh, trainer.rules)
+        found = _beside(trainer, declared, params, state.params)
+    if trainer.offload is None:
+        return found
+    return found._replace(host=offload.on_host(found.opt_state, state.opt_state))

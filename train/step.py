@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sapwood.train import checks, learning_rate
+from sapwood.train import birth, checks, learning_rate
 from sapwood.train.accumulate import accumulate
 from sapwood.train.forward import Pass, forward
 from sapwood.train.scaling import all_finite
@@ -19,12 +19,17 @@ def train_step(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState,
     trained, frozen = split(state.params, trainer.trainable)
     key = jax.random.fold_in(state.rng, state.step)  # dropped by the compiler where the model draws nothing
     scale = None if state.scale is None else state.scale.scale
+    beside = birth.beside(trainer, state, batch)
+    if beside is not None and beside.host is not None:
+        state = state.replace(opt_state=jax.device_put(state.opt_state, beside.opt_state))
 
     def loss(trained: dict, model_state: dict, key: Any, batch: Any) -> tuple[jax.Array, Pass]:
         out = forward(trainer, join(trained, frozen), model_state, key, batch, train=True)
         return (out.loss if scale is None else out.loss * scale), out
 
     gradient, plain = jax.grad(loss, has_aux=True), lambda *args: (None, loss(*args)[1])
+    if beside is not None:
+        gradient = _in_pieces(gradient, beside)
     if trainer.accumulate > 1:
         gradient, plain = accumulate(gradient, trainer.accumulate), accumulate(plain, trainer.accumulate)
     grads, out = gradient(trained, state.state, key, batch)
@@ -35,16 +40,33 @@ def train_step(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState,
         finite = None if scale is None else all_finite(grads)
         if trainer.clip is not None:
             grads, metrics["gradient_norm"] = clip(grads, trainer.clip)
+        if beside is not None:  # each device updates its pieces, and the parameters are gathered again
+            trained = jax.lax.with_sharding_constraint(trained, beside.moments)
         updates, opt_state = optax.with_extra_args_support(trainer.optimizer).update(
             grads, state.opt_state, trained,
             value=out.loss, grad=grads, value_fn=lambda trained: plain(trained, state.state, key, batch)[1].loss,
         )  # fmt: skip
         trained: Any = optax.apply_updates(trained, updates)
-        after = state.replace(params=join(trained, frozen), state=out.state, opt_state=opt_state)
+        after = state.replace(state=out.state, opt_state=opt_state)
         if trainer.ema is not None:
             after = after.replace(ema=optax.incremental_update(trained, state.ema, 1 - trainer.ema))
-        after, metrics = _gate(trainer, state, after, out, finite, metrics)
-        return after.replace(step=state.step + 1), {**metrics, **learning_rate.logged(after.opt_state)}
+        if beside is not None:
+            trained = jax.lax.with_sharding_constraint(trained, beside.params)
+        after, metrics = _gate(trainer, state, after.replace(params=join(trained, frozen)), out, finite, metrics)
+        metrics = {**metrics, **learning_rate.logged(after.opt_state)}
+        if beside is not None and beside.host is not None:
+            after = after.replace(opt_state=jax.device_put(after.opt_state, beside.host))
+        return after.replace(step=state.step + 1), metrics
+
+
+def _in_pieces(gradient: Any, beside: birth.Beside) -> Any:
+    """The same gradient, summed over the devices straight into the pieces that each of them updates."""
+
+    def pieces(*args: Any) -> tuple[Any, Pass]:
+        grads, out = gradient(*args)
+        return jax.lax.with_sharding_constraint(grads, beside.moments), out
+
+    return pieces
 
 
 def clip(grads: Any, limit: float) -> tuple[Any, jax.Array]:

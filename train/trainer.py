@@ -10,7 +10,7 @@ import jax
 from sapwood import parallel
 from sapwood.core.errors import ConfigError
 from sapwood.core.policy import Policy, as_policy
-from sapwood.train import birth, evaluation, host_memory, loop, programs, trainable
+from sapwood.train import birth, evaluation, host_memory, loop, offload, programs, trainable
 from sapwood.train.scaling import LossScale
 from sapwood.train.state import TrainState
 from sapwood.train.step import train_step
@@ -24,7 +24,8 @@ class Trainer:
         objective: a pure function ``(v, batch) -> (loss, metrics)``; `supervised` makes one.
         optimizer: any optax transformation; it is given ``value``, ``grad`` and ``value_fn``, so `reduce_on_plateau`
             and L-BFGS with its line search work.
-        mesh, rules: where arrays live (`sapwood.mesh`, `sapwood.parallel.Rules`); None is one device.
+        mesh, rules: where arrays live: `sapwood.mesh` or its string, "replica=2,fsdp=2,tensor=2"; the name of a table,
+            "fsdp+tensor", or `sapwood.parallel.Rules`. None is one device; without rules they follow the mesh.
         policy: a `Policy` or a compute dtype; "float16" brings dynamic loss scaling.
         trainable: path patterns of what trains ("head", "**/lora_*", ("!stem", ...)); None is everything.
         ema: decay of a running mean of the parameters, which evaluation then uses.
@@ -33,6 +34,7 @@ class Trainer:
         learning_rate: the schedule or number given to the optimizer, once more, to be logged; not needed where the
             optimizer is made with `optax.inject_hyperparams`.
         scaling: how the loss scale of float16 moves; made by default for a float16 policy.
+        offload: "optimizer" keeps the optimizer's state in the host's memory between steps; needs a mesh.
         jit: False runs every step as plain Python, so that a breakpoint in a layer stops there.
         checks: collect `v.check` and the finiteness of the loss on the device; a failure raises `CheckError`.
 
@@ -61,6 +63,7 @@ class Trainer:
     clip: float | None = None
     learning_rate: Any = None
     scaling: LossScale | None = None
+    offload: str | None = None
     jit: bool = True
     checks: bool = True
 
@@ -83,6 +86,9 @@ class Trainer:
             )
         if self.rules is not None and self.mesh is None:
             raise ConfigError(f"Trainer(rules={self.rules!r}) needs mesh=: rules map logical axes onto a mesh's")
+        if isinstance(self.mesh, str):
+            object.__setattr__(self, "mesh", parallel.mesh(self.mesh))
+        offload.check(self.offload, self.mesh)
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"Trainer(ema={self.ema}): a decay between 0 and 1, such as 0.999, is expected")
         if self.accumulate != int(self.accumulate) or self.accumulate < 1:
@@ -119,6 +125,8 @@ class Trainer:
     def evaluate(self, state: TrainState, data: Any, batch_size: int | None = None) -> dict[str, Any]:
         """The metrics over a whole data set, exact whatever the batch size and the mesh.
 
+        As in training, "loss" is the objective's own, and "auxiliary_loss" what layers add to it in this mode: each
+        batch's, weighed by its examples. (A mixture of experts adds its losses in training alone.)
         ``data`` is a data set or anything `sapwood.data.load` takes. The running mean of the parameters is used where
         there is one. Raises `DataError` for an empty data set, `CheckError` where a check fails.
         """

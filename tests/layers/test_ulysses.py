@@ -115,9 +115,9 @@ def ways(monkeypatch):
     [
         (None, "data=2,sequence=4", 4, ["ring_attention"]),
         ("ulysses", "data=2,sequence=4", 4, ["ulysses_attention"]),
-        ("ulysses", "data=2,sequence=2,tensor=2", 4, ["ulysses_attention"]),
-        ("ulysses", "data=4,tensor=2", 4, []),
-        ("data", "data=2,sequence=4", 4, ["ring_attention"]),
+        ("ulysses+tensor", "data=2,sequence=2,tensor=2", 4, ["ulysses_attention"]),
+        ("ulysses+tensor", "data=4,sequence=1,tensor=2", 4, []),
+        ("data+sequence", "data=2,sequence=4", 4, ["ring_attention"]),
     ],
 )
 def test_the_rules_choose_the_way(rules, mesh, heads, way, ways, weights):

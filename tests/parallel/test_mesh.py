@@ -162,6 +162,16 @@ def test_across_slices_only_the_outer_axis_crosses(text):
     assert [set(part.flat) for part in half] in ([{0}, {1}], [{1}, {0}])
 
 
+def test_two_axes_may_share_the_slices():
+    from sapwood.parallel.mesh import _across_slices
+
+    grid = _across_slices({"replica": 2, "data": 4, "tensor": 2}, 4, _slices(4, 4)).devices
+    slice_of = np.vectorize(lambda d: d.slice_index)(grid)
+    for block in (slice_of[r, 2 * d : 2 * d + 2] for r in range(2) for d in range(2)):
+        assert len(set(block.flat)) == 1
+    assert len(set(slice_of.flat)) == 4
+
+
 def test_across_slices_some_axis_must_fit():
     from sapwood.parallel.mesh import _across_slices
 

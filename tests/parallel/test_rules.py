@@ -10,7 +10,19 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from sapwood.core.errors import ConfigError
-from sapwood.parallel.rules import DEFAULT, TABLES, Miss, Rules, assign, assign_largest, resolve, unknown
+from sapwood.parallel.rules import (
+    DEFAULT,
+    PIECES,
+    TABLES,
+    Miss,
+    Rules,
+    assign,
+    assign_beside,
+    assign_largest,
+    resolve,
+    table,
+    unknown,
+)
 
 
 def on(**sizes):
@@ -108,8 +120,8 @@ def test_of_several_mesh_axes_as_many_from_the_left_as_divide():
 
 def test_what_was_lost_is_what_stays_unused():
     sizes = {"fsdp": 8, "tensor": 3}
-    assert assign(DEFAULT.rows, ("embed", "mlp"), (100, 300), sizes)[1] == [Miss(0, "fsdp")]
-    assert assign(DEFAULT.rows, ("embed", "mlp"), (100, 304), sizes)[1] == [Miss(1, "tensor")]
+    assert assign(DEFAULT.rows, ("embed", "mlp"), (100, 300), sizes)[1] == [Miss(0, "fsdp", 8)]
+    assert assign(DEFAULT.rows, ("embed", "mlp"), (100, 304), sizes)[1] == [Miss(1, "tensor", 3)]
     assert assign(DEFAULT.rows, ("embed",), (1,), sizes)[1] == []  # nobody expects a broadcast dimension to split
 
 
@@ -137,7 +149,7 @@ def test_the_largest_dimension_that_divides():
     assert assign_largest("fsdp", placed, (24, 100, 48), {"fsdp": 8}, skip=0) == []
     assert placed == [(), (), ("fsdp",)]
     placed = [(), ()]
-    assert assign_largest("fsdp", placed, (7, 9), {"fsdp": 8}, skip=0) == [Miss(None, "fsdp")]
+    assert assign_largest("fsdp", placed, (7, 9), {"fsdp": 8}, skip=0) == [Miss(None, "fsdp", 8)]
     placed = [(), ()]
     assert assign_largest("fsdp", placed, (64, 16), {"fsdp": 8}, skip=1) == []
     assert placed == [(), ("fsdp",)]
@@ -185,7 +197,9 @@ def test_resolve_names_what_does_not_fit():
     assert resolve(mesh, "data") == (mesh, TABLES["data"])
     with pytest.raises(ConfigError, match="no such table; did you mean 'fsdp'"):
         resolve(mesh, "fdsp")
-    with pytest.raises(ConfigError, match="expected Rules or one of default, data, fsdp, tensor, ulysses; got dict"):
+    with pytest.raises(
+        ConfigError, match=r"expected Rules or one of default, data, .* joined by \+, such as fsdp\+tensor; got dict"
+    ):
         resolve(mesh, {})
     with pytest.raises(ConfigError, match="there is no mesh axis 'dta'; did you mean 'data'"):
         resolve(mesh, Rules((("batch", "dta"),)))
@@ -213,3 +227,77 @@ def test_every_axis_name_that_layers_and_models_use_is_in_the_default_table(root
     names = set(re.findall(r'"([a-z_]+)"', " ".join(tuples)))
     assert {"embed", "heads"} <= names
     assert list(unknown(DEFAULT, sorted(names))) == []
+
+
+# ---- named tables ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_splits_the_batch_over_all_axes_of_data(name):
+    mesh = on(replica=2, data=2, fsdp=2, expert=2, tensor=2, sequence=2)
+    expected = ("replica", "data", "fsdp", "expert")
+    assert tuple(TABLES[name].activation(("batch",), (64,), mesh)) == (expected,)
+
+
+def test_names_joined_by_plus_are_one_table_in_any_order():
+    for size in (2, 3):
+        for names in itertools.combinations(PIECES, size):
+            tables = {table("+".join(order)) for order in itertools.permutations(names)}
+            assert len(tables) == 1
+            (rules,) = tables
+            assert set(rules.stored) == {row for name in names for row in PIECES[name].stored}
+            known = [name for name, target in rules.table if target is not None]
+            assert len(known) == len(set(known))
+    mesh = on(data=2, fsdp=2, tensor=2, sequence=2)
+    rules = table("fsdp + tensor+ulysses")
+    assert tuple(rules.parameter(("embed", "mlp"), (8, 8), mesh)) == ("fsdp", "tensor")
+    assert tuple(rules.activation(("length", "attention_heads"), (8, 8), mesh)) == (None, ("tensor", "sequence"))
+    assert table("fsdp+tensor+sequence+expert+pipeline") == DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rules", "message"),
+    [
+        ({"data": 8}, "fsdp+tesnor", "no such table 'tesnor'; did you mean 'tensor'?; there are default, data"),
+        (
+            {"data": 8},
+            "fsdp",
+            "'fsdp' splits over the mesh axis 'fsdp', which mesh data=8 has not; a mesh such as fsdp=8",
+        ),
+        ({"data": 4, "tensor": 2}, "data", "use rules 'data.tensor', or mesh data=8"),
+        (
+            {"fsdp": 4, "sequence": 2},
+            "zero1",
+            "no rule uses axis 'sequence', so its 2 devices .* 'zero1.sequence', or mesh data=2,fsdp=4",
+        ),
+        (
+            {"data": 8},
+            Rules((("mlp", "tnsor"),)),
+            r"no mesh axis 'tnsor'; did you mean 'tensor'.*\(row \('mlp', 'tnsor'\)\)",
+        ),
+    ],
+)
+def test_a_table_that_does_not_fit_says_what_would(sizes, rules, message):
+    with pytest.raises(ConfigError, match=message.replace("?;", r"\?;")):
+        resolve(on(**sizes), rules)
+
+
+def test_a_mesh_axis_twice_for_one_dimension():
+    message = r"row \('mlp', \('tensor', 'tensor'\)\) asks for mesh axis 'tensor' twice; once is enough: 'tensor'"
+    with pytest.raises(ConfigError, match=message):
+        Rules((("mlp", ("tensor", "tensor")),))
+    with pytest.raises(ConfigError, match=r"Rules.beside asks for mesh axis 'data' twice"):
+        Rules((), beside=("data", "fsdp", "data"))
+
+
+def test_what_lies_beside_goes_to_one_dimension_by_the_fast_links_first():
+    sizes = {"replica": 3, "data": 4, "tensor": 2}
+    axes = ("replica", "data", "fsdp")
+    for shape, before, after, missed in (
+        ((24, 12), [(), ()], [("replica", "data"), ()], []),
+        ((8, 4), [(), ()], [("data",), ()], [Miss(None, "replica", 3)]),
+        ((48, 5), [("tensor",), ()], [("tensor", "replica", "data"), ()], []),
+        ((5, 7), [(), ()], [(), ()], [Miss(None, "replica", 3), Miss(None, "data", 4)]),
+    ):
+        assert assign_beside(axes, before, shape, sizes, 0) == missed
+        assert before == after

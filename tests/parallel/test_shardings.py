@@ -17,8 +17,10 @@ from sapwood.parallel import (
     batch_sharding,
     mesh,
     param_shardings,
+    placement,
     replicated,
     state_shardings,
+    table,
 )
 
 
@@ -89,8 +91,10 @@ def test_what_does_not_divide_is_whole_and_one_warning_says_which():
         found = param_shardings({"blocks": blocks, "odd": param(999, 333)}, mesh("fsdp=8"))
     assert set(jax.tree.leaves(specs(found), is_leaf=lambda x: isinstance(x, tuple))) == {(None, None)}
     assert [str(w.message) for w in caught] == [
-        "blocks/0/up and 2 more like it: dimension 0 ('embed', size 100) does not divide by fsdp=8: left whole",
-        "blocks/0/up and 2 more like it: dimension 1 ('mlp', size 999) does not divide by fsdp=8: left whole",
+        "blocks/0/up and 2 more like it: dimension 0 ('embed', size 100) does not divide by fsdp=8: left whole; "
+        "96 or 104 would divide",
+        "blocks/0/up and 2 more like it: dimension 1 ('mlp', size 999) does not divide by fsdp=8: left whole; "
+        "992 or 1000 would divide",
         "odd: no dimension of (999, 333) divides by fsdp=8: left whole",
     ]
     assert caught[0].filename == __file__
@@ -146,3 +150,30 @@ def test_a_mesh_of_the_user_with_other_names_and_rules_for_it():
     assert specs(param_shardings(spec, m, rules)) == {"named": (None, "y"), "plain": ("x", None)}
     with pytest.raises(ConfigError, match="no rule uses axis 'x'"):
         param_shardings(spec, m)
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "message"),
+    [
+        (
+            ("embed", "heads", "kv"),
+            (64, 6, 64),
+            r"q: dimension 1 \('heads', size 6\) does not divide by tensor=4: left whole; 4 or 8 would divide",
+        ),
+        (
+            ("vocab", "mlp"),
+            (512, 256),
+            r"q: the rows of 'vocab' and 'mlp' ask for mesh axis 'tensor' twice: dimension 0 \(size 512\) has it",
+        ),
+    ],
+)
+def test_strict_rules_make_an_error_of_what_is_left_whole(axes, shape, message):
+    strict = replace(table("tensor"), strict=True)
+    with pytest.raises(ConfigError, match=r"mesh data=2,tensor=4, strict rules: " + message):
+        param_shardings({"q": param(*shape, axes=axes)}, mesh("data=2,tensor=4"), strict)
+
+
+def test_strict_rules_hold_for_activations():
+    place = placement(mesh("data=2,tensor=4"), replace(table("tensor"), strict=True))
+    with pytest.raises(ConfigError, match=r"activation \('batch', 'mlp'\) of shape \(4, 6\): .* 4 or 8 would divide"):
+        place(("batch", "mlp"), (4, 6))
