@@ -8,7 +8,7 @@ arXiv:2411.09009; Hsu et al. 2024, "Liger Kernel", arXiv:2410.10989).
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,13 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sapwood.core.errors import DataError
+from sapwood.parallel.per_device import per_device
+from sapwood.parallel.place import shards, split_over
 
 ELEMENTS = 2**25
 """How many logits are held at once on each device: 128 MiB in float32."""
+
+Names = tuple[str, ...]
 
 
 class LinearCrossEntropy(NamedTuple):
@@ -46,8 +50,11 @@ def linear_cross_entropy(
     x, kernel and bias alone. Logits, softmax and sums are float32. A position of weight zero does not count.
 
     ``chunk`` positions of the length are done at a time, by default as many as make `ELEMENTS` logits. On a mesh,
-    ``sharding`` is that of x, split over the batch: each device then sums the kernel's gradient over its own examples
-    and they meet once; without it they would meet after every chunk. Raises `DataError` for shapes that do not fit.
+    ``sharding`` is that of the logits `(batch, length, classes)` that are never made whole: each device has its own
+    examples, positions and classes. For each chunk the devices of other classes agree on the largest logit and on the
+    sum of exponentials, one number a position each; the kernel's gradient is summed over a device's own positions and
+    meets the others' once. Without it they would meet after every chunk. (Vocabulary parallelism: Shoeybi et al. 2019,
+    "Megatron-LM", arXiv:1909.08053.) Raises `DataError` for shapes that do not fit or that the mesh does not divide.
 
     >>> x, labels = jnp.zeros((1, 2, 3)), jnp.array([[0, 1]])
     >>> out = linear_cross_entropy(x, jnp.ones((3, 4)), labels)
@@ -64,7 +71,18 @@ def linear_cross_entropy(
     weight = jnp.ones(labels.shape, jnp.float32) if weight is None else weight.astype(jnp.float32)
     if bias.shape != kernel.shape[1:] or weight.shape != labels.shape:
         raise DataError(f"linear_cross_entropy: bias (classes,) and weight (batch, length) are expected, got {shapes}")
+    _divides((*labels.shape, kernel.shape[1]), sharding)
     return _summed(chunk, sharding, x, kernel, bias, labels, weight)
+
+
+def _divides(shape: tuple[int, ...], sharding: NamedSharding | None) -> None:
+    for dim, (size, what) in enumerate(zip(shape, ("examples", "positions", "classes"), strict=True)):
+        if size % (n := shards(sharding, dim)):
+            axes = ",".join(split_over(sharding, dim))
+            raise DataError(
+                f"linear_cross_entropy: {size} {what} do not divide over {n} devices of mesh axis {axes}; take "
+                f"{size + -size % n}, or leave dimension {dim} of the sharding whole"
+            )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -85,40 +103,44 @@ _summed.defvjp(_forward, _backward)
 
 
 def _everywhere(chunk: int | None, sharding: NamedSharding | None, train: bool, *arrays: Any) -> tuple[Any, Any]:
-    """`_local` on each shard of the batch, and the sums over the shards."""
-    batch = None if sharding is None or not sharding.spec else sharding.spec[0]
-    if sharding is None or not batch:
-        return _local(chunk, train, *arrays)
-    axes = (batch,) if isinstance(batch, str) else tuple(batch)
-    shards = math.prod(sharding.mesh.shape[axis] for axis in axes)
-    scatter = arrays[1].shape[0] % shards == 0
+    """`_local` on each device's examples, positions and classes, and the sums over the devices."""
+    batch, length, classes = (split_over(sharding, dim) for dim in range(3))
+    if sharding is None or not (batch or length or classes):
+        return _local(chunk, train, (), *arrays)
+    tokens = (*batch, *length)  # the mesh axes whose devices have other positions
+    scatter = arrays[1].shape[0] % math.prod(sharding.mesh.shape[axis] for axis in tokens) == 0
 
     def local(*arrays: Any) -> tuple[Any, Any]:
-        (total, losses, hits), gradients = _local(chunk, train, *arrays)
-        if train:
+        (total, losses, hits), gradients = _local(chunk, train, classes, *arrays)
+        if train and tokens:
             dx, dkernel, dbias = gradients
             if scatter:  # each keeps the rows that it will store, as FSDP does
-                dkernel = lax.psum_scatter(dkernel, axes, scatter_dimension=0, tiled=True)
+                dkernel = lax.psum_scatter(dkernel, tokens, scatter_dimension=0, tiled=True)
             else:
-                dkernel = lax.psum(dkernel, axes)
-            gradients = dx, dkernel, lax.psum(dbias, axes)
-        return LinearCrossEntropy(lax.psum(total, axes), losses, hits), gradients
+                dkernel = lax.psum(dkernel, tokens)
+            gradients = dx, dkernel, lax.psum(dbias, tokens)
+        return LinearCrossEntropy(lax.psum(total, tokens) if tokens else total, losses, hits), gradients
 
-    split, whole = PartitionSpec(axes), PartitionSpec()
-    sums: Any = (whole, split, split)
-    gradients = (split, split if scatter else whole, whole) if train else ()
-    return jax.shard_map(
-        local, mesh=sharding.mesh, axis_names=set(axes), check_vma=False,
-        in_specs=(split, whole, whole, split, split), out_specs=(LinearCrossEntropy(*sums), gradients),
-    )(*arrays)  # fmt: skip
+    each, columns = PartitionSpec(batch or None, length or None), PartitionSpec(classes or None)
+    kernel = PartitionSpec(None, classes or None)
+    summed = PartitionSpec(tokens or None, classes or None) if scatter else kernel
+    outs = LinearCrossEntropy(*cast(Any, (PartitionSpec(), each, each))), (each, summed, columns) if train else ()
+    return per_device(local, sharding.mesh, (each, kernel, columns, each, each), outs)(*arrays)
 
 
-def _local(chunk: int | None, train: bool, x: Any, kernel: Any, bias: Any, labels: Any, weight: Any) -> tuple[Any, Any]:
-    """The loss of whole arrays, and while training its gradients, by a loop over pieces of the length."""
+def _local(
+    chunk: int | None, train: bool, names: Names, x: Any, kernel: Any, bias: Any, labels: Any, weight: Any
+) -> tuple[Any, Any]:
+    """The loss of a device's positions, and while training its gradients, by a loop over pieces of the length.
+
+    ``names`` are the mesh axes whose devices have the other classes.
+    """
     batch, length = labels.shape
     chunk = min(chunk or max(1, ELEMENTS // (batch * kernel.shape[1])), length)
     steps = -(-length // chunk)
     chunk = -(-length // steps)  # as even as can be
+    if names:
+        labels = labels.astype(jnp.int32) - lax.axis_index(names) * kernel.shape[1]
 
     def pieces(a: Any) -> Any:  # (steps, batch, chunk, ...)
         padded = jnp.pad(a, [(0, 0), (0, steps * chunk - length), *[(0, 0)] * (a.ndim - 2)])
@@ -128,7 +150,7 @@ def _local(chunk: int | None, train: bool, x: Any, kernel: Any, bias: Any, label
         return a.swapaxes(0, 1).reshape(batch, steps * chunk, *a.shape[3:])[:, :length]
 
     def body(carry: Any, piece: Any) -> tuple[Any, Any]:
-        loss, hit, *gradient = _chunk(train, kernel, bias, *piece)
+        loss, hit, *gradient = _chunk(train, names, kernel, bias, *piece)
         w = piece[2]
         total = carry[0] + jnp.sum(jnp.where(w != 0, loss * w, 0))
         if not train:
@@ -141,19 +163,31 @@ def _local(chunk: int | None, train: bool, x: Any, kernel: Any, bias: Any, label
         carry += [jnp.zeros(kernel.shape, jnp.float32), jnp.zeros(bias.shape, jnp.float32)]
     carry, ys = lax.scan(body, tuple(carry), tuple(map(pieces, (x, labels, weight))))
     losses, hits, *dx = map(whole, ys)
+    if train and names:  # what x adds to the logits of all classes
+        dx = [lax.psum(dx[0], names)]
     gradients = (*dx, carry[1].astype(kernel.dtype), carry[2].astype(bias.dtype)) if train else ()
     return LinearCrossEntropy(carry[0], losses, hits), gradients
 
 
-def _chunk(train: bool, kernel: Any, bias: Any, x: Any, labels: Any, weight: Any) -> tuple[Any, ...]:
-    """Losses and hits (batch, chunk) of one piece; while training the gradients of x, kernel and bias too."""
+def _chunk(train: bool, names: Names, kernel: Any, bias: Any, x: Any, labels: Any, weight: Any) -> tuple[Any, ...]:
+    """Losses and hits (batch, chunk) of one piece; while training the gradients of x, kernel and bias too.
+
+    Labels count from the first class of this device: those of other devices are out of its range.
+    """
     logits = jnp.einsum("blf,fc->blc", x, kernel, preferred_element_type=jnp.float32) + bias.astype(jnp.float32)
     right = lax.broadcasted_iota(labels.dtype, logits.shape, 2) == labels[..., None]
-    top = jnp.max(logits, -1, keepdims=True)
+    highest = jnp.max(logits, -1, keepdims=True)
+    top = lax.pmax(highest, names) if names else highest
     exp = jnp.exp(logits - top)
-    norm = jnp.sum(exp, -1, keepdims=True)
-    loss = (top + jnp.log(norm))[..., 0] - jnp.sum(jnp.where(right, logits, 0), -1)
-    hit = jnp.argmax(logits, -1).astype(labels.dtype) == labels
+    norm, wanted = jnp.sum(exp, -1, keepdims=True), jnp.sum(jnp.where(right, logits, 0), -1)
+    best = jnp.argmax(logits, -1).astype(labels.dtype)
+    if names:
+        norm, wanted = lax.psum((norm, wanted), names)
+        first = lax.axis_index(names) * kernel.shape[1]
+        candidate = jnp.where((highest == top)[..., 0], first + best, jnp.iinfo(jnp.int32).max)
+        best = lax.pmin(candidate, names) - first  # of equals the first
+    loss = (top + jnp.log(norm))[..., 0] - wanted
+    hit = best == labels
     if not train:
         return loss, hit
     slope = jnp.where(weight[..., None] != 0, (exp / norm - right) * weight[..., None], 0)

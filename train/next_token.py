@@ -34,7 +34,8 @@ class NextToken:
         counted = known if batch.get("mask") is None else known | ~lead(batch["mask"], known.shape).astype(bool)
         v.check(counted, f"target outside the {kernel.shape[1]} tokens 0 to {kernel.shape[1] - 1}")
         each = None if weight is None else jnp.broadcast_to(lead(weight, target.shape), target.shape)
-        sharding = placed(v, x, "batch", "length", "embed")
+        logits = jax.ShapeDtypeStruct((*target.shape, kernel.shape[1]), jnp.float32)
+        sharding = placed(v, logits, "batch", "length", "vocab")
         out = linear_cross_entropy(x, kernel, target, bias, each, sharding=sharding)
         if each is None:
             return out.total / target.size, {"accuracy": Mean.of(out.hits)}

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import sapwood as sw
 from sapwood import layers as L
+from sapwood.layers.embedding import embed_split
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "int16"])
@@ -55,6 +57,26 @@ def test_tied_logits(agree, draw):
 
     spec = sw.spec(model, ids)
     assert spec.params.keys() == {"table"}
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [("int32", "fsdp"), ("uint8", None)])
+def test_a_split_table_gives_the_same_rows_and_gradients(dtype, kept, draw):
+    table, ids, probe = draw(256, 2), jnp.array([[0, 31, 32, 255], [255, 7, 100, 0]], dtype), draw(2, 4, 2)
+    mesh = sw.mesh("fsdp=2,tensor=4")
+    rows, out = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("tensor", kept), ("fsdp", None)))
+    split = jax.jit(lambda t: jax.vjp(lambda t: embed_split(ids, t, rows, out), t))
+    y, pull = split(table)
+    theirs, push = jax.vjp(lambda t: L.embed(ids, t), table)
+    np.testing.assert_array_equal(y, theirs)
+    np.testing.assert_allclose(jax.jit(pull)(probe)[0], push(probe)[0], rtol=1e-6)
+
+
+def test_a_split_table_gives_nan_and_no_gradient_outside():
+    mesh = sw.mesh("tensor=8")
+    rows, out = NamedSharding(mesh, PartitionSpec("tensor", None)), NamedSharding(mesh, PartitionSpec())
+    y, pull = jax.vjp(lambda t: embed_split(jnp.array([-1, 0, 8, 100]), t, rows, out), jnp.ones((8, 2)))
+    np.testing.assert_array_equal(jnp.isnan(y).all(1), [True, False, True, True])
+    np.testing.assert_array_equal(pull(jnp.ones_like(y))[0], [[1, 1], *[[0, 0]] * 7])
 
 
 def test_declares_its_table():

@@ -84,22 +84,23 @@ def test_in_bfloat16_the_softmax_and_the_sums_are_float32():
 @pytest.mark.parametrize(
     ("mesh", "spec", "features"),
     [
-        ("data=4,fsdp=2", PartitionSpec(("data", "fsdp"), None, None), 16),
-        ("data=4,fsdp=2", PartitionSpec(("data", "fsdp"), None, None), 5),  # which 8 shards do not divide
-        ("fsdp=4,tensor=2", PartitionSpec("fsdp", None, None), 16),
-        ("tensor=8", PartitionSpec(None, None, None), 16),
+        ("data=4,fsdp=2", (("data", "fsdp"), None, None), 16),
+        ("data=4,fsdp=2", (("data", "fsdp"), None, None), 5),  # which 8 shards do not divide
+        ("fsdp=2,sequence=2,tensor=2", ("fsdp", "sequence", "tensor"), 16),
+        ("sequence=2,tensor=4", (None, None, ("sequence", "tensor")), 5),
     ],
 )
 def test_on_a_mesh_it_is_the_same(mesh, spec, features):
     x, kernel, bias, labels, weight = arrays(batch=8, features=features, classes=8)
-    sharding = NamedSharding(sw.mesh(mesh), spec)
+    x, kernel, bias = x.at[3].set(0), kernel, bias.at[4:].set(bias[:4])  # classes as likely as others: the first counts
+    sharding = NamedSharding(sw.mesh(mesh), PartitionSpec(*spec))
 
     def run(sharding):
         def total(x, kernel, bias):
             out = linear_cross_entropy(x, kernel, labels, bias, weight, chunk=2, sharding=sharding)
             return 2 * out.total, (out.losses, out.hits)
 
-        return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(x, kernel, bias)
+        return jax.block_until_ready(jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(x, kernel, bias))
 
     for ours, theirs in zip(*(jax.tree.leaves(run(s)) for s in (sharding, None)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -116,6 +117,29 @@ def test_no_chunk_gathers_the_batch_and_the_shards_meet_once():
     loop = next(part for part in compiled.split("\n\n") if "%while_body" in part or "region_0" in part.split("(")[0])
     assert "all-" not in loop
     assert "reduce-scatter" in compiled or "all-reduce" in compiled
+
+
+def test_the_logits_are_never_whole_in_memory():
+    x, labels = jnp.zeros((4, 256, 8)), jnp.zeros((4, 256), int)
+    total = lambda x, kernel: linear_cross_entropy(x, kernel, labels, chunk=16).total  # noqa: E731
+    compiled = jax.jit(jax.value_and_grad(total, (0, 1))).lower(x, jnp.zeros((8, 4096))).compile()
+    logits = 4 * 256 * 4096 * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < logits / 4  # a chunk's logits and its softmax: an eighth
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (("data",), "2 examples do not divide over 4 devices of mesh axis data; take 4"),
+        ((None, "data"), "6 positions do not divide over 4 devices of mesh axis data; take 8"),
+        ((None, None, "tensor"), "7 classes do not divide over 2 devices of mesh axis tensor; take 8, or leave"),
+    ],
+)
+def test_what_the_mesh_does_not_divide(spec, message):
+    x, kernel, _, labels, _ = arrays()
+    sharding = NamedSharding(jax.sharding.AbstractMesh((4, 2), ("data", "tensor")), PartitionSpec(*spec))
+    with pytest.raises(sw.DataError, match=message):
+        linear_cross_entropy(x, kernel, labels, sharding=sharding)
 
 
 @pytest.mark.parametrize(
