@@ -9,7 +9,7 @@ from sapwood.core.layer import Layer
 from sapwood.core.loop import scan
 from sapwood.core.run import pure
 from sapwood.core.vars import Vars
-from sapwood.layers import expect, remat
+from sapwood.layers import expect, pipelined, remat
 
 
 class Scan(Layer):
@@ -19,6 +19,13 @@ class Scan(Layer):
     name `axis`: `kernel[3]` here is `3/kernel` there, and both start from the same numbers (`sw.stack` and `sw.unstack`
     convert). `remat` saves memory: "full" keeps the block's inputs alone; see `Remat`. Raises `ConfigError`
     for an n below 1 or an unknown policy.
+
+    On a mesh with the axis "stage" the stack is a pipeline (`Rules.pipeline` says how): each stage has n / stages of
+    the blocks, and the batch, the first dimension of x, is cut into micro-batches, which flow through, so blocks must
+    treat each example by itself. What of `args` has the size of the batch as its first dimension goes with its
+    micro-batch. Auxiliary losses are means over the micro-batches; random keys differ between them. Raises
+    `ConfigError` where stages do not divide n or micro-batches the batch, `EffectError` for blocks that put state, as
+    batch normalisation does in training: the statistics of a micro-batch are not those of the batch.
 
     >>> import jax.numpy as jnp
     >>> from sapwood import layers as L
@@ -39,6 +46,10 @@ class Scan(Layer):
         block = pure(self.block)
         if self.remat is not None:  # inside a loop nothing can be merged with the forward pass
             block = jax.checkpoint(block, policy=remat.policy(self.remat), prevent_cse=False)
-        x, updates = scan(lambda x, v: block(v, x, *args), v.policy.cast(x), v.stack(self.n, self.axis), self.n)
+        x = v.policy.cast(x)
+        if self.axis is not None and pipelined.chosen(v, self.axis):
+            x, updates = pipelined.pipelined(v, block, self.n, self.axis, x, args)
+        else:
+            x, updates = scan(lambda x, v: block(v, x, *args), x, v.stack(self.n, self.axis), self.n)
         v.merge(updates)
         return x
