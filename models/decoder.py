@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 
 from sapwood import layers as L
+from sapwood.core.errors import ConfigError
 from sapwood.core.layer import Layer
 from sapwood.core.vars import Vars, as_vars
 from sapwood.layers import expect, remat
@@ -16,6 +17,8 @@ class Decoder(Layer):
     `depth` blocks of causal attention with rotary positions and a feed-forward part of `mlp` hidden units (4 x width by
     default), each after an RMSNorm and added to what came before; then a last RMSNorm and a head of its own. `gated`
     makes the feed-forward part SwiGLU, `down(silu(gate(x)) * up(x))`, as in Llama; else it is `down(gelu(up(x)))`.
+    `experts` makes it a `MixtureOfExperts` with `mlp` hidden units each, `k` of them for a token, none dropped unless
+    `capacity` says how many an expert takes; they have no bias, and auxiliary losses balance their load, as in Mixtral.
     `kv_heads` below `heads` is grouped-query attention. `bias` adds one to the feed-forward part and the head. The
     blocks are one `Scan`; `remat` says what of each is computed again in the backward pass: "full", "minimal" or
     another policy of `Remat`.
@@ -23,7 +26,7 @@ class Decoder(Layer):
     `features` and `head` are its two halves, for a loss that never holds the logits of all positions
     (`train.next_token`). Raises `ConfigError` for sizes that cannot be, `InputError` for heads that do not divide the
     width. Vaswani et al. 2017 (arXiv:1706.03762); Shazeer 2020, "GLU Variants Improve Transformer" (arXiv:2002.05202);
-    Touvron et al. 2023, "LLaMA" (arXiv:2302.13971).
+    Touvron et al. 2023, "LLaMA" (arXiv:2302.13971); Jiang et al. 2024, "Mixtral of Experts" (arXiv:2401.04088).
 
     >>> import jax.numpy as jnp, sapwood as sw
     >>> model, tokens = Decoder(vocabulary=10, depth=2, width=8, heads=2), jnp.zeros((1, 5), int)
@@ -42,12 +45,19 @@ class Decoder(Layer):
     bias: bool = False
     dropout: float = 0.0
     remat: str | Callable | None = None
+    experts: int | None = None
+    k: int = 2
+    capacity: float | None = None
 
     def __post_init__(self):
         given = (name for name in ("mlp", "kv_heads") if getattr(self, name) is not None)
         expect.positive(self, "vocabulary", "depth", "width", "heads", *given)
         expect.within(self, "dropout", 0, 1)
         remat.policy(self.remat)
+        if self.experts is not None:
+            self._mixture()  # says what is wrong with experts, k and capacity
+        elif (self.k, self.capacity) != (2, None):
+            raise ConfigError(f"Decoder: k={self.k} and capacity={self.capacity} are of a mixture; give experts, too")
 
     def __call__(self, v: Vars, tokens: jax.Array) -> jax.Array:
         logits = self._logits(v.logits, self.features(v, tokens))
@@ -80,9 +90,21 @@ class Decoder(Layer):
         x = x + L.Dropout(self.dropout)(v.drop2, self._feed_forward(v, L.RMSNorm()(v.norm2, x)))
         return v.shard(x, "batch", "length", "embed")
 
+    @property
+    def _hidden(self) -> int:
+        return self.mlp or 4 * self.width
+
+    def _mixture(self) -> L.MixtureOfExperts:
+        assert self.experts is not None
+        activation = jax.nn.silu if self.gated else jax.nn.gelu
+        return L.MixtureOfExperts(self.experts, self._hidden, self.k, self.capacity, self.gated, activation)
+
     def _feed_forward(self, v: Vars, x: jax.Array) -> jax.Array:
+        if self.experts is not None:
+            return self._mixture()(v.experts, x)
+
         def wide(v: Vars) -> jax.Array:
-            h = L.Dense(self.mlp or 4 * self.width, self.bias, ("embed", "mlp"))(v, x)
+            h = L.Dense(self._hidden, self.bias, ("embed", "mlp"))(v, x)
             return v.shard(h, "batch", "length", "mlp")
 
         h = jax.nn.silu(wide(v.gate)) * wide(v.up) if self.gated else jax.nn.gelu(wide(v.up))

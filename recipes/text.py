@@ -40,6 +40,7 @@ class Text(sw.Recipe):
     ``size`` names a whole set of hyper-parameters; each of them given beside it wins. "1.7b" is the size of a language
     model for a TPU slice or several GPUs: SwiGLU, bfloat16, remat, and a vocabulary of 32,000 of which a text's
     characters use the first few. ``vocabulary_size=0`` is as many as the text has characters, ``mlp=0`` is 4 x width.
+    ``experts=8`` makes each feed-forward part a mixture of 8 experts, 2 of them for a token.
     """
 
     size: Literal["small", "1.7b"] = "small"
@@ -56,6 +57,7 @@ class Text(sw.Recipe):
     gated: bool = _sized()
     vocabulary_size: int = _sized()
     remat: Literal["none", "full", "minimal"] = _sized()
+    experts: int = 0
     dropout: float = 0.0
     learning_rate: float = _sized()
     prompt: str = "Call me "
@@ -107,7 +109,7 @@ class Text(sw.Recipe):
         return Decoder(
             ids, self.depth, self.width, self.heads, self.mlp or None,
             gated=self.gated, bias=not self.gated, dropout=self.dropout,
-            remat=None if self.remat == "none" else self.remat,
+            remat=None if self.remat == "none" else self.remat, experts=self.experts or None,
         )  # fmt: skip
 
     def model(self, v, tokens):

@@ -1,5 +1,6 @@
 """Evaluation and prediction: the last batch is padded and masked, so one compiled program serves and counts exactly."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from sapwood.data.batches import Batches, batches
 from sapwood.data.dataset import Dataset
 from sapwood.data.device import to_device
 from sapwood.train import checks, metrics
-from sapwood.train.forward import forward
+from sapwood.train.forward import AUXILIARY, forward
 from sapwood.train.state import TrainState
 
 BATCH = 256
@@ -28,6 +29,12 @@ def evaluate_step(trainer: Any, params: dict, state: dict, batch: Any) -> dict[s
     out = forward(trainer, params, state, None, batch, train=False)
     found: dict[str, Any] = {name: metrics.as_metric(value, out.weight) for name, value in out.metrics.items()}
     return {**found, checks.FLAGS: checks.Flags(out.ok)} if out.ok else found
+
+
+def auxiliary_step(trainer: Any, params: dict, state: dict, batch: Any, rows: int) -> metrics.Metric:
+    """The auxiliary losses of the first `rows` examples of a batch: layers take their means and know no mask."""
+    out = forward(trainer, params, state, None, jax.tree.map(lambda x: x[:rows], batch), train=False)
+    return metrics.as_metric(out.metrics[AUXILIARY], out.weight)
 
 
 def predict_step(trainer: Any, params: dict, state: dict, batch: Any) -> Any:
@@ -72,11 +79,15 @@ class Evaluation:
 
     def send(self, state: TrainState) -> list[dict[str, Any]]:
         """Start a pass with the state's parameters (their running mean, where it keeps one)."""
-        params, found = self.trainer.eval_params(state), []
+        params, found, batch = self.trainer.eval_params(state), [], {}
         for batch in stream(self.trainer, self.batches):
             found.append(self.step(params, state.state, batch))
             if len(found) > AHEAD:
                 jax.block_until_ready(found[-AHEAD])
+        if AUXILIARY in found[-1] and (rows := len(self.data) % self.batches.batch_size):
+            with warnings.catch_warnings():  # what is left need not divide over a mesh
+                warnings.simplefilter("ignore", parallel.ShardingWarning)
+                found[-1][AUXILIARY] = self.trainer.compiled.auxiliary(params, state.state, batch, rows)
         return found
 
     def settle(self, found: list[dict[str, Any]], state: TrainState) -> dict[str, Any]:

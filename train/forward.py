@@ -10,6 +10,9 @@ from sapwood.core.paths import join, leaves, overlay
 from sapwood.core.run import bind, pure
 from sapwood.train import checks, losses, metrics
 
+AUXILIARY = "auxiliary_loss"
+"""The metric that holds what layers add to the objective's "loss"; what is minimised is the sum of the two."""
+
 
 class Pass(NamedTuple):
     """What one pass gives: the total loss, what it weighs, metrics by name, the next model state, and check bits."""
@@ -32,8 +35,8 @@ def forward(trainer: Any, params: dict, state: dict, key: Any, batch: Any, *, tr
     found.setdefault("loss", loss)
     weight = found["loss"].weight if isinstance(found["loss"], metrics.Mean) else _weight(batch)
     if auxiliary := jax.tree.leaves(updates.losses):
-        found["auxiliary_loss"] = sum(auxiliary[1:], auxiliary[0])
-        loss = loss + found["auxiliary_loss"]
+        found[AUXILIARY] = sum(auxiliary[1:], auxiliary[0])
+        loss = loss + found[AUXILIARY]
     ok = checks.flat(updates.checks) if trainer.checks else {}
     return Pass(loss, weight, found, overlay(state, updates.state), ok)
 

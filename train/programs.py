@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from sapwood import parallel
-from sapwood.train.evaluation import evaluate_step, predict_step
+from sapwood.train.evaluation import auxiliary_step, evaluate_step, predict_step
 from sapwood.train.multistep import train_block, train_one
 from sapwood.train.step import train_step
 
@@ -23,6 +23,11 @@ class Programs:
     def evaluate(self) -> Callable[..., Any]:
         """``(params, state, batch) -> metrics``"""
         return self._compile(evaluate_step, self.whole)
+
+    @functools.cached_property
+    def auxiliary(self) -> Callable[..., Any]:
+        """``(params, state, batch, rows) -> metric`` for the first so many examples, a Python number."""
+        return self._compile(auxiliary_step, self.whole, static_argnums=3)
 
     @functools.cached_property
     def predict(self) -> Callable[..., Any]:

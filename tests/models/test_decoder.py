@@ -10,7 +10,7 @@ from sapwood import layers as L
 from sapwood.models import Decoder
 
 TOKENS = jnp.arange(10).reshape(2, 5) % 7
-OPTIONS = [{}, {"gated": False, "bias": True}, {"kv_heads": 1, "mlp": 12}]
+OPTIONS = [{}, {"gated": False, "bias": True}, {"kv_heads": 1, "mlp": 12}, {"experts": 3, "k": 2, "mlp": 12}]
 
 
 def by_hand(model, p, tokens):
@@ -33,6 +33,9 @@ def by_hand(model, p, tokens):
         b = jax.tree.map(lambda a, i=i: a[i], p["blocks"])
         x = x + mixed(b["attention"], norm(b["norm1"], x))
         h = norm(b["norm2"], x)
+        if model.experts is not None:
+            x = x + np.asarray(L.MixtureOfExperts(model.experts, model.mlp, model.k)(b["experts"], jnp.asarray(h)))
+            continue
         h = silu(dense(b["gate"], h)) * dense(b["up"], h) if model.gated else np.asarray(jax.nn.gelu(dense(b["up"], h)))
         x = x + dense(b["down"], h)
     return dense(p["logits"], norm(p["norm"], x))
@@ -69,6 +72,28 @@ def test_remat_changes_no_number_and_saves_less(remat):
     assert residuals(saving) < residuals(plain)
 
 
+def test_the_losses_of_all_mixtures_are_added_up():
+    """Scanned, with remat, as unrolled; and their gradient reaches the routers of all blocks."""
+    model = Decoder(7, 3, 8, 2, mlp=12, experts=4, k=1, capacity=1.5, remat="full")
+    params, _ = sw.init(model, 0, TOKENS)
+
+    def total(params):
+        _, updates = sw.pure(model)(sw.bind(params, rng=0, train=True), TOKENS)
+        losses = updates.losses["blocks"]["experts"]
+        return losses["balance"] + losses["z"], losses
+
+    gradient, losses = jax.jit(jax.grad(total, has_aux=True))(params)
+    x, expected = params["embed"]["table"][TOKENS], {"balance": 0.0, "z": 0.0}
+    block = jax.jit(lambda params, x: sw.pure(model._block)(sw.bind(params, rng=0, train=True), x))
+    for i in range(model.depth):
+        x, updates = block(jax.tree.map(lambda a, i=i: a[i], params["blocks"]), x)
+        expected = {name: value + updates.losses["experts"][name] for name, value in expected.items()}
+    for name, value in expected.items():
+        np.testing.assert_allclose(losses[name], value, rtol=1e-5)
+    router = gradient["blocks"]["experts"]["router"]["kernel"]
+    assert (jnp.abs(router).max((1, 2)) > 0).all()
+
+
 @pytest.mark.parametrize("mesh", ["data=2,fsdp=4", "fsdp=2,tensor=4"])
 def test_on_a_mesh_every_kernel_is_split_and_the_numbers_are_the_same(mesh):
     model, tokens = Decoder(64, 2, 128, 4), jnp.arange(64).reshape(8, 8)
@@ -89,6 +114,11 @@ def test_on_a_mesh_every_kernel_is_split_and_the_numbers_are_the_same(mesh):
         ({"mlp": -1}, "mlp"),
         ({"dropout": 1.5}, "dropout"),
         ({"remat": "fully"}, "'fully' is no remat policy; did you mean 'full'"),
+        ({"experts": 0}, "experts must be"),
+        ({"experts": 4, "k": 5}, "k must be an integer from 1 to the 4 experts, got 5"),
+        ({"experts": 4, "capacity": 0}, "capacity must be above 0, got 0"),
+        ({"k": 1}, "k=1 and capacity=None are of a mixture; give experts, too"),
+        ({"capacity": 1.5}, "k=2 and capacity=1.5 are of a mixture"),
     ],
 )
 def test_sizes_that_cannot_be(options, message):

@@ -1,6 +1,7 @@
 """`text`: what it learns, what it writes, and what it refuses before it learns."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import sapwood as sw
+from sapwood.parallel import DEFAULT, ShardingWarning
 from sapwood.recipes.text import NOVEL, Text
 
 LINE = "the sea is deep and the sky is wide, "
@@ -40,6 +42,39 @@ def test_it_learns_the_line_by_heart_and_writes_on(trained):
     assert written == recipe.report(state.params, state.state)  # by its seed
     cold = dataclasses.replace(recipe, temperature=1e-3, sample=2 * len(LINE))  # longer than its window of 32
     assert cold.report(state.params, state.state) == (4 * LINE)[: len("the sea") + 2 * len(LINE)]
+
+
+def first(recipe, steps, **where):
+    """What each of the first steps gives."""
+    trainer = recipe.trainer(100, **where)
+    options = {"batch_size": 16, "log_every": 1, "steps_per_call": 1, "progress": False}
+    return trainer.fit(recipe.data()[0], steps=steps, **options).history
+
+
+def test_a_mixture_of_experts_learns(small):
+    history = first(small(width=16, length=16, stride=4, experts=4), 30)
+    losses = [row["loss"] for row in history]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert 0.01 < history[0]["auxiliary_loss"] < 0.1  # balance 0.01 x 1 to 4, z 0.001 x log(4)^2
+
+
+@pytest.mark.parametrize(
+    ("mesh", "options"),
+    [
+        ("fsdp=2,tensor=2,sequence=2", {}),
+        pytest.param("fsdp=2,tensor=2,sequence=2", {"vocabulary_size": 64}, marks=pytest.mark.slow),  # in chunks
+        pytest.param("expert=2,data=4", {"experts": 4}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_first_losses_on_a_mesh_are_those_of_one_device(small, mesh, options):
+    """With a small batch, and every parameter split that can be."""
+    recipe = small(width=16, length=16, **options)
+    rules = dataclasses.replace(DEFAULT, min_size=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ShardingWarning)  # 14 characters do not always divide
+        across = first(recipe, 20, mesh=sw.mesh(mesh), rules=rules)
+    for ours, theirs in zip(across, first(recipe, 20), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
 
 def test_the_model_looks_only_back():

@@ -1,0 +1,49 @@
+"""Auxiliary losses in evaluation: reported as in training, and exact where the last batch is not full."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sapwood as sw
+from sapwood.train import Trainer, supervised
+from sapwood.train import metrics as M
+
+RANDOM = np.random.default_rng(0)
+DATA = {"x": RANDOM.normal(size=(11, 4)).astype("float32"), "label": (np.arange(11) % 3).astype("int32")}
+
+
+def model(v, x):
+    """A mean over the examples, and what depends on none of them."""
+    kernel = v.param("kernel", (4, 3), jax.nn.initializers.normal(1.0))
+    v.loss("activity", jnp.mean((x @ kernel) ** 2))
+    v.loss("l2", 0.5 * jnp.sum(kernel**2))
+    return x @ kernel
+
+
+def trainer(**options):
+    return Trainer(supervised(model, inputs="x"), optax.sgd(0.0), **options)
+
+
+@pytest.mark.parametrize(("mesh", "batch_size"), [(None, 4), (None, 16), ("data=4,tensor=2", 8)])
+def test_padding_does_not_count(mesh, batch_size):
+    """11 examples are batches of 4, 4 and 3; one of 11; of 8 and 3, which 4 shards do not divide."""
+    one = trainer(mesh=None if mesh is None else sw.mesh(mesh, devices=jax.devices()))
+    state = one.init(0, {name: x[:8] for name, x in DATA.items()})
+    found = one.evaluate(state, DATA, batch_size)
+    kernel = np.asarray(state.params["kernel"], "float64")
+    expected = np.mean((DATA["x"] @ kernel) ** 2) + 0.5 * np.sum(kernel**2)
+    np.testing.assert_allclose(found["auxiliary_loss"], expected, rtol=1e-6)
+    logits = jnp.asarray(DATA["x"] @ kernel)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, DATA["label"])
+    np.testing.assert_allclose(found["loss"], losses.mean(), rtol=1e-5)
+
+
+def test_a_batch_gives_the_same_in_training_and_in_evaluation():
+    one, batch = trainer(), {name: x[:8] for name, x in DATA.items()}
+    state = one.init(0, batch)
+    _, metrics = one.step(state, batch)
+    trained, found = M.compute(metrics), one.evaluate(state, batch, 8)
+    for name in ("loss", "auxiliary_loss"):
+        np.testing.assert_allclose(found[name], trained[name], rtol=1e-6)
