@@ -14,6 +14,7 @@ COMMANDS = {
     "predict": "class and probability of image files, by a run",
     "summary": "a recipe's layers, shapes, parameters and FLOPs",
     "graph": "a recipe's model as SVG or HTML",
+    "shardings": "where everything of a recipe lives on a mesh, before any device is there",
     "profile": "where the time of a recipe's training step goes, by layer path",
     "recipes": "the recipes there are",
     "doctor": "versions, devices, and what is missing",

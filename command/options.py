@@ -139,7 +139,8 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where to run")
     group.add_argument("--devices", type=int, metavar="N", help="simulate N devices on the CPU")
     group.add_argument("--mesh", metavar="AXES", help='the mesh, such as "data=4,fsdp=2"; one axis may be -1')
-    group.add_argument("--rules", metavar="NAME", help="the table from logical axes to mesh axes")
+    group.add_argument("--rules", metavar="NAME",
+                       help='how arrays are split over it: "fsdp+tensor"; by default the mesh says')  # fmt: skip
 
 
 def machine(found: argparse.Namespace) -> dict[str, Any]:

@@ -16,10 +16,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--invert", action="store_true", help="for dark on light, where the model learned light on dark"
     )
+    options.add_machine(parser)
     found = parser.read(arguments)
     from sapwood.recipes.experiment import Experiment
 
-    experiment = Experiment.open(found.run)
+    experiment = Experiment.open(found.run, options.machine(found))
     names = getattr(experiment.trainer.objective, "inputs", ())
     if len(names) != 1 or len(experiment.features[names[0]].shape) != 3:
         takes = ", ".join(names) or "what only its objective knows"

@@ -58,13 +58,19 @@ def _hashable(x: Any) -> bool:
 class Recorder:
     """Every declaration of one `spec`, in train and in eval mode together."""
 
-    __slots__ = ("__weakref__", "on_call", "on_enter", "tables", "where")
+    __slots__ = ("__weakref__", "on_call", "on_enter", "on_shard", "tables", "where")
 
-    def __init__(self, on_call: Callable[..., None] | None = None, on_enter: Callable[..., str] | None = None):
+    def __init__(
+        self,
+        on_call: Callable[..., None] | None = None,
+        on_enter: Callable[..., str] | None = None,
+        on_shard: Callable[..., None] | None = None,
+    ):
         self.tables: dict[str, dict[Path, Param]] = {"params": {}, "state": {}}
         self.where: dict[Path, str] = {}  # what each path is: a variable, or a scope because of this variable below it
         self.on_call = on_call  # (v, layer, xs, y) after each layer call
         self.on_enter = on_enter  # (v, layer) before it: the name of its scope in the traced program
+        self.on_shard = on_shard  # (v, x, axes) where an activation says its logical axes
 
     def declare(self, kind: str, path: Path, param: Param) -> None:
         """Note a declaration; raise a `DeclarationError` where it contradicts another one."""

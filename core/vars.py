@@ -345,6 +345,9 @@ class Vars:
             raise DeclarationError(
                 f"{self._at()}: shard got {len(axes)} axis names {axes} for an array of shape {jnp.shape(x)}"
             )
+        recorder = None if self._recorder is None else self._recorder()
+        if recorder is not None and recorder.on_shard is not None:
+            recorder.on_shard(self, x, axes)
         sharding = self._place(axes, jnp.shape(x)) if self._place else None
         return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 

@@ -8,28 +8,36 @@
 True
 """
 
+from sapwood.parallel.activations import Activation, activations
 from sapwood.parallel.batches import batch_sharding, check_batch, check_batch_size, feed, put_batch, shards
+from sapwood.parallel.collectives import Collective, Collectives, collectives
 from sapwood.parallel.describe import show
 from sapwood.parallel.init import init
 from sapwood.parallel.mesh import AXES, mesh
 from sapwood.parallel.optimizer import opt_shardings
 from sapwood.parallel.place import placement
-from sapwood.parallel.rules import DEFAULT, TABLES, Rules
-from sapwood.parallel.shardings import ShardingWarning, param_shardings, replicated, state_shardings
+from sapwood.parallel.rules import DEFAULT, TABLES, Rules, table
+from sapwood.parallel.shardings import ShardingWarning, moment_shardings, param_shardings, replicated, state_shardings
 from sapwood.parallel.topology import topology
 
 __all__ = [
     "AXES",
     "DEFAULT",
     "TABLES",
+    "Activation",
+    "Collective",
+    "Collectives",
     "Rules",
     "ShardingWarning",
+    "activations",
     "batch_sharding",
     "check_batch",
     "check_batch_size",
+    "collectives",
     "feed",
     "init",
     "mesh",
+    "moment_shardings",
     "opt_shardings",
     "param_shardings",
     "placement",
@@ -38,5 +46,6 @@ __all__ = [
     "shards",
     "show",
     "state_shardings",
+    "table",
     "topology",
 ]

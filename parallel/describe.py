@@ -1,53 +1,136 @@
 """`show`: a layout as a table, before anything is allocated."""
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from sapwood.core.param import Param
+from sapwood.parallel.activations import Activation
 from sapwood.parallel.mesh import AnyMesh
+from sapwood.parallel.place import placement, split_over
 from sapwood.parallel.rules import Rules, describe, resolve
 from sapwood.parallel.shardings import param_shardings
 
+PARAMETERS, OPTIMIZER, STATE, BATCH, ACTIVATIONS = "parameters", "optimizer", "state", "batch", "activations"
+KINDS = (PARAMETERS, OPTIMIZER, STATE, BATCH, ACTIVATIONS)
+
+HEADINGS = ("path", "shape", "axes", "sharding", "bytes per device")
+
 
 class Row(NamedTuple):
-    """One parameter of a `Layout`; `nbytes` is what one device holds of it."""
+    """One array of a `Layout`; `nbytes` is what one device holds of it, of all `copies` together.
+
+    `kind` is one of `KINDS`. With `host` it lies in the memory of the device's host.
+    """
 
     path: str
     shape: tuple[int, ...]
     axes: tuple[str | None, ...] | None
     spec: PartitionSpec
     nbytes: int
+    kind: str = PARAMETERS
+    dtype: str = "float32"
+    copies: int = 1
+    host: bool = False
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as a table shows it."""
+        shape = _tuple(self.shape) + (f", {self.copies} times" if self.copies > 1 else "")
+        return self.path, shape, _tuple(self.axes), _spec(self.spec) + " on host" * self.host, _bytes(self.nbytes)
 
 
 class Layout(NamedTuple):
-    """What `show` returns: rows to read in code, and a table when printed."""
+    """What lives where on a mesh: rows to read in code, a table when printed, a page by `html`."""
 
     mesh: AnyMesh
     rows: tuple[Row, ...]
+    title: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all parameters on one device."""
-        return sum(row.nbytes for row in self.rows)
+        """Bytes that one device holds: all but activations, and what lies on the host."""
+        return sum(row.nbytes for row in self.rows if row.kind != ACTIVATIONS and not row.host)
+
+    def of(self, kind: str) -> tuple[Row, ...]:
+        """The rows of a kind."""
+        return tuple(row for row in self.rows if row.kind == kind)
+
+    @property
+    def totals(self) -> str:
+        """The last line of the table."""
+        sizes = {kind: sum(row.nbytes for row in self.of(kind) if not row.host) for kind in KINDS if self.of(kind)}
+        most = sizes.pop(ACTIVATIONS, 0)
+        parts = ", ".join(f"{kind} {_bytes(size)}" for kind, size in sizes.items())
+        host = sum(row.nbytes for row in self.rows if row.host)
+        devices = f"each of {self.mesh.size} devices holds" if self.mesh.size > 1 else "the device holds"
+        return (
+            f"mesh {describe(self.mesh)}: {devices} {_bytes(self.nbytes)} ({parts})"
+            + (f", its host {_bytes(host)}" if host else "")
+            + (f"; the named activations are {_bytes(most)} where all are kept" if most else "")
+        )
 
     def __str__(self) -> str:
-        head = ("path", "shape", "axes", "sharding", "bytes per device")
-        body = [(r.path, _tuple(r.shape), _tuple(r.axes), _spec(r.spec), _bytes(r.nbytes)) for r in self.rows]
-        table = [head, *body, ("", "", "", f"mesh {describe(self.mesh)}", _bytes(self.nbytes))]
-        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
-        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in table)
+        kinds = [kind for kind in KINDS if self.of(kind)]
+        if kinds in ([], [PARAMETERS]):
+            body = [row.cells() for row in self.rows]
+            last: list = [("", "", "", f"mesh {describe(self.mesh)}", _bytes(self.nbytes))]
+        else:
+            body = [line for kind in kinds for line in ((f"{kind}:",), *(row.cells() for row in self.of(kind)))]
+            last = []
+        lines = [HEADINGS, *body, *last]
+        widths = [max(len(line[i]) for line in lines if len(line) > 1) for i in range(len(HEADINGS))]
+        table = ["  ".join(map(str.ljust, line, widths[: len(line)])).rstrip() for line in lines]
+        return "\n".join([*table, *([] if last else [self.totals]), *self.notes])
 
     __repr__ = __str__
+
+    def __rich__(self) -> Any:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=Text(self.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
+                      caption=Text("\n".join([self.totals, *self.notes])), caption_justify="left")  # fmt: skip
+        for k, heading in enumerate(HEADINGS):
+            table.add_column(heading, justify="right" if k == 4 else "left", no_wrap=k != 0, overflow="fold")
+        colours = {axis: _COLOURS[k % len(_COLOURS)] for k, axis in enumerate(self.mesh.axis_names)}
+        for kind in KINDS:
+            if self.of(kind):
+                table.add_row(Text(kind, style="bold cyan"), end_section=False)
+            for row in self.of(kind):
+                path, shape, axes, spec, size = row.cells()
+                above, slash, name = path.rpartition("/")
+                where = Text(spec, style="dim" if spec == "whole" else "")
+                for axis, colour in colours.items():
+                    where.highlight_words([axis], style=colour)
+                table.add_row(Text.assemble(("  " + above + slash, "dim"), name), shape, Text(axes, "dim"), where, size)
+        return table
+
+    def show(self) -> None:
+        """Print the table to the terminal, with colours where it has them."""
+        from rich.console import Console
+
+        Console().print(self)
+
+    def html(self) -> str:
+        """The layout as a page that loads nothing: the mesh, and who holds which slice of what."""
+        from sapwood.parallel.describe_html import html
+
+        return html(self)
+
+
+_COLOURS = ("green", "yellow", "magenta", "blue", "red", "cyan", "bright_green")
 
 
 def show(spec: Any, mesh: AnyMesh, rules: Rules | str | None = None) -> Layout:
     """The layout of parameters on a mesh: path, shape, axis names, sharding, and the bytes one device holds.
 
-    `mesh` may be a `jax.sharding.AbstractMesh`, so that a pod can be looked at from a laptop.
+    `mesh` may be a `jax.sharding.AbstractMesh`, so that a pod can be looked at from a laptop. `train.layout` shows
+    a whole training state, and activations.
 
     >>> from jax.sharding import AbstractMesh
     >>> import jax, sapwood.parallel as parallel
@@ -63,14 +146,51 @@ def show(spec: Any, mesh: AnyMesh, rules: Rules | str | None = None) -> Layout:
       ConfigError: mesh and rules do not fit together.
     """
     mesh, rules = resolve(mesh, rules)
-    shardings = jax.tree.leaves(param_shardings(spec, mesh, rules))
-    rows = []
-    for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(spec), shardings, strict=True):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        axes = leaf.axes if isinstance(leaf, Param) else None
-        nbytes = math.prod(sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-        rows.append(Row(name, tuple(leaf.shape), axes, sharding.spec, nbytes))
-    return Layout(mesh, tuple(rows))
+    return Layout(mesh, tuple(rows(PARAMETERS, spec, param_shardings(spec, mesh, rules))))
+
+
+def rows(kind: str, tree: Any, shardings: Any, spec: Any = None) -> Iterator[Row]:
+    """The rows of a tree of parameters, shapes or arrays that lie as `shardings` say.
+
+    Logical axes are those of the leaves, or of the leaf of `spec` that a leaf mirrors: whose path ends its own.
+    """
+    known = _leaves(tree if spec is None else spec)
+    named = {path: leaf for path, leaf in known if getattr(leaf, "axes", None) is not None}
+    for (path, leaf), sharding in zip(_leaves(tree), jax.tree.leaves(shardings), strict=True):
+        names = path.split("/")
+        mirrored = (named.get("/".join(names[k:])) for k in range(len(names)))
+        of = next((one for one in mirrored if one is not None and one.shape == leaf.shape), None)
+        nbytes = math.prod(sharding.shard_shape(leaf.shape)) * _itemsize(leaf.dtype)
+        host = sharding.memory_kind not in (None, "device") and "host" in sharding.memory_kind
+        yield Row(path, tuple(leaf.shape), None if of is None else of.axes, sharding.spec, nbytes, kind,
+                  str(leaf.dtype), host=host)  # fmt: skip
+
+
+def activation_rows(found: Iterable[Activation], mesh: AnyMesh, rules: Rules | str | None = None) -> Iterator[Row]:
+    """The rows of activations (`parallel.activations`), as the rules place them on a mesh."""
+    place = placement(mesh, rules)
+    for path, axes, shape, dtype, copies in found:
+        sharding = place(axes, shape)
+        assert sharding is not None
+        nbytes = math.prod(sharding.shard_shape(shape)) * _itemsize(dtype) * copies
+        yield Row(path, shape, axes, sharding.spec, nbytes, ACTIVATIONS, str(dtype), copies)
+
+
+def split(row: Row, mesh: AnyMesh) -> Sequence[tuple[str, ...]]:
+    """The mesh axes that each dimension of a row is split over."""
+    sharding = NamedSharding(mesh, row.spec)
+    return [split_over(sharding, dim) for dim in range(len(row.shape))]
+
+
+def _leaves(tree: Any) -> list[tuple[str, Any]]:
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in found]
+
+
+def _itemsize(dtype: Any) -> int:
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).size * 4
+    return np.dtype(dtype).itemsize
 
 
 def _tuple(items: tuple | None) -> str:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sapwood.recipes.text import NOVEL
 from sapwood.train.logs import read_rows
 
 pytestmark = pytest.mark.slow
@@ -28,6 +29,18 @@ def test_digits_on_eight_devices_as_on_one(process, losses, tmp_path):
     for place in ((), ("--devices", 2, "--mesh", "fsdp=2")):  # either checkpoint on any mesh
         assert accuracy(process("evaluate", "eight", *place)) == accuracy(eight)
         assert accuracy(process("evaluate", "one", *place)) == accuracy(one)
+
+
+def test_text_on_eight_devices_as_on_one(process, losses, tmp_path):
+    """20 steps of the recipe as it is, on the novel's beginning."""
+    (tmp_path / "beginning.txt").write_text(NOVEL.read_text(encoding="utf-8")[:22_900], encoding="utf-8")
+    words = ("train", "text", "--file", "beginning.txt", "--log-every", 1, "--sample", 1)
+    one = process(*words, "--run", "one")
+    eight = process(*words, "--run", "eight", "--devices", 8, "--mesh", "fsdp=2,tensor=2,sequence=2")
+    assert (one.code, eight.code) == (0, 0), eight.err
+    few, many = losses(tmp_path / "one", 20), losses(tmp_path / "eight", 20)
+    assert len(few) == len(many) == 20
+    assert many == pytest.approx(few, rel=1e-4)
 
 
 def test_a_run_goes_on_on_another_mesh(process, losses, stripes, tmp_path):
