@@ -1,0 +1,143 @@
+"""What each layout sends: compiled again and held against the page, and the page against what was measured."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from benchmarks import layouts, layouts_page
+from benchmarks.layouts import LAYOUTS
+from sapwood.parallel import collectives
+
+MEASURED = json.loads(layouts.RESULTS.read_text())
+
+# What a layout must have, over which axes (8 CPU devices), and what it may: XLA:CPU adds gradients up whole and cuts
+# them after; the loss scatters the gradient of its kernel; arrays change their layout by an all-to-all.
+SUMS = {("all-reduce", "data"), ("reduce-scatter", "data"), ("all-gather", "data")}
+FSDP = {(kind, "fsdp") for kind in ("all-reduce", "reduce-scatter", "all-gather", "all-to-all")}
+MUST = {
+    "data": {("all-reduce", "data")},
+    "fsdp": {("all-gather", "fsdp")},
+    "zero1": {("all-gather", "data")},
+    "tensor": {("all-reduce", "tensor")},
+    "fsdp+tensor": {("all-gather", "fsdp"), ("all-reduce", "tensor")},
+    "sequence": {("collective-permute", "sequence")},
+    "ulysses": {("all-to-all", "sequence")},
+    "expert": {("all-to-all", "expert")},
+    "pipeline": {("collective-permute", "stage")},
+    "replica": {("all-gather", "fsdp"), ("all-reduce", "replica")},
+}
+MAY = {
+    "data": SUMS,
+    "fsdp": FSDP,
+    "zero1": SUMS | {("all-to-all", "data")},
+    "tensor": set(),
+    "fsdp+tensor": FSDP,
+    "sequence": {(kind, "sequence") for kind, _ in SUMS},
+    "ulysses": {(kind, "sequence") for kind, _ in SUMS},
+    "expert": {(kind, "expert") for kind, _ in SUMS},
+    "pipeline": {("all-reduce", "data")} | {(kind, "data+stage") for kind, _ in SUMS},
+    "replica": FSDP | {("all-gather", "replica"), ("collective-permute", "replica+fsdp")}
+    | {(kind, "replica+fsdp") for kind, _ in SUMS},
+}  # fmt: skip
+QUICK = ("data", "tensor")
+
+
+def kinds(rows):
+    return {(row["kind"], "+".join(row["axes"])) for row in rows}
+
+
+def axes_in_order(pair):
+    return pair[0], "+".join(sorted(pair[1].split("+")))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_was_measured_is_what_a_layout_should_have_and_no_others(name):
+    found = {axes_in_order(pair) for pair in kinds(MEASURED["cpu"]["layouts"][name]["collectives"])}
+    must, may = ({axes_in_order(pair) for pair in table[name]} for table in (MUST, MAY))
+    assert must <= found
+    assert found <= must | may
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
+)
+def test_the_compiled_step_sends_no_more_than_was_measured(name):
+    program, mesh = layouts.compiled(LAYOUTS[name], "cpu", jax.devices())
+    found, measured = collectives(program, mesh), MEASURED["cpu"]["layouts"][name]["collectives"]
+    assert {(kind, "+".join(axes)) for kind, axes in found.kinds} <= kinds(measured)
+    assert all(one.bound == "=" for one in found)
+    assert found.count <= sum(row["times"] for row in measured) * 1.1
+    assert found.sent <= sum(row["sent"] for row in measured) * 1.1
+
+
+def parameters():
+    """Bytes of the parameters that are not small, of the dense model."""
+    d, v, depth = (layouts.SIZES["cpu"][name] for name in ("width", "vocabulary", "depth"))
+    return 4 * (2 * v * d + depth * (4 * d * d + 3 * 4 * d * d))
+
+
+def test_bytes_are_those_of_the_theory():
+    """Sums of gradients send twice their bytes; FSDP gathers twice, forward and backward, and adds up once."""
+    sent = {name: sum(row["sent"] for row in one["collectives"]) for name, one in MEASURED["cpu"]["layouts"].items()}
+    most = parameters() * 7 / 8
+    assert sent["data"] <= 2 * most * 1.15
+    assert sent["fsdp"] <= 4 * most * 1.15  # on a CPU gradients are added up whole
+    assert sent["zero1"] <= 3 * most * 1.15
+    rows, length = layouts.BATCH["cpu"]
+    activation = 4 * rows * length * layouts.SIZES["cpu"]["width"] * 7 / 8
+    # Forward two sums a block, backward two of what its three projections and its two wide layers give: a TPU adds
+    # these up before it sends them, a CPU after. And two at the ends.
+    assert sent["tensor"] <= 2 * activation * (7 * layouts.SIZES["cpu"]["depth"] + 2) * 1.05
+    assert sent["ulysses"] < sent["sequence"]
+
+
+def test_the_page_and_its_pictures_are_what_was_measured(root):
+    docs = root / "docs"
+    page = (docs / "parallelism.md").read_text(encoding="utf-8")
+    assert page == layouts_page.filled(page, MEASURED)
+    assert " ".join(layouts_page.models().split()) in " ".join(page.split())
+    for name in LAYOUTS:
+        assert (docs / f"layout-{name}.svg").read_text(encoding="utf-8") == layouts_page.picture(name)
+        assert f"(layout-{name}.svg)" in page
+
+
+def test_a_page_without_its_marks_is_refused():
+    with pytest.raises(ValueError, match="the page has no line <!-- measured: data -->"):
+        layouts_page.filled("# Every layout\n", MEASURED)
+
+
+def test_bytes_read_well():
+    assert [layouts_page.size(n) for n in (12, 2048, 3 * 2**20, 5 * 2**30)] == ["12 B", "2.0 KiB", "3.0 MiB", "5.0 GiB"]
+
+
+@pytest.mark.slow
+def test_the_first_example_of_the_page_runs(root, tmp_path):
+    page = (root / "docs" / "parallelism.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(import .*?)```", page, re.DOTALL)[1]
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "all-gather" in done.stdout
+    assert "devices holds" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason='libtpu is not installed: pip install "sapwood[plan]"'
+)
+def test_on_a_tpu_layouts_have_their_collectives_and_overlap_them():
+    found = layouts.child("tpu", ["data", "fsdp", "tensor", "sequence"])["layouts"]
+    sorts = {name: kinds(one["collectives"]) for name, one in found.items()}
+    overlapped = {name: sum(row["asynchronous"] for row in one["collectives"]) for name, one in found.items()}
+    assert {("all-reduce", "data")} <= sorts["data"] <= SUMS
+    assert {(kind, "fsdp") for kind in ("all-gather", "collective-permute")} & sorts["fsdp"]  # a gather in steps
+    assert overlapped["fsdp"] > 0
+    assert ("all-reduce", "tensor") in sorts["tensor"]
+    assert ("collective-permute", "sequence") in sorts["sequence"]
+    assert overlapped["sequence"] > 0
+    for name, one in found.items():
+        assert all(axis in one["mesh"] for row in one["collectives"] for axis in row["axes"]), name

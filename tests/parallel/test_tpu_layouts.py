@@ -1,0 +1,78 @@
+"""What the layouts become on a TPU, compiled ahead of time: host memory, pieces of moments, and what crosses slices."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sapwood.parallel.topology import ENVIRONMENT
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason='libtpu is not installed: pip install "sapwood[plan]"'
+    ),
+]
+
+CHILD = """
+import json, re, sys
+import jax, optax, sapwood as sw
+from jax.experimental import topologies
+from sapwood import layers as L
+from sapwood.train import birth, supervised
+
+name, slices, mesh, options = sys.argv[1], int(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
+
+@sw.layer
+def model(v, x):
+    x = jax.nn.relu(L.Dense(1024, axes=("embed", "mlp"))(v.up, x))
+    return L.Dense(512, axes=("mlp", "embed"))(v.down, x)
+
+several = {"num_slices": slices} if slices > 1 else {}
+devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices
+made = sw.mesh(mesh, devices=devices)
+train = sw.Trainer(supervised(model, inputs="x"), optax.adam(1e-3), mesh=made, **options)
+shapes = {"x": ((64, 512), "float32"), "label": ((64,), "int32")}
+batch = {k: jax.ShapeDtypeStruct(*x, sharding=train.batch_sharding) for k, x in shapes.items()}
+plan = birth.plan(train, batch)
+program = train.compiled.train(plan.shardings).lower(plan.shapes, batch).compile()
+memory, text = program.memory_analysis(), program.as_text()
+outer = [[d.slice_index for d in part.flat] for part in made.devices] if slices > 1 else []
+groups = re.findall(r"(?:all-gather|all-reduce|reduce-scatter|all-to-all)(?:-start)?\\(.*?replica_groups=(\\S+)", text)
+print(json.dumps({"device": memory.argument_size_in_bytes, "host": memory.host_argument_size_in_bytes,
+                  "labels": text.count("S(5)"), "outer": outer, "groups": groups}))
+"""
+
+
+def compiled(name, slices, mesh, **options):
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, name, str(slices), mesh, json.dumps(options)],
+        env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_moments_in_pieces_and_in_host_memory():
+    plain, zero, off = (
+        compiled("v5e:2x2", 1, "data=4", **options)
+        for options in ({"rules": "data"}, {"rules": "zero1"}, {"rules": "data", "offload": "optimizer"})
+    )
+    params = 2 * 512 * 1024 * 4
+    assert plain["device"] > 3 * params
+    assert plain["host"] == plain["labels"] == 0
+    assert zero["device"] < 1.6 * params  # the parameters, and a quarter of two moments
+    assert off["device"] < 1.1 * params
+    assert off["host"] >= 2 * params
+    assert off["labels"] > 0
+
+
+def test_only_replicas_cross_the_slices():
+    found = compiled("v5e:2x2", 2, "replica=2,fsdp=2,tensor=2", rules="replica+fsdp+tensor")
+    assert [set(part) for part in found["outer"]] == [{0}, {1}]
+    # a program is that of one slice, of devices 0 to 3; what crosses is sent by the runtime
+    assert found["groups"]
+    assert set(found["groups"]) <= {"{{0,1},{2,3}},", "{{0,2},{1,3}},"}
