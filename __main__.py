@@ -3,7 +3,9 @@
 import importlib
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from sapwood.core.errors import SapwoodError
 from sapwood.core.paths import nearest
@@ -26,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
+    before, warnings.formatwarning = warnings.formatwarning, _warning
     try:
         return _run(arguments)
     except KeyboardInterrupt:
@@ -40,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"sapwood: error: {_one_line(error)}", file=sys.stderr)
         return 2
+    finally:
+        warnings.formatwarning = before
 
 
 def _run(arguments: list[str]) -> int:
@@ -66,6 +71,16 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         said = f"{error.filename}: {error.strerror}"
     return " ".join(" ".join([said, *(f"({note})" for note in dict.fromkeys(notes[:1] + notes[-1:]))]).split())
+
+
+def _warning(message: Warning | str, category: type[Warning], *where: Any) -> str:
+    """Sapwood's own are about what was asked for, and say it themselves; others are about a line of code."""
+    if category.__module__.startswith("sapwood"):
+        return f"sapwood: warning: {message}\n"
+    return _PLAIN(message, category, *where)
+
+
+_PLAIN = warnings.formatwarning
 
 
 if __name__ == "__main__":

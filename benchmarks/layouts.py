@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "layouts.json"
 DEVICES = {"cpu": 8, "tpu": 16}
+TOPOLOGY = "v5e:4x4"
 
 
 class Layout(NamedTuple):
@@ -87,7 +88,7 @@ def measure(platform: str, name: str, devices: list) -> dict[str, Any]:
     }
 
 
-def child(platform: str, names: list[str]) -> dict[str, Any]:
+def child(platform: str, names: list[str], kind: str = TOPOLOGY) -> dict[str, Any]:
     """`measure` of some layouts, in a process of its own whose environment is right."""
     from sapwood.parallel.topology import ENVIRONMENT
 
@@ -96,7 +97,7 @@ def child(platform: str, names: list[str]) -> dict[str, Any]:
     else:
         environment = ENVIRONMENT
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.layouts", platform, "--here", "--only", *names],
+        [sys.executable, "-m", "benchmarks.layouts", platform, "--topology", kind, "--here", "--only", *names],
         cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -105,13 +106,13 @@ def child(platform: str, names: list[str]) -> dict[str, Any]:
     return json.loads(lines[-1])
 
 
-def here(platform: str, names: list[str]) -> dict[str, Any]:
+def here(platform: str, names: list[str], kind: str) -> dict[str, Any]:
     """`measure` of some layouts in this process."""
     import jax
 
     from sapwood.parallel import topology
 
-    devices = jax.devices() if platform == "cpu" else topology("v5e:4x4")
+    devices = jax.devices() if platform == "cpu" else topology(kind)
     found: dict[str, Any] = {}
     for name in names:
         print(name, file=sys.stderr, flush=True)
@@ -124,12 +125,13 @@ def main(words=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("platforms", nargs="*", metavar="cpu|tpu", help="default: both")
     parser.add_argument("--only", nargs="*", choices=LAYOUTS, metavar="NAME", help=f"of {', '.join(LAYOUTS)}")
+    parser.add_argument("--topology", default=TOPOLOGY, help="of 16 TPU chips; default: %(default)s")
     parser.add_argument("--page", action="store_true", help="write docs/parallelism.md, and measure nothing")
     parser.add_argument("--here", action="store_true", help="compile in this process, whose environment is right")
     options = parser.parse_args(words)
     names = options.only or list(LAYOUTS)
     if options.here:
-        print(json.dumps(here(options.platforms[0], names)))
+        print(json.dumps(here(options.platforms[0], names, options.topology)))
         return
     if options.page:
         from benchmarks import layouts_page
@@ -138,7 +140,7 @@ def main(words=None) -> None:
         return
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for platform in options.platforms or DEVICES:
-        found = child(platform, names)
+        found = child(platform, names, options.topology)
         layouts = {**kept.get(platform, {}).get("layouts", {}), **found["layouts"]}
         kept[platform] = {**found, "layouts": {name: layouts[name] for name in LAYOUTS if name in layouts}}
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n")

@@ -111,6 +111,14 @@ def test_a_recipe_file_with_a_mistake(sapwood, tmp_path, source, message):
     assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["mine.py"]
 
 
+def test_a_warning_is_a_line_that_names_no_code(process, stripes):
+    done = process("train", stripes, "--devices", 8, "--mesh", "fsdp=8", "--hidden", 8201)
+    assert done.code == 0, done.err
+    assert [line for line in done.err if "warning" in line.lower()] == [
+        "sapwood: warning: logits/kernel: no dimension of (8201, 2) divides by fsdp=8: left whole"
+    ]
+
+
 def test_debug_shows_the_traceback(sapwood):
     done = sapwood("--debug", "evaluate", "nowhere")
     assert done.code == 2
