@@ -177,7 +177,7 @@ def test_a_process_runs_its_rows_and_ends(monkeypatch):
 
 @pytest.mark.parametrize(
     "system",
-    ["sapwood-step", *(pytest.param(x, marks=pytest.mark.slow) for x in ("sapwood", "torch", "torch-compile"))],
+    [pytest.param(x, marks=pytest.mark.slow) for x in ("sapwood-step", "sapwood", "torch", "torch-compile")],
 )
 def test_in_bfloat16_all_do_the_same_work(work, system):
     if not race.installed(system):

@@ -164,15 +164,16 @@ def test_all_tokens_to_one_expert(weights, draw):
 def test_two_dimensions_and_four(weights, draw):
     layer, x = L.MixtureOfExperts(4, 6, capacity=0.5), draw(2, 2, 3, 5)
     params = weights(layer, x)
-    flat = layer(params, x.reshape(4, 3, 5))
-    np.testing.assert_allclose(layer(params, x), flat.reshape(x.shape), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(layer(params, x[0, 0]), flat[0], rtol=1e-5, atol=1e-6)
+    run = jax.jit(layer)
+    flat = run(params, x.reshape(4, 3, 5))
+    np.testing.assert_allclose(run(params, x), flat.reshape(x.shape), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run(params, x[0, 0]), flat[0], rtol=1e-5, atol=1e-6)
 
 
 def test_what_it_sows(weights, draw):
     layer, x = L.MixtureOfExperts(4, 6, k=1, capacity=1.0), positive(draw(2, 8, 5))
     params = favour(weights(layer, x), 3)
-    _, _, captured = sw.apply(layer, params, {}, x, capture="*")
+    _, _, captured = jax.jit(lambda x: sw.apply(layer, params, {}, x, capture="*"))(x)
     np.testing.assert_allclose(captured["load"], [0, 0, 0, 1])
     np.testing.assert_allclose(captured["dropped"], 0.75)
 
@@ -187,7 +188,8 @@ def test_losses_belong_to_training(weights, draw):
 def test_bfloat16_routes_in_float32(weights, draw):
     layer, x = L.MixtureOfExperts(4, 6, k=2), draw(2, 8, 5)
     params = weights(layer, x)
-    y, _, captured = sw.apply(layer, params, {}, x, policy="bfloat16", capture="*")
+    run = jax.jit(lambda x: sw.apply(layer, params, {}, x, policy="bfloat16", capture="*"))
+    y, _, captured = run(x)
     assert y.dtype == jnp.bfloat16
     rounded = x.astype("bfloat16").astype("float32")
     exact = {name: p if name == "router" else jax.tree.map(lambda k: k.astype("bfloat16"), p) for name, p in

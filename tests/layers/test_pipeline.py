@@ -124,13 +124,14 @@ def train(mesh=None, policy=None, remat=None, **options):
     return losses, jax.device_get(state.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "options"),
     [
         ("stage=4,data=2", {"schedule": "gpipe"}),
-        pytest.param("stage=2,data=2,sequence=2", {"schedule": "gpipe"}, marks=pytest.mark.slow),
-        pytest.param("stage=2,fsdp=2,tensor=2", {"schedule": "1f1b", "remat": "full"}, marks=pytest.mark.slow),
-        pytest.param("stage=2,fsdp=2,tensor=2", {"schedule": "interleaved"}, marks=pytest.mark.slow),
+        ("stage=2,data=2,sequence=2", {"schedule": "gpipe"}),
+        ("stage=2,fsdp=2,tensor=2", {"schedule": "1f1b", "remat": "full"}),
+        ("stage=2,fsdp=2,tensor=2", {"schedule": "interleaved"}),
     ],
 )
 def test_pipeline_trains_a_transformer_as_one_device_does(mesh, options):

@@ -47,13 +47,13 @@ def test_it_is_the_network_of_its_formulas(options):
     params, _ = sw.init(model, 0, TOKENS)
     params = jax.tree.map(lambda a: a + 0.1 * jnp.sin(jnp.arange(a.size)).reshape(a.shape), params)  # biases too
     expected = by_hand(model, jax.tree.map(np.asarray, params), np.asarray(TOKENS))
-    np.testing.assert_allclose(model(params, TOKENS), expected, rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(jax.jit(model)(params, TOKENS), expected, rtol=2e-4, atol=2e-5)
     kernel, bias = model.head(params)
-    halves = L.dense(model.features(params, TOKENS), kernel, bias)
+    halves = L.dense(jax.jit(model.features)(params, TOKENS), kernel, bias)
     np.testing.assert_allclose(halves, expected, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("remat", ["full", "minimal"])
+@pytest.mark.parametrize("remat", ["full", pytest.param("minimal", marks=pytest.mark.slow)])
 def test_remat_changes_no_number_and_saves_less(remat):
     plain, saving = (Decoder(7, 2, 8, 2, dropout=0.5, remat=policy) for policy in (None, remat))
     params, _ = sw.init(plain, 0, TOKENS)
@@ -104,7 +104,7 @@ def test_on_a_mesh_every_kernel_is_split_and_the_numbers_are_the_same(mesh):
         split = leaf.size // leaf.addressable_shards[0].data.size
         assert split == (1 if "norm" in str(path) else mesh.size // mesh.shape.get("data", 1)), path
     run = jax.jit(lambda params: sw.apply(model, params, {}, tokens, place=sw.parallel.placement(mesh))[0])
-    np.testing.assert_allclose(run(spread), model(params, tokens), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(spread), jax.jit(model)(params, tokens), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

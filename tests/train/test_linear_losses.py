@@ -73,8 +73,8 @@ def test_in_bfloat16_the_softmax_and_the_sums_are_float32():
     x, kernel, bias, labels, weight = arrays(batch=4, length=64, features=32, classes=50, dtype="bfloat16")
     wide = [a.astype("float32") for a in (x, kernel, bias)]
     run = lambda x, k, b: linear_cross_entropy(x, k, labels, b, weight, chunk=8).total  # noqa: E731
-    ours, gradients = jax.value_and_grad(run, (0, 1, 2))(x, kernel, bias)
-    theirs, right = jax.value_and_grad(lambda *a: plain(*a, labels, weight)[0], (0, 1, 2))(*wide)
+    ours, gradients = jax.jit(jax.value_and_grad(run, (0, 1, 2)))(x, kernel, bias)
+    theirs, right = jax.jit(jax.value_and_grad(lambda *a: plain(*a, labels, weight)[0], (0, 1, 2)))(*wide)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     for ours, theirs in zip(gradients, right, strict=True):
         assert ours.dtype == jnp.bfloat16

@@ -162,7 +162,9 @@ def test_the_best_checkpoint_is_the_same(tmp_path):
     assert best[0] == best[1] is not None
 
 
-@pytest.mark.parametrize(("first", "then"), [(1, 8), (8, 1), (8, 3)])
+@pytest.mark.parametrize(
+    ("first", "then"), [(8, 3), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((1, 8), (8, 1)))]
+)
 def test_a_run_goes_on_with_other_blocks(tmp_path, first, then):
     class Killed(BaseException):
         pass
