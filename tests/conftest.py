@@ -90,6 +90,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.keyword and "-m" not in config.invocation_params.args:
+        config.option.markexpr = ""  # what is asked for by name with -k runs, slow or not
     config.pluginmanager.register(_RootIsNoTestPackage(), "root-is-no-test-package")
     _block_network()
 

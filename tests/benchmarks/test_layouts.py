@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import jax
+import optax
 import pytest
 
+import sapwood as sw
 from benchmarks import layouts, layouts_page
 from benchmarks.layouts import LAYOUTS
 from sapwood.parallel import collectives
@@ -113,6 +115,19 @@ def test_a_page_without_its_marks_is_refused():
 
 def test_bytes_read_well():
     assert [layouts_page.size(n) for n in (12, 2048, 3 * 2**20, 5 * 2**30)] == ["12 B", "2.0 KiB", "3.0 MiB", "5.0 GiB"]
+
+
+def test_the_trainers_of_the_page_are_those_of_the_layouts(root):
+    page = (root / "docs" / "parallelism.md").read_text(encoding="utf-8")
+    trainers = re.findall(r"```python\n(sw\.Trainer\(.*)\n```", page)
+    words = re.findall(r"^`--mesh (\S+?)(?: --rules (\S+))?` on the command line", page, re.MULTILINE)
+    assert len(trainers) == len(words) == len(LAYOUTS)
+    given = {"sw": sw, "objective": sw.supervised(sw.layers.Dense(1)), "optimizer": optax.sgd(0.1)}
+    for code, (mesh, rules), one in zip(trainers, words, LAYOUTS.values(), strict=True):
+        trainer = eval(code, dict(given))
+        assert trainer.mesh == sw.mesh(mesh) == sw.mesh(one.cpu)
+        assert (trainer.rules or "") == rules
+        assert rules in ("", one.rules)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """The matrix: every layout of eight devices, each with every kind of model, against one device.
 
-`pytest -k matrix -s` prints it, `-m ""` with the cells marked slow. A cell is ten steps of training. Its three numbers
+`pytest -k matrix -s` prints it. A cell is ten steps of training. Its three numbers
 are the worst relative errors of the losses of all steps, of the variables after the last, and of the gradients of the
 first; an array's error is the largest difference over its largest entry. All is deterministic, so what differs is the
 order of float32 sums. A second test moves a trained state through the checkpoints of all layouts.
