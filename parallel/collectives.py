@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from sapwood.core.errors import ConfigError
-from sapwood.parallel.hlo import Instruction, Program, Times, nbytes
+from sapwood.core.hlo import Instruction, Program, Times, nbytes
 from sapwood.parallel.mesh import AnyMesh
 from sapwood.parallel.rules import describe
 

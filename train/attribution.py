@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sapwood.core import hlo
+from sapwood.core.hlo import Instruction
 from sapwood.core.paths import Path
 
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
@@ -31,26 +33,6 @@ class Place:
     container: bool = False  # a loop or a branch, whose time is that of the operations in it
 
 
-@dataclass(frozen=True)
-class Instruction:
-    """One line of a program's HLO text."""
-
-    name: str
-    opcode: str
-    op_name: str
-    operands: tuple[str, ...]
-    calls: tuple[str, ...]
-    computation: str
-    target: str  # of a custom call
-
-
-_HEAD = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
-_LINE = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
-_OPCODE = re.compile(r"(?:^|[\s)}\]])([a-z][a-z0-9\-]*)\(")
-_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
-_CALLS = re.compile(r"\b(?:calls|to_apply|body|condition|\w+_computations?)=(?:\{([^}]*)\}|%?([\w.\-]+))")
-_NAME = re.compile(r"%([\w.\-]+)")
-_TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _JITTED = re.compile(r"\bp?jit\([^()]*\)")
 _WRAPPER = re.compile(r"\b\w+\(|\)")
 _CONTAINERS = ("while", "call", "conditional", "async-start", "async-done")
@@ -87,17 +69,19 @@ class Program:
     def __init__(self, text: str, layers: Iterable[Path]):
         self.name = text.partition(",")[0].split()[1]
         self.layers = {path[:k] for path in layers for k in range(1, len(path) + 1)}
+        self.bodies = hlo.Program(text).computations
         self.instructions: dict[str, Instruction] = {}
-        self.bodies: dict[str, list[Instruction]] = {}
+        self.homes: dict[str, str] = {}  # the computation that each is in
         self.callers: dict[str, Instruction] = {}
         self.users: dict[str, list[Instruction]] = {}
-        for instruction in _parse(text):
-            self.instructions[instruction.name] = instruction
-            self.bodies.setdefault(instruction.computation, []).append(instruction)
-            for body in instruction.calls:
-                self.callers.setdefault(body, instruction)
-            for operand in instruction.operands:
-                self.users.setdefault(operand, []).append(instruction)
+        for computation, instructions in self.bodies.items():
+            for instruction in instructions:
+                self.instructions[instruction.name] = instruction
+                self.homes[instruction.name] = computation
+                for _, body in instruction.calls:
+                    self.callers.setdefault(body, instruction)
+                for operand in instruction.operands:
+                    self.users.setdefault(operand, []).append(instruction)
         self._places: dict[str, Place] = {}
 
     def place(self, name: str) -> Place:
@@ -125,7 +109,7 @@ class Program:
         bodies = instruction.calls if instruction.opcode == "fusion" else ()
         if not bodies:
             yield instruction
-        for body in bodies:
+        for _, body in bodies:
             for part in self.bodies.get(body, ()):
                 yield from self._inside(part)
 
@@ -158,7 +142,7 @@ class Program:
 
     def _around(self, instruction: Instruction) -> tuple[Path, str]:
         """The place of the loop or branch that a nameless operation is in."""
-        caller = self.callers.get(instruction.computation)
+        caller = self.callers.get(self.homes[instruction.name])
         if caller is None:
             return (UNKNOWN,), ""
         return self.label(caller.op_name) or self._around(caller)
@@ -177,25 +161,6 @@ class Program:
             if (*path, scope) in self.layers:
                 path = (*path, scope)
         return path or (OBJECTIVE,), BACKWARD if "transpose(" in name else FORWARD
-
-
-def _parse(text: str) -> Iterable[Instruction]:
-    computation = ""
-    for line in text.splitlines():
-        if head := _HEAD.match(line):
-            computation = head[1]
-        elif found := _LINE.match(line):
-            rest = found[2]
-            opcode, op_name = _OPCODE.search(rest), _OP_NAME.search(rest)
-            calls = tuple(
-                name.strip().lstrip("%")
-                for several, one in _CALLS.findall(rest.partition("metadata=")[0] if op_name else rest)
-                for name in (several.split(",") if several else [one])
-            )
-            operands = tuple(_NAME.findall(rest[opcode.end() :].partition(")")[0])) if opcode else ()
-            target = _TARGET.search(rest)
-            yield Instruction(found[1], opcode[1] if opcode else "", op_name[1] if op_name else "", operands, calls,
-                              computation, target[1] if target else "")  # fmt: skip
 
 
 _HEAVY = len(_KINDS) + 1  # matrix products and convolutions are what a fused operation is about

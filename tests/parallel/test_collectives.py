@@ -9,9 +9,9 @@ from jax import lax
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 import sapwood as sw
+from sapwood.core.hlo import Instruction, Program
 from sapwood.parallel import collectives
 from sapwood.parallel.collectives import KINDS, axes_of, groups_of, place
-from sapwood.parallel.hlo import Instruction, Program
 
 MESH = AbstractMesh((4, 2), ("data", "tensor"))
 

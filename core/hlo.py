@@ -12,6 +12,7 @@ _LINE = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"\s*([a-z][a-z0-9\-]*)\(")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLS = re.compile(r"\b(calls|to_apply|body|condition|\w+_computations?)=(?:\{([^}]*)\}|%?([\w.\-]+))")
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b(pred|token|[a-z]+[0-9]+\w*)\[([0-9,<=]*)\]")
@@ -34,6 +35,12 @@ class Instruction:
     def op_name(self) -> str:
         """Where in the traced program it comes from; empty where the text does not say."""
         found = _OP_NAME.search(self.attributes)
+        return found[1] if found else ""
+
+    @property
+    def target(self) -> str:
+        """What a custom call calls; empty for others."""
+        found = _TARGET.search(self.attributes)
         return found[1] if found else ""
 
     def called(self, attribute: str) -> str:
