@@ -188,7 +188,7 @@ def _leaves(tree: Any) -> list[tuple[str, Any]]:
 
 
 def _itemsize(dtype: Any) -> int:
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if jax.numpy.issubdtype(dtype, jax.dtypes.prng_key):
         return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).size * 4
     return np.dtype(dtype).itemsize
 
