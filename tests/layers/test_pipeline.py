@@ -164,7 +164,10 @@ def test_pipeline_needs_no_jit():
     x = jnp.arange(8.0).reshape(8, 1)
     model = L.Scan(L.Dense(1, bias=False), 2)
     params = {"kernel": jnp.array([2.0, 3.0]).reshape(2, 1, 1)}
-    np.testing.assert_array_equal(sw.apply(model, params, {}, x, place=place("stage=2,data=4"))[0], 6 * x)
+    run = lambda x: sw.apply(model, params, {}, x, place=place("stage=2,data=4"))[0]  # noqa: E731
+    np.testing.assert_array_equal(run(x), 6 * x)
+    with jax.disable_jit():  # as Trainer(jit=False) has it
+        np.testing.assert_array_equal(jax.grad(lambda x: (run(x) * x).sum())(x), 12 * x)
 
 
 # ---- what a block may do ---------------------------------------------------------------------------------------------
