@@ -70,7 +70,7 @@ def run(work: Work, leaves: Sequence[jax.Array], x: Any, riders: Any, shared: An
         check_vma=False,
     )  # fmt: skip
     compiled = jax.jit(on_stages)  # other axes are the compiler's, so it must compile
-    if jax.config.jax_disable_jit:
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         compiled = functools.partial(_compiled, compiled)
     return compiled(list(leaves), (x, riders), shared)
 
