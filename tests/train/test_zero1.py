@@ -12,7 +12,7 @@ import pytest
 import sapwood as sw
 from sapwood import layers as L
 from sapwood import parallel
-from sapwood.train import birth, offload, supervised
+from sapwood.train import birth, layout, offload, supervised
 from sapwood.train.checkpoints import Checkpoints
 from sapwood.train.metrics import compute
 
@@ -158,6 +158,14 @@ def test_a_platform_without_host_memory_says_what_else_there_is(monkeypatch):
     monkeypatch.setattr(offload, "memories", lambda device: {"device"})
     with pytest.raises(sw.ConfigError, match=r"platform 'cpu' cannot reach memory of the kind 'pinned_host' .*zero1"):
         sw.Trainer(OBJECTIVE, ADAM, mesh="data=8", offload="optimizer")
+
+
+def test_the_layout_of_an_offloaded_state_needs_no_devices(monkeypatch):
+    monkeypatch.setattr(offload, "SMALL", 2)
+    mesh = jax.sharding.AbstractMesh((8,), ("data",))
+    found = layout(trainer(mesh, "data", offload="optimizer"), BATCHES[0])
+    moments = 2 * (16 * 24 + 24 + 24 * 8 + 8) * 4
+    assert f"its host {moments / 1024:.1f} KiB" in found.totals
 
 
 # ---- a mesh in words ------------------------------------------------------------------------------------------------
