@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "layouts.json"
-DEVICES = {"cpu": 8, "tpu": 16}
+PLATFORMS = ("cpu", "tpu")
 TOPOLOGY = "v5e:4x4"
 
 
@@ -125,7 +125,11 @@ def main(words=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("platforms", nargs="*", metavar="cpu|tpu", help="default: both")
     parser.add_argument("--only", nargs="*", choices=LAYOUTS, metavar="NAME", help=f"of {', '.join(LAYOUTS)}")
-    parser.add_argument("--topology", default=TOPOLOGY, help="of 16 TPU chips; default: %(default)s")
+    parser.add_argument(
+        "--topology",
+        default=TOPOLOGY,
+        help="of 16 TPU chips; what is found of others than %(default)s is printed and not kept",
+    )
     parser.add_argument("--page", action="store_true", help="write docs/parallelism.md, and measure nothing")
     parser.add_argument("--here", action="store_true", help="compile in this process, whose environment is right")
     options = parser.parse_args(words)
@@ -139,8 +143,11 @@ def main(words=None) -> None:
         layouts_page.write(json.loads(RESULTS.read_text()))
         return
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for platform in options.platforms or DEVICES:
+    for platform in options.platforms or PLATFORMS:
         found = child(platform, names, options.topology)
+        if options.topology != TOPOLOGY:  # the page is of one
+            print(json.dumps(found, indent=1))
+            continue
         layouts = {**kept.get(platform, {}).get("layouts", {}), **found["layouts"]}
         kept[platform] = {**found, "layouts": {name: layouts[name] for name in LAYOUTS if name in layouts}}
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n")

@@ -13,6 +13,8 @@ _OPCODE = re.compile(r"\s*([a-z][a-z0-9\-]*)\(")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLS = re.compile(r"\b(calls|to_apply|body|condition|\w+_computations?)=(?:\{([^}]*)\}|%?([\w.\-]+))")
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_JITTED = re.compile(r"\bp?jit\([^()]*\)")
+_WRAPPER = re.compile(r"\b\w+\(|\)")
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b(pred|token|[a-z]+[0-9]+\w*)\[([0-9,<=]*)\]")
@@ -183,6 +185,15 @@ def _closing(text: str, start: int) -> int:
         if not depth:
             return at
     return len(text)
+
+
+def scopes(op_name: str) -> list[str]:
+    """The scopes in an operation's name and last its own, JAX's transforms around them taken off.
+
+    >>> scopes("jit(step)/transpose(jvp(blocks))/while/body/out/dot_general")
+    ['blocks', 'while', 'body', 'out', 'dot_general']
+    """
+    return [scope for scope in _WRAPPER.sub("", _JITTED.sub("", op_name)).split("/") if scope]
 
 
 def nbytes(kind: str) -> int:

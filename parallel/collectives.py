@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from sapwood.core.errors import ConfigError
-from sapwood.core.hlo import Instruction, Program, Times, nbytes
+from sapwood.core.hlo import Instruction, Program, Times, nbytes, scopes
 from sapwood.parallel.mesh import AnyMesh
 from sapwood.parallel.rules import describe
 
@@ -268,9 +268,8 @@ def place(op_name: str) -> tuple[str, bool]:
     ('optimizer', False)
     """
     name = _first(op_name.partition(";")[0])
-    plain = re.sub(r"\b\w+\(|\)", "", re.sub(r"\bp?jit\([^()]*\)", "", name))
-    scopes = [scope for scope in plain.split("/") if scope and scope not in _TRANSFORMS][:-1]
-    return "/".join(scope for scope in scopes if not scope.startswith("branch_")), "transpose(" in name
+    found = [scope for scope in scopes(name) if scope not in _TRANSFORMS][:-1]
+    return "/".join(scope for scope in found if not scope.startswith("branch_")), "transpose(" in name
 
 
 def _first(op_name: str) -> str:

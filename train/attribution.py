@@ -33,8 +33,6 @@ class Place:
     container: bool = False  # a loop or a branch, whose time is that of the operations in it
 
 
-_JITTED = re.compile(r"\bp?jit\([^()]*\)")
-_WRAPPER = re.compile(r"\b\w+\(|\)")
 _CONTAINERS = ("while", "call", "conditional", "async-start", "async-done")
 
 _KINDS = (  # the first that fits what an operation, or the heaviest part of a fused one, does
@@ -152,7 +150,7 @@ class Program:
         name = op_name.partition(";")[0]
         if "/" not in name or name.startswith("args["):
             return None
-        scopes = [s for s in _WRAPPER.sub("", _JITTED.sub("", name)).split("/") if s][:-1]
+        scopes = hlo.scopes(name)[:-1]
         scopes = [s for k, s in enumerate(scopes) if s != "while" and scopes[max(k - 1, 0)] != "while"]
         if scopes[:1] == ["optimizer"] and "jvp(" not in name.partition("optimizer")[0]:
             return (OPTIMIZER,), UPDATE

@@ -74,13 +74,13 @@ def _complete(trainer: Any, key: Any, params: dict, state: dict) -> TrainState:
 
 def _shardings(trainer: Any, declared: Spec, shapes: TrainState) -> TrainState:
     params = parallel.param_shardings(declared.params, trainer.mesh, trainer.rules)
-    beside = _beside(trainer, declared, params, shapes.params)
+    beside = _beside(trainer, declared, params, shapes)
     whole = parallel.replicated(trainer.mesh)
     return TrainState(
         step=whole,
         params=params,
         state=parallel.state_shardings(declared.state, trainer.mesh),
-        opt_state=beside.opt_state if trainer.offload is None else offload.on_host(beside.opt_state, shapes.opt_state),
+        opt_state=beside.opt_state if beside.host is None else beside.host,
         rng=whole,
         ema=None if trainer.ema is None else beside.moments,
         scale=jax.tree.map(lambda _: whole, shapes.scale),
@@ -100,10 +100,12 @@ class Beside(NamedTuple):
     host: Any = None
 
 
-def _beside(trainer: Any, declared: Spec, params: dict, shapes: dict) -> Beside:
+def _beside(trainer: Any, declared: Spec, params: dict, state: TrainState) -> Beside:
     moments = parallel.moment_shardings(declared.params, trainer.mesh, trainer.rules)
-    params, moments, structs = (trainable.split(tree, trainer.trainable)[0] for tree in (params, moments, shapes))
-    return Beside(params, moments, parallel.opt_shardings(trainer.optimizer, structs, moments, trainer.mesh))
+    params, moments, structs = (trainable.split(tree, trainer.trainable)[0] for tree in (params, moments, state.params))
+    opt_state = parallel.opt_shardings(trainer.optimizer, structs, moments, trainer.mesh)
+    host = None if trainer.offload is None else offload.on_host(opt_state, state.opt_state)
+    return Beside(params, moments, opt_state, host)
 
 
 def beside(trainer: Any, state: TrainState, batch: Any) -> Beside | None:
@@ -114,7 +116,4 @@ def beside(trainer: Any, state: TrainState, batch: Any) -> Beside | None:
         warnings.simplefilter("ignore", parallel.ShardingWarning)  # given when the state was laid out
         declared = spec(trainer.objective, jax.eval_shape(lambda x: x, batch), policy=trainer.policy)
         params = parallel.param_shardings(declared.params, trainer.mesh, trainer.rules)
-        found = _beside(trainer, declared, params, state.params)
-    if trainer.offload is None:
-        return found
-    return found._replace(host=offload.on_host(found.opt_state, state.opt_state))
+        return _beside(trainer, declared, params, state)
