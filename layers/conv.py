@@ -8,6 +8,7 @@ from sapwood.core.initializers import Initializer, lecun_normal, zeros
 from sapwood.core.layer import Layer, describe
 from sapwood.core.vars import Vars
 from sapwood.layers import expect, windows
+from sapwood.layers.once import once
 from sapwood.layers.windows import Padding, Sizes
 
 _LAYOUT = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
@@ -57,7 +58,7 @@ def conv(
     pads = windows.amounts(windows.padding("conv", padding, n, causal=True), sizes, window, strides, dilation)
     windows.must_fit("conv", sizes, pads, window, dilation)
     y = lax.conv_general_dilated(
-        x, kernel, strides, pads, rhs_dilation=dilation, dimension_numbers=_LAYOUT[n], feature_group_count=groups
+        once(x), kernel, strides, pads, rhs_dilation=dilation, dimension_numbers=_LAYOUT[n], feature_group_count=groups
     )
     return y if bias is None else y + bias
 

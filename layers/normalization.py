@@ -9,21 +9,14 @@ from jax import lax
 from sapwood.core.errors import InputError
 from sapwood.core.initializers import Initializer, ones, zeros
 from sapwood.core.layer import Layer, describe
-from sapwood.core.loop import platform
 from sapwood.core.vars import Vars
 from sapwood.layers import expect
+from sapwood.layers.once import once
 
 
 def _wide(x: jax.Array) -> jax.Array:
     """x in float32, or wider if it is."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _once(x: jax.Array) -> jax.Array:
-    """x, computed once. XLA on a CPU computes a sum of residual branches anew, from the first branch on, in each
-    operation that reads it: 12 blocks took twice as long to compile, and a step a sixth longer.
-    """
-    return lax.optimization_barrier(x) if platform() == "cpu" else x
 
 
 def moments(
@@ -91,7 +84,7 @@ def layer_norm(
     >>> layer_norm(jnp.array([1.0, 3.0]), eps=0.0)
     Array([-1.,  1.], dtype=float32)
     """
-    x = _once(expect.floating("layer_norm", x))
+    x = once(expect.floating("layer_norm", x))
     mean, var = moments(x, (-1,))
     return _affine((_wide(x) - mean) * lax.rsqrt(var + eps), scale, bias).astype(x.dtype)
 
@@ -104,7 +97,7 @@ def rms_norm(x: jax.Array, scale: jax.Array | None = None, eps: float = 1e-6) ->
     >>> rms_norm(jnp.array([3.0, 3.0]), jnp.array([1.0, 2.0]), eps=0.0)
     Array([1., 2.], dtype=float32)
     """
-    x = _once(expect.floating("rms_norm", x))
+    x = once(expect.floating("rms_norm", x))
     wide = _wide(x)
     return _affine(wide * lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + eps), scale, None).astype(x.dtype)
 

@@ -6,17 +6,19 @@ of a small transformer. So where we train on a CPU, malloc is told to keep what 
 """
 
 import ctypes
+import glob
 import os
 import sys
 
-from sapwood.core.loop import platform
+import jax
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 """Parameters of mallopt(3)."""
 
 KEEP = {MMAP_THRESHOLD: 2**30, TRIM_THRESHOLD: 2**31 - 1, ARENA_MAX: 1}
-USUAL = {MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26, ARENA_MAX: 0}
-"""What malloc comes to by itself where large pieces are freed."""
+
+ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
+"""Device files of NVIDIA GPUs, TPUs and AMD GPUs."""
 
 
 def keep() -> bool:
@@ -29,16 +31,20 @@ def keep() -> bool:
     >>> keep() in (True, False)
     True
     """
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or not on_cpu():
         return False
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is None:
-        return False
-    done = all([mallopt(name, value) for name, value in KEEP.items()])  # noqa: C419 - all of them, whatever they answer
-    if platform() == "cpu":  # asked last: it starts JAX's threads
-        return done
-    for name, value in USUAL.items():
-        mallopt(name, value)
-    return False
+    told = [mallopt is not None and mallopt(name, value) for name, value in KEEP.items()]
+    return all(told)
+
+
+def on_cpu() -> bool:
+    """Whether JAX computes on a CPU, found without starting it: its threads would take heaps of their own.
+
+    Malloc forgets nothing it was told, and the many threads that read data for an accelerator would wait for each
+    other in one heap; so where there may be one, the answer is no, unless JAX was told to leave it alone.
+    """
+    chosen = jax.config.jax_platforms  # type: ignore[attr-defined]
+    return chosen.split(",")[0] == "cpu" if chosen else not any(map(glob.glob, ACCELERATORS))

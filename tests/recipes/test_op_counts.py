@@ -22,7 +22,10 @@ RECIPES = {"digits-mlp": (DigitsMLP(), handwritten.mlp_loss), "digits": (Digits(
 
 
 def operations(lowered) -> Counter:
-    """How often each StableHLO operation is run, calls of functions followed."""
+    """How often each StableHLO operation is run, calls of functions followed.
+
+    Barriers compute nothing: they are what `layers.once` adds on a CPU, and are left out.
+    """
     functions: dict[str, Counter] = {}
     name = ""
     for line in lowered.as_text().splitlines():
@@ -39,7 +42,9 @@ def operations(lowered) -> Counter:
             count.update({key: value * times for key, value in inner.items()})
         return count
 
-    return total("main")
+    count = total("main")
+    del count["stablehlo.optimization_barrier"]
+    return count
 
 
 def ours(recipe, **options) -> Counter:

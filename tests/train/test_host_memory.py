@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,8 +43,20 @@ def test_a_malloc_that_is_set_up_already_is_left_alone(monkeypatch):
     assert not host_memory.keep()
 
 
-def test_other_platforms_are_left_alone(monkeypatch):
+@pytest.mark.parametrize(
+    "platforms, cpu", [(None, False), ("", False), ("cpu", True), ("cpu,cuda", True), ("tpu,cpu", False)]
+)
+def test_where_there_is_an_accelerator_the_cpu_has_to_be_asked_for(monkeypatch, tmp_path, platforms, cpu):
     from sapwood.train import host_memory
 
-    monkeypatch.setattr(host_memory, "platform", lambda: "gpu")
-    assert not host_memory.keep()
+    (tmp_path / "accel0").touch()
+    monkeypatch.setattr(host_memory, "ACCELERATORS", [f"{tmp_path}/accel*"])
+    monkeypatch.setattr(host_memory, "jax", SimpleNamespace(config=SimpleNamespace(jax_platforms=platforms)))
+    assert host_memory.on_cpu() == cpu
+    assert cpu or not host_memory.keep()
+
+
+def test_what_it_asks_starts_no_backend():
+    code = "from sapwood.train import host_memory; host_memory.keep()\n"
+    code += "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
