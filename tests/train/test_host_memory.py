@@ -44,7 +44,7 @@ def test_a_malloc_that_is_set_up_already_is_left_alone(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "platforms, cpu", [(None, False), ("", False), ("cpu", True), ("cpu,cuda", True), ("tpu,cpu", False)]
+    ("platforms", "cpu"), [(None, False), ("", False), ("cpu", True), ("cpu,cuda", True), ("tpu,cpu", False)]
 )
 def test_where_there_is_an_accelerator_the_cpu_has_to_be_asked_for(monkeypatch, tmp_path, platforms, cpu):
     from sapwood.train import host_memory
