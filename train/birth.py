@@ -88,6 +88,20 @@ def _shardings(trainer: Any, declared: Spec, shapes: TrainState) -> TrainState:
     )
 
 
+def laid_out(trainer: Any, state: TrainState, batch: Any) -> TrainState:
+    """A state that was computed on the mesh of the trainer, each array where `Plan.make` puts it.
+
+    Where XLA is not told, it chooses: a bias that lay whole came out in pieces, and the next step was another program.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", parallel.ShardingWarning)  # given when the state was laid out
+        shardings = plan(trainer, batch).shardings
+    if trainer.offload is not None:  # it is on the host, where a constraint reaches nothing
+        shardings, host = shardings.replace(opt_state=None), state.opt_state
+        return jax.lax.with_sharding_constraint(state.replace(opt_state=None), shardings).replace(opt_state=host)
+    return jax.lax.with_sharding_constraint(state, shardings)
+
+
 class Beside(NamedTuple):
     """Shardings of the parameters that train, of what is kept beside them, and of the optimizer's state on the devices.
 

@@ -116,7 +116,8 @@ class Trainer:
         objective gives, then "auxiliary_loss" where layers add one, "gradient_norm" with ``clip``, "learning_rate"
         where the optimizer holds it, and with ``checks`` the bits under "checks" (`Flags.failed` lists what failed).
         """
-        return train_step(self, state, dict(batch))
+        after, metrics = train_step(self, state, dict(batch))
+        return (after if self.mesh is None else birth.laid_out(self, after, batch)), metrics
 
     def fit(self, data: Any, **options: Any) -> "loop.Result":
         """Train on a data set; see `sapwood.train.fit` for the options. Returns ``(state, history)``."""

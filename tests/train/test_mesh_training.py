@@ -11,6 +11,7 @@ import pytest
 
 import sapwood as sw
 from sapwood import ConfigError
+from sapwood import layers as L
 from sapwood.parallel import DEFAULT
 from sapwood.train import LossScale, Trainer, supervised
 
@@ -83,6 +84,27 @@ def test_arrays_are_born_where_they_live_and_stay_there():
         assert tree.ema["up"]["kernel"].sharding == kernel.sharding
         assert tree.state["norm"]["mean"].sharding.is_fully_replicated
         assert tree.step.sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("options", [{"ema": 0.9}, {"rules": "zero1"}, {"offload": "optimizer"}], ids=str)
+def test_a_loop_of_ones_own_runs_one_program(options):
+    """Left to itself, XLA splits the biases that are born whole, and the second step takes another program."""
+
+    def block(v, x):
+        return x + L.Dense(64)(v.down, jax.nn.gelu(L.Dense(256)(v.up, x)))
+
+    def model(v, x):
+        return L.Dense(3)(v.head, L.Scan(block, 2)(v.blocks, L.Dense(64)(v.stem, x)))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        across = Trainer(supervised(model, inputs="x"), optax.adam(0.01), mesh="fsdp=8", **options)
+        batch = across.put({name: x[:16] for name, x in DATA.items()})
+        state = across.init(0, batch)
+        step = jax.jit(across.step, donate_argnums=0).lower(state, batch).compile()
+    for _ in range(3):
+        state, _ = step(state, batch)  # an error where an array is not where the program expects it
+    assert state.step == 3
 
 
 def test_accumulation_on_a_mesh_is_the_whole_batch():
