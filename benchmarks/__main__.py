@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks import page, report
 from benchmarks.race import Refused, available, installed, race, tell_stderr
-from benchmarks.suite import FLOOR, NAMES, PEERS, WAITING, suites
+from benchmarks.suite import FLOOR, NAMES, PEERS, WAITING, Suite, suites
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("sapwood", "jax", "jaxlib", "numpy", "optax", "flax", "dm-haiku", "equinox", "keras", "torch",
@@ -20,7 +20,8 @@ PACKAGES = ("sapwood", "jax", "jaxlib", "numpy", "optax", "flax", "dm-haiku", "e
 
 def arguments(words=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suites", nargs="*", help=f"of {', '.join((*NAMES, *page.STUDIES))}; all by default")
+    names = f"of {', '.join((*NAMES, *page.STUDIES))}, or a race of a suite (input-images); all by default"
+    parser.add_argument("suites", nargs="*", help=names)
     parser.add_argument("--against", help=f"of {','.join((FLOOR, *PEERS))}; all by default. The floor always runs")
     parser.add_argument("--rounds", type=int, help="of each race; its own number by default")
     parser.add_argument("--threads", type=int, default=available(), help="of every process; every core by default")
@@ -30,7 +31,7 @@ def arguments(words=None) -> argparse.Namespace:
     for name in options.suites:
         if name in WAITING:
             refuse(f"{name} waits for {WAITING[name]}")
-        if name not in (*NAMES, *page.STUDIES):
+        if name not in page.STUDIES and not races(name):
             refuse(f"there is no suite {name!r}; there are {', '.join((*NAMES, *page.STUDIES))}")
     options.against = PEERS if options.against is None else tuple(options.against.split(","))
     for system in options.against:
@@ -78,24 +79,34 @@ def main(words=None) -> int:
     failed = False
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.suites or (*NAMES, *page.STUDIES):
-        try:
-            found = study(name, options) if name in page.STUDIES else races(name, options)
-        except Refused as error:
-            refuse(str(error), 1)
-        failed = failed or any(race["failed"] for race in found.get("races", ()))
-        (options.out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+        if name in page.STUDIES:
+            keep(options.out, name, found=study(name, options))
+        for suite in races(name):
+            try:
+                measured = hold(suite, options)
+            except Refused as error:
+                refuse(str(error), 1)
+            failed = failed or bool(measured["failed"])
+            keep(options.out, suite.name, race=measured)
     return int(failed)
 
 
-def races(name: str, options: argparse.Namespace) -> dict:
-    """Hold the races of a suite, and show them."""
-    found = {"machine": machine(), "races": []}
-    for suite in suites(name):
-        systems = [system for system in suite.systems if takes_part(system, options.against) and installed(system)]
-        measured = race(suite, systems, options.rounds or suite.rounds, options.threads)
-        print(report.text(suite, measured), flush=True)
-        found["races"].append(measured)
-    return found
+def races(name: str) -> tuple[Suite, ...]:
+    """The races of a suite, or the one of that name."""
+    return tuple(suite for known in NAMES for suite in suites(known) if name in (known, suite.name))
+
+
+def hold(suite: Suite, options: argparse.Namespace) -> dict:
+    """Hold a race among those who were asked for, and show it."""
+    systems = [system for system in suite.systems if takes_part(system, options.against) and installed(system)]
+    measured = race(suite, systems, options.rounds or suite.rounds, options.threads)
+    print(report.text(suite, measured), flush=True)
+    return measured
+
+
+def keep(out: Path, name: str, **measured: dict) -> None:
+    """Write what was measured, and where, as soon as it is there."""
+    (out / f"{name}.json").write_text(json.dumps({"machine": machine(), **measured}, indent=1) + "\n")
 
 
 def study(name: str, options: argparse.Namespace) -> dict:
@@ -104,7 +115,7 @@ def study(name: str, options: argparse.Namespace) -> dict:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found = pool.apply(module.measure, (options.rounds or 5, tell_stderr))
     print(f"\n{name}", *map(report.plain, module.tables(found)), sep="\n", flush=True)
-    return {"machine": machine(), "found": found}
+    return found
 
 
 if __name__ == "__main__":

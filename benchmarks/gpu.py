@@ -253,7 +253,7 @@ def result(suite: Suite, measured: dict, peaks: dict[str, float], here: dict) ->
         "peaks": peaks,
         "shares": {name: {s: r._asdict() for s, r in shares(suite, measured, p).items()} for name, p in peaks.items()},
         "goal": verdict(suite, measured, peaks),
-        "races": [measured],
+        "race": measured,
     }
 
 

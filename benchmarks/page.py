@@ -21,16 +21,12 @@ def write(results: Path, docs: Path = ROOT / "docs") -> None:
     head, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, tail = rest.partition(END)
     races, lines = [], []
-    for name in NAMES:
-        file = results / f"{name}.json"
-        if not file.exists():
-            continue
-        found = json.loads(file.read_text())
-        measured = {race["name"]: race for race in found["races"]}
-        for suite in suites(name):
-            if suite.name in measured:
-                races.append((suite, measured[suite.name]))
-                lines += section(suite, measured[suite.name], found["machine"])
+    for suite in [suite for name in NAMES for suite in suites(name)]:
+        file = results / f"{suite.name}.json"
+        if file.exists():
+            found = json.loads(file.read_text())
+            races.append((suite, found["race"]))
+            lines += section(suite, found["race"], found["machine"])
     for name in STUDIES:
         if (results / f"{name}.json").exists():
             lines += study(name, json.loads((results / f"{name}.json").read_text()), docs)

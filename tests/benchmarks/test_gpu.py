@@ -237,7 +237,7 @@ def test_a_tiny_race(root, tmp_path):
     done = run(root, "--size", "tiny", "--anywhere", "--against", "floor", "--out", str(tmp_path / "gpu.json"))
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
-    (measured,) = found["races"]
+    measured = found["race"]
     assert [set(r) for r in measured["rounds"]] == [{"floor", "floor again", "sapwood", "sapwood-step"}]
     assert all(x["step"] > 0 for x in measured["rounds"][0].values())
     assert len(measured["losses"]["sapwood"]) == 10

@@ -132,7 +132,7 @@ def test_the_page_is_filled_in_between_its_markers(tmp_path):
     names = ("floor", "floor again", "sapwood", "torch")
     measured = {"name": "mlp", "threads": 2, "failed": {}, "rounds": [{n: {"step": 0.001} for n in names}] * 3}
     machine = {"cpu": "a CPU", "cores": 2, "date": "2026-01-01T00:00", "python": "3.11", "versions": {"jax": "0.10"}}
-    (tmp_path / "mlp.json").write_text(json.dumps({"machine": machine, "races": [measured]}))
+    (tmp_path / "mlp.json").write_text(json.dumps({"machine": machine, "race": measured}))
     rows = [{"value": x, "seconds": [x], "bytes": x} for x in (2, 4)]
     (tmp_path / "growth.json").write_text(json.dumps({"machine": machine, "found": {"batch": rows, "layers": rows}}))
     (tmp_path / "benchmarks.md").write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
@@ -159,7 +159,7 @@ def run(tmp_path, *words):
 @pytest.mark.slow
 def test_a_small_race(tmp_path):
     shown, found = run(tmp_path, "mlp", "--against", "floor", "--rounds", "2")
-    measured = found["races"][0]
+    measured = found["race"]
     assert set(measured["rounds"][0]) == {"floor", "floor again", "sapwood", "sapwood-step"}
     assert len(measured["rounds"]) == 2
     assert all(0 < x["step"] < 1 for r in measured["rounds"] for x in r.values())
@@ -175,5 +175,5 @@ def test_a_small_race(tmp_path):
 def test_fit_stays_near_the_floor(name, limit, tmp_path):
     """A guard with generous margins: that what a training step costs does not grow unseen."""
     _, found = run(tmp_path, name, "--against", "floor", "--rounds", "5")
-    measured = found["races"][0]["rounds"]
+    measured = found["race"]["rounds"]
     assert ratio(measured, "sapwood", "floor", "step").low <= limit + noise(suites(name)[0], measured, "step")
