@@ -13,16 +13,17 @@ from sapwood.core.init import init_declared, quick
 from sapwood.core.rng import as_key
 from sapwood.core.spec import Spec, spec
 from sapwood.train import offload, trainable
+from sapwood.train.given import take
 from sapwood.train.state import TrainState
 
 
 class Plan(NamedTuple):
-    """How a state will be: ``make(key, batch)`` compiled, its ``shapes`` (with shardings), and those ``shardings``.
+    """How a state will be: ``make(key, batch, params, state)``, its ``shapes`` (with shardings), those ``shardings``.
 
-    ``shardings`` is None without a mesh.
+    ``shardings`` is None without a mesh. What is given of parameters and state is not drawn.
     """
 
-    make: Callable[[Any, Any], TrainState]
+    make: Callable[..., TrainState]
     shapes: TrainState
     shardings: TrainState | None
 
@@ -41,12 +42,19 @@ def plan(trainer: Any, batch: Any) -> Plan:
         shapes = jax.tree.map(_struct, shapes, shardings)
         born = shardings.params, shardings.state
 
-    def make(key: Any, batch: Any) -> TrainState:
-        key = as_key(key)
+    def make(key: Any, batch: Any, params: Any = None, state: Any = None) -> TrainState:
+        key, wanted = as_key(key), (params, state)
+        fresh = Spec(*(tree if given is None else {} for tree, given in zip(declared, wanted, strict=True)))
         first = init_declared(
-            trainer.objective, declared, key, batch,
+            trainer.objective, fresh, key, batch,
             data=True, policy=trainer.policy, place=trainer.place, shardings=born,
         )  # fmt: skip
+        first = tuple(
+            drawn if given is None else take(f"Trainer.init: the {kind} given", tree, given, where)
+            for drawn, given, kind, tree, where in zip(
+                first, wanted, Spec._fields, declared, born or (None, None), strict=True
+            )
+        )
         once = jax.jit(complete, out_shardings=shardings, donate_argnums=(1, 2), compiler_options=quick(key))
         return once(key, *first)
 
@@ -96,6 +104,7 @@ def laid_out(trainer: Any, state: TrainState, batch: Any) -> TrainState:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", parallel.ShardingWarning)  # given when the state was laid out
         shardings = plan(trainer, batch).shardings
+    assert shardings is not None, "there is a mesh"
     if trainer.offload is not None:  # it is on the host, where a constraint reaches nothing
         shardings, host = shardings.replace(opt_state=None), state.opt_state
         return jax.lax.with_sharding_constraint(state.replace(opt_state=None), shardings).replace(opt_state=host)

@@ -98,16 +98,18 @@ class Trainer:
 
     # ---- the parts --------------------------------------------------------------------------------------------------
 
-    def init(self, key: Any, batch: Mapping[str, Any]) -> TrainState:
+    def init(self, key: Any, batch: Mapping[str, Any], params: Any = None, state: Any = None) -> TrainState:
         """The state before the first step, each array born where it will live.
 
         ``key`` is a random key or a seed, ``batch`` a batch of arrays or of shapes (arrays where initialisers read
-        data). The parameters are those of ``sw.init(objective, key, batch)``. Raises `ConfigError` where ``trainable``
-        matches nothing, or the batch does not divide over the mesh.
+        data). The parameters are those of ``sw.init(objective, key, batch)``, unless they are given: ``params``, and
+        the model's ``state``, are then copied to where they will live, and nothing is drawn for them. Raises
+        `ConfigError` where ``trainable`` matches nothing, the batch does not divide over the mesh, or what is given is
+        not what the model declares.
         """
         host_memory.keep()
         self.check_batch_size(jax.tree.leaves(dict(batch))[0].shape[0])
-        return birth.plan(self, batch).make(key, dict(batch))
+        return birth.plan(self, batch).make(key, dict(batch), params, state)
 
     def step(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         """One training step, a pure function: ``jax.jit(trainer.step, donate_argnums=0)`` in a loop of your own.

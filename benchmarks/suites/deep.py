@@ -13,7 +13,7 @@ CONFIG = {"layers": 48, "width": 64, "heads": 4, "tokens": 64, "vocabulary": 256
 
 
 def start(work):
-    """The first step and all before it; each library makes its own first weights, then takes the given ones."""
+    """The first step and all before it; each library takes the given first weights in its own way."""
     from benchmarks.systems import build
 
     return {"seconds": {}, "losses": build(work).losses(1)}

@@ -14,7 +14,7 @@ def loss_of(logits, y):
 
 
 def train(work, model, optimizer, params):
-    _check(model, params, work)
+    _check(jax.eval_shape(model.init, jax.random.key(0), work.pairs()[0][0]), params)
 
     def step(state, x, y):
         def loss(params):
@@ -27,12 +27,10 @@ def train(work, model, optimizer, params):
     return jax_loop(jax.jit(step, donate_argnums=0), state, work.pairs())
 
 
-def _check(model, params, work):
-    """The model's own first variables; they have the names and shapes of the parameters that it is given."""
-    first = jax.jit(model.init)(jax.random.key(0), work.pairs()[0][0])
+def _check(first, params):
+    """The model's own first parameters have the names and shapes of those that it is given."""
     wrong = jax.tree.map(lambda a, b: a.shape == b.shape, first["params"], params)
     assert all(jax.tree.leaves(wrong)), wrong
-    return first
 
 
 class MLP(nn.Module):
@@ -101,7 +99,8 @@ def conv(work):
         return state.apply_gradients(grads=gradient, batch_stats=new), value
 
     params = _flat_blocks(work.weights)
-    first = _check(model, params, work)
+    first = jax.jit(model.init)(jax.random.key(0), work.pairs()[0][0])
+    _check(first, params)
     state = StatefulTrainState.create(
         apply_fn=model.apply, params=jax.device_put(params), tx=optax.sgd(c["rate"], momentum=0.9),
         batch_stats=first["batch_stats"],

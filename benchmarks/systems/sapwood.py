@@ -57,10 +57,7 @@ def train(work, objective, optimizer, params):
     trainer = sw.Trainer(objective, optimizer, policy=work.config.get("compute"))
     names = list(work.data)
     batches = [dict(zip(names, pair, strict=True)) for pair in work.pairs()]
-    state = trainer.init(0, batches[0])
-    same = jax.tree.structure(state.params) == jax.tree.structure(params)
-    assert same, f"the model declares {jax.tree.structure(state.params)}, not {jax.tree.structure(params)}"
-    state = state.replace(params=jax.device_put(params))
+    state = trainer.init(0, batches[0], params)
     if "step" not in work.system:
         return Fit(work, trainer, state)
     return steps(trainer, state, batches)

@@ -1,0 +1,103 @@
+"""`Trainer.init` with variables made elsewhere: nothing is drawn, all land where they live, mistakes are named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sapwood as sw
+from sapwood import ConfigError
+from sapwood import layers as L
+from sapwood.train import Trainer, supervised
+
+BATCH = {"x": np.ones((8, 4), "float32"), "label": np.zeros(8, "int32")}
+
+
+def model(v, x):
+    return L.Dense(3)(v.head, L.BatchNorm()(v.norm, L.Dense(8)(v.up, x)))
+
+
+def trainer(**options):
+    return Trainer(supervised(model, inputs="x"), optax.adam(0.1), **options)
+
+
+def variables():
+    params, state = sw.init(model, 7, BATCH["x"])
+    return params, jax.tree.map(lambda x: x + 0.5, state)
+
+
+def equal(one, other):
+    return jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), one, other))
+
+
+def test_what_is_given_is_what_the_state_holds():
+    params, state = variables()
+    made = trainer(ema=0.9).init(0, BATCH, params, state)
+    assert equal((made.params, made.state, made.ema), (params, state, params))
+    fresh = trainer(ema=0.9).init(0, BATCH)
+    assert equal((made.opt_state, made.step), (fresh.opt_state, fresh.step))
+    assert (jax.random.key_data(made.rng) == jax.random.key_data(fresh.rng)).all()
+
+
+def test_the_rest_is_made_as_ever():
+    params, state = variables()
+    fresh = trainer().init(0, BATCH)
+    assert equal(trainer().init(0, BATCH, params=params).state, fresh.state)
+    assert equal(trainer().init(0, BATCH, state=state).params, fresh.params)
+
+
+@pytest.mark.parametrize("options", [{}, {"mesh": "data=-1"}], ids=str)
+@pytest.mark.parametrize("kind", [np.array, jnp.array])
+def test_training_does_not_use_up_what_was_given(kind, options):
+    params = jax.tree.map(kind, variables()[0])
+    before = jax.tree.map(np.array, params)
+    one = trainer(**options)
+    state, step = one.init(0, BATCH, params), jax.jit(one.step, donate_argnums=0)
+    for _ in range(2):
+        state, _ = step(state, one.put(BATCH))
+    assert equal(params, before)
+    assert not equal(state.params, before)
+
+
+def test_on_a_mesh_each_array_is_put_where_it_lives():
+    params, state = variables()
+    across = trainer(mesh="data=-1")
+    made, fresh = across.init(0, BATCH, params, state), across.init(0, BATCH)
+    assert equal((made.params, made.state), (params, state))
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, made.params, fresh.params))
+
+
+def test_nothing_is_drawn_for_what_is_given():
+    def forbidden(key, shape, dtype):
+        raise AssertionError("drawn")
+
+    def given(v, x):
+        return x @ v.head.param("kernel", (4, 3), forbidden)
+
+    one = Trainer(supervised(given, inputs="x"), optax.sgd(0.1))
+    kernel = {"head": {"kernel": np.ones((4, 3), "float32")}}
+    assert (one.init(0, BATCH, kernel).params["head"]["kernel"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p["up"].pop("bias"), r"the params given lack up/bias of what the model declares"),
+        (lambda p: p.pop("up"), r"lack up/bias and 1 more of what"),
+        (lambda p: p["up"].update(kernal=p["up"]["kernel"]), r"have up/kernal, which the model has not; did you mean"),
+        (lambda p: p["up"].update(kernel=np.ones((4, 9), "f4")), r"up/kernel is float32\[4,9\], the model declares f"),
+        (lambda p: p["up"].update(kernel=np.ones((4, 8), "f2")), r"up/kernel is float16\[4,8\], the model declares f"),
+        (lambda p: p["up"].update(kernel="weights.npz"), r"up/kernel is of type str"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, message):
+    params = {name: dict(scope) for name, scope in variables()[0].items()}
+    change(params)
+    with pytest.raises(ConfigError, match=message):
+        trainer().init(0, BATCH, params)
+
+
+def test_a_list_is_no_tree_of_variables():
+    with pytest.raises(ConfigError, match="nested dicts of arrays are expected, got list"):
+        trainer().init(0, BATCH, [np.ones(3)])
