@@ -29,8 +29,17 @@ class Plan(NamedTuple):
 
 
 def plan(trainer: Any, batch: Any) -> Plan:
-    """The plan of the training state of a trainer for batches like this one (arrays or shapes)."""
+    """The plan of the training state of a trainer for batches like this one (arrays or shapes), made once for them."""
     batch = jax.eval_shape(lambda x: x, dict(batch))
+    leaves, structure = jax.tree.flatten(batch)
+    alike = structure, tuple((x.shape, x.dtype, x.weak_type) for x in leaves)
+    plans = trainer.compiled.plans
+    if alike not in plans:
+        plans[alike] = _plan(trainer, batch)
+    return plans[alike]
+
+
+def _plan(trainer: Any, batch: dict) -> Plan:
     declared = spec(trainer.objective, batch, policy=trainer.policy)
     trainable.check(declared.params, trainer.trainable)
     complete = partial(_complete, trainer)

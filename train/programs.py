@@ -13,10 +13,11 @@ from sapwood.train.step import train_step
 
 
 class Programs:
-    """What a `Trainer` runs: `train` for shardings of the state, `evaluate`, `predict`."""
+    """What a `Trainer` runs: `train` for shardings of the state, `evaluate`, `predict`; and its `plans` (`birth.plan`)."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
+        self.plans: dict[Any, Any] = {}
         self.whole = None if trainer.mesh is None else parallel.replicated(trainer.mesh)
 
     @functools.cached_property
