@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sapwood.core import paths
 from sapwood.core.errors import DeclarationError
@@ -12,7 +13,7 @@ from sapwood.core.errors import DeclarationError
 def stack(tree: dict) -> dict:
     """The tree of an unrolled stack (children ``"0"``, ``"1"``, ...) as that of a scanned one: leaves stacked.
 
-    Raises `DeclarationError` where the children differ in structure, shape or dtype.
+    What is NumPy's stays NumPy's. Raises `DeclarationError` where the children differ in structure, shape or dtype.
 
     >>> stack({"0": {"w": jnp.zeros(2)}, "1": {"w": jnp.ones(2)}})["w"].shape
     (2, 2)
@@ -26,7 +27,12 @@ def stack(tree: dict) -> dict:
             a, b = (jax.typeof(t[path]) if path in t else "nothing" for t in (flat[0], other))
             if a != b:
                 raise DeclarationError(f"{name}/{paths.join(path)} is {b}, but 0/{paths.join(path)} is {a}")
-    return paths.nest((path, jnp.stack([t[path] for t in flat])) for path in flat[0])
+    return paths.nest((path, _stacked([t[path] for t in flat])) for path in flat[0])
+
+
+def _stacked(leaves: list) -> Any:
+    on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    return np.stack(leaves) if on_host else jnp.stack(leaves)
 
 
 def unstack(tree: dict) -> dict:

@@ -19,7 +19,7 @@ from sapwood.core.errors import CheckError, ConfigError
 from sapwood.core.loop import platform
 from sapwood.data.batches import batches
 from sapwood.data.device import to_device
-from sapwood.train import checks, host_memory, learning_rate, metrics
+from sapwood.train import checks, learning_rate, metrics
 from sapwood.train.callbacks import Callback, Event
 from sapwood.train.compile_cache import compile_cache as compiled_in
 from sapwood.train.evaluation import AHEAD, Evaluation, as_dataset, without_flags
@@ -93,7 +93,6 @@ def fit(
     >>> int(state.step), [row["step"] for row in history], history[-1]["accuracy"]
     (4, [2, 4], 1.0)
     """
-    host_memory.keep()
     trainer.check_batch_size(batch_size)
     several = _steps_per_call(trainer, steps_per_call)
     stream = batches(as_dataset(data), batch_size, seed=seed)

@@ -13,7 +13,7 @@ from sapwood.train.step import train_step
 
 
 class Programs:
-    """What a `Trainer` runs: `train` for shardings of the state, `evaluate`, `predict`; and its `plans` (`birth.plan`)."""
+    """What a `Trainer` runs: `train` for shardings of the state, `evaluate`, `predict`; and `plans`, `birth.plan`'s."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer

@@ -38,7 +38,8 @@ class Trainer:
         jit: False runs every step as plain Python, so that a breakpoint in a layer stops there.
         checks: collect `v.check` and the finiteness of the loss on the device; a failure raises `CheckError`.
 
-    Raises `ConfigError` for values that cannot be.
+    On a CPU malloc is told to keep what steps free, for the whole process (`train.host_memory`); that works best before
+    JAX is first used. Raises `ConfigError` for values that cannot be.
 
     >>> import optax, jax.numpy as jnp
     >>> from sapwood.train import metrics as M, supervised
@@ -68,6 +69,7 @@ class Trainer:
     checks: bool = True
 
     def __post_init__(self):
+        host_memory.keep()
         policy: Policy = as_policy(self.policy)
         object.__setattr__(self, "policy", policy)
         if policy.compute == "float16" and self.scaling is None:
@@ -107,7 +109,6 @@ class Trainer:
         `ConfigError` where ``trainable`` matches nothing, the batch does not divide over the mesh, or what is given is
         not what the model declares.
         """
-        host_memory.keep()
         self.check_batch_size(jax.tree.leaves(dict(batch))[0].shape[0])
         return birth.plan(self, batch).make(key, dict(batch), params, state)
 

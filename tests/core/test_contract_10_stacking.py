@@ -62,3 +62,12 @@ def test_stacks_in_stacks():
     params = {"kernel": np.tile(2 * np.eye(2, dtype="float32"), (2, 3, 1, 1))}
     y = L.Vmap(inner, 2, in_axes=None)(params, jnp.ones(2))
     assert np.array_equal(y, np.full((2, 2), 8))
+
+
+def test_what_is_on_the_host_is_stacked_there():
+    tree = {str(i): {"w": np.full((2, 3), i, "float32")} for i in range(3)}
+    stacked = sw.stack(tree)["w"]
+    assert isinstance(stacked, np.ndarray)
+    assert (stacked == np.arange(3).reshape(3, 1, 1)).all()
+    mixed = sw.stack({"0": {"w": np.ones(2, "float32")}, "1": {"w": jnp.ones(2)}})
+    assert isinstance(mixed["w"], type(jnp.ones(2)))
