@@ -41,8 +41,7 @@ SUITES = (
         "fit on a folder of PNG images (64x64), decoded each pass or remembered, against its step on a resident batch",
         systems=("sapwood-step", "sapwood-step again", "sapwood", "sapwood-remembered"),
         model="images",
-        rounds=7,
-        steps=36,
+        steps=48,  # of an epoch
         goals=(Goal("sapwood", "sapwood-step", 1.02),),
         prepare=prepare,
     ),

@@ -36,15 +36,15 @@ class Fit:
 
     def rounds(self, channel, steps):
         channel.wait()
-        begin = time.perf_counter()
+        done, begin = 0, time.perf_counter()
 
         def round_done(event, memory):
-            nonlocal begin
-            if event.step % steps:  # an epoch that ends within a round closes a row, too
+            nonlocal done, begin
+            if event.step - done < steps:  # an epoch that ends within a round closes a row, too
                 return
-            channel.report(seconds={"step": (time.perf_counter() - begin) / steps})
+            channel.report(seconds={"step": (time.perf_counter() - begin) / (event.step - done)})
             channel.wait()
-            begin = time.perf_counter()
+            done, begin = event.step, time.perf_counter()
 
         self.trainer.fit(
             self.data, steps=ENDLESS, batch_size=self.work.suite.batch_size, state=self.state, log_every=steps,
