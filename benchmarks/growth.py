@@ -20,6 +20,8 @@ AXES = {
     "tokens": (128, 256, 512, 1024),
     "devices": (1, 2, 4, 8),
 }
+BESIDE = {"devices": {"batch": 64}}
+"""Sizes that are others while an axis grows: eight examples for each device, or a step is but waiting for each other."""
 THEORY = {"batch": 1, "width": 2, "layers": 1, "tokens": 2, "devices": 0}
 """Exponents that neither time nor bytes may exceed: matrices are width by width, attention is length by length;
 simulated devices share the machine's cores, so the work of all of them together is to stay."""
@@ -43,7 +45,7 @@ def measure(rounds: int, tell) -> dict:
     for axis, values in AXES.items():
         found[axis] = []
         for value in values:
-            sizes = {**BASE, axis: value}
+            sizes = {**BASE, **BESIDE.get(axis, {}), axis: value}
             seconds, count = step(sizes, rounds)
             found[axis].append({"value": value, "seconds": seconds, "bytes": count})
         tell(f"growth: {axis}, time ^{fits(found)[axis][0]:.2f}, bytes ^{fits(found)[axis][1]:.2f}")

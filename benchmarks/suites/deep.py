@@ -56,7 +56,7 @@ UNROLLED = ("linen", "nnx", "haiku", "equinox", "keras", "torch-compile")
 
 SUITES = (
     Suite(
-        "deep",
+        "deep-start",
         "48 blocks of width 64: from the start of the process to the first step done",
         systems=("floor-scan", "floor-scan again", "sapwood-scan", *SCANNED),
         once=start,
