@@ -73,4 +73,4 @@ def _panel(axis, suite: Suite, found: dict, measure: str) -> None:
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     name = suite.name if len(suite.measures) == 1 else f"{suite.name}: {measure}"
-    axis.set_title(f"{name}  ($\\times$ {floor}, {duration(seconds)})", loc="left", fontsize=9.5, fontweight="bold")
+    axis.set_title(f"{name}  ($\\times$ {floor}, {duration(seconds)})", loc="right", fontsize=9.5, fontweight="bold")

@@ -89,11 +89,12 @@ def draw(found: dict, path: Path) -> None:
 
     with plt.rc_context({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "0"}):
         figure, axis = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-        for row in found["remat"]:
+        for i, row in enumerate(sorted(found["remat"], key=lambda row: row["bytes"])):
             x, ys = row["bytes"] / 1e6, row["seconds"]
             axis.plot([x, x], [min(ys), max(ys)], color="#3f7d4e", linewidth=2.5, alpha=0.4)
             axis.plot([x], [statistics.median(ys)], "o", color="#3f7d4e", markersize=6)
-            axis.annotate(row["policy"], (x, statistics.median(ys)), (7, 4), textcoords="offset points")
+            beside = (7, -14 if i % 2 else 6)  # points that are near each other have names above and below
+            axis.annotate(row["policy"], (x, statistics.median(ys)), beside, textcoords="offset points")
         axis.set(xlabel="peak bytes of a training step of gpt (MB)", ylabel="seconds a step", ylim=(0, None))
         axis.set_xlim(0, 1.45 * max(row["bytes"] for row in found["remat"]) / 1e6)
         axis.grid(color="#e4e0d6", linewidth=0.7)
