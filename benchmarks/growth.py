@@ -21,7 +21,7 @@ AXES = {
     "devices": (1, 2, 4, 8),
 }
 BESIDE = {"devices": {"batch": 64}}
-"""Sizes that are others while an axis grows: eight examples for each device, or a step is but waiting for each other."""
+"""Sizes that are others while an axis grows: eight examples for each device, or a step is but waiting."""
 THEORY = {"batch": 1, "width": 2, "layers": 1, "tokens": 2, "devices": 0}
 """Exponents that neither time nor bytes may exceed: matrices are width by width, attention is length by length;
 simulated devices share the machine's cores, so the work of all of them together is to stay."""
