@@ -4,11 +4,15 @@ On CPU, XLA runs a convolution inside a loop about 25 times slower than outside 
 same bits. So there a body that holds a convolution is unrolled; everything else stays a loop.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import jax
 from jax import lax
+
+_PLATFORM: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 def scan(body: Callable, init: Any, xs: Any, length: int | None = None) -> tuple[Any, Any]:
@@ -32,9 +36,26 @@ def unrolls(body: Callable, init: Any, xs: Any, length: int | None = None) -> bo
 
 
 def platform() -> str:
-    """The platform we compile for: that of the default device."""
+    """The platform we compile for: what `compiling_for` says, else that of the default device."""
+    if (said := _PLATFORM.get()) is not None:
+        return said
     chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
     return getattr(chosen, "platform", chosen) or jax.default_backend()
+
+
+@contextlib.contextmanager
+def compiling_for(name: str) -> Iterator[None]:
+    """Within the block, programs are traced for this platform, whose devices need not be here.
+
+    >>> with compiling_for("tpu"):
+    ...     platform()
+    'tpu'
+    """
+    token = _PLATFORM.set(name)
+    try:
+        yield
+    finally:
+        _PLATFORM.reset(token)
 
 
 def _holds(jaxpr: Any, primitive: str) -> bool:

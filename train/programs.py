@@ -61,7 +61,8 @@ class Programs:
         trainer = self.trainer
 
         def run(*args):
-            return function(trainer, *args)
+            with trainer.compiling():
+                return function(trainer, *args)
 
         run.__name__ = function.__name__  # what profiles show
         if not trainer.jit:

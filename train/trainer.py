@@ -1,5 +1,6 @@
 """`Trainer`: how a model is trained, as one frozen value; its methods are thin doors to the files that do the work."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -9,7 +10,9 @@ import jax
 
 from sapwood import parallel
 from sapwood.core.errors import ConfigError
+from sapwood.core.loop import compiling_for
 from sapwood.core.policy import Policy, as_policy
+from sapwood.parallel.per_device import platform
 from sapwood.train import birth, evaluation, host_memory, loop, offload, programs, trainable
 from sapwood.train.scaling import LossScale
 from sapwood.train.state import TrainState
@@ -119,7 +122,8 @@ class Trainer:
         objective gives, then "auxiliary_loss" where layers add one, "gradient_norm" with ``clip``, "learning_rate"
         where the optimizer holds it, and with ``checks`` the bits under "checks" (`Flags.failed` lists what failed).
         """
-        after, metrics = train_step(self, state, dict(batch))
+        with self.compiling():
+            after, metrics = train_step(self, state, dict(batch))
         return (after if self.mesh is None else birth.laid_out(self, after, batch)), metrics
 
     def fit(self, data: Any, **options: Any) -> "loop.Result":
@@ -151,6 +155,10 @@ class Trainer:
     def place(self) -> Any:
         """What tells a cursor where activations live; None without a mesh."""
         return None if self.mesh is None else parallel.placement(self.mesh, self.rules)
+
+    def compiling(self) -> contextlib.AbstractContextManager[None]:
+        """Where programs of this trainer are traced: for the devices of its mesh, which need not be here."""
+        return compiling_for(platform(self.mesh))
 
     @functools.cached_property
     def batch_sharding(self) -> Any:

@@ -76,3 +76,34 @@ def test_only_replicas_cross_the_slices():
     # a program is that of one slice, of devices 0 to 3; what crosses is sent by the runtime
     assert found["groups"]
     assert set(found["groups"]) <= {"{{0,1},{2,3}},", "{{0,2},{1,3}},"}
+
+
+CONVOLUTIONS = """
+import jax, optax, sapwood as sw
+from jax.experimental import topologies
+from sapwood import layers as L
+from sapwood.train import birth, supervised
+
+def model(v, x):
+    def block(v, x):
+        return x + L.LayerNorm()(v.norm, L.Conv(8, (3, 3))(v.conv, x))
+    return L.Dense(10)(v.head, L.Scan(block, 4)(v.blocks, x).mean((1, 2)))
+
+devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+train = sw.Trainer(supervised(model, inputs="x"), optax.adam(1e-3), mesh=sw.mesh("data=4", devices=devices))
+shapes = {"x": ((8, 16, 16, 8), "float32"), "label": ((8,), "int32")}
+batch = {k: jax.ShapeDtypeStruct(*x, sharding=train.batch_sharding) for k, x in shapes.items()}
+plan = birth.plan(train, batch)
+for step in (train.compiled.train(plan.shardings), jax.jit(train.step)):
+    text = step.lower(plan.shapes, batch).as_text()
+    print("optimization_barrier" in text, "inlineable" in text, text.count("stablehlo.while"))
+"""
+
+
+def test_what_is_for_a_cpu_is_not_in_the_program_of_a_tpu():
+    """Where the program is compiled on a CPU: nothing is held back from fusion, and convolutions stay in their loop."""
+    done = subprocess.run(
+        [sys.executable, "-c", CONVOLUTIONS], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["False", "False", "2"] * 2  # a loop forward, a loop backward
