@@ -51,14 +51,20 @@ def init(
 
 
 def init_declared(
-    f: Callable, declared: Spec, key: jax.Array, *xs: Any, data=False, policy=None, place=None, shardings=None
-) -> tuple[dict, dict]:
-    """`init` of a model whose declarations are at hand; ``shardings`` is the pair of trees itself."""
+    f: Callable, declared: Spec, key: jax.Array, *xs: Any,
+    data=False, policy=None, place=None, shardings=None, given: tuple = (None, None),
+) -> tuple[dict, dict]:  # fmt: skip
+    """`init` of a model whose declarations are at hand; ``shardings`` is the pair of trees itself.
+
+    ``given`` are parameters and state that are there already, None where they are to be made.
+    """
+    declared = Spec(*(tree if there is None else {} for tree, there in zip(declared, given, strict=True)))
     late = {where for where, param in _entries(declared) if _reads_data(param.init)}
     if late and not data:
         names = ", ".join(paths.join(path) for _, path in sorted(late))
         raise DeclarationError(f"the initialisers of {names} read the model's input; use sw.init(..., data=True)")
-    first = draw(declared, key, shardings or ({}, {}), skip=late)
+    params, state = draw(declared, key, shardings or ({}, {}), skip=late)
+    first = params if given[0] is None else given[0], state if given[1] is None else given[1]
     if not late:
         return first
     arrays, rest = arrays_apart(xs)

@@ -5,14 +5,13 @@ same bits. So there a body that holds a convolution is unrolled; everything else
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax import lax
 
-_PLATFORM: ContextVar[str | None] = ContextVar("platform", default=None)
+_PLATFORM = jax.make_user_context(None)
 
 
 def scan(body: Callable, init: Any, xs: Any, length: int | None = None) -> tuple[Any, Any]:
@@ -37,25 +36,20 @@ def unrolls(body: Callable, init: Any, xs: Any, length: int | None = None) -> bo
 
 def platform() -> str:
     """The platform we compile for: what `compiling_for` says, else that of the default device."""
-    if (said := _PLATFORM.get()) is not None:
+    if (said := _PLATFORM.value) is not None:
         return said
     chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
     return getattr(chosen, "platform", chosen) or jax.default_backend()
 
 
-@contextlib.contextmanager
-def compiling_for(name: str) -> Iterator[None]:
+def compiling_for(name: str) -> contextlib.AbstractContextManager[Any]:
     """Within the block, programs are traced for this platform, whose devices need not be here.
 
     >>> with compiling_for("tpu"):
     ...     platform()
     'tpu'
     """
-    token = _PLATFORM.set(name)
-    try:
-        yield
-    finally:
-        _PLATFORM.reset(token)
+    return contextlib.nullcontext() if name == platform() else _PLATFORM(name)  # traces are kept for each name
 
 
 def _holds(jaxpr: Any, primitive: str) -> bool:

@@ -31,8 +31,9 @@ def stack(tree: dict) -> dict:
 
 
 def _stacked(leaves: list) -> Any:
-    on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
-    return np.stack(leaves) if on_host else jnp.stack(leaves)
+    if all(isinstance(leaf, np.ndarray) for leaf in leaves):  # in the dtype that JAX would give it
+        return np.stack(leaves).astype(jax.dtypes.canonicalize_dtype(leaves[0].dtype), copy=False)
+    return jnp.stack(leaves)
 
 
 def unstack(tree: dict) -> dict:

@@ -14,6 +14,7 @@ def once(x: jax.Array) -> jax.Array:
     reads it. A step of 12 transformer blocks took a sixth longer by that and twice as long to compile; in a residual
     convolutional net each transposition for a kernel's gradient repeated all sums before it. An
     `optimization_barrier` is gone before XLA fuses; a call that may not be inlined stays, and costs no copy.
+    A program that is exported on a CPU for another platform is traced within `sapwood.core.loop.compiling_for`.
 
     >>> import jax.numpy as jnp
     >>> once(jnp.array([1.0, 2.0]))

@@ -52,18 +52,15 @@ def _plan(trainer: Any, batch: dict) -> Plan:
         born = shardings.params, shardings.state
 
     def make(key: Any, batch: Any, params: Any = None, state: Any = None) -> TrainState:
-        key, wanted = as_key(key), (params, state)
-        fresh = Spec(*(tree if given is None else {} for tree, given in zip(declared, wanted, strict=True)))
-        first = init_declared(
-            trainer.objective, fresh, key, batch,
-            data=True, policy=trainer.policy, place=trainer.place, shardings=born,
-        )  # fmt: skip
-        first = tuple(
-            drawn if given is None else take(f"Trainer.init: the {kind} given", tree, given, where)
-            for drawn, given, kind, tree, where in zip(
-                first, wanted, Spec._fields, declared, born or (None, None), strict=True
-            )
+        key, there = as_key(key), zip(("params", "state"), declared, (params, state), born or (None, None), strict=True)
+        given = tuple(
+            None if x is None else take(f"Trainer.init: the {kind} given", tree, x, where)
+            for kind, tree, x, where in there
         )
+        first = init_declared(
+            trainer.objective, declared, key, batch,
+            data=True, policy=trainer.policy, place=trainer.place, shardings=born, given=given,
+        )  # fmt: skip
         once = jax.jit(complete, out_shardings=shardings, donate_argnums=(1, 2), compiler_options=quick(key))
         return once(key, *first)
 
@@ -109,15 +106,21 @@ def laid_out(trainer: Any, state: TrainState, batch: Any) -> TrainState:
     """A state that was computed on the mesh of the trainer, each array where `Plan.make` puts it.
 
     Where XLA is not told, it chooses: a bias that lay whole came out in pieces, and the next step was another program.
+    A batch that takes another way through the model may declare less: the plan is the one that the state was born by.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", parallel.ShardingWarning)  # given when the state was laid out
-        shardings = plan(trainer, batch).shardings
-    assert shardings is not None, "there is a mesh"
+    plans = (*trainer.compiled.plans.values(), plan(trainer, batch))
+    shardings = next((plan.shardings for plan in plans if _is_of(plan, state)), None)
+    if shardings is None:
+        return state
     if trainer.offload is not None:  # it is on the host, where a constraint reaches nothing
         shardings, host = shardings.replace(opt_state=None), state.opt_state
         return jax.lax.with_sharding_constraint(state.replace(opt_state=None), shardings).replace(opt_state=host)
     return jax.lax.with_sharding_constraint(state, shardings)
+
+
+def _is_of(plan: Plan, state: TrainState) -> bool:
+    (planned, one), (there, other) = jax.tree.flatten(plan.shapes), jax.tree.flatten(state)
+    return one == other and all(a.shape == b.shape for a, b in zip(planned, there, strict=True))
 
 
 class Beside(NamedTuple):

@@ -3,10 +3,12 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sapwood.core import paths
 from sapwood.core.errors import ConfigError
+from sapwood.core.traces import is_traced
 from sapwood.train import storage
 
 
@@ -45,6 +47,9 @@ def take(what: str, declared: dict, given: Any, shardings: Any = None) -> dict:
 
 
 def _copy(x: Any, sharding: Any) -> jax.Array:
-    if isinstance(x, jax.Array):  # copied where it is: on another sharding, a piece may be the old one in spite of all
-        x = jax.device_put(x, x.sharding, may_alias=False)
-    return jax.device_put(x, sharding, may_alias=False)
+    if isinstance(x, jax.Array) and sharding is None and not is_traced(x) and x.devices() != {jax.local_devices()[0]}:
+        x = np.asarray(x)  # from another device to the default one
+    if isinstance(x, np.ndarray):
+        return jax.device_put(x, sharding, may_alias=False)
+    x = jnp.copy(x)  # where it is: on another sharding, a piece may be the old one in spite of `may_alias`
+    return x if sharding is None else jax.device_put(x, sharding)

@@ -17,8 +17,8 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 
 KEEP = {MMAP_THRESHOLD: 2**30, TRIM_THRESHOLD: 2**31 - 1, ARENA_MAX: 1}
 
-ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
-"""Device files of NVIDIA GPUs, TPUs and AMD GPUs."""
+ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd", "/dev/dxg")
+"""Device files of NVIDIA GPUs, TPUs, AMD GPUs, and of GPUs within WSL."""
 
 
 def keep() -> bool:

@@ -87,3 +87,10 @@ def test_same_bits_as_a_python_loop(start):
 def test_takes_a_length_as_lax_does():
     y, steps = loop.scan(lambda x, _: (2 * x, x), jnp.ones(()), None, 3)
     assert (float(y), steps.tolist()) == (8.0, [1.0, 2.0, 4.0])
+
+
+def test_what_is_traced_for_one_platform_is_not_used_for_another():
+    inner = jax.jit(lambda x: x + (loop.platform() == "tpu"))
+    with loop.compiling_for("tpu"):
+        assert inner(1) == 2
+    assert inner(1) == 1

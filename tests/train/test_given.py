@@ -101,3 +101,30 @@ def test_what_does_not_fit_is_named(change, message):
 def test_a_list_is_no_tree_of_variables():
     with pytest.raises(ConfigError, match="nested dicts of arrays are expected, got list"):
         trainer().init(0, BATCH, [np.ones(3)])
+
+
+def normalised(v, x):
+    """Its state starts from what its parameters make of the first batch."""
+    h = L.Dense(4)(v.up, x)
+    first = h.mean(0)
+    return L.Dense(3)(v.head, h - v.state("mean", (4,), lambda key, shape, dtype: first))
+
+
+def test_initialisers_that_read_data_see_the_given_parameters():
+    one = Trainer(supervised(normalised, inputs="x"), optax.sgd(0.1))
+    params = jax.tree.map(lambda x: np.full(x.shape, 0.5, "float32"), one.init(0, BATCH).params)
+    made = one.init(0, BATCH, params)
+    np.testing.assert_allclose(made.state["mean"], np.full(4, 2.5), rtol=1e-6)  # 4 ones times 0.5, and the bias
+    assert equal(made.params, params)
+
+
+def test_arrays_of_another_device_come_to_the_default_one():
+    params = jax.device_put(variables()[0], jax.devices()[-1])
+    made = trainer().init(0, BATCH, params)
+    assert made.params["up"]["kernel"].devices() == jnp.zeros(()).devices()
+
+
+def test_it_can_be_traced():
+    params, state = variables()
+    shapes = jax.eval_shape(lambda params: trainer().init(0, BATCH, params, state), params)
+    assert shapes.params["up"]["kernel"].shape == (4, 8)

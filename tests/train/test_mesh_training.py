@@ -107,6 +107,18 @@ def test_a_loop_of_ones_own_runs_one_program(options):
     assert state.step == 3
 
 
+def test_a_step_may_take_another_way_through_the_model():
+    def objective(v, batch):
+        return sum(L.Dense(3)(v[name], x).sum() for name, x in batch.items()), {}
+
+    across = Trainer(objective, optax.sgd(0.1), mesh="data=8")
+    batch = across.put({"a": np.ones((8, 4), "float32"), "b": np.ones((8, 4), "float32")})
+    state = across.init(0, batch)
+    after, _ = jax.jit(across.step)(state, {"a": batch["a"]})
+    assert (after.params["b"]["kernel"] == state.params["b"]["kernel"]).all()
+    assert not (after.params["a"]["kernel"] == state.params["a"]["kernel"]).any()
+
+
 def test_accumulation_on_a_mesh_is_the_whole_batch():
     deterministic = supervised(lambda v, x: jnp.tanh(x @ v.param("kernel", (16, 3), spread)), inputs="x")
     batch = {name: x[:32] for name, x in DATA.items()}
