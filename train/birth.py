@@ -108,9 +108,9 @@ def laid_out(trainer: Any, state: TrainState, batch: Any) -> TrainState:
     Where XLA is not told, it chooses: a bias that lay whole came out in pieces, and the next step was another program.
     A batch that takes another way through the model may declare less: the plan is the one that the state was born by.
     """
-    plans = (*trainer.compiled.plans.values(), plan(trainer, batch))
-    shardings = next((plan.shardings for plan in plans if _is_of(plan, state)), None)
-    if shardings is None:
+    known = next((made for made in trainer.compiled.plans.values() if _is_of(made, state)), None)
+    shardings = (known or plan(trainer, batch)).shardings
+    if shardings is None or jax.tree.structure(shardings) != jax.tree.structure(state):
         return state
     if trainer.offload is not None:  # it is on the host, where a constraint reaches nothing
         shardings, host = shardings.replace(opt_state=None), state.opt_state
