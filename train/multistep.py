@@ -15,13 +15,19 @@ from jax import lax
 
 from sapwood.core import loop
 from sapwood.core.errors import ConfigError
+from sapwood.parallel.per_device import platform
+from sapwood.train import host_memory
 from sapwood.train.packing import Packed, pack
 from sapwood.train.schedule import Schedule
 from sapwood.train.state import TrainState
 from sapwood.train.step import train_step
 
-LARGEST = 16
+LARGEST = 64
 """Steps a block has at most where it is chosen automatically: by then next to nothing of the overhead is left."""
+UNROLLED = 16
+"""The same where a block is no loop but its steps one after the other, which take as much longer to compile."""
+ROOM = 2**24
+"""Bytes of the batches of such a block, at most."""
 
 
 def train_one(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState, Packed]:
@@ -60,11 +66,17 @@ class Programs(NamedTuple):
     def compile(self, size: int) -> Callable[..., Any]:
         """The compiled block of so many steps."""
         shapes = self.state.replace(rng=None), self.key, stacked_shapes(self.batch, size)
-        return self.several.lower(*shapes).compile()
+        return host_memory.compiled(self.several.trace(*shapes), platform(self.trainer.mesh))
 
-    def unrolls(self, size: int) -> bool:
-        """Whether the block is no loop but its steps one after the other, which take as much longer to compile."""
-        return loop.unrolls(functools.partial(train_one, self.trainer), self.state, stacked_shapes(self.batch, size))
+    @property
+    def unrolls(self) -> bool:
+        """Whether a block is no loop but its steps one after the other."""
+        return loop.unrolls(functools.partial(train_one, self.trainer), self.state, stacked_shapes(self.batch, 2))
+
+    def largest(self, unrolls: bool) -> int:
+        """How many steps a block has at most."""
+        batch = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.batch))
+        return max(1, min(UNROLLED if unrolls else LARGEST, ROOM // max(batch, 1)))
 
 
 def stacked_shapes(batch: Any, size: int) -> Any:
@@ -104,18 +116,18 @@ def size(plan: Schedule, block: int, step: int) -> int:
     return block if block > 1 and step + block <= plan.row_end(step) else 1
 
 
-def best_size(plan: Schedule, step: int) -> int:
-    """The block that makes the fewest calls of the rows after ``step``, of up to `LARGEST` steps; what does not fill a
-    block goes one at a time, so a block that divides the rows is best. 1 where rows have a single step.
+def best_size(plan: Schedule, step: int, largest: int) -> int:
+    """The block that makes the fewest calls of the rows after ``step``, of up to ``largest`` steps; what does not fill
+    a block goes one at a time, so a block that divides the rows is best. 1 where rows have a single step.
 
-    >>> best_size(Schedule(steps=450, steps_per_epoch=45, log_every=45, checkpoint_every=225), 0)
+    >>> best_size(Schedule(steps=450, steps_per_epoch=45, log_every=45, checkpoint_every=225), 0, 16)
     15
     """
     rows = []
     while step < plan.steps and len(rows) < 32:
         rows.append(plan.row_end(step) - step)
         step += rows[-1]
-    return min(range(1, LARGEST + 1), key=lambda block: sum(row // block + row % block for row in rows))
+    return min(range(1, largest + 1), key=lambda block: sum(row // block + row % block for row in rows))
 
 
 def same_bits(one: Any, several: Any) -> bool:

@@ -158,28 +158,29 @@ class Auto(Sender):
         """Take the pace of single steps, and begin to compile a block if that may pay."""
         if len(self.seconds[1]) < ROUNDS and seconds < 4 * SHORT:
             return
-        self.tried = best_size(self.plan, done)
         saving = (self.plan.steps - done) * seconds * SAVED
-        if self.tried == 1 or seconds > SHORT or saving < MARGIN * self.programs.seconds:
+        if seconds > SHORT or saving < MARGIN * self.programs.seconds:
             return self._settle(1)
         pool = ThreadPoolExecutor(1, thread_name_prefix="sapwood-block")
-        self.compiled = pool.submit(self._compile, self.tried, saving)
+        self.compiled = pool.submit(self._compile, done, saving)
         pool.shutdown(wait=False)
         self.stage = self._wait
 
-    def _compile(self, size: int, saving: float) -> Callable[..., Any] | None:
-        """The compiled block; None where that would take longer than it saves."""
-        if self.programs.unrolls(size) and saving < MARGIN * size * self.programs.seconds:
-            return None
-        return self.programs.compile(size)
+    def _compile(self, done: int, saving: float) -> tuple[int, Callable[..., Any] | None]:
+        """The best size and the compiled block; 1 where that would take longer than it saves."""
+        unrolls = self.programs.unrolls
+        size = best_size(self.plan, done, self.programs.largest(unrolls))
+        if size == 1 or (unrolls and saving < MARGIN * size * self.programs.seconds):
+            return 1, None
+        return size, self.programs.compile(size)
 
     def _wait(self, done: int, seconds: float) -> None:
         """Go on one at a time until the block is compiled."""
         assert self.compiled is not None
         if not self.compiled.done():
             return
-        self.several = None if self.compiled.exception() else self.compiled.result()
-        if self.several is None:
+        self.tried, self.several = (1, None) if self.compiled.exception() else self.compiled.result()
+        if self.tried == 1:
             return self._settle(1)
         self.seconds, self.stage, self.block = {}, self._race, self.tried
 

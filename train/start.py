@@ -11,7 +11,8 @@ import jax
 
 from sapwood.data.batches import Batches
 from sapwood.data.device import to_device
-from sapwood.train import birth
+from sapwood.parallel.per_device import platform
+from sapwood.train import birth, host_memory
 from sapwood.train.evaluation import Evaluation
 from sapwood.train.multistep import Programs, copy
 from sapwood.train.run import Run
@@ -88,7 +89,9 @@ def _ahead(pool: ThreadPoolExecutor, trainer: Any, function: Any, *shapes: Any) 
 
     def compiled() -> tuple[Callable[..., Any], float]:
         begun = time.perf_counter()
-        made = function.lower(*shapes).compile() if trainer.jit else function
+        made = function
+        if trainer.jit:
+            made = host_memory.compiled(function.trace(*shapes), platform(trainer.mesh))
         return made, time.perf_counter() - begun
 
     return pool.submit(compiled)

@@ -13,7 +13,7 @@ from sapwood.core.errors import ConfigError
 from sapwood.core.loop import compiling_for
 from sapwood.core.policy import Policy, as_policy
 from sapwood.parallel.per_device import platform
-from sapwood.train import birth, evaluation, host_memory, loop, offload, programs, trainable
+from sapwood.train import birth, evaluation, loop, offload, programs, trainable
 from sapwood.train.scaling import LossScale
 from sapwood.train.state import TrainState
 from sapwood.train.step import train_step
@@ -41,8 +41,7 @@ class Trainer:
         jit: False runs every step as plain Python, so that a breakpoint in a layer stops there.
         checks: collect `v.check` and the finiteness of the loss on the device; a failure raises `CheckError`.
 
-    On a CPU malloc is told to keep what steps free, for the whole process (`train.host_memory`); that works best before
-    JAX is first used. Raises `ConfigError` for values that cannot be.
+    Raises `ConfigError` for values that cannot be.
 
     >>> import optax, jax.numpy as jnp
     >>> from sapwood.train import metrics as M, supervised
@@ -72,7 +71,6 @@ class Trainer:
     checks: bool = True
 
     def __post_init__(self):
-        host_memory.keep()
         policy: Policy = as_policy(self.policy)
         object.__setattr__(self, "policy", policy)
         if policy.compute == "float16" and self.scaling is None:

@@ -36,7 +36,7 @@ SUITES = (
         weights=weights,
         data=data,
         epoch=EPOCH,
-        steps=EPOCH,
+        steps=4 * EPOCH,
         goals=(Goal("sapwood", "floor", 0.6), *beats("sapwood", *PEERS)),
     ),
 )

@@ -11,6 +11,7 @@ from benchmarks.job import jax_loop, reader
 from sapwood import layers as L
 from sapwood.data import source
 from sapwood.recipes.digits import Digits
+from sapwood.train import host_memory
 
 ENDLESS = 10**9
 
@@ -65,14 +66,15 @@ def train(work, objective, optimizer, params):
 
 def steps(trainer, state, batches):
     """The job of the bare step, in a loop of one's own over resident batches."""
-    step = jax.jit(trainer.step, donate_argnums=0)
+    traced = jax.jit(trainer.step, donate_argnums=0).trace(state, batches[0])
+    step = host_memory.compiled(traced, jax.default_backend())
 
     def bare(state, batch):
         state, metrics = step(state, batch)
         return state, metrics["loss"]
 
     loop = jax_loop(bare, state, [(batch,) for batch in batches])
-    loop.lower = lambda: step.lower(state, batches[0])
+    loop.lower = traced.lower
     loop.value = lambda loss: float(sw.train.metrics.compute({"loss": loss})["loss"])
     return loop
 

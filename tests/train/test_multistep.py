@@ -325,6 +325,18 @@ def test_no_block_crosses_a_point_where_something_happens(plan):
 
 
 def test_the_chosen_block_divides_the_rows_where_it_can():
-    assert multistep.best_size(Schedule(1000, 112, 112, 224), 0) == 16
-    assert multistep.best_size(Schedule(90, 45, 45, 90), 0) == 15
-    assert multistep.best_size(Schedule(10, 1, 1, 1), 0) == 1
+    assert multistep.best_size(Schedule(1000, 112, 112, 224), 0, 16) == 16
+    assert multistep.best_size(Schedule(90, 45, 45, 90), 0, 16) == 15
+    assert multistep.best_size(Schedule(1000, 112, 112, 224), 0, 64) == 28  # 104 steps are left in the end
+    assert multistep.best_size(Schedule(10, 1, 1, 1), 0, 16) == 1
+
+
+def test_a_block_holds_fewer_steps_where_batches_are_large_or_it_is_unrolled():
+    def programs(*shape):
+        batch = {"x": jax.ShapeDtypeStruct(shape, "float32")}
+        return multistep.Programs(None, None, 0.0, None, None, None, batch)
+
+    assert programs(32, 784).largest(False) == multistep.LARGEST
+    assert programs(32, 784).largest(True) == multistep.UNROLLED
+    assert programs(2**20).largest(False) == 4
+    assert programs(2**24).largest(False) == 1
