@@ -32,31 +32,34 @@ KEEP = {MMAP_THRESHOLD: HEAP, TOP_PAD: HEAP, TRIM_THRESHOLD: 2**31 - 1}
 """Take all that fits into heaps, and give no heap back, even if all of it is free."""
 
 SHARE = 0.25
-"""Of the machine's memory, what may be kept: each thread that runs programs keeps the temporaries of one."""
+"""Of the memory, what may be kept: each thread that runs programs keeps the temporaries of one."""
 
 
-def compiled(traced: Any, platform: str) -> Any:
-    """``traced.lower().compile()``, on a CPU such that malloc keeps the program's temporaries for its next call.
+def pieces(jaxpr: Any) -> dict[str, int]:
+    """The compiler option that makes a program on a CPU ask for its temporaries in pieces.
 
-    That is for the whole process, and only under the GNU C library, where the environment does not set malloc up
-    (`MALLOC_ARENA_MAX` and the like, `GLIBC_TUNABLES`), no value in the program fills a heap of 64 MiB, and all threads
-    together would keep at most a quarter of the memory. `Trainer.fit` compiles its steps so; in a loop of your own:
+    Empty where malloc would not keep those: it is not the GNU C library's, the environment sets it up
+    (`MALLOC_ARENA_MAX` and the like, `GLIBC_TUNABLES`), or a value of the program fills a heap of 64 MiB.
 
-    >>> import jax.numpy as jnp
-    >>> step = compiled(jax.jit(lambda x: (x + 1, x.sum()), donate_argnums=0).trace(jnp.ones(3)), "cpu")
-    >>> step(jnp.ones(3))[1].item()
-    3.0
+    >>> pieces(jax.make_jaxpr(lambda x: x + 1)(jax.ShapeDtypeStruct((2**24,), "float32")).jaxpr)
+    {}
     """
-    largest = max((_bytes(e) for e in _equations(traced.jaxpr.jaxpr)), default=0)
-    mallopt = _mallopt() if platform == "cpu" and largest < 0.9 * HEAP else None
-    if mallopt is None:
-        return traced.lower().compile()
-    piece = max(PIECE, min(2 * largest, int(0.9 * HEAP)))  # XLA says where a value is larger
-    program = traced.lower().compile({"xla_multiheap_size_constraint_per_heap": piece})
-    if _threads() * program.memory_analysis().temp_size_in_bytes < SHARE * _memory():
-        for name, value in KEEP.items():
-            mallopt(name, value)
-    return program
+    largest = max((_bytes(e) for e in _equations(jaxpr)), default=0)
+    if _mallopt() is None or largest > 0.9 * HEAP:
+        return {}
+    piece = max(PIECE, min(2 * largest, int(0.9 * HEAP)))  # XLA complains of values that are larger
+    return {"xla_multiheap_size_constraint_per_heap": piece}
+
+
+def keep(temporaries: int) -> bool:
+    """Have malloc keep the pieces of a program with so many bytes of temporaries, for the rest of the process.
+
+    Not where all threads together would keep more than a quarter of the memory. Says whether malloc was told to.
+    """
+    mallopt = _mallopt()
+    if mallopt is None or _threads() * temporaries > SHARE * _memory():
+        return False
+    return all(mallopt(name, value) for name, value in KEEP.items())
 
 
 def _mallopt() -> Any:

@@ -15,8 +15,7 @@ from jax import lax
 
 from sapwood.core import loop
 from sapwood.core.errors import ConfigError
-from sapwood.parallel.per_device import platform
-from sapwood.train import host_memory
+from sapwood.train import compiling
 from sapwood.train.packing import Packed, pack
 from sapwood.train.schedule import Schedule
 from sapwood.train.state import TrainState
@@ -66,7 +65,7 @@ class Programs(NamedTuple):
     def compile(self, size: int) -> Callable[..., Any]:
         """The compiled block of so many steps."""
         shapes = self.state.replace(rng=None), self.key, stacked_shapes(self.batch, size)
-        return host_memory.compiled(self.several.trace(*shapes), platform(self.trainer.mesh))
+        return compiling.compiled(self.several.trace(*shapes), self.trainer.platform)
 
     @property
     def unrolls(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from sapwood import parallel
+from sapwood.train import compiling
 from sapwood.train.evaluation import auxiliary_step, evaluate_step, predict_step
 from sapwood.train.multistep import train_block, train_one
 from sapwood.train.step import train_step
@@ -67,7 +68,8 @@ class Programs:
         run.__name__ = function.__name__  # what profiles show
         if not trainer.jit:
             return eager(run)
-        return jax.jit(run, out_shardings=out_shardings, **options)
+        how = compiling.options(trainer.platform)
+        return jax.jit(run, out_shardings=out_shardings, compiler_options=how, **options)
 
 
 def eager(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,8 +11,7 @@ import jax
 
 from sapwood.data.batches import Batches
 from sapwood.data.device import to_device
-from sapwood.parallel.per_device import platform
-from sapwood.train import birth, host_memory
+from sapwood.train import birth, compiling
 from sapwood.train.evaluation import Evaluation
 from sapwood.train.multistep import Programs, copy
 from sapwood.train.run import Run
@@ -91,7 +90,7 @@ def _ahead(pool: ThreadPoolExecutor, trainer: Any, function: Any, *shapes: Any) 
         begun = time.perf_counter()
         made = function
         if trainer.jit:
-            made = host_memory.compiled(function.trace(*shapes), platform(trainer.mesh))
+            made = compiling.compiled(function.trace(*shapes), trainer.platform)
         return made, time.perf_counter() - begun
 
     return pool.submit(compiled)

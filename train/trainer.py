@@ -155,8 +155,13 @@ class Trainer:
         return None if self.mesh is None else parallel.placement(self.mesh, self.rules)
 
     def compiling(self) -> contextlib.AbstractContextManager[None]:
-        """Where programs of this trainer are traced: for the devices of its mesh, which need not be here."""
-        return compiling_for(platform(self.mesh))
+        """Where programs of this trainer are traced, so that layers choose for its platform."""
+        return compiling_for(self.platform)
+
+    @property
+    def platform(self) -> str:
+        """The platform that programs of this trainer are for: that of its mesh, whose devices need not be here."""
+        return platform(self.mesh)
 
     @functools.cached_property
     def batch_sharding(self) -> Any:

@@ -11,7 +11,7 @@ from benchmarks.job import jax_loop, reader
 from sapwood import layers as L
 from sapwood.data import source
 from sapwood.recipes.digits import Digits
-from sapwood.train import host_memory
+from sapwood.train import compiling
 
 ENDLESS = 10**9
 
@@ -67,7 +67,7 @@ def train(work, objective, optimizer, params):
 def steps(trainer, state, batches):
     """The job of the bare step, in a loop of one's own over resident batches."""
     traced = jax.jit(trainer.step, donate_argnums=0).trace(state, batches[0])
-    step = host_memory.compiled(traced, jax.default_backend())
+    step = compiling.compiled(traced, jax.default_backend())
 
     def bare(state, batch):
         state, metrics = step(state, batch)

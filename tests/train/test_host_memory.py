@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sapwood.train import host_memory
+from sapwood.train import compiling, host_memory
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is of the GNU C library")
 
 SCRIPT = """
 import json, resource, sys
 import jax, jax.numpy as jnp, sapwood
-from sapwood.train import host_memory
+from sapwood.train import compiling, host_memory
 rows, layers = int(sys.argv[2]), int(sys.argv[3])
 x = jnp.ones((rows, 64))
 
@@ -28,7 +28,7 @@ def function(x):
 traced = jax.jit(jax.grad(lambda x: function(x).sum())).trace(x)
 if sys.argv[1] == "small":
     host_memory._memory = lambda: 2**28
-step = host_memory.compiled(traced, "cpu") if sys.argv[1] != "leave" else traced.lower().compile()
+step = compiling.compiled(traced, "cpu") if sys.argv[1] != "leave" else traced.lower().compile()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for i in range(24):
     if i == 16:
@@ -73,4 +73,4 @@ def test_a_malloc_that_is_set_up_already_is_left_alone(monkeypatch):
         with monkeypatch.context() as patched:
             patched.setenv(name, "2")
             assert host_memory._mallopt() is None
-            assert host_memory.compiled(traced, "cpu")(jnp.ones(3)).tolist() == [2, 2, 2]
+            assert compiling.compiled(traced, "cpu")(jnp.ones(3)).tolist() == [2, 2, 2]
