@@ -114,7 +114,8 @@ class Trainer:
         return birth.plan(self, batch).make(key, dict(batch), params, state)
 
     def step(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
-        """One training step, a pure function: ``jax.jit(trainer.step, donate_argnums=0)`` in a loop of your own.
+        """One training step, a pure function: ``jax.jit(trainer.step, donate_argnums=0)`` in a loop of your own;
+        `train.compiling.compiled` compiles that as `fit` does.
 
         The metrics are accumulators (`Metric`) or scalars by name (`metrics.compute` gives values): "loss" and what the
         objective gives, then "auxiliary_loss" where layers add one, "gradient_norm" with ``clip``, "learning_rate"

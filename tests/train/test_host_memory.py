@@ -14,7 +14,7 @@ from sapwood.train import compiling, host_memory
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is of the GNU C library")
 
 SCRIPT = """
-import json, resource, sys
+import json, resource, statistics, sys
 import jax, jax.numpy as jnp, sapwood
 from sapwood.train import compiling, host_memory
 rows, layers = int(sys.argv[2]), int(sys.argv[3])
@@ -30,11 +30,12 @@ if sys.argv[1] == "small":
     host_memory._memory = lambda: 2**28
 step = compiling.compiled(traced, "cpu") if sys.argv[1] != "leave" else traced.lower().compile()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for i in range(24):
-    if i == 16:
-        before = faults()
+found = []
+for i in range(24):  # each of XLA's threads takes pages once, whenever its first step comes
+    before = faults()
     step(x).block_until_ready()
-print(json.dumps([faults() - before, step.memory_analysis().temp_size_in_bytes]))
+    found.append(faults() - before)
+print(json.dumps([statistics.median(found[8:]), step.memory_analysis().temp_size_in_bytes]))
 """
 
 
@@ -52,15 +53,15 @@ def run(mode, rows=2**14, layers=48):
 def test_steps_after_the_first_take_no_fresh_pages():
     faults, bytes_ = run("keep")
     more, whole = run("leave")
-    assert more * 4096 > 4 * whole > 8 * host_memory.HEAP  # malloc gives back all of it, every time
-    assert faults < 0.1 * more
+    assert more * 4096 > 0.5 * whole > host_memory.HEAP  # malloc gives back all of it, every time
+    assert faults < 0.05 * more
     assert bytes_ < 1.02 * whole
 
 
 @linux
 def test_no_program_keeps_more_than_its_share_of_the_memory():
     faults, bytes_ = run("small")
-    assert faults * 4096 > 2 * bytes_
+    assert faults * 4096 > 0.25 * bytes_
 
 
 def test_a_value_that_no_heap_holds_is_left_to_the_kernel_without_a_word_from_xla():

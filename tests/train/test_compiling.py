@@ -1,0 +1,57 @@
+"""What programs on a CPU are compiled with, held to the compiled text."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import sapwood as sw
+from sapwood import layers as L
+from sapwood.train import compiling
+
+IMAGES = jnp.ones((8, 16, 16, 32))
+
+
+def net(v, image):
+    return L.Dense(4)(v.head, jax.nn.relu(L.Conv(8, (3, 3))(v.conv, image)).mean((1, 2)))
+
+
+def handed_over(text):
+    """The operations in fusions of the library that XLA hands work to."""
+    bodies = dict(re.findall(r"^%(\S+) \(.*?\{\n(.*?)^\}", text, re.M | re.S))
+    called = re.findall(r"calls=%(\S+?), .*__ynn_fusion", text)
+    return {op for name in called for op in re.findall(r" ([a-z][a-z-]*)\(", bodies[name])}
+
+
+def test_no_convolution_is_handed_to_a_library_that_takes_one_thread_for_it():
+    trainer = sw.Trainer(sw.supervised(net), optax.sgd(0.1))
+    batch = {"image": IMAGES, "label": jnp.zeros(8, int)}
+    state = trainer.init(0, batch)
+    step = compiling.compiled(jax.jit(trainer.step).trace(state, batch), "cpu").as_text()
+    evaluate = trainer.compiled.evaluate.lower(state.params, state.state, batch).compile().as_text()
+    predict = trainer.compiled.predict.lower(state.params, state.state, batch).compile().as_text()
+    for text in (step, evaluate, predict):
+        assert "convolution(" in text
+        assert "convolution" not in handed_over(text)
+
+
+def test_nothing_else_is_compiled_otherwise():
+    def f(x):
+        return jax.nn.softmax(x @ x.T) @ x, x.sum(0), jnp.sin(x).max()
+
+    lowered = jax.jit(f).lower(jnp.ones((256, 256)))
+    plain, ours = (lowered.compile(options).as_text() for options in ({}, compiling.options("cpu")))
+    assert body(plain) == body(ours)
+    assert "convolution" not in handed_over(plain)
+
+
+def body(text):
+    """The operations of a compiled program, without what its head says of it."""
+    return text.split("\n", 1)[1]
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_other_platforms_are_left_to_xla(platform):
+    assert compiling.options(platform) == {}
