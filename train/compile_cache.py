@@ -76,6 +76,17 @@ def compile_cache(where: Any = True) -> Iterator[Path | None]:
         _tidy(chosen)
 
 
+def active() -> bool:
+    """Whether JAX keeps compiled programs on disk now.
+
+    >>> import tempfile
+    >>> with compile_cache(tempfile.mkdtemp()):
+    ...     active()
+    True
+    """
+    return bool(getattr(jax.config, _DIRECTORY)) and jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+
+
 def _directory(where: Any) -> Path | None:
     if where is None or where is False or (where is True and getattr(jax.config, _DIRECTORY)):
         return None

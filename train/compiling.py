@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sapwood.train import host_memory
+from sapwood.train import compile_cache, host_memory
 
 OWN_CONVOLUTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
@@ -24,7 +24,8 @@ def options(platform: str) -> dict[str, Any]:
 
 
 def compiled(traced: Any, platform: str) -> Any:
-    """``traced.lower().compile()`` with these options, and on a CPU such that malloc keeps the program's temporaries.
+    """``traced.lower().compile()`` with these options, and on a CPU such that malloc keeps the program's temporaries,
+    unless a cache is to keep the program: what takes its memory in pieces cannot be written to disk.
 
     It is for a program that runs again and again: `fit` compiles its steps so. In a loop of your own:
 
@@ -34,7 +35,8 @@ def compiled(traced: Any, platform: str) -> Any:
     >>> step(jnp.ones(3))[1].item()
     3.0
     """
-    pieces = host_memory.pieces(traced.jaxpr.jaxpr) if platform == "cpu" else {}
+    in_pieces = platform == "cpu" and not compile_cache.active()
+    pieces = host_memory.pieces(traced.jaxpr.jaxpr) if in_pieces else {}
     program = traced.lower().compile(options(platform) | pieces)
     if pieces:
         host_memory.keep(program.memory_analysis().temp_size_in_bytes)

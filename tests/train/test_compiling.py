@@ -1,6 +1,7 @@
 """What programs on a CPU are compiled with, held to the compiled text."""
 
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import pytest
 
 import sapwood as sw
 from sapwood import layers as L
-from sapwood.train import compiling
+from sapwood.train import compiling, host_memory
+from sapwood.train.compile_cache import compile_cache
 
 IMAGES = jnp.ones((8, 16, 16, 32))
 
@@ -55,3 +57,16 @@ def body(text):
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_other_platforms_are_left_to_xla(platform):
     assert compiling.options(platform) == {}
+
+
+def test_what_a_cache_keeps_on_disk_is_in_one_piece(tmp_path):
+    def f(x):  # holds several values of 16 MiB at once
+        layers = [x := jnp.tanh(x @ jnp.eye(64)) for _ in range(4)]
+        return sum(layers[::-1]).sum()
+
+    traced = jax.jit(jax.grad(f)).trace(jnp.ones((2**16, 64)))
+    with compile_cache(tmp_path), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        program = compiling.compiled(traced, "cpu")
+    assert program.memory_analysis().temp_size_in_bytes > 2 * host_memory.PIECE
+    assert len(list(tmp_path.glob("jit_f-*-cache"))) == 1
