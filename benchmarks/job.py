@@ -31,7 +31,8 @@ class Job(Protocol):
 class Loop:
     """The loop of a library without one: ``step(*batch)`` updates and gives the loss, ``wait(loss)`` blocks on it.
 
-    The batches are on the device already, and are cycled through. ``lower()``, where there is one program, lowers it.
+    The batches are on the device already, and are cycled through. Where there is one program, ``lower()`` lowers it and
+    ``program()`` is what runs.
     """
 
     step: Callable[..., Any]
@@ -39,6 +40,7 @@ class Loop:
     wait: Callable[[Any], Any]
     value: Callable[[Any], float] = float
     lower: Callable[[], Any] | None = None
+    program: Callable[[], Any] | None = None
 
     def losses(self, steps: int) -> list[float]:
         return [self.value(self.step(*batch)) for batch in self.batches[:steps]]
@@ -67,6 +69,7 @@ def jax_loop(step: Callable, state: Any, batches: list[tuple]) -> Loop:
     loop = Loop(update, [jax.device_put(batch) for batch in batches], jax.block_until_ready)
     if hasattr(step, "lower"):
         loop.lower = lambda: step.lower(held[0], *loop.batches[0])
+        loop.program = lambda: loop.lower().compile()
     return loop
 
 

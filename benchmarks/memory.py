@@ -31,10 +31,10 @@ def measure(rounds: int, tell) -> dict:
         found["peaks"][name] = {}
         for system in ("floor", "sapwood-step"):
             job = _job(name, system)
-            found["peaks"][name][system] = peak(job.lower().compile())
+            found["peaks"][name][system] = peak(job.program())
             tell(f"memory: {name}, {system}")
     jobs = {policy: _job("gpt", "sapwood-step-scan", remat=policy) for policy in POLICIES}
-    bytes_ = {policy: peak(job.lower().compile()) for policy, job in jobs.items()}
+    bytes_ = {policy: peak(job.program()) for policy, job in jobs.items()}
     tell("memory: the remat policies are compiled")
     seconds: dict = {policy: [] for policy in POLICIES}
     for number in range(-1, rounds):

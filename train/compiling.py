@@ -1,6 +1,10 @@
 """How programs are compiled: on a CPU with what XLA has no good default for. Elsewhere XLA knows best."""
 
+import functools
+import os
 from typing import Any
+
+import jax
 
 from sapwood.train import compile_cache, host_memory
 
@@ -15,12 +19,12 @@ convolution whose values are summed at once and not used otherwise still goes th
 
 
 def options(platform: str) -> dict[str, Any]:
-    """The ``compiler_options`` of a program for a platform.
+    """The ``compiler_options`` of a program for a platform; what ``XLA_FLAGS`` says goes before them.
 
     >>> options("tpu")
     {}
     """
-    return OWN_CONVOLUTIONS if platform == "cpu" else {}
+    return _allowed(OWN_CONVOLUTIONS) if platform == "cpu" else {}
 
 
 def compiled(traced: Any, platform: str) -> Any:
@@ -31,13 +35,29 @@ def compiled(traced: Any, platform: str) -> Any:
 
     >>> import jax, jax.numpy as jnp
     >>> step = jax.jit(lambda x: (x + 1, x.sum()), donate_argnums=0)      # trainer.step
-    >>> step = compiled(step.trace(jnp.ones(3)), jax.default_backend())
+    >>> step = compiled(step.trace(jnp.ones(3)), jax.default_backend())   # trainer.platform
     >>> step(jnp.ones(3))[1].item()
     3.0
     """
-    in_pieces = platform == "cpu" and not compile_cache.active()
-    pieces = host_memory.pieces(traced.jaxpr.jaxpr) if in_pieces else {}
-    program = traced.lower().compile(options(platform) | pieces)
-    if pieces:
-        host_memory.keep(program.memory_analysis().temp_size_in_bytes)
-    return program
+    lowered, how = traced.lower(), options(platform)
+    if platform == "cpu" and not compile_cache.active():
+        pieces = _allowed(host_memory.pieces(traced.jaxpr.jaxpr))
+        program = lowered.compile(how | pieces) if pieces else None
+        if program is not None and host_memory.keep(program.memory_analysis().temp_size_in_bytes):
+            return program
+    return lowered.compile(how or None)
+
+
+def _allowed(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that this XLA knows and the user has not set."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {name: value for name, value in options.items() if name not in flags and _known(name, value)}
+
+
+@functools.cache
+def _known(name: str, value: Any) -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:  # "No such compile option": XLA drops what was an experiment
+        return False
+    return True

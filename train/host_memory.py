@@ -8,6 +8,7 @@ for pieces that a heap of malloc's holds, and malloc is told to keep what is fre
 Each thread has a heap of its own, so threads do not wait for each other, which a step of 0.1 ms would notice.
 """
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -28,9 +29,6 @@ PIECE = 2**24
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 """Parameters of mallopt(3)."""
 
-KEEP = {MMAP_THRESHOLD: HEAP, TOP_PAD: HEAP, TRIM_THRESHOLD: 2**31 - 1}
-"""Take all that fits into heaps, and give no heap back, even if all of it is free."""
-
 SHARE = 0.25
 """Of the memory, what may be kept: each thread that runs programs keeps the temporaries of one."""
 
@@ -39,7 +37,7 @@ def pieces(jaxpr: Any) -> dict[str, int]:
     """The compiler option that makes a program on a CPU ask for its temporaries in pieces.
 
     Empty where malloc would not keep those: it is not the GNU C library's, the environment sets it up
-    (`MALLOC_ARENA_MAX` and the like, `GLIBC_TUNABLES`), or a value of the program fills a heap of 64 MiB.
+    (`MALLOC_ARENA_MAX` and the like, `GLIBC_TUNABLES`), or a value of the program, whole on a mesh, fills a heap.
 
     >>> pieces(jax.make_jaxpr(lambda x: x + 1)(jax.ShapeDtypeStruct((2**24,), "float32")).jaxpr)
     {}
@@ -52,14 +50,16 @@ def pieces(jaxpr: Any) -> dict[str, int]:
 
 
 def keep(temporaries: int) -> bool:
-    """Have malloc keep the pieces of a program with so many bytes of temporaries, for the rest of the process.
+    """Have malloc keep the pieces of a program with so many bytes of temporaries, for the rest of the process: take all
+    that fits into heaps, and give no heap back even if all of it is free.
 
     Not where all threads together would keep more than a quarter of the memory. Says whether malloc was told to.
     """
     mallopt = _mallopt()
     if mallopt is None or _threads() * temporaries > SHARE * _memory():
         return False
-    return all(mallopt(name, value) for name, value in KEEP.items())
+    most = mallopt(MMAP_THRESHOLD, HEAP) or mallopt(MMAP_THRESHOLD, HEAP // 2 - 1)  # before glibc 2.35
+    return bool(most and mallopt(TOP_PAD, HEAP) and mallopt(TRIM_THRESHOLD, 2**31 - 1))
 
 
 def _mallopt() -> Any:
@@ -79,9 +79,9 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def _bytes(equation: Any) -> int:
-    """Of the largest value that an equation makes."""
+    """Of the largest value that an equation makes. On a CPU, XLA computes in no less than 32 bits."""
     avals = [var.aval for var in equation.outvars]
-    return max((a.size * a.dtype.itemsize for a in avals if hasattr(a, "dtype")), default=0)
+    return max((a.size * max(4, a.dtype.itemsize) for a in avals if hasattr(a, "dtype")), default=0)
 
 
 def _threads() -> int:
@@ -90,8 +90,15 @@ def _threads() -> int:
 
 
 def _memory() -> int:
-    """Bytes of memory of this machine, or of the container we are in."""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    said = limit.read_text().strip() if limit.exists() else "max"
-    return whole if said == "max" else min(whole, int(said))
+    """Bytes of memory of this machine, or of the least of the control groups (v2, v1) that we are in."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds in ("", "memory"):
+                root = Path("/sys/fs/cgroup", kinds)
+                groups = [root / path.lstrip("/"), *(root / path.lstrip("/")).parents]
+                limits = [group / ("memory.limit_in_bytes" if kinds else "memory.max") for group in groups]
+                said = [limit.read_text().strip() for limit in limits if limit.exists()]
+                found += [int(number) for number in said if number.isdigit()]
+    return min(found)

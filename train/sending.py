@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from sapwood.train.multistep import Programs, best_size, copy, same_bits, size
+from sapwood.train.multistep import LARGEST, Programs, best_size, copy, same_bits, size
 from sapwood.train.packing import Packed, join
 from sapwood.train.schedule import Schedule
 from sapwood.train.state import TrainState
@@ -159,7 +159,7 @@ class Auto(Sender):
         if len(self.seconds[1]) < ROUNDS and seconds < 4 * SHORT:
             return
         saving = (self.plan.steps - done) * seconds * SAVED
-        if seconds > SHORT or saving < MARGIN * self.programs.seconds:
+        if seconds > SHORT or saving < MARGIN * self.programs.seconds or best_size(self.plan, done, LARGEST) == 1:
             return self._settle(1)
         pool = ThreadPoolExecutor(1, thread_name_prefix="sapwood-block")
         self.compiled = pool.submit(self._compile, done, saving)

@@ -41,11 +41,12 @@ def start(
     step, several = trainer.compiled.sent(plan.shardings)
     programs = Programs(trainer, step, 0.0, several, plan.shapes, key, _shapes(batch))
     with ThreadPoolExecutor(4, thread_name_prefix="sapwood-start") as pool:
-        compiled = _ahead(pool, trainer, step, plan.shapes.replace(rng=None), key, programs.batch)
+        how = trainer.jit, trainer.platform
+        compiled = pool.submit(_compile, how, step, plan.shapes.replace(rng=None), key, programs.batch)
         block = _block(pool, programs, steps_per_call)
         if evaluation is not None:
             params, first = trainer.eval_params(plan.shapes), _first(trainer, evaluation.batches)
-            _ahead(pool, trainer, evaluation.step, params, plan.shapes.state, _shapes(first))
+            evaluated = pool.submit(_compile, how, evaluation.step, params, plan.shapes.state, _shapes(first))
         restored = record.restore(plan.shapes)
         if restored is not None:
             begin, info = restored
@@ -58,6 +59,8 @@ def start(
         programs = programs._replace(
             step=function, seconds=seconds, size=steps_per_call, block=None if block is None else block.result()
         )
+        if evaluation is not None:
+            evaluation.step, _ = evaluated.result()
         return Start(programs, begin, info)
 
 
@@ -83,14 +86,9 @@ def _shapes(batch: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
 
 
-def _ahead(pool: ThreadPoolExecutor, trainer: Any, function: Any, *shapes: Any) -> Future:
-    """A compiled function, or the plain one where nothing is compiled; and the seconds that took."""
-
-    def compiled() -> tuple[Callable[..., Any], float]:
-        begun = time.perf_counter()
-        made = function
-        if trainer.jit:
-            made = compiling.compiled(function.trace(*shapes), trainer.platform)
-        return made, time.perf_counter() - begun
-
-    return pool.submit(compiled)
+def _compile(how: tuple[bool, str], function: Any, *shapes: Any) -> tuple[Callable[..., Any], float]:
+    """A function compiled for a platform, or the plain one where nothing is compiled; and the seconds that took."""
+    jit, platform = how
+    begun = time.perf_counter()
+    made = compiling.compiled(function.trace(*shapes), platform) if jit else function
+    return made, time.perf_counter() - begun

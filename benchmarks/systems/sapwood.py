@@ -67,14 +67,14 @@ def train(work, objective, optimizer, params):
 def steps(trainer, state, batches):
     """The job of the bare step, in a loop of one's own over resident batches."""
     traced = jax.jit(trainer.step, donate_argnums=0).trace(state, batches[0])
-    step = compiling.compiled(traced, jax.default_backend())
+    step = compiling.compiled(traced, trainer.platform)
 
     def bare(state, batch):
         state, metrics = step(state, batch)
         return state, metrics["loss"]
 
     loop = jax_loop(bare, state, [(batch,) for batch in batches])
-    loop.lower = traced.lower
+    loop.lower, loop.program = traced.lower, lambda: step
     loop.value = lambda loss: float(sw.train.metrics.compute({"loss": loss})["loss"])
     return loop
 

@@ -18,11 +18,11 @@ import json, resource, statistics, sys
 import jax, jax.numpy as jnp, sapwood
 from sapwood.train import compiling, host_memory
 rows, layers = int(sys.argv[2]), int(sys.argv[3])
-x = jnp.ones((rows, 64))
+x = jnp.ones((rows, 64), sys.argv[4])
 
 def function(x):
     for i in range(1, layers + 1):
-        x = jnp.tanh(x * i) @ jnp.full((64, 64), 1e-3)
+        x = jnp.tanh(x * i) @ jnp.full((64, 64), 1e-3, x.dtype)
     return x
 
 traced = jax.jit(jax.grad(lambda x: function(x).sum())).trace(x)
@@ -39,11 +39,14 @@ print(json.dumps([statistics.median(found[8:]), step.memory_analysis().temp_size
 """
 
 
-def run(mode, rows=2**14, layers=48):
+def run(mode, rows=2**14, layers=48, dtype="float32"):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     environment |= {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, mode, str(rows), str(layers)], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", SCRIPT, mode, str(rows), str(layers), dtype],
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
@@ -64,8 +67,9 @@ def test_no_program_keeps_more_than_its_share_of_the_memory():
     assert faults > 1000  # what malloc's own default gives back
 
 
-def test_a_value_that_no_heap_holds_is_left_to_the_kernel_without_a_word_from_xla():
-    run("keep", rows=2**18, layers=2)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_value_that_no_heap_holds_is_left_to_the_kernel_without_a_word_from_xla(dtype):
+    run("keep", rows=5 * 2**16 if dtype == "bfloat16" else 2**18, layers=2, dtype=dtype)
 
 
 def test_a_malloc_that_is_set_up_already_is_left_alone(monkeypatch):

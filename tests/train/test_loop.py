@@ -1,6 +1,7 @@
 """`fit`: what it returns, writes and resumes; what it costs in compilations; what goes wrong in it."""
 
 import json
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -180,6 +181,21 @@ def test_nothing_is_compiled_twice(monkeypatch):
     assert len(traced) - before == 1  # the program that predicts
     assert in_fit[0] <= 3
     assert in_fit[1] <= 3
+
+
+def test_each_program_of_a_run_is_compiled_once_ahead_of_its_use(caplog):
+    trainer = Trainer(supervised(model, inputs="x"), optax.sgd(0.1))
+    jax.config.update("jax_log_compiles", True)  # of all threads
+    try:
+        with caplog.at_level(logging.WARNING):
+            trainer.fit(DATA, **FIT)
+    finally:
+        jax.config.update("jax_log_compiles", False)
+    compiled = [record for record in caplog.records if record.getMessage().startswith("Finished XLA compilation")]
+    for program in ("jit(train_step)", "jit(evaluate_step)"):
+        found = [record.threadName for record in compiled if program in record.getMessage()]
+        assert len(found) == 1
+        assert found[0].startswith("sapwood-start")
 
 
 def test_from_a_given_state_which_is_left_whole():
