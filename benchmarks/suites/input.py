@@ -42,7 +42,7 @@ SUITES = (
         systems=("sapwood-step", "sapwood-step again", "sapwood", "sapwood-remembered"),
         model="images",
         steps=48,  # of an epoch
-        goals=(Goal("sapwood", "sapwood-step", 1.02),),
+        goals=(Goal("sapwood", "sapwood-step", 1.02), Goal("sapwood-remembered", "sapwood-step", 1.02)),
         prepare=prepare,
     ),
     Suite(
