@@ -155,9 +155,17 @@ def inner(equation: Any) -> Iterator[Any]:
             yield getattr(value, "jaxpr", value)
 
 
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a jaxpr, and those inside them, however deep."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for body in inner(equation):
+            yield from equations(body)
+
+
 def holds(equation: Any, test: Callable[[Any], Any]) -> bool:
     """Whether the test is true of any equation inside this one, however deep."""
-    return any(test(e) or holds(e, test) for jaxpr in inner(equation) for e in jaxpr.eqns)
+    return any(test(e) for jaxpr in inner(equation) for e in equations(jaxpr))
 
 
 def is_literal(var: Any) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 from jax import lax
 
+from sapwood.core.calls import equations
+
 _PLATFORM = jax.make_user_context(None)
 
 
@@ -31,7 +33,7 @@ def unrolls(body: Callable, init: Any, xs: Any, length: int | None = None) -> bo
     if platform() != "cpu":
         return False
     traced = jax.make_jaxpr(lambda init, xs: lax.scan(body, init, xs, length))(init, xs)
-    return _holds(traced.jaxpr, "conv_general_dilated")
+    return any(equation.primitive.name == "conv_general_dilated" for equation in equations(traced.jaxpr))
 
 
 def platform() -> str:
@@ -50,14 +52,3 @@ def compiling_for(name: str) -> contextlib.AbstractContextManager[Any]:
     'tpu'
     """
     return contextlib.nullcontext() if name == platform() else _PLATFORM(name)  # traces are kept for each name
-
-
-def _holds(jaxpr: Any, primitive: str) -> bool:
-    """Whether a primitive occurs in a jaxpr or in any jaxpr among its parameters (branches, loops, checkpoints)."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == primitive:
-            return True
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
-            if hasattr(inner, "eqns") and _holds(inner, primitive):
-                return True
-    return False

@@ -12,13 +12,12 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from sapwood.core.calls import inner
+from sapwood.core.calls import equations
 
 HEAP = 2**26
 """Bytes of a heap of a thread, and of all the values that can lie in it."""
@@ -42,7 +41,7 @@ def pieces(jaxpr: Any) -> dict[str, int]:
     >>> pieces(jax.make_jaxpr(lambda x: x + 1)(jax.ShapeDtypeStruct((2**24,), "float32")).jaxpr)
     {}
     """
-    largest = max((_bytes(e) for e in _equations(jaxpr)), default=0)
+    largest = max((_bytes(e) for e in equations(jaxpr)), default=0)
     if _mallopt() is None or largest > 0.9 * HEAP:
         return {}
     piece = max(PIECE, min(2 * largest, int(0.9 * HEAP)))  # XLA complains of values that are larger
@@ -69,13 +68,6 @@ def _mallopt() -> Any:
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return None
     return getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    for equation in jaxpr.eqns:
-        yield equation
-        for body in inner(equation):
-            yield from _equations(body)
 
 
 def _bytes(equation: Any) -> int:

@@ -26,7 +26,7 @@ LARGEST = 64
 UNROLLED = 16
 """The same where a block is no loop but its steps one after the other, which take as much longer to compile."""
 ROOM = 2**24
-"""Bytes of the batches of such a block, at most."""
+"""Bytes of the batches of a block that is chosen automatically, at most."""
 
 
 def train_one(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState, Packed]:
