@@ -86,8 +86,7 @@ def parser(recipe: Any) -> options.Parser:
         "--compile-cache",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="keep compiled programs in the user's cache directory ($SAPWOOD_CACHE) for the next start; on a CPU, "
-        "large models take longer steps with it",
+        help="keep compiled programs in the user's cache directory ($SAPWOOD_CACHE) for the next start",
     )
     made.add_argument("--eager", action="store_true", help="run every step as plain Python, for breakpoints in layers")
     options.add_machine(made)

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ ROOM = 2 << 30
 _DIRECTORY = "jax_compilation_cache_dir"
 _CLEAN = "clean"
 """The file whose time says up to when every entry was written to its end."""
+
+_unwritten = threading.Lock()
+"""Held while `unwritten` has changed a setting."""
 
 
 def default_directory() -> Path:
@@ -72,7 +76,8 @@ def compile_cache(where: Any = True) -> Iterator[Path | None]:
     try:
         yield chosen
     finally:
-        _set(before)
+        with _unwritten:
+            _set(before)
         _tidy(chosen)
 
 
@@ -85,6 +90,22 @@ def active() -> bool:
     True
     """
     return bool(getattr(jax.config, _DIRECTORY)) and jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def unwritten() -> Iterator[None]:
+    """Write nothing of what is compiled within the block, in any thread, to disk; what is there is taken from there.
+
+    For a thread: the end of a `compile_cache` waits for it.
+    """
+    name = "jax_persistent_cache_min_compile_time_secs"
+    with _unwritten:
+        before = getattr(jax.config, name)
+        jax.config.update(name, float("inf"))
+        try:
+            yield
+        finally:
+            jax.config.update(name, before)
 
 
 def _directory(where: Any) -> Path | None:

@@ -2,6 +2,9 @@
 
 import functools
 import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -17,6 +20,9 @@ A training step of ResNet-20 takes 0.77 of the time on two cores, and as long as
 convolution whose values are summed at once and not used otherwise still goes there, with the sum.
 """
 
+AFTER = 20.0
+"""Seconds a run has to last before anything is compiled anew for what is left of it."""
+
 
 def options(platform: str) -> dict[str, Any]:
     """The ``compiler_options`` of a program for a platform; what ``XLA_FLAGS`` says goes before them.
@@ -28,8 +34,7 @@ def options(platform: str) -> dict[str, Any]:
 
 
 def compiled(traced: Any, platform: str) -> Any:
-    """``traced.lower().compile()`` with these options, and on a CPU such that malloc keeps the program's temporaries,
-    unless a cache is to keep the program: what takes its memory in pieces cannot be written to disk.
+    """``traced.lower().compile()`` with these options, and on a CPU such that malloc keeps the program's temporaries.
 
     It is for a program that runs again and again: `fit` compiles its steps so. In a loop of your own:
 
@@ -39,13 +44,65 @@ def compiled(traced: Any, platform: str) -> Any:
     >>> step(jnp.ones(3))[1].item()
     3.0
     """
-    lowered, how = traced.lower(), options(platform)
-    if platform == "cpu" and not compile_cache.active():
-        pieces = _allowed(host_memory.pieces(traced.jaxpr.jaxpr))
-        program = lowered.compile(how | pieces) if pieces else None
-        if program is not None and host_memory.keep(program.memory_analysis().temp_size_in_bytes):
-            return program
-    return lowered.compile(how or None)
+    lowered = traced.lower()
+    in_pieces = functools.partial(_in_pieces, lowered, traced.jaxpr.jaxpr)
+    if platform != "cpu":
+        return lowered.compile()
+    if not compile_cache.active():
+        return in_pieces() or lowered.compile(options(platform) or None)
+    program = lowered.compile(options(platform) or None)
+    temporaries = program.memory_analysis().temp_size_in_bytes
+    if temporaries <= host_memory.LARGEST:
+        host_memory.keep(temporaries)
+    elif jax.process_count() == 1:
+        return Relay(program, in_pieces)
+    return program
+
+
+def _in_pieces(lowered: Any, jaxpr: Any) -> Any:
+    """The program compiled such that it takes its memory in pieces; None where malloc would not keep them."""
+    pieces = _allowed(host_memory.pieces(jaxpr))
+    if not pieces:
+        return None
+    program = lowered.compile(options("cpu") | pieces)
+    return program if host_memory.keep(program.memory_analysis().temp_size_in_bytes) else None
+
+
+class Relay:
+    """A program that a cache keeps, which hands over to one that takes its memory in pieces: the same bits, faster.
+
+    XLA cannot write the second one to disk. So the first one runs, at once where the cache has it, and a run that lasts
+    longer than `AFTER` compiles the second one in a thread, as ``successor()``, and goes on with it.
+    """
+
+    def __init__(self, program: Any, successor: Callable[[], Any]):
+        self.program = program
+        self.successor: Callable[[], Any] | None = successor
+        self.begun: float | None = None
+        self.made: Future | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        if self.successor is not None:
+            self._look(time.monotonic())
+        return self.program(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.program, name)
+
+    def _look(self, now: float) -> None:
+        self.begun = self.begun or now
+        if self.made is None and now - self.begun >= AFTER:
+            pool = ThreadPoolExecutor(1, thread_name_prefix="sapwood-relay")
+            self.made = pool.submit(_unwritten, self.successor)
+            pool.shutdown(wait=False)
+        elif self.made is not None and self.made.done():
+            made = None if self.made.exception() else self.made.result()
+            self.program, self.successor = made or self.program, None
+
+
+def _unwritten(make: Any) -> Any:
+    with compile_cache.unwritten():
+        return make()
 
 
 def _allowed(options: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,9 @@ from sapwood.core.calls import equations
 HEAP = 2**26
 """Bytes of a heap of a thread, and of all the values that can lie in it."""
 
+LARGEST = int(0.9 * HEAP)
+"""Bytes of the largest value, or of all temporaries in one, for which a heap of a thread has room."""
+
 PIECE = 2**24
 """Bytes of a piece, at least: XLA packs values into one as long as they fit."""
 
@@ -42,9 +45,9 @@ def pieces(jaxpr: Any) -> dict[str, int]:
     {}
     """
     largest = max((_bytes(e) for e in equations(jaxpr)), default=0)
-    if _mallopt() is None or largest > 0.9 * HEAP:
+    if _mallopt() is None or largest > LARGEST:
         return {}
-    piece = max(PIECE, min(2 * largest, int(0.9 * HEAP)))  # XLA complains of values that are larger
+    piece = max(PIECE, min(2 * largest, LARGEST))  # XLA complains of values that are larger
     return {"xla_multiheap_size_constraint_per_heap": piece}
 
 

@@ -78,8 +78,7 @@ def fit(
         steps_per_call: steps that go to the device as one program, where no row closes between them. The numbers are
             the same bit for bit whatever it is, or steps go one at a time. "auto" measures whether it pays.
         compile_cache: directory for compiled programs, so that the next start need not compile; True is the user's own,
-            see `sapwood.train.compile_cache`. None leaves JAX's setting as it is. On a CPU the steps of large models
-            are faster without one (`sapwood.train.compiling`).
+            see `sapwood.train.compile_cache`. None leaves JAX's setting as it is.
         progress: show rows and, in a terminal, a bar.
 
     Returns the last state and the rows. Raises `ConfigError` for options that do not fit together, `DataError` for bad

@@ -1,11 +1,13 @@
 """What programs on a CPU are compiled with, held to the compiled text."""
 
 import re
+import threading
 import warnings
 from platform import machine
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -62,17 +64,65 @@ def test_other_platforms_are_left_to_xla(platform):
     assert compiling.options(platform) == {}
 
 
-def test_what_a_cache_keeps_on_disk_is_in_one_piece(tmp_path):
-    def f(x):  # holds several values of 16 MiB at once
+@pytest.fixture
+def large():
+    """A training step whose temporaries, several values of 16 MiB at once, no heap of a thread holds."""
+
+    def f(x):
         layers = [x := jnp.tanh(x @ jnp.eye(64)) for _ in range(4)]
         return sum(layers[::-1]).sum()
 
-    traced = jax.jit(jax.grad(f)).trace(jnp.ones((2**16, 64)))
-    with compile_cache(tmp_path), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        program = compiling.compiled(traced, "cpu")
-    assert program.memory_analysis().temp_size_in_bytes > 2 * host_memory.PIECE
-    assert len(list(tmp_path.glob("jit_f-*-cache"))) == 1
+    return jax.jit(jax.grad(f)).trace(jnp.ones((2**16, 64)))
+
+
+def test_what_a_cache_keeps_on_disk_is_in_one_piece_and_hands_over_to_the_same_in_several(large, tmp_path, monkeypatch):
+    x = jax.random.normal(jax.random.key(0), (2**16, 64))
+    for found in ("compiled", "read"):
+        with compile_cache(tmp_path), warnings.catch_warnings(), monkeypatch.context() as patched:
+            warnings.simplefilter("error")
+            settings = jax.config.jax_persistent_cache_min_compile_time_secs
+            program = compiling.compiled(large, "cpu")
+            whole, before = program.program, program(x)
+            assert whole.memory_analysis().temp_size_in_bytes > 2 * host_memory.PIECE
+            patched.setattr(compiling, "AFTER", 0)
+            program(x)
+            assert program.made.result() is not None, found
+            after = program(x)
+            assert program.program is program.made.result() is not whole
+            assert np.asarray(before).tobytes() == np.asarray(after).tobytes()
+            assert len(list(tmp_path.glob("jit_f-*-cache"))) == 1
+            assert jax.config.jax_persistent_cache_min_compile_time_secs == settings
+
+
+def test_a_cached_program_goes_on_where_its_successor_cannot_be_made(large, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiling, "AFTER", 0)
+    whole = large.lower().compile()
+    for successor in (lambda: None, lambda: 1 / 0):
+        program = compiling.Relay(whole, successor)
+        for _ in range(3):
+            program(jnp.ones((2**16, 64)))
+            program.made.exception()
+        assert program.program is whole
+        assert program.successor is None
+
+
+def test_the_end_of_a_cache_waits_for_what_is_compiled_beside(tmp_path):
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    begun, end = threading.Event(), threading.Event()
+
+    def beside():
+        with compiling.compile_cache.unwritten():
+            begun.set()
+            end.wait(5)
+
+    thread = threading.Thread(target=beside)
+    with compile_cache(tmp_path):
+        thread.start()
+        begun.wait(5)
+        threading.Timer(0.2, end.set).start()
+    assert end.is_set()
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == before
+    thread.join()
 
 
 def test_options_that_xla_does_not_know_or_the_user_sets_are_left_out(monkeypatch):
