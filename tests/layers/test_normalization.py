@@ -1,5 +1,7 @@
 """Norms against Keras, NumPy in float64, and their own definitions."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +82,71 @@ def test_batch_norm_matches_keras(train, keras, agree, draw):
         return jnp.concatenate([y.ravel(), *state])
 
     agree(ours, oracle, draw(4, 4, 5, 3), draw(3), draw(3), rtol=1e-3, atol=1e-4)
+
+
+def written_out(x, scale, bias):
+    """Batch norm by its definition, which the chain rule takes apart; and its statistics."""
+    axes = tuple(range(x.ndim - 1))
+    mean, var = x.mean(axes), x.var(axes)
+    return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias, mean, var
+
+
+def ours(x, scale, bias):
+    mean, var = L.moments(x, tuple(range(x.ndim - 1)))
+    return L.batch_norm(x, mean, var, scale, bias), mean.ravel(), var.ravel()
+
+
+def test_derivatives_of_batch_norm_are_those_of_its_definition_up_to_the_second(draw):
+    xs = draw(4, 5, 3), draw(3), draw(3)
+    weights = draw(4, 5, 3), draw(3), draw(3)
+    with jax.enable_x64():
+        xs, weights = (jax.tree.map(lambda x: jnp.asarray(x, "float64"), tree) for tree in (xs, weights))
+
+        def summed(f):
+            return lambda *xs: sum(jnp.vdot(w, jnp.sin(y)) for w, y in zip(weights, f(*xs), strict=True))
+
+        for derive in (
+            lambda f: jax.grad(f, (0, 1, 2)),
+            lambda f: jax.jacfwd(f, (0, 1, 2)),
+            lambda f: jax.hessian(f, (0, 1, 2)),  # forward over reverse
+            lambda f: jax.jacrev(jax.grad(f, (0, 1, 2)), (0, 1, 2)),
+        ):
+            for a, b in zip(*(jax.tree.leaves(derive(summed(f))(*xs)) for f in (ours, written_out)), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_a_step_of_batch_norm_sums_over_its_input_four_times(draw):
+    """Mean and variance; the gradients of the bias and of the scale, of which the input's is made."""
+
+    def loss(x, scale, bias):
+        return jnp.vdot(weights, ours(x, scale, bias)[0])
+
+    weights = draw(4, 5, 3)
+    derive = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+    text = derive.lower(draw(4, 5, 3), draw(3), draw(3)).compile().as_text()
+    assert len(re.findall(r" reduce\(.*dimensions={0,1}", text)) == 4, text
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_cross_a_named_axis(masked, draw):
+    x, weights = draw(8, 6, 3) * jnp.arange(1.0, 9)[:, None, None], draw(8, 6, 3)
+    mask = np.arange(48).reshape(8, 6) % 3 > 0 if masked else None
+    state = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+
+    def loss(layer, x, mask, weights):
+        y, _ = sw.apply(layer, {}, state, x, mask, train=True)
+        return jnp.sum(y * weights, where=None if mask is None else mask[..., None])
+
+    plain = jax.jit(jax.grad(lambda x: loss(L.BatchNorm(scale=False, bias=False), x, mask, weights)))
+    named = L.BatchNorm(scale=False, bias=False, axis_name="data")
+
+    def whole(x, mask, weights):
+        return jax.lax.psum(loss(named, x, mask, weights), "data")
+
+    mesh = sw.parallel.mesh("data=8")
+    across = jax.shard_map(whole, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P())
+    found, expected = jax.jit(jax.grad(across))(x, mask, weights), plain(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mask_shape", [(4,), (4, 5)])
