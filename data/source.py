@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -15,6 +16,7 @@ from sapwood.data.features import RAW, TEXT, Feature, check, stack
 REMEMBER = 1 << 30  # bytes of decoded examples that a reader keeps; a larger set is decoded anew each time
 ALIGNMENT = 64  # bytes: what XLA asks of memory that it is to use in place
 THREADS = 8  # reading files, decompressing and decoding images release Python's lock
+SHORT = 1.5e-4  # seconds; where an example takes less, threads lose more by taking turns at that lock than they gain
 
 
 class Source:
@@ -50,12 +52,16 @@ class Source:
 
 
 def in_parts(read: Callable[[list[int]], list[Any]], numbers: list[int], threads: int) -> list[Any]:
-    """`read(numbers)`, by several threads where that is allowed and there is more than one number each."""
+    """`read(numbers)`, by several threads where that is allowed and the first two examples are not `SHORT`."""
     if threads < 2 or len(numbers) < 2 * threads:
         return read(numbers)
-    cuts = np.linspace(0, len(numbers), threads + 1).astype(int)
+    begun = time.perf_counter()
+    found = read(numbers[:2])
+    if time.perf_counter() - begun < 2 * SHORT:
+        return found + read(numbers[2:])
+    cuts = np.linspace(2, len(numbers), threads + 1).astype(int)
     parts = _pool().map(read, [numbers[a:b] for a, b in itertools.pairwise(cuts)])
-    return [example for part in parts for example in part]
+    return found + [example for part in parts for example in part]
 
 
 @cache

@@ -72,14 +72,16 @@ def decode(path: str | Path, *, grey: bool = False, size: tuple[int, int] | None
 
     try:
         with Image.open(path) as image:
-            pixels = image.convert("L" if grey else "RGB")
+            mode = "L" if grey else "RGB"
+            image.load()
+            pixels = image if image.mode == mode else image.convert(mode)
             if size is not None and pixels.size != (size[1], size[0]):
                 pixels = pixels.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            array = np.asarray(pixels)
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} is not an image that can be read: {str(error).splitlines()[0]}") from error
-    array = np.asarray(pixels)
     return array[..., None] if grey else array
 
 

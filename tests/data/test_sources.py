@@ -1,3 +1,6 @@
+import threading
+import time
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -6,7 +9,7 @@ from PIL import Image
 
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data import Feature, decode_image, load
-from sapwood.data.source import Reader, Source
+from sapwood.data.source import Reader, Source, in_parts
 
 # arrays
 
@@ -326,7 +329,21 @@ def test_remembered_examples_cannot_be_changed_from_outside():
     assert reader.gather(np.arange(10))["x"].tolist() == list(range(10))
 
 
-def test_threads_give_examples_in_order(pets):
+@pytest.mark.parametrize(("seconds", "several"), [(0.0, False), (2e-3, True)])
+def test_threads_read_what_takes_long_and_one_what_does_not(seconds, several):
+    readers = set()
+
+    def read(numbers):
+        readers.add(threading.get_ident())
+        time.sleep(seconds * len(numbers))
+        return numbers
+
+    assert in_parts(read, list(range(40)), threads=4) == list(range(40))
+    assert (len(readers) > 1) == several
+
+
+def test_threads_give_examples_in_order(pets, monkeypatch):
+    monkeypatch.setattr("sapwood.data.source.SHORT", 0)
     for k in range(60):
         picture(pets / "cat" / f"x{k:02}.png", k)
     data = load(pets)
