@@ -54,6 +54,31 @@ def test_nothing_else_is_compiled_otherwise():
     assert body(plain) == body(ours)
 
 
+def test_a_step_has_the_same_numbers_with_less_of_llvm(step):
+    lowered, args = step
+    found = [lowered.compile(options)(*args) for options in (compiling.OWN_CONVOLUTIONS, compiling.options("cpu"))]
+    for x, y in zip(*map(jax.tree.leaves, found), strict=True):
+        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
+@pytest.fixture
+def step():
+    """A training step with what nets are made of, lowered, and what it takes."""
+
+    def model(v, image):
+        x = L.max_pool(jax.nn.gelu(L.BatchNorm()(v.norm, L.Conv(8, (3, 3))(v.conv, image))), (2, 2))
+        x = x.reshape(len(x), -1, 8)
+        x = L.LayerNorm()(v.layer_norm, x + L.MultiHeadAttention(2)(v.attention, x))
+        return L.Dense(4)(v.head, L.Dropout(0.1)(v.dropout, x.mean(1)))
+
+    trainer = sw.Trainer(sw.supervised(model), optax.adam(0.1))
+    numbers = np.random.default_rng(0)
+    batch = {"image": numbers.normal(size=(8, 16, 16, 3)).astype("float32"), "label": numbers.integers(0, 4, 8)}
+    state = trainer.init(0, batch)
+    return jax.jit(trainer.step).lower(state, batch), (state, batch)
+
+
 def body(text):
     """The operations of a compiled program, without what its head says of it."""
     return text.split("\n", 1)[1]
@@ -126,6 +151,7 @@ def test_the_end_of_a_cache_waits_for_what_is_compiled_beside(tmp_path):
 
 
 def test_options_that_xla_does_not_know_or_the_user_sets_are_left_out(monkeypatch):
-    assert compiling._allowed({"xla_of_tomorrow": 1} | compiling.OWN_CONVOLUTIONS) == compiling.OWN_CONVOLUTIONS
+    ours = compiling.OWN_CONVOLUTIONS | compiling.LESS_OF_LLVM
+    assert compiling._allowed({"xla_of_tomorrow": 1} | ours) == ours == compiling.options("cpu")
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE")
-    assert compiling.options("cpu") == {}
+    assert compiling.options("cpu") == compiling.LESS_OF_LLVM
