@@ -78,7 +78,8 @@ class Experiment:
         """
         from sapwood.train.checkpoints import Checkpoints
 
-        old, newest = read_config(self.directory), Checkpoints(self.directory / "checkpoints").latest()
+        old = read_config(self.directory)
+        newest = max(Checkpoints(self.directory / "checkpoints").candidates(), default=None)
         if newest is not None and not resume:
             raise CheckpointError(f"{self.directory} already holds a run (newest checkpoint: step {newest}); --resume "
                                   f"goes on with it, --run chooses another directory")  # fmt: skip

@@ -5,17 +5,21 @@ A checkpoint is a directory `00000120`, named after its step: Orbax's files (eve
 over all that. Orbax writes under another name and renames when all is there, so a run that is killed leaves whole
 checkpoints or none. Orbax 0.12 reads a damaged file without a word; here each array's digest is taken before it is
 written and again after it is read. Nothing on disk is unpickled.
+
+A checkpoint that is written anew lies aside meanwhile, as `00000120.replaced`, and counts until the new one is there.
 """
 
+import contextlib
 import functools
 import logging
 import math
+import operator
 import os
 import re
 import shutil
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +30,16 @@ import numpy as np
 from sapwood.core import paths
 from sapwood.core.errors import CheckpointError, ConfigError
 from sapwood.train import storage
+from sapwood.train.agreement import short, together, union
 from sapwood.train.digest import describe, digests, named_leaves
 from sapwood.train.sealed import seal, unseal
 
 INDEX = "sapwood.json"
 _FORMAT = 1
-_STEP = re.compile(r"\d{8,}")
 _ASIDE = ".replaced"
+_REMOVED = ".removed"
+_STEP = re.compile(rf"(\d{{8,}})({_ASIDE})?")
+_Structs = dict[str, jax.ShapeDtypeStruct]
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,9 @@ class Info:
 
 class _Damaged(CheckpointError):
     """This checkpoint is not whole; another one may be."""
+
+
+_together = functools.partial(together, mild=_Damaged)  # for which there may be another checkpoint
 
 
 class Checkpoints:
@@ -86,7 +96,9 @@ class Checkpoints:
         self._newest: int | None = (
             None  # the step this run restored or saved last; whatever is later is not of this run
         )
+        self._passed: set[int] = set()  # the steps that were found damaged on the way to that one
         self._writing: int | None = None
+        self._told: set[str] = set()
         self._known: dict[int, Info] = {}
 
     def __enter__(self) -> "Checkpoints":
@@ -96,7 +108,8 @@ class Checkpoints:
         self.close()
 
     def steps(self) -> list[int]:
-        """The steps with a checkpoint, ascending; whether each is whole shows when it is read.
+        """The steps with a checkpoint, ascending, as this process sees them; whether each is whole shows when it is
+        read.
 
         >>> Checkpoints("no/such/directory").steps()
         []
@@ -107,7 +120,15 @@ class Checkpoints:
             return []
         except OSError as error:
             raise CheckpointError(f"the checkpoints in {self.directory} cannot be listed: {error.strerror}") from error
-        return sorted(int(name) for name in names if _STEP.fullmatch(name))
+        return sorted({int(match[1]) for match in map(_STEP.fullmatch, names) if match})
+
+    def candidates(self) -> list[int]:
+        """`steps`, the same on several processes, all of which must call it: those that any of them sees.
+
+        >>> Checkpoints("no/such/directory").candidates()
+        []
+        """
+        return union(_together(self.steps))
 
     def latest(self) -> int | None:
         """The newest step, or None where nothing was saved yet."""
@@ -125,8 +146,7 @@ class Checkpoints:
 
     def contents(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The arrays of checkpoint `step` by path: shape and dtype. CheckpointError if it is damaged."""
-        arrays = self._read_index(step)["arrays"]
-        return {name: storage.struct(dtype, shape) for name, (dtype, shape, _) in arrays.items()}
+        return _structs(self._read_index(step))
 
     def save(
         self,
@@ -141,8 +161,10 @@ class Checkpoints:
         A failure of the write in the background is raised by the next `save`, `wait` or `close`.
 
         Raises CheckpointError where the disk is full, the directory cannot be written or belongs to an earlier run
-        that was not restored; ConfigError for leaves that are no arrays or an `info` that is no JSON.
+        that was not restored; ConfigError for leaves that are no arrays, an `info` that is no JSON or a `step` that is
+        no integer from 0 on.
         """
+        step = _step(step)
         self.wait()
         arrays = _arrays(tree)
         index = {
@@ -158,13 +180,11 @@ class Checkpoints:
             text = seal(index)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"the info of a checkpoint must be what JSON can hold: {error}") from error
-        self._make_room(step)
+        _together(lambda: self._make_room(step))
         stored = {name: storage.encode(x) for name, x in arrays.items() if x.size}
-        try:
+        with self._writes(step):
             self._writer.index = text
             self._writer.checkpointer.save(self._path(step), args=self._writer.save_args(stored))
-        except Exception as error:
-            raise self._failure(step, error) from error
         self._writing = step
 
     def wait(self) -> None:
@@ -172,11 +192,11 @@ class Checkpoints:
         if self._writing is None:
             return
         step, self._writing = self._writing, None
-        try:
+        with self._writes(step):
             self._writer.checkpointer.wait_until_finished()
-        except Exception as error:
-            raise self._failure(step, error) from error
         self._newest = step
+        self._passed.discard(step)
+        self._known.pop(step, None)
         if jax.process_index() == 0:
             self._prune()
 
@@ -197,97 +217,98 @@ class Checkpoints:
         `target` asks for. A damaged checkpoint is passed over with a warning that names the arrays.
 
         Raises CheckpointError if there is none, none is whole, or it is of another model: then with the differing
-        paths. A `step` asked for by number is never replaced by another.
+        paths; ConfigError for a sharding that does not divide its array. A `step` asked for by number is never
+        replaced by another. Several processes, which all must call it, end with the same checkpoint.
         """
+        step = None if step is None else _step(step)
+        wanted = None
+        if target is not None:
+            wanted = {name: storage.as_struct(name, leaf) for name, leaf in named_leaves(target).items()}
         self.wait()
-        steps = self.steps()
+        steps = self.candidates()
         if step is not None and step not in steps:
             raise CheckpointError(f"{self.directory} has no checkpoint of step {step}; it has {steps or 'none'}")
         if not steps:
             raise CheckpointError(f"no checkpoint in {self.directory}")
-        reasons = []
+        reasons: dict[int, str] = {}
         for candidate in [step] if step is not None else reversed(steps):
             try:
-                tree, info = self._restore(candidate, target, subset)
+                arrays, info = self._restore(candidate, wanted, subset)
             except _Damaged as error:
-                reasons.append(str(error))
+                reasons[candidate] = str(error)
                 if step is None and candidate != steps[0]:
                     warnings.warn(f"{error}; going back to the checkpoint before it", stacklevel=2)
                 continue
-            self._newest = candidate
-            return tree, info
-        raise CheckpointError(f"no whole checkpoint in {self.directory}: {'; '.join(reasons)}")
+            self._newest, self._passed = candidate, set(reasons)
+            return _tree(target, arrays), info
+        raise CheckpointError(f"no whole checkpoint in {self.directory}: {'; '.join(reasons.values())}")
 
     # Reading
 
-    def _restore(self, step: int, target: Any, subset: bool) -> tuple[Any, Info]:
-        index = self._read_index(step)
-        saved = index["arrays"]
-        if target is None:
-            structs = self.contents(step)
-        else:
-            structs = {name: storage.as_struct(name, leaf) for name, leaf in named_leaves(target).items()}
-            self._check_same_model(step, saved, structs, subset)
-        arrays = self._read_arrays(step, structs)
-        found = digests(arrays)
-        wrong = [name for name in arrays if found[name] != saved[name][2]]
-        if wrong:
-            raise self._damage(step, f"{_some(wrong)} read back other than saved")
-        if target is None:
-            tree = paths.nest((tuple(name.split("/")), x) for name, x in arrays.items())
-        else:
-            leaves = [
-                np.asarray(x) if isinstance(leaf, np.ndarray) else x
-                for leaf, x in zip(jax.tree.leaves(target), arrays.values(), strict=True)
-            ]
-            tree = jax.tree.unflatten(jax.tree.structure(target), leaves)
-        return tree, _info(index)
-
-    def _read_arrays(self, step: int, structs: dict[str, Any]) -> dict[str, Any]:
-        stored = {name: storage.stored_struct(x) for name, x in structs.items() if math.prod(x.shape)}
-        found = self._attempt(step, stored)
-        if isinstance(found, Exception):
-            bad = [name for name, x in stored.items() if isinstance(self._attempt(step, {name: x}), Exception)]
-            raise self._damage(step, f"{_some(bad)} cannot be read" if bad else _short(found)) from found
-        return {
-            name: storage.decode(found[name] if name in found else storage.empty(x), x) for name, x in structs.items()
+    def _restore(self, step: int, wanted: _Structs | None, subset: bool) -> tuple[dict[str, jax.Array], Info]:
+        """One checkpoint. Reading it is up to each process; the programs that run over its arrays are up to all."""
+        index, structs, stored = _together(lambda: self._read_stored(step, wanted, subset))
+        arrays = {
+            name: storage.decode(stored.pop(name) if name in stored else storage.empty(x), x)
+            for name, x in structs.items()
         }
+        _together(lambda: self._check_digests(step, index["arrays"], arrays))
+        return arrays, _info(index)
 
-    def _attempt(self, step: int, stored: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array] | Exception:
-        """The arrays, or the exception: on several processes all of them go the same way."""
+    def _read_stored(self, step: int, wanted: _Structs | None, subset: bool) -> tuple[dict[str, Any], _Structs, dict]:
+        """The index, what arrays there shall be, and those as they are stored."""
+        index = self._read_index(step)
+        if wanted is None:
+            wanted = _structs(index)
+        else:
+            self._check_same_model(step, index["arrays"], wanted, subset)
+        return index, wanted, self._read_arrays(step, wanted)
+
+    def _read_arrays(self, step: int, structs: _Structs) -> dict[str, jax.Array]:
+        stored = {name: storage.stored_struct(x) for name, x in structs.items() if math.prod(x.shape)}
         try:
-            result = self._read(step, stored) if stored else {}
+            return self._read(step, stored)
         except Exception as error:
-            result = error
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
+            if _out_of_memory(error):
+                raise
+            bad = [name for name, x in stored.items() if not self._readable(step, name, x)]
+            raise self._damage(step, f"{_some(bad)} cannot be read" if bad else short(error)) from error
 
-            failed = np.asarray(multihost_utils.process_allgather(np.array(isinstance(result, Exception))))
-            if failed.any() and not isinstance(result, Exception):
-                result = RuntimeError(f"it cannot be read on process {int(failed.argmax())}")
-        return result
+    def _readable(self, step: int, name: str, stored: jax.ShapeDtypeStruct) -> bool:
+        try:
+            self._read(step, {name: stored})
+        except Exception:
+            return False
+        return True
 
-    def _read(self, step: int, stored: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    def _read(self, step: int, stored: _Structs) -> dict[str, jax.Array]:
+        if not stored:
+            return {}
         ocp = _orbax()
         args = {name: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape) for name, x in stored.items()}
         args = ocp.args.PyTreeRestore(item=stored, restore_args=args, partial_restore=True)
-        arrays = _reader().restore(self._path(step), args=args)
+        arrays = _reader().restore(self._place(step), args=args)
         for name, x in stored.items():
             if not isinstance(arrays[name], jax.Array) or describe(arrays[name]) != describe(x):
                 raise ValueError(f"{name} is no longer {storage.kind(*describe(x))}")
         return arrays
 
     def _read_index(self, step: int) -> dict[str, Any]:
-        file = self._path(step) / INDEX
         try:
-            index = unseal(file.read_bytes())
+            index = unseal((self._place(step) / INDEX).read_bytes())
             if index["step"] != step:
                 raise ValueError(f"it is that of step {index['step']}")
         except (OSError, ValueError, KeyError) as error:
-            raise self._damage(step, f"{INDEX}: {_short(error)}") from error
+            raise self._damage(step, f"{INDEX}: {short(error)}") from error
         if index["format"] != _FORMAT:
             raise CheckpointError(f"checkpoint {step} in {self.directory} was written by a newer Sapwood; update it")
         return index
+
+    def _check_digests(self, step: int, saved: dict[str, list], arrays: dict[str, jax.Array]) -> None:
+        found = digests(arrays)
+        wrong = [name for name in arrays if found[name] != saved[name][2]]
+        if wrong:
+            raise self._damage(step, f"{_some(wrong)} read back other than saved")
 
     def _check_same_model(self, step: int, saved: dict[str, list], structs: dict[str, Any], subset: bool) -> None:
         missing = [name for name in structs if name not in saved]
@@ -316,6 +337,14 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.directory / f"{step:08d}"
 
+    def _aside(self, step: int) -> Path:
+        return self.directory / f"{step:08d}{_ASIDE}"
+
+    def _place(self, step: int) -> Path:
+        """Where checkpoint `step` is: aside, where the one that replaces it is not written yet."""
+        path, aside = self._path(step), self._aside(step)
+        return aside if aside.exists() and not path.exists() else path
+
     def _make_room(self, step: int) -> None:
         """Create the directory, clear what a killed run left half-written, move an abandoned checkpoint aside."""
         steps = self.steps()
@@ -326,32 +355,68 @@ class Checkpoints:
             )
         if jax.process_index() != 0:
             return
-        try:
+        with self._writes(step):
             self.directory.mkdir(parents=True, exist_ok=True)
             self._sweep()
             if step in steps:
-                self._aside(step)
-        except OSError as error:
+                self._path(step).rename(self._aside(step))
+
+    @contextlib.contextmanager
+    def _writes(self, step: int) -> Iterator[None]:
+        """Raise what goes wrong as what it means; the checkpoint that was to be replaced is back in its place then."""
+        try:
+            yield
+        except Exception as error:
+            if jax.process_index() == 0:
+                with contextlib.suppress(OSError, CheckpointError):  # then the next save puts it back
+                    self._put_back()
             raise self._failure(step, error) from error
 
-    def _aside(self, step: int) -> None:
-        self._known.pop(step, None)
-        self._path(step).rename(self.directory / f"{step:08d}{_ASIDE}")
+    def _put_back(self) -> None:
+        """Give what was moved aside its name again where nothing was written under it."""
+        for step in self.steps():
+            if not self._path(step).exists():
+                self._aside(step).rename(self._path(step))
 
     def _prune(self) -> None:
-        """Remove what is neither new nor best; renamed first, so that no half of it is ever trusted."""
-        steps = [step for step in self.steps() if step <= (self._newest or 0)]
-        kept = {*steps[-self.keep :], self._best_of(steps)}
-        for step in self.steps():
-            if step not in kept:
-                self._aside(step)
-        self._sweep()
+        """Remove what is neither new nor best. The new checkpoint is whole, so the run goes on where that fails.
+
+        Checkpoints later than the newest belong to what the run was before it went back, but for those that were
+        found damaged on the way back: they are all there is of their steps until the run has come that far again.
+        """
+        with self._lets_stay("what is no longer needed"):
+            newest = self._newest or 0
+            steps = self.steps()
+            ours = [step for step in steps if step <= newest and step not in self._passed]
+            ahead = [step for step in self._passed if step > newest]
+            kept = {*ours[-self.keep :], self._best_of(ours), *ahead}
+            for path in [self._path(step) for step in steps if step not in kept]:
+                with self._lets_stay(path.name):
+                    path.rename(path.with_suffix(_REMOVED))
+            self._sweep()
 
     def _sweep(self) -> None:
-        """Remove what was moved aside, and what a write that did not end has left."""
-        for name in os.listdir(self.directory):
-            if name.endswith(_ASIDE) or ".orbax-checkpoint-tmp" in name:
-                shutil.rmtree(self.directory / name)
+        """Remove what was replaced or pruned, and what a write that did not end has left. All of it is renamed first,
+        so that no half of it is ever trusted."""
+        self._put_back()
+        for path in [self.directory / name for name in os.listdir(self.directory)]:
+            if path.suffix in (_ASIDE, _REMOVED) or ".orbax-checkpoint-tmp" in path.name:
+                with self._lets_stay(path.stem):
+                    shutil.rmtree(path.rename(path.with_suffix(_REMOVED)))
+
+    @contextlib.contextmanager
+    def _lets_stay(self, what: str) -> Iterator[None]:
+        """Go on where something cannot be removed, and say so once."""
+        try:
+            yield
+        except (OSError, CheckpointError) as error:
+            if what not in self._told:
+                self._told.add(what)
+                warnings.warn(
+                    f"{what} could not be removed from {self.directory}: {short(error)}; what is left of it stays "
+                    "there, and each save tries again",
+                    stacklevel=2,
+                )
 
     def _best_of(self, steps: list[int]) -> int | None:
         if self._best is None:
@@ -380,7 +445,7 @@ class Checkpoints:
         except OSError:
             free = ""
         return CheckpointError(
-            f"checkpoint {step} could not be written to {self.directory}: {_short(error)}{free}; earlier checkpoints "
+            f"checkpoint {step} could not be written to {self.directory}: {short(error)}{free}; earlier checkpoints "
             "are untouched: make room or choose another directory, and resume"
         )
 
@@ -453,15 +518,39 @@ def _info(index: dict[str, Any]) -> Info:
     return Info(index["step"], index["info"], index["metrics"], marks)
 
 
+def _step(step: Any) -> int:
+    """An integer of Python, NumPy or JAX as Python's."""
+    try:
+        number = operator.index(step)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ConfigError(f"step={step!r}: the step of a checkpoint is an integer from 0 on")
+    return number
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether there was too little memory here, which says nothing of what is on the disk."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    )
+
+
+def _structs(index: dict[str, Any]) -> _Structs:
+    return {name: storage.struct(dtype, shape) for name, (dtype, shape, _) in index["arrays"].items()}
+
+
+def _tree(target: Any, arrays: dict[str, jax.Array]) -> Any:
+    """Arrays by path in the structure of `target`, NumPy's where it has such; nested dicts where it is None."""
+    if target is None:
+        return paths.nest((tuple(name.split("/")), x) for name, x in arrays.items())
+    leaves = [
+        np.asarray(x) if isinstance(leaf, np.ndarray) else x
+        for leaf, x in zip(jax.tree.leaves(target), arrays.values(), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(target), leaves)
+
+
 def _some(names: list[str], quote: bool = True) -> str:
     shown = ", ".join(f"{name!r}" if quote else name for name in names[:5])
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
-
-
-def _short(error: BaseException) -> str:
-    """One line; of TensorStore's long messages what the operating system said."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    cause = re.search(r"OS error \d+: \w+ ([^\[\]]+)", text)
-    if cause:
-        return cause[1]
-    return text if len(text) <= 300 else f"{text[:200]} ... {text[-95:]}"

@@ -78,7 +78,9 @@ def _words(x: jax.Array) -> jax.Array:
 
 @jax.jit
 def _device_lanes(x: jax.Array, tables: list[np.ndarray | None]) -> list[jax.Array]:
-    words = _words(x)
+    # What waits in host memory (an offloaded optimizer's state) is brought here by the program that reads it. Programs
+    # run one after the other, so the device holds one such array at a time; nothing moves what is there already.
+    words = _words(jax.device_put(x, jax.memory.Space.Device))
     mixed = []
     for lane in range(LANES):
         place = jnp.uint32(0)

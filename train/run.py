@@ -28,15 +28,16 @@ class Run:
             raise ConfigError(f"fit({option}) needs run=, the directory that holds the checkpoints")
         self.directory = None if directory is None else Path(directory)
         self.checkpoints: Checkpoints | None = None
+        self.newest: int | None = None
         self.logs: list[Any] = []
         self.notes: dict[str, Any] = {}
         if self.directory is None:
             return
         self.checkpoints = Checkpoints(self.directory / "checkpoints", keep=keep, best=best)
-        newest = self.checkpoints.latest()
-        if newest is not None and not resume:
+        self.newest = max(self.checkpoints.candidates(), default=None)  # all processes start afresh, or none does
+        if self.newest is not None and not resume:
             raise CheckpointError(
-                f"{directory} already holds a run (newest checkpoint: step {newest}); resume it "
+                f"{directory} already holds a run (newest checkpoint: step {self.newest}); resume it "
                 f"(resume=True, --resume), or choose another directory"
             )
         preload()  # Orbax takes 0.4 s to import: in a thread, while the step compiles
@@ -52,7 +53,7 @@ class Run:
 
     def restore(self, shapes: Any) -> tuple[Any, dict[str, Any]] | None:
         """The state and info of the newest whole checkpoint, or None where there is none yet."""
-        if self.checkpoints is None or self.checkpoints.latest() is None:
+        if self.checkpoints is None or self.newest is None:
             return None
         state, found = self.checkpoints.restore(shapes)
         return state, found.info

@@ -13,6 +13,7 @@ def seal(content: dict[str, Any]) -> str:
     {'step': 3}
     """
     version = sys.modules["sapwood"].__version__  # importing this module has imported the package
+    content = json.loads(json.dumps(content))  # as it will be read: keys are text, and 10 sorts before 2
     return json.dumps({"sapwood": version, "sha256": _checksum(content), "content": content}, indent=1)
 
 

@@ -42,12 +42,21 @@ def as_array(name: str, leaf: Any) -> jax.Array:
 
 
 def as_struct(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and sharding (else the default device) of an array, a `Param` or a `jax.ShapeDtypeStruct`."""
+    """Shape, dtype and sharding (else the default device) of an array, a `Param` or a `jax.ShapeDtypeStruct`.
+
+    ConfigError, naming it, where its sharding does not divide its shape.
+    """
     if isinstance(leaf, Param):
         leaf = leaf.struct
     if not isinstance(leaf, jax.ShapeDtypeStruct):
         leaf = as_array(name, leaf)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or _default_sharding())
+    sharding = leaf.sharding or _default_sharding()
+    try:
+        sharding.shard_shape(leaf.shape)
+    except ValueError as error:
+        what = f"{name} is {kind(str(leaf.dtype), leaf.shape)}"
+        raise ConfigError(f"{what} and its sharding does not divide it: {error}; choose another one") from error
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def struct(dtype: str, shape: Any) -> jax.ShapeDtypeStruct:

@@ -32,12 +32,35 @@ def conv_loss(params, state, key, batch, dropout=0.5):
     return cross_entropy(x @ params["logits"]["kernel"] + params["logits"]["bias"], batch["label"]), {"blocks": after}
 
 
-def batch_norm(x, params, state, momentum=0.9, eps=1e-5):
+@jax.custom_jvp
+def moments(x):
     mean = x.mean((0, 1, 2), keepdims=True)
-    var = jnp.square(x - mean).mean((0, 1, 2), keepdims=True)
+    return mean, jnp.square(x - mean).mean((0, 1, 2), keepdims=True)
+
+
+@moments.defjvp
+def moments_jvp(primals, tangents):  # d var / d mean is 0, which the chain rule would add up
+    (x,), (dx,) = primals, tangents
+    mean, var = moments(x)
+    return (mean, var), (dx.mean((0, 1, 2), keepdims=True), 2 * ((x - mean) * dx).mean((0, 1, 2), keepdims=True))
+
+
+@jax.custom_jvp
+def standardise(x, mean, gain, shift):
+    return (x - mean) * gain + shift
+
+
+@standardise.defjvp
+def standardise_jvp(primals, tangents):  # what is small is gathered first
+    (x, mean, gain, _), (dx, dmean, dgain, dshift) = primals, tangents
+    return standardise(*primals), gain * dx + (x - mean) * dgain + (dshift - gain * dmean)
+
+
+def batch_norm(x, params, state, momentum=0.9, eps=1e-5):
+    mean, var = moments(x)
     moved = {"mean": mean.reshape(-1), "var": var.reshape(-1)}
     after = {name: state[name] + (1 - momentum) * (now - state[name]) for name, now in moved.items()}
-    return (x - mean) * lax.rsqrt(var + eps) * params["scale"] + params["bias"], after
+    return standardise(x, mean, lax.rsqrt(var + eps) * params["scale"], params["bias"]), after
 
 
 def max_pool(x):

@@ -1,10 +1,12 @@
 """Checkpoints: what goes in comes out on any mesh, and whatever happens to a disk or a process is noticed and named."""
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sapwood.core.errors import CheckpointError, ConfigError
 from sapwood.core.param import Param
 from sapwood.train.checkpoints import INDEX, Checkpoints
-from sapwood.train.digest import digests, named_leaves, tree_digest
+from sapwood.train.digest import HOST_ELEMENTS, digests, named_leaves, tree_digest
 
 
 class State(NamedTuple):
@@ -173,6 +175,16 @@ def test_sharded_keys(tmp_path):
     assert (jax.random.key_data(back) == jax.random.key_data(keys)).all()
 
 
+def test_a_large_array_in_host_memory(tmp_path):
+    sharding = NamedSharding(mesh(8), PartitionSpec("data"), memory_kind="pinned_host")
+    moment = jax.device_put(jnp.arange(HOST_ELEMENTS + 8, dtype=jnp.float32).reshape(8, -1), sharding)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"mu": moment})
+    back = Checkpoints(tmp_path).restore({"mu": moment})[0]["mu"]
+    assert back.sharding == sharding
+    assert (np.asarray(back) == np.asarray(moment)).all()
+
+
 def test_a_subset_and_params_as_a_target(tmp_path):
     write(tmp_path, 1)
     target = {"params": {"stem": {"kernel": Param((4, 8), "float32", None, None)}}}
@@ -204,6 +216,28 @@ def test_it_can_be_read_by_orbax_alone(tmp_path):
     args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in Checkpoints(tmp_path).contents(1)}
     tree = ocp.PyTreeCheckpointer().restore(tmp_path / "00000001", restore_args=args)
     assert (tree["params/stem/kernel"] == state(1).params["stem"]["kernel"]).all()
+
+
+def test_keys_of_the_info_may_be_integers(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(1)}, {"memory": {n: n for n in range(12)}})
+    assert Checkpoints(tmp_path).restore()[1].info == {"memory": {str(n): n for n in range(12)}}
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.uint8, jnp.int32])
+def test_steps_of_any_integer_type(tmp_path, integer):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(integer(3), state(3))
+        checkpoints.save(integer(4), state(4))
+        assert checkpoints.restore(step=integer(3))[1].step == 3
+    assert checkpoints.steps() == [3, 4]
+
+
+@pytest.mark.parametrize("step", [-1, np.int32(-1), 1.0, "1", None])
+def test_what_is_no_step(tmp_path, step):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ConfigError, match=r"step=.*an integer from 0 on"):
+        checkpoints.save(step, state())
+    assert os.listdir(tmp_path) == []
 
 
 def test_info_without_reading_arrays(tmp_path):
@@ -257,6 +291,86 @@ def test_going_on_from_an_earlier_checkpoint_drops_the_later_ones(tmp_path):
         assert checkpoints.steps() == [1, 2]
         same(checkpoints.restore(state())[0], state(20))
     assert sorted(os.listdir(tmp_path)) == ["00000001", "00000002"]
+
+
+@pytest.fixture
+def small_files():
+    """Makes files of more than 100 kB impossible to write, inside a `with`."""
+    resource = pytest.importorskip("resource")
+
+    @contextlib.contextmanager
+    def limit():
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit
+
+
+def test_a_checkpoint_stays_until_the_one_that_replaces_it_is_written(tmp_path, small_files):
+    old, new = {"w": jnp.ones(1000)}, {"w": jnp.arange(1e6)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, old)
+        checkpoints.wait()
+        with small_files():
+            checkpoints.save(1, new)
+            with pytest.raises(CheckpointError, match="checkpoint 1 could not be written"):
+                checkpoints.wait()
+        assert (tmp_path / "00000001").is_dir()
+        same(checkpoints.restore(old)[0], old)
+        checkpoints.save(1, new)
+        checkpoints.wait()
+        same(checkpoints.restore(new)[0], new)
+        assert checkpoints.info(1).digests == digests(new)
+    assert os.listdir(tmp_path) == ["00000001"]
+
+
+KILLED = """
+import os, signal, sys, jax.numpy as jnp
+from sapwood.train.checkpoints import Checkpoints
+checkpoints = Checkpoints(sys.argv[1])
+checkpoints.save(1, {"w": jnp.ones(9)})
+checkpoints.wait()
+checkpoints._writer.checkpointer.save = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+checkpoints.save(1, {"w": jnp.zeros(9)})
+"""
+
+
+def test_killed_while_a_checkpoint_is_replaced(tmp_path):
+    assert run(KILLED, tmp_path).wait() == -signal.SIGKILL
+    tree = {"w": jnp.ones(9)}
+    with pytest.raises(CheckpointError, match="already holds checkpoints of an earlier run"):
+        Checkpoints(tmp_path).save(1, tree)
+    with Checkpoints(tmp_path) as checkpoints:
+        same(checkpoints.restore(tree)[0], tree)
+        checkpoints.save(2, tree)
+    assert sorted(os.listdir(tmp_path)) == ["00000001", "00000002"]
+    same(Checkpoints(tmp_path).restore(tree, step=1)[0], tree)
+
+
+def test_what_cannot_be_removed_does_not_end_the_run(tmp_path, monkeypatch):
+    def busy(path):
+        raise OSError(16, "Device or resource busy", str(path))
+
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state(1))
+        checkpoints.save(2, state(2))
+        with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            patch.setattr(shutil, "rmtree", busy)
+            checkpoints.wait()
+            checkpoints.save(3, state(3))
+            checkpoints.wait()
+        assert [str(w.message).split(":")[0] for w in warned] == [
+            f"{step} could not be removed from {tmp_path}" for step in ("00000001", "00000002")
+        ]
+        assert "Device or resource busy" in str(warned[0].message)
+        assert checkpoints.steps() == [3]
+        checkpoints.save(4, state(4))
+    assert os.listdir(tmp_path) == ["00000004"]
 
 
 def test_another_run_is_not_mixed_in(tmp_path):
@@ -394,6 +508,24 @@ def test_the_damaged_array_is_named_and_the_one_before_is_used(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["00000002", "00000003"]
 
 
+@pytest.mark.parametrize(("last", "kept"), [((30,), [28, 30]), ((29, 35), [29, 35])])
+def test_a_damaged_checkpoint_stays_until_the_run_has_come_as_far_again(tmp_path, last, kept):
+    def go_on(*steps):
+        with Checkpoints(tmp_path, keep=2) as checkpoints:
+            with pytest.warns(UserWarning, match="checkpoint 30 .* is damaged"):
+                checkpoints.restore(state())
+            for step in steps:
+                checkpoints.save(step, state(step))
+        return checkpoints.steps()
+
+    write(tmp_path, 10, 20, 30)
+    (tmp_path / "00000030" / INDEX).write_text("{")
+    assert go_on(25) == [20, 25, 30]
+    assert go_on(27, 28) == [27, 28, 30]
+    assert go_on(*last) == kept
+    same(Checkpoints(tmp_path).restore(state())[0], state(last[-1]))
+
+
 def test_none_is_whole(tmp_path):
     write(tmp_path, 1, 2)
     for step in (1, 2):
@@ -403,6 +535,30 @@ def test_none_is_whole(tmp_path):
         pytest.warns(UserWarning, match="going back"),
     ):
         Checkpoints(tmp_path).restore(state())
+
+
+def test_a_sharding_that_does_not_divide_is_no_damage(tmp_path):
+    write(tmp_path, 1, 2, tree=lambda _: {"w": jnp.ones((10, 3))})
+    sharding = NamedSharding(mesh(8), PartitionSpec("data"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ConfigError, match=r"w is float32\[10,3\] and its sharding does not divide it: .*P\('data'"):
+            Checkpoints(tmp_path).restore({"w": jax.ShapeDtypeStruct((10, 3), "float32", sharding=sharding)})
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("of the host"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")], ids=str
+)
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch, error):
+    def read(*_):
+        raise error
+
+    write(tmp_path, 1, 2)
+    monkeypatch.setattr(Checkpoints, "_read", read)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(type(error), match=str(error)):
+            Checkpoints(tmp_path).restore(state())
 
 
 def test_a_checkpoint_under_a_false_name_or_with_a_false_position(tmp_path):
@@ -582,7 +738,7 @@ def test_cost(tmp_path):
     assert sum(f.stat().st_size for f in (tmp_path / "00000002").rglob("*")) < 3 * 30 * 64 * 8 * 4
 
 
-PROCESS = """
+JOIN = """
 import os, sys
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 import jax, jax.numpy as jnp, numpy as np
@@ -598,6 +754,26 @@ def place(x, spec):
     return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), x.__getitem__)
 tree = {"w": place(whole, P("fsdp")), "b": place(whole[0], P()),
         "key": jax.jit(lambda: jax.random.key(0), out_shardings=NamedSharding(mesh, P()))()}
+"""
+
+
+def two_processes(code, *args):
+    """What each of two processes, joined by gloo, prints."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [run(JOIN + code, n, port, *args, **pipes) for n in (0, 1)]
+    try:
+        results = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], results
+    return [out for out, _ in results]
+
+
+SAVE = """
 with Checkpoints(directory, keep=1) as checkpoints:
     for step in (1, 2):
         checkpoints.save(step, tree, {"position": step})
@@ -609,20 +785,89 @@ print("digest", tree_digest(back))
 
 @pytest.mark.slow
 def test_two_processes_write_one_checkpoint_and_one_process_reads_it(tmp_path):
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        run(PROCESS, n, port, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for n in (0, 1)
-    ]
-    results = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], results
+    printed = two_processes(SAVE, tmp_path)
     whole = np.arange(64.0, dtype="float32").reshape(16, 4)
     tree = {"w": jnp.asarray(whole), "b": jnp.asarray(whole[0]), "key": jax.random.key(0)}
     back, info = Checkpoints(tmp_path).restore(tree)
     same(back, tree)
     assert info.info == {"position": 2}
-    assert all(f"digest {tree_digest(tree)}" in out for out, _ in results)
+    assert all(f"digest {tree_digest(tree)}" in out for out in printed)
     assert os.listdir(tmp_path) == ["00000002"]
+
+
+HICCUPS = """
+import json, warnings
+from pathlib import Path
+from unittest import mock
+from sapwood.train import checkpoints as module
+from sapwood.train.run import Run
+
+def told(attempt, patch, where=1):
+    with warnings.catch_warnings(record=True) as seen, patch if number == where else warnings.catch_warnings():
+        warnings.simplefilter("always")
+        try:
+            result = attempt()
+        except Exception as error:
+            result = f"{type(error).__name__}: {error}"
+    return [result, *(str(w.message) for w in seen)]
+
+def fails(error):
+    def read(self, step, stored, real=Checkpoints._read):
+        if step == 2:
+            raise error
+        return real(self, step, stored)
+    return mock.patch.object(Checkpoints, "_read", read)
+
+def restore():
+    return Checkpoints(directory).restore(tree)[1].step
+
+def resume():
+    with Run(Path(directory).parent, resume=True, keep=3, best=None) as record:
+        return record.restore(tree)[1]["position"]
+
+def save():
+    checkpoints.save(3, tree)
+
+def index(text, real=module.unseal):
+    content = real(text)
+    if content["step"] == 2:
+        raise ValueError("a hiccup")
+    return content
+
+def marks(arrays, real=module.digests):
+    wrong.append(real(arrays))
+    return wrong[0] | {"w": "wrong"} if len(wrong) == 1 else wrong[-1]
+
+wrong = []
+with Checkpoints(directory) as checkpoints:
+    for step in (1, 2):
+        checkpoints.save(step, tree, {"position": step})
+    checkpoints.wait()
+    print(json.dumps({
+        "index": told(restore, mock.patch.object(module, "unseal", index)),
+        "arrays": told(restore, fails(OSError("a hiccup"))),
+        "digests": told(restore, mock.patch.object(module, "digests", marks)),
+        "steps": told(restore, mock.patch.object(Checkpoints, "steps", lambda self: [1])),
+        "run": told(resume, mock.patch.object(Checkpoints, "steps", lambda self: [])),
+        "memory": told(restore, fails(MemoryError("too little"))),
+        "room": told(save, mock.patch.object(Path, "mkdir", side_effect=OSError("a hiccup")), where=0),
+        "after": told(save, warnings.catch_warnings()),
+    }))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_go_the_same_way_when_one_has_a_hiccup(tmp_path):
+    first, second = [json.loads(out.splitlines()[-1]) for out in two_processes(HICCUPS, tmp_path / "checkpoints")]
+    damaged = {"index": INDEX, "arrays": "'b', 'key', 'w' cannot be read", "digests": "'w' read back other than saved"}
+    for what, message in damaged.items():
+        assert first[what][0] == second[what][0] == 1, what
+        assert first[what][1].startswith("process 1: checkpoint 2 in")
+        assert all(message in told[what][1] and "going back" in told[what][1] for told in (first, second))
+    assert first["steps"] == second["steps"] == first["run"] == second["run"] == [2]
+    assert first["memory"] == ["CheckpointError: process 1: too little"]
+    assert second["memory"] == ["MemoryError: too little"]
+    assert "could not be written to" in first["room"][0]
+    assert second["room"][0].startswith("CheckpointError: process 0: checkpoint 3 could not be written to")
+    assert first["after"] == second["after"] == [None]
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [1, 2, 3]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from sapwood.train import digest
 from sapwood.train.digest import combine, digests, named_leaves, tree_digest
@@ -143,6 +143,23 @@ def test_same_under_every_sharding(where):
         assert one(jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))) == expected
     keys = jax.random.split(jax.random.key(1), 8)
     assert one(jax.device_put(keys, NamedSharding(mesh, PartitionSpec("data")))) == one(keys)
+
+
+def test_arrays_in_host_memory_of_any_size():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    x = jnp.arange(digest.HOST_ELEMENTS + 8, dtype=jnp.float32).reshape(8, -1)
+    for sharding in (NamedSharding(mesh, PartitionSpec("data")), SingleDeviceSharding(jax.devices()[0])):
+        host = jax.device_put(x, sharding.with_memory_kind("pinned_host"))
+        assert digests({"x": host, "y": x}) == dict.fromkeys("xy", one(np.asarray(x)))
+        assert host.sharding.memory_kind == "pinned_host"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "complex64", "bool", "int4", "float8_e4m3fn"])
+def test_every_kind_of_dtype_in_host_memory(dtype, where):
+    x = jnp.asarray(sample(dtype))
+    assert one(jax.device_put(x, x.sharding.with_memory_kind("pinned_host"))) == one(x)
+    key = jax.random.key(3)
+    assert one(jax.device_put(key, key.sharding.with_memory_kind("pinned_host"))) == one(key)
 
 
 def test_a_sharded_array_is_not_gathered():

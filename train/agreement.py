@@ -1,0 +1,77 @@
+"""What several processes do together: they all go on, or all stop, whatever one of them alone has run into.
+
+All of them must call what is here. One process sends nothing.
+"""
+
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+from sapwood.core.errors import CheckpointError
+
+SAID = 1024
+"""Bytes of what a process tells the others about an attempt."""
+
+_Result = TypeVar("_Result")
+
+
+def together(attempt: Callable[[], _Result], mild: type[CheckpointError] = CheckpointError) -> _Result:
+    """What an attempt returns or raises; on several processes it returns on all of them or raises on all.
+
+    Where another process has run into what is worse than what this one has, that is raised: as `mild` if it was that
+    class of error, which is the least of them, else as `CheckpointError`.
+
+    >>> together(lambda: 3)
+    3
+    """
+    try:
+        result = attempt()
+    except Exception as error:
+        _heed(error, mild)
+        raise
+    _heed(None, mild)
+    return result
+
+
+def _heed(error: Exception | None, mild: type[CheckpointError]) -> None:
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    grade = 0 if error is None else 1 if isinstance(error, mild) else 2
+    text = f"process {jax.process_index()}: {'' if error is None else short(error)}".encode()[: SAID - 1]
+    said = multihost_utils.process_allgather(np.frombuffer(bytes([grade]) + text.ljust(SAID - 1), np.uint8))
+    worst = said[said[:, 0].argmax()]
+    if worst[0] > grade:
+        kind = mild if worst[0] == 1 else CheckpointError
+        raise kind(worst[1:].tobytes().decode(errors="replace").rstrip())
+
+
+def union(numbers: list[int]) -> list[int]:
+    """The numbers, from 0 on, that any process has, ascending.
+
+    >>> union([2, 5])
+    [2, 5]
+    """
+    if jax.process_count() == 1:
+        return numbers
+    from jax.experimental import multihost_utils
+
+    longest = int(multihost_utils.process_allgather(np.uint32(len(numbers))).max())
+    if not longest:
+        return []
+    padded = np.array(numbers + [-1] * (longest - len(numbers)), np.int64)
+    seen = multihost_utils.process_allgather(padded.view(np.uint32))  # JAX has no 64-bit integers by default
+    return sorted({*np.frombuffer(seen.tobytes(), np.int64).tolist()} - {-1})
+
+
+def short(error: BaseException) -> str:
+    """An error in one line; of TensorStore's long messages what the operating system said."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    cause = re.search(r"OS error \d+: \w+ ([^\[\]]+)", text)
+    if cause:
+        return cause[1]
+    return text if len(text) <= 300 else f"{text[:200]} ... {text[-95:]}"
