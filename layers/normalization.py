@@ -97,6 +97,7 @@ def batch_norm(
            [ 1.]], dtype=float32)
     """
     x = expect.floating("batch_norm", x)
+    scale = None if scale is None else once(scale)  # and its gradient, which XLA rounds otherwise within an optimizer
     gain = _affine(lax.rsqrt(_wide(var) + eps), scale, None)
     return _standardise(_wide(x), mean, gain, 0.0 if bias is None else bias).astype(x.dtype)
 
