@@ -60,7 +60,7 @@ def blocks(sizes: jax.Array, block: int, rows: Any) -> tuple[jax.Array, jax.Arra
     most = (rows + len(sizes) * (block - 1)) // block  # however the rows fall
     each = -(-sizes // block)
     ends = jnp.cumsum(each)
-    index = jnp.arange(most, dtype=jnp.int32)
+    index = jnp.arange(most or 1, dtype=jnp.int32)  # a loop of no turns is traced too; a symbolic size has no `max`
     group = jnp.minimum(jnp.searchsorted(ends, index, side="right"), len(sizes) - 1).astype(jnp.int32)
     first = (jnp.cumsum(sizes) - sizes)[group] + (index - (ends - each)[group]) * block
     return ends[-1], group, first.astype(jnp.int32)

@@ -47,11 +47,16 @@ def _placement(v: Vars) -> Placement:
     return v._place
 
 
-def pipelined(v: Vars, block: Callable, n: int, axis: str, x: Any, args: tuple) -> tuple[Any, Updates]:
+def pipelined(
+    v: Vars, block: Callable, n: int, axis: str, x: Any, args: tuple, batched: tuple[bool | None, ...]
+) -> tuple[Any, Updates]:
     """`n` blocks in a row, `block(v, x, *args) -> (x, updates)`, as a pipeline: the result, and the updates of all.
 
-    Raises `ConfigError` for blocks that the stages do not divide, or micro-batches that do not divide the batch;
-    `InputError` for an x without a batch; `EffectError` for blocks that put state.
+    `batched` says which of `args` are cut as x is; None that whoever wrote the stack did not say.
+
+    Raises `ConfigError` for blocks that the stages do not divide, micro-batches that do not divide the batch, or an
+    argument that may have the batch or not; `InputError` for an x, or a batched argument, without a batch;
+    `EffectError` for blocks that put state.
     """
     mesh, options = _stages(v, axis).mesh, _placement(v).rules.pipeline
     count = mesh.shape[AXIS]
@@ -62,7 +67,7 @@ def pipelined(v: Vars, block: Callable, n: int, axis: str, x: Any, args: tuple) 
 
     stacked = v.stack(n, axis)
     leaves, structure = jax.tree.flatten(stacked)
-    travel, shared, whole = _apart(args, batch)
+    travel, shared, whole = _apart(v, args, batched, batch)
 
     def enter(leaves: list, microbatch: jax.Array) -> Vars:
         return jax.tree.unflatten(structure, leaves).fold(microbatch)  # other keys for each micro-batch
@@ -168,11 +173,11 @@ def _timetable(options: Pipeline, count: int, microbatches: int, rounds: int) ->
 # ---- what goes along, and what comes back ----------------------------------------------------------------------------
 
 
-def _apart(args: tuple, batch: int) -> tuple[list, list, Callable[[list, list], tuple]]:
+def _apart(v: Vars, args: tuple, batched: tuple, batch: int) -> tuple[list, list, Callable[[list, list], tuple]]:
     """What of `args` travels with its micro-batch, what is the same for all, and what puts them together again."""
-    leaves, structure = jax.tree.flatten(args)
-    travels = [jnp.shape(leaf)[:1] == (batch,) for leaf in leaves]
-    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    named, structure = jax.tree_util.tree_flatten_with_path(args)
+    travels = [_travels(v, path, leaf, batched[path[0].idx], batch) for path, leaf in named]
+    leaves = [jnp.asarray(leaf) for _, leaf in named]
 
     def whole(riders: list, shared: list) -> tuple:
         either = {True: iter(riders), False: iter(shared)}
@@ -180,6 +185,21 @@ def _apart(args: tuple, batch: int) -> tuple[list, list, Callable[[list, list], 
 
     riders, shared = ([a for a, t in zip(leaves, travels, strict=True) if t is side] for side in (True, False))
     return riders, shared, whole
+
+
+def _travels(v: Vars, path: Any, leaf: Any, batched: bool | None, batch: int) -> bool:
+    """Whether an array goes with its micro-batch; an error where only its size speaks for that, which may be chance."""
+    alike = jnp.shape(leaf)[:1] == (batch,)
+    what = f"{v._at()}: args{jax.tree_util.keystr(path)} of the stack, of shape {jnp.shape(leaf)}"
+    if batched is None and alike:
+        raise ConfigError(
+            f"{what}, has a first dimension of the size of the batch, which a pipeline cuts. Say whether it goes with "
+            "the examples, Scan(batched=True), or is the same for all, Scan(batched=False); a tuple speaks for each "
+            "argument beside x"
+        )
+    if batched and not alike:
+        raise InputError(f"{what}, is batched: a first dimension of {batch}, the size of the batch, is expected")
+    return bool(batched)
 
 
 def _refuse_state(state: dict, v: Vars) -> None:

@@ -91,7 +91,7 @@ def ring_attention(
     q, k, v = widened(q, k, v)
     k, v = repeated(k, v, heads, shards(sharding, 2))
     each = q.shape[0] * heads // (shards(sharding, 0) * shards(sharding, 2))
-    block = min(BLOCK, max(LEAST, math.isqrt(SCORES // each)))
+    block = min(BLOCK, max(LEAST, math.isqrt(SCORES // max(each, 1))))
     ring = _Ring(causal, q.shape[-1] ** -0.5 if scale is None else scale, sharding, block)
     y: Any = _attention(ring, q, k, v, segments)
     return y.astype(dtype)
@@ -234,14 +234,15 @@ def _rows(rows: Cut, x: jax.Array, kv_heads: int) -> jax.Array:
     x = rows.blocks(x)
     count, batch, size, heads, d = x.shape
     x = x.reshape(count, batch, size, kv_heads, heads // kv_heads, d)
-    return x.transpose(0, 1, 3, 4, 2, 5).reshape(count, batch, kv_heads, -1, d)
+    return x.transpose(0, 1, 3, 4, 2, 5).reshape(count, batch, kv_heads, heads // kv_heads * size, d)
 
 
 def _unblocked(rows: Cut, x: jax.Array, q: jax.Array) -> jax.Array:
     """The inverse of `_rows`, for queries q."""
     count, batch, kv_heads, _, d = x.shape
-    x = x.reshape(count, batch, kv_heads, -1, rows.size, d).transpose(0, 1, 4, 2, 3, 5)
-    return rows.whole(x.reshape(count, batch, rows.size, q.shape[2], d), q.shape[1])
+    heads = q.shape[2]
+    x = x.reshape(count, batch, kv_heads, heads // kv_heads, rows.size, d).transpose(0, 1, 4, 2, 3, 5)
+    return rows.whole(x.reshape(count, batch, rows.size, heads, d), q.shape[1])
 
 
 def _queries(ring: _Ring, rows: Cut, columns: Cut, q: jax.Array, k: jax.Array, segments: Any) -> Queries:

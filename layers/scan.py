@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from sapwood.core.errors import ConfigError
 from sapwood.core.layer import Layer
 from sapwood.core.loop import scan
 from sapwood.core.run import pure
@@ -18,14 +19,16 @@ class Scan(Layer):
     The block gives what it takes; `args` go to every copy. Each variable has a leading dimension of n with the logical
     name `axis`: `kernel[3]` here is `3/kernel` there, and both start from the same numbers (`sw.stack` and `sw.unstack`
     convert). `remat` saves memory: "full" keeps the block's inputs alone; see `Remat`. Raises `ConfigError`
-    for an n below 1 or an unknown policy.
+    for an n below 1, an unknown policy, or a `batched` that does not fit `args`.
 
     On a mesh with the axis "stage" the stack is a pipeline (`Rules.pipeline` says how): each stage has n / stages of
     the blocks, and the batch, the first dimension of x, is cut into micro-batches, which flow through, so blocks must
-    treat each example by itself. What of `args` has the size of the batch as its first dimension goes with its
-    micro-batch. Auxiliary losses are means over the micro-batches; random keys differ between them. Raises
-    `ConfigError` where stages do not divide n or micro-batches the batch, `EffectError` for blocks that put state, as
-    batch normalisation does in training: the statistics of a micro-batch are not those of the batch.
+    treat each example by itself. `batched` says which of `args` go with their micro-batch, as a mask with a row for
+    each example does, and which are the same for all, as positions are: True or False, or a tuple that speaks for each.
+    None takes them for the same for all, and refuses those whose first dimension is of the size of the batch.
+    Auxiliary losses are means over the micro-batches; random keys differ between them. Raises `ConfigError` where
+    stages do not divide n or micro-batches the batch, `EffectError` for blocks that put state, as batch normalisation
+    does in training: the statistics of a micro-batch are not those of the batch.
 
     >>> import jax.numpy as jnp
     >>> from sapwood import layers as L
@@ -37,18 +40,26 @@ class Scan(Layer):
     n: int
     remat: str | Callable | None = None
     axis: str | None = "layers"
+    batched: bool | tuple[bool, ...] | None = None
 
     def __post_init__(self):
         expect.positive(self, "n")
         remat.policy(self.remat)
+        if not isinstance(self.batched, bool | tuple | None):
+            raise ConfigError(f"Scan: batched must be True, False, a tuple of them or None, got {self.batched!r}")
 
     def __call__(self, v: Vars, x: Any, *args: Any) -> Any:
+        batched = self.batched if isinstance(self.batched, tuple) else (self.batched,) * len(args)
+        if len(batched) != len(args):
+            raise ConfigError(
+                f"Scan: batched={self.batched} speaks for {len(batched)} arguments beside x, the call has {len(args)}"
+            )
         block = pure(self.block)
         if self.remat is not None:  # inside a loop nothing can be merged with the forward pass
             block = jax.checkpoint(block, policy=remat.policy(self.remat), prevent_cse=False)
         x = v.policy.cast(x)
         if self.axis is not None and pipelined.chosen(v, self.axis):
-            x, updates = pipelined.pipelined(v, block, self.n, self.axis, x, args)
+            x, updates = pipelined.pipelined(v, block, self.n, self.axis, x, args, batched)
         else:
             x, updates = scan(lambda x, v: block(v, x, *args), x, v.stack(self.n, self.axis), self.n)
         v.merge(updates)

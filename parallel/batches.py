@@ -1,5 +1,6 @@
 """Batches on a mesh: how they are split, what each process feeds, how host arrays become global ones."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,30 @@ def shards(sharding: NamedSharding) -> int:
     4
     """
     return int(np.prod([sharding.mesh.shape[axis] for axis in _batch_axes(sharding)], dtype=int))
+
+
+def unit(mesh: AnyMesh, rules: Rules | str | None = None) -> int:
+    """What the layout cuts a batch into: the shards and, where there are stages, their micro-batches on each shard.
+
+    A batch whose size is a multiple of this goes through any model.
+
+    >>> import dataclasses
+    >>> from jax.sharding import AbstractMesh
+    >>> import sapwood.parallel as parallel
+    >>> mesh = AbstractMesh((2, 4), ("data", "stage"))
+    >>> rules = dataclasses.replace(parallel.DEFAULT, pipeline=parallel.pipeline.Pipeline(microbatches=12))
+    >>> unit(mesh), unit(mesh, rules)
+    (8, 24)
+
+    Raises:
+      ConfigError: mesh and rules do not fit together.
+    """
+    mesh, rules = resolve(mesh, rules)
+    sharding, stages = batch_sharding(mesh, rules), mesh.shape.get("stage", 1)
+    if stages == 1:
+        return shards(sharding)
+    others = math.prod(mesh.shape[axis] for axis in _batch_axes(sharding) if axis != "stage")
+    return math.lcm(shards(sharding), others * (rules.pipeline.microbatches or stages))
 
 
 def check_batch(batch: Any, sharding: NamedSharding) -> Any:
@@ -130,7 +155,7 @@ def put_batch(batch: Any, sharding: NamedSharding) -> Any:
     count = feed(sharding).count if jax.process_count() > 1 else 1
 
     def globally(x):
-        return jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]) if np.ndim(x) else (), x.dtype)
+        return jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype) if np.ndim(x) else x
 
     whole = jax.tree.map(globally, batch)
     check_batch(whole, sharding)

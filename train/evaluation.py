@@ -1,5 +1,7 @@
 """Evaluation and prediction: the last batch is padded and masked, so one compiled program serves and counts exactly."""
 
+import dataclasses
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +15,7 @@ from sapwood.core.run import bind, pure
 from sapwood.data.batches import Batches, batches
 from sapwood.data.dataset import Dataset
 from sapwood.data.device import to_device
+from sapwood.parallel.batches import unit
 from sapwood.train import checks, metrics
 from sapwood.train.forward import AUXILIARY, forward
 from sapwood.train.state import TrainState
@@ -33,8 +36,23 @@ def evaluate_step(trainer: Any, params: dict, state: dict, batch: Any) -> dict[s
 
 def auxiliary_step(trainer: Any, params: dict, state: dict, batch: Any, rows: int) -> metrics.Metric:
     """The auxiliary losses of the first `rows` examples of a batch: layers take their means and know no mask."""
-    out = forward(trainer, params, state, None, jax.tree.map(lambda x: x[:rows], batch), train=False)
+    some = jax.tree.map(lambda x: x[:rows], batch)
+    out = forward(of_any_rows(trainer), params, state, None, some, train=False)
     return metrics.as_metric(out.metrics[AUXILIARY], out.weight)
+
+
+def of_any_rows(trainer: Any) -> Any:
+    """The same trainer, whose mesh takes any number of examples: what they do not divide over is left whole, and no
+    stack is cut into stages, which may have more micro-batches than there are examples."""
+    if trainer.mesh is None:
+        return trainer
+    rules = trainer.place.rules
+    whole = tuple((name, None) for name, target in rules.table if name != "batch" and "stage" in _axes(target))
+    return dataclasses.replace(trainer, rules=dataclasses.replace(rules, table=whole + rules.table, strict=False))
+
+
+def _axes(target: Any) -> tuple[str, ...]:
+    return (target,) if isinstance(target, str) else target or ()
 
 
 def predict_step(trainer: Any, params: dict, state: dict, batch: Any) -> Any:
@@ -57,9 +75,9 @@ def as_dataset(data: Any) -> Dataset:
 
 
 def whole_pass(trainer: Any, data: Dataset, batch_size: int | None) -> Batches:
-    """One pass over the data in its order, the last batch padded."""
+    """One pass over the data in its order, the last batch padded; a batch size that is not given suits the mesh."""
     if batch_size is None:
-        parts = 1 if trainer.mesh is None else parallel.shards(trainer.batch_sharding)
+        parts = 1 if trainer.mesh is None else math.lcm(unit(trainer.mesh, trainer.rules), jax.process_count())
         batch_size = -(-min(BATCH, len(data)) // parts) * parts
     if trainer.mesh is not None:
         parallel.check_batch_size(batch_size, trainer.batch_sharding)

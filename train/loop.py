@@ -23,7 +23,7 @@ from sapwood.train import checks, learning_rate, metrics
 from sapwood.train.callbacks import Callback, Event
 from sapwood.train.compile_cache import compile_cache as compiled_in
 from sapwood.train.evaluation import AHEAD, Evaluation, as_dataset, without_flags
-from sapwood.train.multistep import check_option
+from sapwood.train.multistep import check_option, copy
 from sapwood.train.packing import Packed, join, unpack
 from sapwood.train.progress import Progress
 from sapwood.train.run import Run
@@ -68,7 +68,7 @@ def fit(
         batch_size: examples of a global batch; the last batch of an epoch is filled from the next one.
         validation: data evaluated at the end of each epoch; its metrics are "validation_loss" and so on.
         seed: of the first parameters, the order of the data and every random draw.
-        state: start from this state instead of a fresh one; it is copied.
+        state: start from this state instead of a fresh one; it is copied to where the trainer's mesh has it.
         run: directory for ``metrics.jsonl``, TensorBoard events and checkpoints; None writes nothing.
         resume: go on from the newest whole checkpoint in ``run``; from the beginning where there is none.
         checkpoint_every: steps between checkpoints, and `keep` how many of them stay.
@@ -124,12 +124,14 @@ def _steps_per_call(trainer: Any, option: int | str) -> int | None:
 
 @dataclasses.dataclass
 class Row:
-    """A row that is closed but not read yet: its metrics are on the device, or on their way from there."""
+    """A row that is closed but not read yet: its metrics are on the device, or on their way from there, and so is how
+    many steps were ``skipped`` by then."""
 
     step: int
     steps: list[Packed]
     validation: list[dict[str, Any]] | None
     rate: float
+    skipped: Any
 
 
 class Loop:
@@ -205,8 +207,10 @@ class Loop:
         now = time.perf_counter()  # steps are sent at the pace of the device, give or take AHEAD of them
         rate = (self.done - self.clocked) / max(now - self.clock, 1e-9)
         self.clock, self.clocked = now, self.done
-        self.late.append(Row(self.done, self.pending, validation, rate))
-        _start_copies((self.pending, validation))
+        # The next step uses the state up, so what is read later is a copy.
+        skipped = 0 if self.state.scale is None else copy(self.state.scale.skipped)
+        self.late.append(Row(self.done, self.pending, validation, rate, skipped))
+        _start_copies((self.pending, validation, skipped))
         self.pending = []
         self.record.note("steps_per_call", self.sender.chosen)
         saves = self.record.directory is not None and self.plan.saves(self.done)
@@ -224,8 +228,7 @@ class Loop:
         steps = unpack(join(row.steps))
         self.look(row, steps)
         values = metrics.compute(metrics.merge_stacked(without_flags(steps)))
-        skipped = 0 if self.state.scale is None else int(self.state.scale.skipped)
-        values = learning_rate.complete(values, self.trainer.learning_rate, row.step - skipped)
+        values = learning_rate.complete(values, self.trainer.learning_rate, row.step - int(row.skipped))
         if row.validation is not None and self.evaluation is not None:
             found = self.evaluation.settle(row.validation, self.state)
             values |= {f"validation_{name}": value for name, value in found.items()}
@@ -237,6 +240,8 @@ class Loop:
         event = Event(row.step, self.plan.steps, line["epoch"], self.plan.ends_epoch(row.step), line, self.state)
         for callback, memory in zip(self.callbacks, self.memory, strict=True):
             self.stopped = bool(callback(event, memory)) or self.stopped
+        if self.callbacks:
+            self.stopped = _first_says(self.stopped)
 
     def look(self, row: Row, steps: dict[str, Any]) -> None:
         """Raise where a check failed: the state has not changed since, so that batch can be run again to say why."""
@@ -253,6 +258,16 @@ class Loop:
             batch = self.trainer.put(self.stream[number])
             checks.explain(self.trainer, self.state, batch, key, train=True, where=where)
         raise CheckError(f"{'; '.join(failed)}, {where}")
+
+
+def _first_says(stopped: bool) -> bool:
+    """Whether the first of several processes ends the run: by their own clocks they would end it at different steps,
+    and wait for each other for ever."""
+    if jax.process_count() == 1:
+        return stopped
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.array(stopped)))
 
 
 def _start_copies(tree: Any) -> None:

@@ -58,6 +58,16 @@ class LossScale:
         return ScaleState(scale, jnp.where(finite & ~grow, state.good + 1, 0), state.skipped + ~finite)
 
 
+def unscaled(gradient: jax.Array, scale: jax.Array) -> jax.Array:
+    """The gradient of a loss from that of its multiple, in the same dtype. float16 does not hold a scale above 65504.
+
+    >>> unscaled(jnp.float16(32768), jnp.float32(2.0**17))
+    Array(0.25, dtype=float16)
+    """
+    wide = jnp.promote_types(gradient.dtype, jnp.float32)
+    return (gradient.astype(wide) / scale).astype(gradient.dtype)
+
+
 def all_finite(tree: Any) -> jax.Array:
     """Whether every number of a tree is finite: a boolean scalar.
 

@@ -8,14 +8,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
+from sapwood.core.errors import ConfigError
 from sapwood.data.batches import Batches
 from sapwood.data.device import to_device
 from sapwood.train import birth, compiling
+from sapwood.train.digest import describe, named_leaves
 from sapwood.train.evaluation import Evaluation
 from sapwood.train.multistep import Programs, copy
 from sapwood.train.run import Run
 from sapwood.train.state import TrainState
+from sapwood.train.storage import kind
 
 
 class Start(NamedTuple):
@@ -54,7 +58,7 @@ def start(
                 steps_per_call = info.get("steps_per_call") or record.noted("steps_per_call")
                 block = _block(pool, programs, steps_per_call)
         else:
-            begin, info = plan.make(seed, batch) if state is None else jax.tree.map(copy, state), None
+            begin, info = plan.make(seed, batch) if state is None else _taken(state, plan, batch), None
         function, seconds = compiled.result()
         programs = programs._replace(
             step=function, seconds=seconds, size=steps_per_call, block=None if block is None else block.result()
@@ -62,6 +66,41 @@ def start(
         if evaluation is not None:
             evaluation.step, _ = evaluated.result()
         return Start(programs, begin, info)
+
+
+def _taken(state: Any, plan: birth.Plan, batch: dict[str, Any]) -> TrainState:
+    """A copy of a given state, which is left whole: each array where the plan has it, or by the batch without a mesh.
+
+    Raises `ConfigError` for a state that is not as the plan says, with the paths that differ.
+    """
+    _hold(named_leaves(jax.eval_shape(lambda x: x, state)), named_leaves(plan.shapes))
+    given, beside = named_leaves(state), jax.tree.leaves(batch)[0].sharding
+    leaves = [_copied(given[name], x.sharding or beside) for name, x in named_leaves(plan.shapes).items()]
+    return jax.tree.unflatten(jax.tree.structure(plan.shapes), leaves)
+
+
+def _copied(x: Any, place: Any) -> jax.Array:
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # JAX moves none between processes
+        return jax.random.wrap_key_data(_copied(jax.random.key_data(x), place), impl=jax.random.key_impl(x))
+    return copy(jax.device_put(x, place))  # in this order: a piece that need not move may be the old one
+
+
+def _hold(given: dict[str, Any], planned: dict[str, Any]) -> None:
+    """The error of `_taken`, if there is one."""
+    kinds = [(name, *(kind(*describe(x[name])) for x in (given, planned))) for name in planned if name in given]
+    lacks = _some([repr(name) for name in planned if name not in given])
+    more = _some([repr(name) for name in given if name not in planned])
+    other = _some([f"{name} is {there} there and {here} here" for name, there, here in kinds if there != here])
+    parts = [lacks and f"it lacks {lacks}", more and f"it has {more} in addition", other]
+    if any(parts):
+        raise ConfigError(
+            f"fit(state=...): the state is not one of this trainer: {'; '.join(filter(None, parts))}. "
+            "trainer.init(key, batch) makes one, around parameters of your own with params= and state="
+        )
+
+
+def _some(texts: list[str]) -> str:
+    return ", ".join(texts[:5]) + (f" and {len(texts) - 5} more" if len(texts) > 5 else "")
 
 
 def _key(plan: birth.Plan) -> jax.ShapeDtypeStruct:

@@ -9,7 +9,7 @@ import optax
 from sapwood.train import birth, checks, learning_rate
 from sapwood.train.accumulate import accumulate
 from sapwood.train.forward import Pass, forward
-from sapwood.train.scaling import all_finite
+from sapwood.train.scaling import all_finite, unscaled
 from sapwood.train.state import TrainState
 from sapwood.train.trainable import join, split
 
@@ -35,7 +35,7 @@ def train_step(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState,
     grads, out = gradient(trained, state.state, key, batch)
     with jax.named_scope("optimizer"):  # how profiles tell the update from the model
         if scale is not None:
-            grads = jax.tree.map(lambda g: g / scale.astype(g.dtype), grads)
+            grads = jax.tree.map(lambda g: unscaled(g, scale), grads)
         metrics = out.metrics
         finite = None if scale is None else all_finite(grads)
         if trainer.clip is not None:

@@ -67,6 +67,14 @@ def test_what_lies_behind_the_groups_does_not_matter(draw):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+def test_no_rows_at_all(groups, draw):
+    x, kernels, sizes = jnp.zeros((0, 5)), draw(groups, 5, 6), jnp.zeros(groups, int)
+    y, dx, dk = with_gradients(x, kernels, sizes, jnp.zeros((0, 6)))
+    assert (y.shape, dx.shape) == ((0, 6), (0, 5))
+    np.testing.assert_array_equal(dk, np.zeros((groups, 5, 6)))
+
+
 def test_second_derivatives(draw):
     """The gradient's own gradient, against the same by one dense product for all groups."""
     x, kernels, sizes = draw(12, 3), draw(3, 3, 4), jnp.array([5, 0, 6])

@@ -53,6 +53,10 @@ def block(v, x, mask, shift):
     return (x + mask[:, None] * L.Dense(8, axes=("mlp", "embed"))(v.down, h) + shift).astype(x.dtype)
 
 
+def piped(remat=None):
+    return L.Scan(block, 8, remat, batched=(True, False))
+
+
 def inputs():
     x = jax.random.normal(jax.random.key(1), (16, 8))
     return x, jax.random.uniform(jax.random.key(2), (16,)), jnp.float32(0.1)
@@ -63,7 +67,7 @@ def everything(remat=None, policy=None, on=None):
 
     def objective(params, x, mask, shift):
         v = sw.bind(params, rng=7, train=True, place=on, policy=policy)
-        y, updates = sw.pure(L.Scan(block, 8, remat))(v, x, mask, shift)
+        y, updates = sw.pure(piped(remat))(v, x, mask, shift)
         return jnp.sum(jnp.sin(y).astype(jnp.float32)) + updates.losses["size"], (y, updates.losses)
 
     return jax.jit(jax.value_and_grad(objective, (0, 1, 2, 3), has_aux=True))
@@ -71,7 +75,7 @@ def everything(remat=None, policy=None, on=None):
 
 @pytest.fixture(scope="module")
 def stack():
-    return sw.init(L.Scan(block, 8), 0, *inputs())[0]
+    return sw.init(piped(), 0, *inputs())[0]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +99,7 @@ def expected(stack):
 )
 def test_pipeline_gives_the_numbers_of_the_stack(mesh, schedule, remat, policy, stack, expected):
     on = place(mesh, schedule=schedule, microbatches=8 if mesh == DEEP else 4)
-    shardings = parallel.param_shardings(sw.spec(L.Scan(block, 8), *inputs()).params, on.mesh, on.rules)
+    shardings = parallel.param_shardings(sw.spec(piped(), *inputs()).params, on.mesh, on.rules)
     assert all(s.spec[0] == "stage" for s in jax.tree.leaves(shardings))
     got = jax.block_until_ready(everything(remat, policy, on)(jax.device_put(stack, shardings), *inputs()))
     # Sums in another order; in bfloat16 each of eight blocks rounds to 8 bits, and so does each micro-batch's share.
@@ -158,6 +162,19 @@ def test_pipeline_of_experts_sends_their_tokens_inside_a_stage(schedule):
     got, want = run(place("stage=2,expert=4", schedule=schedule, microbatches=2)), run(None)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+def test_an_argument_of_the_size_of_the_batch_is_what_it_is_said_to_be():
+    """Eight positions beside eight examples, one in each micro-batch, to which a piece of either kind can be added."""
+
+    def add(v, x, positions):
+        return x + (positions[:, None] if positions.ndim == 1 else positions)
+
+    x, on = jnp.zeros((8, 8, 4)), place("stage=8")
+    for positions, batched in ((jnp.arange(8.0), False), (jnp.arange(8.0)[:, None, None], True)):
+        model = L.Scan(add, 8, batched=batched)
+        got = jax.jit(lambda x, p, model=model: sw.pure(model)(sw.bind({}, place=on), x, p)[0])(x, positions)
+        np.testing.assert_array_equal(got, model({}, x, positions))
 
 
 def test_pipeline_needs_no_jit():
@@ -257,7 +274,7 @@ def test_a_placement_of_ones_own_has_no_stages():
 
 def test_declaring_and_first_values_see_the_whole_stack(stack):
     on = place(DEEP)
-    born = parallel.init(L.Scan(block, 8), 0, *inputs(), mesh=on.mesh, rules=on.rules)[0]
+    born = parallel.init(piped(), 0, *inputs(), mesh=on.mesh, rules=on.rules)[0]
     jax.tree.map(np.testing.assert_array_equal, born, stack)
 
 
@@ -320,6 +337,27 @@ def test_batch_statistics_are_refused_in_training_and_read_otherwise():
     assert traced(model, params, x, on=place(DEEP), state=state)[0].shape == x.shape
     with pytest.raises(sw.EffectError, match=r"mean: the blocks of a pipeline cannot put state: each sees one micro"):
         traced(model, params, x, on=place(DEEP), state=state, train=True)
+
+
+@pytest.mark.parametrize(
+    ("batched", "args", "error", "message"),
+    [
+        (None, (1.0, jnp.ones(8)), sw.ConfigError,
+         r"^blocks: args\[1\] of the stack, of shape \(8,\), has a first dimension of the size of the batch, .* "
+         r"Say whether it goes with the examples, Scan\(batched=True\), or is the same for all, Scan\(batched=False\)"),
+        ((False, None), (1.0, {"mask": jnp.ones((8, 2))}), sw.ConfigError, r"args\[1\]\['mask'\] of the stack, of sh"),
+        (True, (jnp.ones((1, 2)),), sw.InputError, r"args\[0\] of .*\(1, 2\), is batched: a first dimension of 8, the"),
+        ((True, False), (1.0,), sw.ConfigError, r"batched=\(True, False\) speaks for 2 arguments beside x, .* 1"),
+    ],
+)  # fmt: skip
+def test_whether_an_argument_goes_with_the_examples_must_be_said(batched, args, error, message):
+    def model(v, x, *args):
+        return L.Scan(lambda v, x, *args: L.Dense(2)(v, x), 4, batched=batched)(v.blocks, x, *args)
+
+    x = jnp.ones((8, 2))
+    params = {"blocks": sw.init(L.Scan(L.Dense(2), 4), 0, x)[0]}
+    with pytest.raises(error, match=message):
+        traced(model, params, x, *args, on=place(DEEP))
 
 
 def test_what_is_handed_on_must_have_the_batch():

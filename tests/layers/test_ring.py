@@ -99,6 +99,20 @@ def test_keys_of_another_length(small_blocks, agree, draw):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("mesh", "packs"), [(None, True), ("sequence=8", False)])
+def test_a_batch_of_nothing_gives_nothing(mesh, packs):
+    q, k = jnp.zeros((0, 16, 4, 8)), jnp.zeros((0, 16, 2, 8))
+    options = {"causal": True, "sharding": mesh and on(mesh), "segments": jnp.zeros((0, 16), int) if packs else None}
+
+    @jax.jit
+    def with_gradients(q, k):
+        y, pull = jax.vjp(lambda q, k: L.ring_attention(q, k, k, **options), q, k)
+        return y, *pull(y)
+
+    assert L.attention(q, k, k, causal=True).shape == q.shape
+    assert [x.shape for x in with_gradients(q, k)] == [q.shape, q.shape, k.shape]
+
+
 def test_segments_need_not_be_sorted(small_blocks, agree, draw):
     sharding, segments = on("sequence=8"), jnp.asarray(np.random.default_rng(0).integers(0, 3, (1, 48)))
     agree(

@@ -122,6 +122,7 @@ def test_remat_saves_memory(start):
         ({"n": 0}, sw.ConfigError, "n must be an integer above 0"),
         ({"n": 2, "remat": "dots_savable"}, sw.ConfigError, "no remat policy; did you mean 'dots_saveable'"),
         ({"n": 2, "remat": True}, sw.ConfigError, "True is no remat policy"),
+        ({"n": 2, "batched": [True]}, sw.ConfigError, r"batched must be True, False, a tuple .* got \[True\]"),
     ],
 )
 def test_refuses_bad_options(options, error, message):

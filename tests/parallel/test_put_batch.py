@@ -1,13 +1,16 @@
 """Batches on a mesh: sizes, messages, and which process feeds which rows."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from sapwood.core.errors import ConfigError
-from sapwood.parallel import batch_sharding, check_batch, check_batch_size, feed, mesh, put_batch, shards
-from sapwood.parallel.batches import Feed
+from sapwood.parallel import DEFAULT, batch_sharding, check_batch, check_batch_size, feed, mesh, put_batch, shards
+from sapwood.parallel.batches import Feed, unit
+from sapwood.parallel.pipeline import Pipeline
 
 P = PartitionSpec
 
@@ -66,8 +69,23 @@ def test_entries_that_do_not_agree():
     sharding = batch_sharding(mesh("data=8"))
     with pytest.raises(ConfigError, match="differ in their batch size: 'x' has 8, 'y' has 16"):
         check_batch({"x": np.zeros(8), "y": np.zeros(16)}, sharding)
-    with pytest.raises(ConfigError, match="batch entry 'a/step' is a scalar"):
-        put_batch({"a": {"step": np.float32(3)}}, sharding)
+    for scalar in (np.float32(3), 3, True):
+        with pytest.raises(ConfigError, match="batch entry 'a/step' is a scalar"):
+            put_batch({"a": {"step": scalar}}, sharding)
+
+
+@pytest.mark.parametrize(
+    ("text", "microbatches", "expected"),
+    [
+        ("data=2,fsdp=2,tensor=2", 12, 4),  # no stages, no micro-batches
+        ("data=2,stage=4", None, 8),
+        ("data=2,stage=4", 4, 8),
+        ("data=2,stage=4", 12, 24),
+        ("replica=2,data=2,stage=2", 6, 24),
+    ],
+)
+def test_what_a_batch_is_cut_into(text, microbatches, expected):
+    assert unit(mesh(text), replace(DEFAULT, pipeline=Pipeline(microbatches))) == expected
 
 
 @pytest.mark.parametrize(

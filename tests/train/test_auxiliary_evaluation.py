@@ -1,5 +1,7 @@
 """Auxiliary losses in evaluation: reported as in training, and exact where the last batch is not full."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,9 @@ import optax
 import pytest
 
 import sapwood as sw
+from sapwood import layers as L
+from sapwood.parallel import DEFAULT
+from sapwood.parallel.pipeline import Pipeline
 from sapwood.train import Trainer, supervised
 from sapwood.train import metrics as M
 
@@ -47,3 +52,34 @@ def test_a_batch_gives_the_same_in_training_and_in_evaluation():
     trained, found = M.compute(metrics), one.evaluate(state, batch, 8)
     for name in ("loss", "auxiliary_loss"):
         np.testing.assert_allclose(found[name], trained[name], rtol=1e-6)
+
+
+def deep(v, x):
+    """A stack, which stages cut into a pipeline, and means over the examples inside of it and outside."""
+
+    def block(v, x):
+        h = v.shard(jnp.tanh(L.Dense(8)(v.up, x)), "batch", "mlp")
+        v.loss("size", jnp.mean(h**2))
+        return x + h
+
+    x = L.Scan(block, 4)(v.blocks, v.shard(L.Dense(8)(v.stem, x), "batch", "embed"))
+    v.loss("activity", jnp.mean(v.shard(x, "batch", "embed") ** 2))
+    return L.Dense(3)(v.head, x)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "rules"),
+    [
+        ("stage=4,data=2", {}),
+        ("stage=2,data=4", {"pipeline": Pipeline(schedule="1f1b"), "strict": True}),
+        ("data=8", {"strict": True}),
+    ],
+)
+def test_the_last_examples_need_not_divide_over_the_mesh(mesh, rules):
+    """11 examples are a batch of 8 and one of 3: too few for four stages, refused by strict rules."""
+    options = supervised(deep, inputs="x"), optax.sgd(0.0)
+    alone, across = Trainer(*options), Trainer(*options, mesh=mesh, rules=dataclasses.replace(DEFAULT, **rules))
+    batch = {name: x[:8] for name, x in DATA.items()}
+    expected = alone.evaluate(alone.init(0, batch), DATA, 8)
+    found = across.evaluate(across.init(0, batch), DATA, 8)
+    assert found == {name: pytest.approx(value, rel=1e-5) for name, value in expected.items()}

@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -88,3 +92,48 @@ def test_on_epoch_is_called_every_so_many_epochs():
         assert callback(event(epoch, epoch_end=False), {}) is None
         callback(event(epoch), {})
     assert seen == [2, 4]
+
+
+PROGRAM = """
+import sys, types
+import jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+port, index = sys.argv[1], int(sys.argv[2])
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
+import numpy as np, optax
+from sapwood.train import Trainer, callbacks, supervised
+
+rates = {"first": (4.0, 0.0), "second": (0.0, 4.0)}  # seconds that a clock goes on between two looks at it
+data = {"x": np.ones((11, 4), "float32"), "label": np.arange(11) % 3}
+model = lambda v, x: x @ v.param("kernel", (4, 3), jax.nn.initializers.zeros)
+options = supervised(model, inputs="x"), optax.sgd(0.1)
+first, trainer = Trainer(*options).init(0, data), Trainer(*options, mesh="data=4")
+for quick, seconds in rates.items():
+    now = [1000.0]
+    def time():
+        now[0] += seconds[index]
+        return now[0]
+    callbacks.time = types.SimpleNamespace(time=time)
+    state, history = trainer.fit(data, state=first, steps=6, batch_size=4, log_every=1, validation=data,
+                                 callbacks=[callbacks.TimeLimit(10)], progress=False)
+    again, _ = trainer.fit(data, state=state, steps=7, batch_size=4, progress=False)
+    assert again.step == 7
+    print(quick, int(state.step), [row["step"] for row in history])
+"""
+
+
+@pytest.mark.slow
+def test_processes_whose_clocks_differ_stop_at_the_same_step():
+    """The first process decides. Where each decided for itself, one would wait for ever for the other's next step."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    commands = [[sys.executable, "-c", PROGRAM, str(port), str(i)] for i in range(2)]
+    running = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for command in commands]
+    try:
+        printed = [process.communicate(timeout=60)[0].splitlines()[-2:] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert printed == [["first 4 [1, 2, 3, 4]", "second 6 [1, 2, 3, 4, 5, 6]"]] * 2

@@ -11,7 +11,7 @@ import pytest
 
 from sapwood import CheckError, CheckpointError, ConfigError, DataError
 from sapwood.data.load import load
-from sapwood.train import EarlyStopping, Trainer, supervised
+from sapwood.train import EarlyStopping, LossScale, Trainer, supervised
 from sapwood.train.logs import read_rows
 
 RNG = np.random.default_rng(0)
@@ -209,11 +209,51 @@ def test_from_a_given_state_which_is_left_whole():
     assert equal(on, straight)
 
 
+def test_a_given_state_may_hold_numbers_of_the_host():
+    state = TRAINER.init(0, {name: x[:4] for name, x in DATA.items()})
+    params = jax.tree.map(np.asarray, state.params)
+    expected, found = (
+        TRAINER.fit(DATA, state=given, steps=2, batch_size=4, progress=False)
+        for given in (state, state.replace(step=0, params=params))
+    )
+    assert equal(expected.state, found.state)
+    assert np.isfinite(params["head"]["kernel"]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.replace(ema=None), "it lacks 'ema/head/kernel'"),
+        (lambda state: state.replace(scale=LossScale().init()), "it has 'scale/scale', 'scale/good', 'scale/skipped' "),
+        (lambda state: state.replace(params={"head": {"kernel": jnp.zeros((5, 3), "bfloat16")}}),
+         r"params/head/kernel is bfloat16\[5,3\] there and float32\[4,3\] here"),
+        (lambda state: state.params, "it lacks 'step', 'params/head/kernel', .* more; it has 'head/kernel' in"),
+    ],
+)  # fmt: skip
+def test_a_given_state_of_another_trainer_is_refused_with_what_differs(change, message):
+    state = TRAINER.init(0, {name: x[:4] for name, x in DATA.items()})
+    with pytest.raises(ConfigError, match=rf"fit\(state=...\): the state is not one of this trainer: {message}"):
+        TRAINER.fit(DATA, state=change(state), steps=2, batch_size=4, progress=False)
+
+
 def test_the_rate_of_a_schedule_that_is_given_is_logged():
     schedule = optax.linear_schedule(1.0, 0.0, 10)
     trainer = Trainer(OBJECTIVE, optax.sgd(schedule), learning_rate=schedule)
     _, history = trainer.fit(DATA, steps=4, batch_size=4, log_every=2, progress=False)
     assert [row["learning_rate"] for row in history] == pytest.approx([0.9, 0.7])
+
+
+def test_a_row_that_is_read_late_has_the_rate_of_its_step():
+    schedule = optax.linear_schedule(1.0, 0.0, 20)
+    trainer = Trainer(
+        OBJECTIVE, optax.sgd(schedule), learning_rate=schedule, policy="float16",
+        scaling=LossScale(initial=2.0**14, interval=2),  # grows until a step overflows and is skipped
+    )  # fmt: skip
+    options = {"steps": 12, "batch_size": 4, "log_every": 1, "steps_per_call": 1, "progress": False}
+    state, late = trainer.fit(DATA, **options)
+    _, at_once = trainer.fit(DATA, callbacks=[lambda event, memory: None], **options)
+    assert int(state.scale.skipped) > 0
+    assert [row["learning_rate"] for row in late] == [row["learning_rate"] for row in at_once]
 
 
 def test_a_matrix_among_the_metrics_is_logged_too(tmp_path):

@@ -13,7 +13,9 @@ import sapwood as sw
 from sapwood import ConfigError
 from sapwood import layers as L
 from sapwood.parallel import DEFAULT
+from sapwood.parallel.pipeline import Pipeline
 from sapwood.train import LossScale, Trainer, supervised
+from sapwood.train.evaluation import as_dataset, whole_pass
 
 RNG = np.random.default_rng(0)
 DATA = {"x": RNG.normal(size=(44, 16)).astype("float32"), "label": (np.arange(44) % 3).astype("int32")}
@@ -66,6 +68,20 @@ def test_a_run_does_not_depend_on_the_mesh(alone, axes):
     one = Trainer(OBJECTIVE, optax.adam(0.01), **OPTIONS)
     np.testing.assert_allclose(predicted, one.predict(alone.state, DATA), rtol=1e-3, atol=1e-4)
     assert found["accuracy"] == one.evaluate(alone.state, DATA)["accuracy"]
+
+
+@pytest.mark.parametrize(("made", "given"), [(None, "data=2,fsdp=4"), ("fsdp=8", None), ("fsdp=8", "data=2,tensor=4")])
+@pytest.mark.filterwarnings("ignore::sapwood.parallel.ShardingWarning")
+def test_a_state_goes_on_on_another_mesh_and_is_left_whole(made, given):
+    one, other = (Trainer(OBJECTIVE, optax.adam(0.01)) if axes is None else trainer(axes) for axes in (made, given))
+    options = {"batch_size": 16, "seed": 1, "progress": False}
+    state = one.init(0, {name: x[:16] for name, x in DATA.items()})
+    before = jax.tree.map(np.array, state.params)
+    expected, found = (each.fit(DATA, state=state, steps=2, **options).state for each in (one, other))
+    jax.tree.map(np.testing.assert_array_equal, state.params, before)  # neither run has used it up
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), found.params, expected.params)
+    again = other.fit(DATA, state=found, steps=3, **options).state
+    assert jax.tree.map(lambda x: x.sharding, again) == jax.tree.map(lambda x: x.sharding, found)
 
 
 def test_arrays_are_born_where_they_live_and_stay_there():
@@ -159,3 +175,28 @@ def test_a_batch_that_does_not_divide_says_what_would(size, accumulate, message)
 def test_an_evaluation_batch_that_does_not_divide_says_what_would():
     with pytest.raises(ConfigError, match="batch size 5"):
         trainer("data=8").evaluate(None, DATA, 5)
+
+
+@pytest.mark.parametrize(("microbatches", "examples"), [(12, 288), (16, 100)])
+def test_validation_takes_batches_that_a_pipeline_can_cut(microbatches, examples):
+    def piped(v, x):
+        return L.Dense(3)(v.head, L.Scan(lambda v, x: x + L.Dense(16)(v, x), 4)(v.blocks, x))
+
+    validation = {"x": RNG.normal(size=(examples, 16)).astype("float32"), "label": np.arange(examples) % 3}
+    options = {"steps": 1, "batch_size": 2 * microbatches, "validation": validation, "progress": False}
+    rules = dataclasses.replace(DEFAULT, pipeline=Pipeline(microbatches))
+    expected, found = (
+        Trainer(supervised(piped, inputs="x"), optax.sgd(0.1), **on)
+        for on in ({}, {"mesh": "stage=4,data=2", "rules": rules})
+    )
+    (_, [alone]), (state, [across]) = expected.fit(DATA, **options), found.fit(DATA, **options)
+    for name in ("validation_loss", "validation_accuracy"):
+        np.testing.assert_allclose(across[name], alone[name], rtol=1e-5)
+    assert found.predict(state, {"x": validation["x"]}).shape == (examples, 3)
+
+
+def test_validation_takes_batches_that_processes_share(monkeypatch):
+    """On a mesh that splits no batch, two processes need an even one still."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    across = Trainer(OBJECTIVE, optax.sgd(0.1), mesh="tensor=8")
+    assert whole_pass(across, as_dataset({name: x[:11] for name, x in DATA.items()}), None).batch_size == 12

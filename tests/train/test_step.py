@@ -233,6 +233,19 @@ def test_a_skipped_step_of_float16_changes_nothing_but_the_scale():
     assert bool(three.ok)  # an overflow is no failure
 
 
+def test_gradients_of_float16_parameters_survive_a_scale_that_float16_does_not_hold():
+    def model(v, x):
+        return x @ v.param("kernel", (4, 3), lambda *args: normal(*args) / 100, dtype="float16")
+
+    batch = {**BATCH, "x": BATCH["x"] / 100}  # small gradients, for which the scale has grown
+    trainer, full = make(model, optax.sgd(0.5), scaling=LossScale(initial=2.0**17)), make(model, optax.sgd(0.5))
+    before = trainer.init(0, batch)
+    after, expected = run(trainer, [batch], before)[0], run(full, [batch])[0]
+    assert int(after.scale.skipped) == 0
+    assert not np.array_equal(after.params["kernel"], before.params["kernel"])
+    np.testing.assert_allclose(after.params["kernel"], expected.params["kernel"], rtol=2e-3)
+
+
 def test_float16_and_bfloat16_stay_near_float32():
     full, _ = run(make(optimizer=optax.sgd(0.1)), [BATCH] * 3)
     for dtype, tolerance in (("float16", 5e-3), ("bfloat16", 5e-2)):
