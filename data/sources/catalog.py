@@ -1,6 +1,7 @@
 """TensorFlow Datasets: prepared sets are read by random access, without TensorFlow."""
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ import numpy as np
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data.directory import data_directory
 from sapwood.data.features import RAW, TEXT, Feature, narrow, stack
-from sapwood.data.source import Source, in_parts
+from sapwood.data.source import THREADS, Source, in_parts
 
 # TensorFlow encodes these when a set is prepared; reading them needs only Pillow, and takes time
 NEED_TENSORFLOW = ("Image", "LabeledImage", "Video", "Audio", "BBoxFeature")
@@ -35,7 +36,7 @@ class Catalog(Source):
         # sorted, since TFDS reads the features of a prepared set from a protobuf map, in another order each time
         self.features = {self._renamed.get(n, n): f for n, f in sorted(features.items())}
         self._text = [n for n, f in features.items() if f.dtype == TEXT]
-        self.threads = 8 if any(len(f.shape) >= 3 for f in features.values()) else 1
+        self.threads = THREADS if any(_is_large_image(f) for f in features.values()) else 1
 
     def _open(self, **options: Any) -> Any:
         try:
@@ -234,6 +235,12 @@ def _leaves(path: str, info: Any, doc: Any) -> dict[str, Feature]:
         return {path: Feature((), TEXT) if info.shape == () else Feature(info.shape, RAW)}
     low, high = _range(doc)
     return {path: Feature(tuple(info.shape), narrow("", np.zeros(0, dtype)).dtype.name, low=low, high=high)}
+
+
+def _is_large_image(feature: Feature) -> bool:
+    """Whether decoding one takes so long that several threads are faster: from 64 x 64 on, and where that varies."""
+    shape = feature.shape
+    return len(shape) >= 3 and (None in shape or math.prod(d or 0 for d in shape[:-1]) >= 64 * 64)
 
 
 def _range(doc: Any) -> tuple[float | None, float | None]:
