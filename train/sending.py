@@ -2,7 +2,7 @@
 
 With "auto" a run begins one at a time. Where its steps are short and enough of them are left to repay a second
 compilation, a block is compiled in a thread meanwhile, held to single steps bit for bit, and then steps go both ways in
-turn for a while, as a race whose every step counts; blocks stay where they are faster by a twentieth.
+turn for a while, as a race whose every step counts; blocks stay where they are faster by a fiftieth.
 """
 
 import functools
@@ -30,7 +30,7 @@ WINDOW = 16
 """Steps over which the pace is taken before anything is decided."""
 STRETCH = 4
 """Blocks in each stretch of the race, and `ROUNDS` stretches either way."""
-ROUNDS = 3
+ROUNDS = 5
 
 
 class Sender:
@@ -188,5 +188,5 @@ class Auto(Sender):
         """Send stretches both ways in turn, and settle for the faster one."""
         if all(len(self.seconds.get(size, ())) >= ROUNDS for size in (1, self.tried)):
             one, several = (statistics.median(self.seconds[size]) for size in (1, self.tried))
-            return self._settle(self.tried if several < 0.95 * one else 1)
+            return self._settle(self.tried if several < 0.98 * one else 1)
         self.block = self.tried if self.block == 1 else 1
