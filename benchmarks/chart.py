@@ -6,8 +6,8 @@ from benchmarks.ratios import ratio
 from benchmarks.report import duration
 from benchmarks.suite import Suite
 
-PANELS = ("mlp", "conv", "gpt", "deep-start", "gpt-start", "deep-step", "input-digits", "input-images", "input-reading",
-          "checkpoint", "import")  # fmt: skip
+PANELS = ("mlp", "conv", "gpt", "deep-start", "deep-unrolled", "gpt-start", "deep-step", "input-digits", "input-images",
+          "input-reading", "checkpoint", "import")  # fmt: skip
 OURS, PEER, FLOOR = "#3f7d4e", "#8d8778", "#b5482f"
 
 

@@ -17,6 +17,7 @@ REMEMBER = 1 << 30  # bytes of decoded examples that a reader keeps; a larger se
 ALIGNMENT = 64  # bytes: what XLA asks of memory that it is to use in place
 THREADS = 8  # reading files, decompressing and decoding images release Python's lock
 SHORT = 1.5e-4  # seconds; where an example takes less, threads lose more by taking turns at that lock than they gain
+LOOK = 16  # batches from one look at how long an example takes to the next
 
 
 class Source:
@@ -28,6 +29,7 @@ class Source:
     features: dict[str, Feature]
     threads = THREADS  # 1 where reading holds Python's lock or is not thread-safe
     remember = True  # False where an example costs no more to read than to remember
+    _asked, _short = 0, False  # how often `in_parts` was called, and what it saw when it looked
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -39,7 +41,22 @@ class Source:
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The examples of `indices` as arrays `(examples, ...)`."""
         numbers = [int(i) for i in indices]
-        return stack(in_parts(lambda part: [self.read(i) for i in part], numbers, self.threads), numbers, self.where)
+        return stack(self.in_parts(lambda part: [self.read(i) for i in part], numbers), numbers, self.where)
+
+    def in_parts(self, read: Callable[[list[int]], list[Any]], numbers: list[int]) -> list[Any]:
+        """`read(numbers)`, by several threads where that is allowed and examples take long; now and then it looks."""
+        if self.threads < 2 or len(numbers) < 2 * self.threads:
+            return read(numbers)
+        found, self._asked = [], self._asked + 1
+        if self._asked % LOOK == 1:
+            begun = time.perf_counter()
+            found, numbers = read(numbers[:2]), numbers[2:]
+            self._short = time.perf_counter() - begun < 2 * SHORT
+        if self._short:
+            return found + read(numbers)
+        cuts = np.linspace(0, len(numbers), self.threads + 1).astype(int)
+        parts = _pool().map(read, [numbers[a:b] for a, b in itertools.pairwise(cuts)])
+        return found + [example for part in parts for example in part]
 
     def column(self, name: str) -> np.ndarray:
         """Entry `name` of all examples; override where it can be had without decoding the rest."""
@@ -49,19 +66,6 @@ class Source:
     def where(self, index: int) -> str:
         """How an error names example `index`."""
         return f"example {index}"
-
-
-def in_parts(read: Callable[[list[int]], list[Any]], numbers: list[int], threads: int) -> list[Any]:
-    """`read(numbers)`, by several threads where that is allowed and the first two examples are not `SHORT`."""
-    if threads < 2 or len(numbers) < 2 * threads:
-        return read(numbers)
-    begun = time.perf_counter()
-    found = read(numbers[:2])
-    if time.perf_counter() - begun < 2 * SHORT:
-        return found + read(numbers[2:])
-    cuts = np.linspace(2, len(numbers), threads + 1).astype(int)
-    parts = _pool().map(read, [numbers[a:b] for a, b in itertools.pairwise(cuts)])
-    return found + [example for part in parts for example in part]
 
 
 @cache

@@ -39,7 +39,7 @@ def shards(sharding: NamedSharding) -> int:
     return int(np.prod([sharding.mesh.shape[axis] for axis in _batch_axes(sharding)], dtype=int))
 
 
-def unit(mesh: AnyMesh, rules: Rules | str | None = None) -> int:
+def batch_multiple(mesh: AnyMesh, rules: Rules | str | None = None) -> int:
     """What the layout cuts a batch into: the shards and, where there are stages, their micro-batches on each shard.
 
     A batch whose size is a multiple of this goes through any model.
@@ -49,7 +49,7 @@ def unit(mesh: AnyMesh, rules: Rules | str | None = None) -> int:
     >>> import sapwood.parallel as parallel
     >>> mesh = AbstractMesh((2, 4), ("data", "stage"))
     >>> rules = dataclasses.replace(parallel.DEFAULT, pipeline=parallel.pipeline.Pipeline(microbatches=12))
-    >>> unit(mesh), unit(mesh, rules)
+    >>> batch_multiple(mesh), batch_multiple(mesh, rules)
     (8, 24)
 
     Raises:

@@ -50,6 +50,28 @@ def _heed(error: Exception | None, mild: type[CheckpointError]) -> None:
         raise kind(worst[1:].tobytes().decode(errors="replace").rstrip())
 
 
+def anyone(says: bool) -> bool:
+    """Whether any process says so.
+
+    >>> anyone(False)
+    False
+    """
+    return says if jax.process_count() == 1 else bool(union([1] if says else []))
+
+
+def of_the_first(value: bool) -> bool:
+    """What the first process says.
+
+    >>> of_the_first(True)
+    True
+    """
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
 def union(numbers: list[int]) -> list[int]:
     """The numbers, from 0 on, that any process has, ascending.
 

@@ -23,7 +23,7 @@ from sapwood.core.param import Param
 from sapwood.core.rng import as_key
 from sapwood.core.spec import Spec
 from sapwood.train import reference, storage
-from sapwood.train.checkpoints import INDEX, Checkpoints
+from sapwood.train.checkpoints import Checkpoints
 from sapwood.train.digest import describe, digests, named_leaves
 from sapwood.train.match import Report, match
 from sapwood.train.sealed import seal, unseal
@@ -188,7 +188,7 @@ def _open(path: Path) -> _Source:
         return _open_artifact(path)
     if (path / "model" / ABOUT).exists():
         return _open_artifact(path / "model")
-    if (path / INDEX).exists():
+    if path.name.isdecimal() and int(path.name) in Checkpoints(path.parent).steps():
         return _open_checkpoints(Checkpoints(path.parent), int(path.name))
     for directory in (path / "checkpoints", path):
         if Checkpoints(directory).latest() is not None:

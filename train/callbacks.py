@@ -2,7 +2,7 @@
 
 A callback is any function ``callback(event, memory) -> bool | None``; True ends the run. ``memory`` is its own dict of
 JSON values, empty at first, kept by the loop and saved in every checkpoint, so a resumed run goes on as if unbroken.
-Each of several processes calls it, and what the first one says holds for all.
+Each of several processes calls its own, and what the first one's say holds for all.
 """
 
 import dataclasses

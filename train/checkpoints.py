@@ -11,6 +11,7 @@ A checkpoint that is written anew lies aside meanwhile, as `00000120.replaced`, 
 
 import contextlib
 import functools
+import itertools
 import logging
 import math
 import operator
@@ -392,7 +393,7 @@ class Checkpoints:
             kept = {*ours[-self.keep :], self._best_of(ours), *ahead}
             for path in [self._path(step) for step in steps if step not in kept]:
                 with self._lets_stay(path.name):
-                    path.rename(path.with_suffix(_REMOVED))
+                    path.rename(_removed(path))
             self._sweep()
 
     def _sweep(self) -> None:
@@ -400,9 +401,9 @@ class Checkpoints:
         so that no half of it is ever trusted."""
         self._put_back()
         for path in [self.directory / name for name in os.listdir(self.directory)]:
-            if path.suffix in (_ASIDE, _REMOVED) or ".orbax-checkpoint-tmp" in path.name:
+            if path.suffix == _ASIDE or _REMOVED in path.name or ".orbax-checkpoint-tmp" in path.name:
                 with self._lets_stay(path.stem):
-                    shutil.rmtree(path.rename(path.with_suffix(_REMOVED)))
+                    shutil.rmtree(path if _REMOVED in path.name else path.rename(_removed(path)))
 
     @contextlib.contextmanager
     def _lets_stay(self, what: str) -> Iterator[None]:
@@ -516,6 +517,12 @@ def _arrays(tree: Any) -> dict[str, Any]:
 def _info(index: dict[str, Any]) -> Info:
     marks = {name: mark for name, (_, _, mark) in index["arrays"].items()}
     return Info(index["step"], index["info"], index["metrics"], marks)
+
+
+def _removed(path: Path) -> Path:
+    """A name for what is to be removed that nothing has, should the one before it still be there."""
+    names = (path.with_name(f"{path.name.partition('.')[0]}{_REMOVED}-{i}") for i in itertools.count())
+    return next(name for name in names if not name.exists())
 
 
 def _step(step: Any) -> int:

@@ -25,8 +25,8 @@ _DIRECTORY = "jax_compilation_cache_dir"
 _CLEAN = "clean"
 """The file whose time says up to when every entry was written to its end."""
 
-_unwritten = threading.Lock()
-"""Held while `unwritten` has changed a setting."""
+_settings = threading.Lock()
+"""Held while JAX's settings change, and while `unwritten` has changed one."""
 
 
 def default_directory() -> Path:
@@ -52,7 +52,8 @@ def compile_cache(where: Any = True) -> Iterator[Path | None]:
 
     ``where`` is the directory; True is `default_directory`, unless JAX's own setting (``jax_compilation_cache_dir``)
     names one; None and False change nothing. Yields the directory, None where there is none. Programs are the same
-    bits from the cache. Raises `ConfigError` where a directory that is named cannot be made.
+    bits from the cache. The end of the block waits for a program that is being compiled beside a run
+    (`compiling.Relay`). Raises `ConfigError` where a directory that is named cannot be made.
 
     >>> import tempfile
     >>> with compile_cache(tempfile.mkdtemp()) as directory:
@@ -70,13 +71,14 @@ def compile_cache(where: Any = True) -> Iterator[Path | None]:
         "jax_persistent_cache_min_compile_time_secs": 0.0,  # a start compiles many small programs
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
-    before = {name: getattr(jax.config, name) for name in settings}
     _mend(chosen)
-    _set(settings)
+    with _settings:
+        before = {name: getattr(jax.config, name) for name in settings}
+        _set(settings)
     try:
         yield chosen
     finally:
-        with _unwritten:
+        with _settings:
             _set(before)
         _tidy(chosen)
 
@@ -99,7 +101,7 @@ def unwritten() -> Iterator[None]:
     For a thread: the end of a `compile_cache` waits for it.
     """
     name = "jax_persistent_cache_min_compile_time_secs"
-    with _unwritten:
+    with _settings:
         before = getattr(jax.config, name)
         jax.config.update(name, float("inf"))
         try:

@@ -40,7 +40,9 @@ def options(platform: str) -> dict[str, Any]:
 
 
 def compiled(traced: Any, platform: str) -> Any:
-    """``traced.lower().compile()`` with these options, and on a CPU such that malloc keeps the program's temporaries.
+    """``traced.lower().compile()`` with these options, and on a CPU such that malloc keeps the program's temporaries,
+    where `host_memory` lets it. Where a cache keeps programs that is so for large ones after `AFTER` seconds only, and
+    on several processes not at all.
 
     It is for a program that runs again and again: `fit` compiles its steps so. In a loop of your own:
 
@@ -60,7 +62,7 @@ def compiled(traced: Any, platform: str) -> Any:
     temporaries = program.memory_analysis().temp_size_in_bytes
     if temporaries <= host_memory.LARGEST:
         host_memory.keep(temporaries)
-    elif jax.process_count() == 1:
+    elif jax.process_count() == 1 and host_memory.fits(temporaries):
         return Relay(program, in_pieces)
     return program
 
@@ -99,14 +101,14 @@ class Relay:
         self.begun = self.begun or now
         if self.made is None and now - self.begun >= AFTER:
             pool = ThreadPoolExecutor(1, thread_name_prefix="sapwood-relay")
-            self.made = pool.submit(_unwritten, self.successor)
+            self.made = pool.submit(_beside, self.successor)
             pool.shutdown(wait=False)
         elif self.made is not None and self.made.done():
             made = None if self.made.exception() else self.made.result()
             self.program, self.successor = made or self.program, None
 
 
-def _unwritten(make: Any) -> Any:
+def _beside(make: Any) -> Any:
     with compile_cache.unwritten():
         return make()
 

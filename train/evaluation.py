@@ -15,7 +15,7 @@ from sapwood.core.run import bind, pure
 from sapwood.data.batches import Batches, batches
 from sapwood.data.dataset import Dataset
 from sapwood.data.device import to_device
-from sapwood.parallel.batches import unit
+from sapwood.parallel.batches import batch_multiple
 from sapwood.train import checks, metrics
 from sapwood.train.forward import AUXILIARY, forward
 from sapwood.train.state import TrainState
@@ -77,7 +77,9 @@ def as_dataset(data: Any) -> Dataset:
 def whole_pass(trainer: Any, data: Dataset, batch_size: int | None) -> Batches:
     """One pass over the data in its order, the last batch padded; a batch size that is not given suits the mesh."""
     if batch_size is None:
-        parts = 1 if trainer.mesh is None else math.lcm(unit(trainer.mesh, trainer.rules), jax.process_count())
+        parts = (
+            1 if trainer.mesh is None else math.lcm(batch_multiple(trainer.mesh, trainer.rules), jax.process_count())
+        )
         batch_size = -(-min(BATCH, len(data)) // parts) * parts
     if trainer.mesh is not None:
         parallel.check_batch_size(batch_size, trainer.batch_sharding)

@@ -58,10 +58,19 @@ def keep(temporaries: int) -> bool:
     Not where all threads together would keep more than a quarter of the memory. Says whether malloc was told to.
     """
     mallopt = _mallopt()
-    if mallopt is None or _threads() * temporaries > SHARE * _memory():
+    if mallopt is None or not fits(temporaries):
         return False
     most = mallopt(MMAP_THRESHOLD, HEAP) or mallopt(MMAP_THRESHOLD, HEAP // 2 - 1)  # before glibc 2.35
     return bool(most and mallopt(TOP_PAD, HEAP) and mallopt(TRIM_THRESHOLD, 2**31 - 1))
+
+
+def fits(temporaries: int) -> bool:
+    """Whether every thread may keep so many bytes.
+
+    >>> fits(0)
+    True
+    """
+    return _threads() * temporaries <= SHARE * _memory()
 
 
 def _mallopt() -> Any:

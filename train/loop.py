@@ -20,6 +20,7 @@ from sapwood.core.loop import platform
 from sapwood.data.batches import batches
 from sapwood.data.device import to_device
 from sapwood.train import checks, learning_rate, metrics
+from sapwood.train.agreement import anyone, of_the_first
 from sapwood.train.callbacks import Callback, Event
 from sapwood.train.compile_cache import compile_cache as compiled_in
 from sapwood.train.evaluation import AHEAD, Evaluation, as_dataset, without_flags
@@ -141,6 +142,7 @@ class Loop:
                  evaluation: Evaluation | None, record: Run, callbacks: tuple[Callback, ...]):  # fmt: skip
         self.trainer, self.sender, self.state, self.stream, self.plan = trainer, sender, state, stream, plan
         self.evaluation, self.record, self.callbacks = evaluation, record, callbacks
+        self.asks = anyone(bool(callbacks))  # they may be of the first process alone
         self.progress = Progress(plan.steps, quiet=True)
         self.history: list[dict[str, Any]] = []
         self.memory: list[dict[str, Any]] = [{} for _ in callbacks]
@@ -214,7 +216,7 @@ class Loop:
         self.pending = []
         self.record.note("steps_per_call", self.sender.chosen)
         saves = self.record.directory is not None and self.plan.saves(self.done)
-        at_once = saves or self.callbacks or self.done == self.plan.steps
+        at_once = saves or self.asks or self.done == self.plan.steps
         while len(self.late) > (0 if at_once else 1):
             self.read(self.late.popleft())
         if saves or (self.stopped and self.record.directory is not None):
@@ -240,8 +242,8 @@ class Loop:
         event = Event(row.step, self.plan.steps, line["epoch"], self.plan.ends_epoch(row.step), line, self.state)
         for callback, memory in zip(self.callbacks, self.memory, strict=True):
             self.stopped = bool(callback(event, memory)) or self.stopped
-        if self.callbacks:
-            self.stopped = _first_says(self.stopped)
+        if self.asks:  # by their own clocks processes would end the run at different steps, and wait for each other
+            self.stopped = of_the_first(self.stopped)
 
     def look(self, row: Row, steps: dict[str, Any]) -> None:
         """Raise where a check failed: the state has not changed since, so that batch can be run again to say why."""
@@ -258,16 +260,6 @@ class Loop:
             batch = self.trainer.put(self.stream[number])
             checks.explain(self.trainer, self.state, batch, key, train=True, where=where)
         raise CheckError(f"{'; '.join(failed)}, {where}")
-
-
-def _first_says(stopped: bool) -> bool:
-    """Whether the first of several processes ends the run: by their own clocks they would end it at different steps,
-    and wait for each other for ever."""
-    if jax.process_count() == 1:
-        return stopped
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.broadcast_one_to_all(np.array(stopped)))
 
 
 def _start_copies(tree: Any) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data.directory import data_directory
 from sapwood.data.features import RAW, TEXT, Feature, narrow, stack
-from sapwood.data.source import THREADS, Source, in_parts
+from sapwood.data.source import THREADS, Source
 
 # TensorFlow encodes these when a set is prepared; reading them needs only Pillow, and takes time
 NEED_TENSORFLOW = ("Image", "LabeledImage", "Video", "Audio", "BBoxFeature")
@@ -69,7 +69,7 @@ class Catalog(Source):
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         numbers = [int(i) for i in indices]
-        parts = in_parts(lambda part: self._examples(self.rows, part), numbers, self.threads)
+        parts = self.in_parts(lambda part: self._examples(self.rows, part), numbers)
         return stack(parts, numbers, self.where)
 
     def _examples(self, rows: Any, numbers: list[int]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data import Feature, decode_image, load
-from sapwood.data.source import Reader, Source, in_parts
+from sapwood.data.source import LOOK, Reader, Source
 
 # arrays
 
@@ -329,17 +329,35 @@ def test_remembered_examples_cannot_be_changed_from_outside():
     assert reader.gather(np.arange(10))["x"].tolist() == list(range(10))
 
 
-@pytest.mark.parametrize(("seconds", "several"), [(0.0, False), (2e-3, True)])
-def test_threads_read_what_takes_long_and_one_what_does_not(seconds, several):
+@pytest.mark.parametrize(("short", "several"), [(1e9, False), (0, True)])
+def test_threads_read_what_takes_long_and_one_what_does_not(short, several, monkeypatch):
+    monkeypatch.setattr("sapwood.data.source.SHORT", short)
     readers = set()
 
     def read(numbers):
         readers.add(threading.get_ident())
-        time.sleep(seconds * len(numbers))
+        time.sleep(2e-3 * len(numbers))
         return numbers
 
-    assert in_parts(read, list(range(40)), threads=4) == list(range(40))
+    source = Source()
+    for _ in range(3):
+        assert source.in_parts(read, list(range(40))) == list(range(40))
     assert (len(readers) > 1) == several
+
+
+def test_how_long_an_example_takes_is_looked_at_again(monkeypatch):
+    monkeypatch.setattr("sapwood.data.source.SHORT", 1e-3)
+    pauses, sizes, source = iter([0.1] + [0.0] * 1000), [], Source()
+
+    def read(numbers):
+        sizes.append(len(numbers))
+        time.sleep(next(pauses))
+        return numbers
+
+    for _ in range(LOOK + 1):  # the first look finds a cold file
+        assert source.in_parts(read, list(range(40))) == list(range(40))
+    assert sizes[0] == sizes[-2] == 2
+    assert sizes[-1] == 38
 
 
 def test_threads_give_examples_in_order(pets, monkeypatch):

@@ -118,13 +118,12 @@ def test_derivatives_of_batch_norm_are_those_of_its_definition_up_to_the_second(
 def test_a_step_of_batch_norm_sums_over_its_input_four_times(draw):
     """Mean and variance; the gradients of the bias and of the scale, of which the input's is made."""
 
-    def loss(x, scale, bias):
+    def loss(x, scale, bias, weights):
         return jnp.vdot(weights, ours(x, scale, bias)[0])
 
-    weights = draw(4, 5, 3)
     derive = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
-    text = derive.lower(draw(4, 5, 3), draw(3), draw(3)).compile().as_text()
-    assert len(re.findall(r" reduce\(.*dimensions={0,1}", text)) == 4, text
+    text = derive.lower(draw(4, 5, 3), draw(3), draw(3), draw(4, 5, 3)).compile().as_text()
+    assert len(re.findall(r" reduce\(.*dimensions=\{0,1\}", text)) == 4, text
 
 
 @pytest.mark.parametrize("masked", [False, True])

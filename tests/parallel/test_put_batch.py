@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from sapwood.core.errors import ConfigError
 from sapwood.parallel import DEFAULT, batch_sharding, check_batch, check_batch_size, feed, mesh, put_batch, shards
-from sapwood.parallel.batches import Feed, unit
+from sapwood.parallel.batches import Feed, batch_multiple
 from sapwood.parallel.pipeline import Pipeline
 
 P = PartitionSpec
@@ -85,7 +85,7 @@ def test_entries_that_do_not_agree():
     ],
 )
 def test_what_a_batch_is_cut_into(text, microbatches, expected):
-    assert unit(mesh(text), replace(DEFAULT, pipeline=Pipeline(microbatches))) == expected
+    assert batch_multiple(mesh(text), replace(DEFAULT, pipeline=Pipeline(microbatches))) == expected
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,9 @@ def test_from_a_run_and_its_checkpoints(tmp_path):
         assert artifact.extra == {"step": step, "position": step * 8}
     part = load(run, into=({"up": {"kernel": jnp.zeros((6, 8))}}, {}), match={"encoder/up/kernel": "up/kernel"})
     same(part.params["up"]["kernel"], params["encoder"]["up"]["kernel"] * 2)
+    first = run / "checkpoints" / "00000001"
+    first.rename(first.with_suffix(".replaced"))  # as a run that is killed while it writes this step anew leaves it
+    assert load(first).extra["step"] == 1
     written(run / "model", model=L.Dense(3))
     assert load(run).model == L.Dense(3)
 
