@@ -3,7 +3,6 @@
 All of them must call what is here. One process sends nothing.
 """
 
-import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 
 from sapwood.core.errors import CheckpointError
+from sapwood.train.wording import short
 
 SAID = 1024
 """Bytes of what a process tells the others about an attempt."""
@@ -56,7 +56,11 @@ def anyone(says: bool) -> bool:
     >>> anyone(False)
     False
     """
-    return says if jax.process_count() == 1 else bool(union([1] if says else []))
+    if jax.process_count() == 1:
+        return says
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.array(says))))
 
 
 def of_the_first(value: bool) -> bool:
@@ -88,12 +92,3 @@ def union(numbers: list[int]) -> list[int]:
     padded = np.array(numbers + [-1] * (longest - len(numbers)), np.int64)
     seen = multihost_utils.process_allgather(padded.view(np.uint32))  # JAX has no 64-bit integers by default
     return sorted({*np.frombuffer(seen.tobytes(), np.int64).tolist()} - {-1})
-
-
-def short(error: BaseException) -> str:
-    """An error in one line; of TensorStore's long messages what the operating system said."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    cause = re.search(r"OS error \d+: \w+ ([^\[\]]+)", text)
-    if cause:
-        return cause[1]
-    return text if len(text) <= 300 else f"{text[:200]} ... {text[-95:]}"

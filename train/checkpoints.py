@@ -31,9 +31,10 @@ import numpy as np
 from sapwood.core import paths
 from sapwood.core.errors import CheckpointError, ConfigError
 from sapwood.train import storage
-from sapwood.train.agreement import short, together, union
+from sapwood.train.agreement import together, union
 from sapwood.train.digest import describe, digests, named_leaves
 from sapwood.train.sealed import seal, unseal
+from sapwood.train.wording import short, some
 
 INDEX = "sapwood.json"
 _FORMAT = 1
@@ -273,7 +274,7 @@ class Checkpoints:
             if _out_of_memory(error):
                 raise
             bad = [name for name, x in stored.items() if not self._readable(step, name, x)]
-            raise self._damage(step, f"{_some(bad)} cannot be read" if bad else short(error)) from error
+            raise self._damage(step, f"{some(bad)} cannot be read" if bad else short(error)) from error
 
     def _readable(self, step: int, name: str, stored: jax.ShapeDtypeStruct) -> bool:
         try:
@@ -309,7 +310,7 @@ class Checkpoints:
         found = digests(arrays)
         wrong = [name for name in arrays if found[name] != saved[name][2]]
         if wrong:
-            raise self._damage(step, f"{_some(wrong)} read back other than saved")
+            raise self._damage(step, f"{some(wrong)} read back other than saved")
 
     def _check_same_model(self, step: int, saved: dict[str, list], structs: dict[str, Any], subset: bool) -> None:
         missing = [name for name in structs if name not in saved]
@@ -320,9 +321,9 @@ class Checkpoints:
             if name in saved
         ]
         other = [f"{name} is {there} there and {here} here" for name, there, here in kinds if there != here]
-        parts = [f"it lacks {_some(missing)}"] if missing else []
-        parts += [f"it has {_some(unexpected)} in addition"] if unexpected else []
-        parts += [_some(other, quote=False)] if other else []
+        parts = [f"it lacks {some(missing)}"] if missing else []
+        parts += [f"it has {some(unexpected)} in addition"] if unexpected else []
+        parts += [some(other, quote=False)] if other else []
         if parts:
             raise CheckpointError(f"checkpoint {step} in {self.directory} is of another model: {'; '.join(parts)}")
 
@@ -556,8 +557,3 @@ def _tree(target: Any, arrays: dict[str, jax.Array]) -> Any:
         for leaf, x in zip(jax.tree.leaves(target), arrays.values(), strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(target), leaves)
-
-
-def _some(names: list[str], quote: bool = True) -> str:
-    shown = ", ".join(f"{name!r}" if quote else name for name in names[:5])
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown

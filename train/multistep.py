@@ -16,6 +16,7 @@ from jax import lax
 from sapwood.core import loop
 from sapwood.core.errors import ConfigError
 from sapwood.train import compiling
+from sapwood.train.agreement import anyone
 from sapwood.train.packing import Packed, pack
 from sapwood.train.schedule import Schedule
 from sapwood.train.state import TrainState
@@ -138,11 +139,7 @@ def same_bits(one: Any, several: Any) -> bool:
     False
     """
     same = all(map(_same, jax.tree.leaves(one), jax.tree.leaves(several)))
-    if jax.process_count() > 1:  # all of them go the same way
-        from jax.experimental import multihost_utils
-
-        same = bool(np.all(multihost_utils.process_allgather(np.array(same))))
-    return same
+    return not anyone(not same)  # all processes go the same way
 
 
 def _same(x: Any, y: Any) -> bool:

@@ -20,6 +20,7 @@ from sapwood.train.multistep import Programs, copy
 from sapwood.train.run import Run
 from sapwood.train.state import TrainState
 from sapwood.train.storage import kind
+from sapwood.train.wording import some
 
 
 class Start(NamedTuple):
@@ -88,19 +89,15 @@ def _copied(x: Any, place: Any) -> jax.Array:
 def _hold(given: dict[str, Any], planned: dict[str, Any]) -> None:
     """The error of `_taken`, if there is one."""
     kinds = [(name, *(kind(*describe(x[name])) for x in (given, planned))) for name in planned if name in given]
-    lacks = _some([repr(name) for name in planned if name not in given])
-    more = _some([repr(name) for name in given if name not in planned])
-    other = _some([f"{name} is {there} there and {here} here" for name, there, here in kinds if there != here])
-    parts = [lacks and f"it lacks {lacks}", more and f"it has {more} in addition", other]
+    lacks = some([name for name in planned if name not in given])
+    more = some([name for name in given if name not in planned])
+    differs = [f"{name} is {there} there and {here} here" for name, there, here in kinds if there != here]
+    parts = [lacks and f"it lacks {lacks}", more and f"it has {more} in addition", some(differs, quote=False)]
     if any(parts):
         raise ConfigError(
             f"fit(state=...): the state is not one of this trainer: {'; '.join(filter(None, parts))}. "
             "trainer.init(key, batch) makes one, around parameters of your own with params= and state="
         )
-
-
-def _some(texts: list[str]) -> str:
-    return ", ".join(texts[:5]) + (f" and {len(texts) - 5} more" if len(texts) > 5 else "")
 
 
 def _key(plan: birth.Plan) -> jax.ShapeDtypeStruct:

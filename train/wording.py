@@ -1,0 +1,26 @@
+"""How messages stay short: an error in one line, the first few of many names."""
+
+import re
+
+
+def short(error: BaseException) -> str:
+    """An error in one line; of TensorStore's long messages what the operating system said.
+
+    >>> short(ValueError("two\\nlines"))
+    'two lines'
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    cause = re.search(r"OS error \d+: \w+ ([^\[\]]+)", text)
+    if cause:
+        return cause[1]
+    return text if len(text) <= 300 else f"{text[:200]} ... {text[-95:]}"
+
+
+def some(names: list[str], quote: bool = True) -> str:
+    """The first five names, and how many more there are.
+
+    >>> some(list("abcdefg"))
+    "'a', 'b', 'c', 'd', 'e' and 2 more"
+    """
+    shown = ", ".join(f"{name!r}" if quote else name for name in names[:5])
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
