@@ -5,20 +5,14 @@ A checkpoint is a directory `00000120`, named after its step: Orbax's files (eve
 over all that. Orbax writes under another name and renames when all is there, so a run that is killed leaves whole
 checkpoints or none. Orbax 0.12 reads a damaged file without a word; here each array's digest is taken before it is
 written and again after it is read. Nothing on disk is unpickled.
-
-A checkpoint that is written anew lies aside meanwhile, as `00000120.replaced`, and counts until the new one is there.
 """
 
 import contextlib
 import functools
-import itertools
-import logging
 import math
 import operator
 import os
-import re
 import shutil
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,17 +24,15 @@ import numpy as np
 
 from sapwood.core import paths
 from sapwood.core.errors import CheckpointError, ConfigError
-from sapwood.train import storage
+from sapwood.train import orbax_arrays, storage
 from sapwood.train.agreement import together, union
+from sapwood.train.checkpoint_directory import Directory
 from sapwood.train.digest import describe, digests, named_leaves
 from sapwood.train.sealed import seal, unseal
 from sapwood.train.wording import short, some
 
 INDEX = "sapwood.json"
 _FORMAT = 1
-_ASIDE = ".replaced"
-_REMOVED = ".removed"
-_STEP = re.compile(rf"(\d{{8,}})({_ASIDE})?")
 _Structs = dict[str, jax.ShapeDtypeStruct]
 
 
@@ -93,14 +85,13 @@ class Checkpoints:
         if best is not None and not best.removeprefix("-"):
             raise ConfigError(f'best={best!r}: name a metric, "accuracy" (largest is best) or "-loss" (smallest is)')
         self.directory = Path(directory).absolute()
+        self._disk = Directory(self.directory)
         self.keep = keep
         self._best = best
-        self._newest: int | None = (
-            None  # the step this run restored or saved last; whatever is later is not of this run
-        )
+        # The step this run restored or saved last; whatever is later is not of this run.
+        self._newest: int | None = None
         self._passed: set[int] = set()  # the steps that were found damaged on the way to that one
         self._writing: int | None = None
-        self._told: set[str] = set()
         self._known: dict[int, Info] = {}
 
     def __enter__(self) -> "Checkpoints":
@@ -116,13 +107,7 @@ class Checkpoints:
         >>> Checkpoints("no/such/directory").steps()
         []
         """
-        try:
-            names = os.listdir(self.directory)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise CheckpointError(f"the checkpoints in {self.directory} cannot be listed: {error.strerror}") from error
-        return sorted({int(match[1]) for match in map(_STEP.fullmatch, names) if match})
+        return self._disk.steps()
 
     def candidates(self) -> list[int]:
         """`steps`, the same on several processes, all of which must call it: those that any of them sees.
@@ -185,8 +170,7 @@ class Checkpoints:
         _together(lambda: self._make_room(step))
         stored = {name: storage.encode(x) for name, x in arrays.items() if x.size}
         with self._writes(step):
-            self._writer.index = text
-            self._writer.checkpointer.save(self._path(step), args=self._writer.save_args(stored))
+            self._writer.save(self._disk.own(step), stored, text)
         self._writing = step
 
     def wait(self) -> None:
@@ -195,12 +179,12 @@ class Checkpoints:
             return
         step, self._writing = self._writing, None
         with self._writes(step):
-            self._writer.checkpointer.wait_until_finished()
+            self._writer.wait()
         self._newest = step
         self._passed.discard(step)
         self._known.pop(step, None)
         if jax.process_index() == 0:
-            self._prune()
+            self._disk.keep_only(self._kept)
 
     def close(self) -> None:
         """`wait`, and let go of Orbax's threads."""
@@ -208,7 +192,7 @@ class Checkpoints:
             self.wait()
         finally:
             if "_writer" in self.__dict__:
-                self._writer.checkpointer.close()
+                self._writer.close()
                 del self.__dict__["_writer"]
 
     def restore(self, target: Any = None, *, step: int | None = None, subset: bool = False) -> tuple[Any, Info]:
@@ -269,7 +253,7 @@ class Checkpoints:
     def _read_arrays(self, step: int, structs: _Structs) -> dict[str, jax.Array]:
         stored = {name: storage.stored_struct(x) for name, x in structs.items() if math.prod(x.shape)}
         try:
-            return self._read(step, stored)
+            return orbax_arrays.read(self._disk.place(step), stored)
         except Exception as error:
             if _out_of_memory(error):
                 raise
@@ -278,26 +262,14 @@ class Checkpoints:
 
     def _readable(self, step: int, name: str, stored: jax.ShapeDtypeStruct) -> bool:
         try:
-            self._read(step, {name: stored})
+            orbax_arrays.read(self._disk.place(step), {name: stored})
         except Exception:
             return False
         return True
 
-    def _read(self, step: int, stored: _Structs) -> dict[str, jax.Array]:
-        if not stored:
-            return {}
-        ocp = _orbax()
-        args = {name: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape) for name, x in stored.items()}
-        args = ocp.args.PyTreeRestore(item=stored, restore_args=args, partial_restore=True)
-        arrays = _reader().restore(self._place(step), args=args)
-        for name, x in stored.items():
-            if not isinstance(arrays[name], jax.Array) or describe(arrays[name]) != describe(x):
-                raise ValueError(f"{name} is no longer {storage.kind(*describe(x))}")
-        return arrays
-
     def _read_index(self, step: int) -> dict[str, Any]:
         try:
-            index = unseal((self._place(step) / INDEX).read_bytes())
+            index = unseal((self._disk.place(step) / INDEX).read_bytes())
             if index["step"] != step:
                 raise ValueError(f"it is that of step {index['step']}")
         except (OSError, ValueError, KeyError) as error:
@@ -333,35 +305,20 @@ class Checkpoints:
     # Writing
 
     @functools.cached_property
-    def _writer(self) -> "_Writer":
-        return _Writer()
-
-    def _path(self, step: int) -> Path:
-        return self.directory / f"{step:08d}"
-
-    def _aside(self, step: int) -> Path:
-        return self.directory / f"{step:08d}{_ASIDE}"
-
-    def _place(self, step: int) -> Path:
-        """Where checkpoint `step` is: aside, where the one that replaces it is not written yet."""
-        path, aside = self._path(step), self._aside(step)
-        return aside if aside.exists() and not path.exists() else path
+    def _writer(self) -> orbax_arrays.Writer:
+        return orbax_arrays.Writer(INDEX)
 
     def _make_room(self, step: int) -> None:
-        """Create the directory, clear what a killed run left half-written, move an abandoned checkpoint aside."""
+        """Make room for a new checkpoint, but not among those of a run that this one knows nothing of."""
         steps = self.steps()
         if steps and self._newest is None:
             raise CheckpointError(
                 f"{self.directory} already holds checkpoints of an earlier run ({steps[-1]} is the newest); "
                 "resume from them, or choose another directory"
             )
-        if jax.process_index() != 0:
-            return
-        with self._writes(step):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-            if step in steps:
-                self._path(step).rename(self._aside(step))
+        if jax.process_index() == 0:
+            with self._writes(step):
+                self._disk.make_room(step)
 
     @contextlib.contextmanager
     def _writes(self, step: int) -> Iterator[None]:
@@ -371,54 +328,19 @@ class Checkpoints:
         except Exception as error:
             if jax.process_index() == 0:
                 with contextlib.suppress(OSError, CheckpointError):  # then the next save puts it back
-                    self._put_back()
+                    self._disk.put_back()
             raise self._failure(step, error) from error
 
-    def _put_back(self) -> None:
-        """Give what was moved aside its name again where nothing was written under it."""
-        for step in self.steps():
-            if not self._path(step).exists():
-                self._aside(step).rename(self._path(step))
+    def _kept(self, steps: list[int]) -> set[int | None]:
+        """Which of these checkpoints are new or best, now that the newest is whole.
 
-    def _prune(self) -> None:
-        """Remove what is neither new nor best. The new checkpoint is whole, so the run goes on where that fails.
-
-        Checkpoints later than the newest belong to what the run was before it went back, but for those that were
-        found damaged on the way back: they are all there is of their steps until the run has come that far again.
+        Those later than the newest belong to what the run was before it went back, but for those that were found
+        damaged on the way back: they are all there is of their steps until the run has come that far again.
         """
-        with self._lets_stay("what is no longer needed"):
-            newest = self._newest or 0
-            steps = self.steps()
-            ours = [step for step in steps if step <= newest and step not in self._passed]
-            ahead = [step for step in self._passed if step > newest]
-            kept = {*ours[-self.keep :], self._best_of(ours), *ahead}
-            for path in [self._path(step) for step in steps if step not in kept]:
-                with self._lets_stay(path.name):
-                    path.rename(_removed(path))
-            self._sweep()
-
-    def _sweep(self) -> None:
-        """Remove what was replaced or pruned, and what a write that did not end has left. All of it is renamed first,
-        so that no half of it is ever trusted."""
-        self._put_back()
-        for path in [self.directory / name for name in os.listdir(self.directory)]:
-            if path.suffix == _ASIDE or _REMOVED in path.name or ".orbax-checkpoint-tmp" in path.name:
-                with self._lets_stay(path.stem):
-                    shutil.rmtree(path if _REMOVED in path.name else path.rename(_removed(path)))
-
-    @contextlib.contextmanager
-    def _lets_stay(self, what: str) -> Iterator[None]:
-        """Go on where something cannot be removed, and say so once."""
-        try:
-            yield
-        except (OSError, CheckpointError) as error:
-            if what not in self._told:
-                self._told.add(what)
-                warnings.warn(
-                    f"{what} could not be removed from {self.directory}: {short(error)}; what is left of it stays "
-                    "there, and each save tries again",
-                    stacklevel=2,
-                )
+        newest = self._newest or 0
+        ours = [step for step in steps if step <= newest and step not in self._passed]
+        ahead = [step for step in self._passed if step > newest]
+        return {*ours[-self.keep :], self._best_of(ours), *ahead}
 
     def _best_of(self, steps: list[int]) -> int | None:
         if self._best is None:
@@ -452,58 +374,6 @@ class Checkpoints:
         )
 
 
-class _Writer:
-    """Orbax's asynchronous checkpointer, set up for little overhead, that writes the index before it renames."""
-
-    def __init__(self):
-        ocp = _orbax()
-        writer = self
-        self.index = ""
-
-        class Handler(ocp.PyTreeCheckpointHandler):
-            def finalize(self, directory: Any) -> None:
-                super().finalize(directory)
-                (directory / INDEX).write_text(writer.index)
-
-        @ocp.args.register_with_handler(Handler, for_save=True, for_restore=True)
-        @dataclass
-        class Save(ocp.args.PyTreeSave):
-            pass
-
-        self.save_args = Save
-        # No files about shardings and layouts: restore is always told its own. No compression: weights hardly
-        # compress, and the processors have a network to train. Together 120 -> 70 ms of processor time for 30 arrays.
-        arrays = ocp.type_handlers.ArrayHandler(array_metadata_store=None, enable_write_sharding_file=False)
-        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-        self.checkpointer = ocp.AsyncCheckpointer(
-            Handler(type_handler_registry=registry, use_compression=False),
-            checkpoint_metadata_store=ocp.metadata.metadata_store(enable_write=False),
-        )
-
-
-def preload() -> threading.Thread:
-    """Import Orbax (0.4 s) in a thread, to be started where the main thread waits for the compiler."""
-    thread = threading.Thread(target=_orbax, name="import orbax", daemon=True)
-    thread.start()
-    return thread
-
-
-@functools.cache
-def _orbax() -> Any:
-    import orbax.checkpoint as ocp
-
-    # What fails comes here as an exception. absl would print a page of traceback for each of Orbax's threads too, and
-    # asyncio one for each array that Orbax no longer waited for.
-    logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
-    logging.getLogger("asyncio").addFilter(lambda record: not re.search("orbax|tensorstore", record.getMessage()))
-    return ocp
-
-
-@functools.cache
-def _reader() -> Any:
-    return _orbax().PyTreeCheckpointHandler()
-
-
 def _arrays(tree: Any) -> dict[str, Any]:
     """The tree's leaves by path, all of them `jax.Array`s."""
     try:
@@ -518,12 +388,6 @@ def _arrays(tree: Any) -> dict[str, Any]:
 def _info(index: dict[str, Any]) -> Info:
     marks = {name: mark for name, (_, _, mark) in index["arrays"].items()}
     return Info(index["step"], index["info"], index["metrics"], marks)
-
-
-def _removed(path: Path) -> Path:
-    """A name for what is to be removed that nothing has, should the one before it still be there."""
-    names = (path.with_name(f"{path.name.partition('.')[0]}{_REMOVED}-{i}") for i in itertools.count())
-    return next(name for name in names if not name.exists())
 
 
 def _step(step: Any) -> int:

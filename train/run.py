@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from sapwood.core.errors import CheckpointError, ConfigError
-from sapwood.train.checkpoints import Checkpoints, preload
+from sapwood.train.checkpoints import Checkpoints
 from sapwood.train.logs import JsonlLog, TensorBoardLog, read_rows
+from sapwood.train.orbax_arrays import preload
 
 
 class Run:

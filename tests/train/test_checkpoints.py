@@ -23,6 +23,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sapwood.core.errors import CheckpointError, ConfigError
 from sapwood.core.param import Param
+from sapwood.train import orbax_arrays
 from sapwood.train.checkpoints import INDEX, Checkpoints
 from sapwood.train.digest import HOST_ELEMENTS, digests, named_leaves, tree_digest
 
@@ -334,7 +335,7 @@ from sapwood.train.checkpoints import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
 checkpoints.save(1, {"w": jnp.ones(9)})
 checkpoints.wait()
-checkpoints._writer.checkpointer.save = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+checkpoints._writer._checkpointer.save = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 checkpoints.save(1, {"w": jnp.zeros(9)})
 """
 
@@ -559,7 +560,7 @@ def test_too_little_memory_is_no_damage(tmp_path, monkeypatch, error):
         raise error
 
     write(tmp_path, 1, 2)
-    monkeypatch.setattr(Checkpoints, "_read", read)
+    monkeypatch.setattr(orbax_arrays, "read", read)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(type(error), match=str(error)):
