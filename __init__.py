@@ -1,7 +1,7 @@
 """Sapwood: a model is a pure function ``f(v, *inputs)`` of variables and inputs.
 
-``import sapwood as sw`` gives the kernel, the layers and the meshes; what trains, loads data or converts is imported
-when it is first used.
+``import sapwood as sw`` gives the kernel, the layers and the meshes; what trains or loads data is imported when
+it is first used.
 """
 
 import importlib

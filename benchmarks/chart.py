@@ -1,5 +1,6 @@
 """The chart of the results: a panel a race, a dot a system, its ratio to the floor with its interval."""
 
+import statistics
 from pathlib import Path
 
 from benchmarks.ratios import ratio
@@ -37,14 +38,14 @@ def draw(results: list[tuple[Suite, dict]], path: Path) -> None:
 
 def points(suite: Suite, found: dict, measure: str) -> list[tuple]:
     """Every system but the floor with its interval, the fastest first."""
-    rounds, floor = found["rounds"], suite.systems[0]
-    there = [s for s in suite.systems[1:] if all(measure in r.get(s, ()) for r in rounds)]
-    return sorted(((s, ratio(rounds, s, floor, measure)) for s in there), key=lambda point: point[1].median)
+    rounds = found["rounds"]
+    there = [s for s in suite.systems if s != suite.floor_of(s) and all(measure in r.get(s, ()) for r in rounds)]
+    return sorted(((s, ratio(rounds, s, suite.floor_of(s), measure)) for s in there), key=lambda point: point[1].median)
 
 
 def _panel(axis, suite: Suite, found: dict, measure: str) -> None:
     floor = suite.systems[0]
-    seconds = sorted(r[floor][measure] for r in found["rounds"])[len(found["rounds"]) // 2]
+    seconds = statistics.median(r[floor][measure] for r in found["rounds"])
     shown = points(suite, found, measure)
     axis.axvline(1.0, color=FLOOR, linewidth=1)
     for y, (system, r) in enumerate(reversed(shown)):

@@ -36,7 +36,8 @@ def main() -> None:
     results: dict[str, list[tuple[float, float]]] = {"sapwood": [], "keras": []}
     for seed in range(rounds):
         with tempfile.TemporaryDirectory() as runs:
-            sapwood = [sys.executable, "-m", "sapwood", "train", "digits", "--seed", str(seed), "--run", f"{runs}/run"]
+            sapwood = [sys.executable, "-m", "sapwood", "train", "digits", "--seed", str(seed), "--run", f"{runs}/run",
+                       "--no-compile-cache"]  # fmt: skip
             keras = [sys.executable, str(KERAS), "--seed", str(seed)]
             for name, command in [("sapwood", sapwood), ("keras", keras)]:
                 results[name].append(run(command))

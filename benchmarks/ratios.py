@@ -46,12 +46,16 @@ def outcome(goal: Goal, rounds: Rounds, measure: str) -> Interval:
     return ratio(rounds, goal.system, goal.against, measure)
 
 
+NOISE = 0.1
+"""What noise may excuse, at most: a race that was noisier says nothing, and shall not be won."""
+
+
 def noise(suite: Suite, rounds: Rounds, measure: str) -> float:
-    """Half the width of the A/A interval; 0 where the race has none."""
+    """Half the width of the A/A interval, up to `NOISE`; 0 where the race has none."""
     floor = suite.systems[0]
     if not any(f"{floor} again" in r for r in rounds):
         return 0.0
-    return ratio(rounds, f"{floor} again", floor, measure).half_width
+    return min(ratio(rounds, f"{floor} again", floor, measure).half_width, NOISE)
 
 
 def met(goal: Goal, found: Interval, noise: float) -> bool:

@@ -20,7 +20,8 @@ def table(suite: Suite, found: dict, measure: str) -> list[list[str]]:
         goals = [verdict(suite, found, goal) for goal in suite.goals if measure == (goal.measure or suite.measures[0])
                  and system == (goal.system if goal.against in (None, floor) else goal.against)]  # fmt: skip
         said = "; ".join(filter(None, goals)) if system != f"{suite.systems[0]} again" else "A/A"
-        rows.append([system, cost, f"{r.median:.3f}", f"{r.low:.3f} to {r.high:.3f}", said])
+        of = "" if floor == suite.systems[0] else f" of {floor}"
+        rows.append([system, cost, f"{r.median:.3f}{of}", f"{r.low:.3f} to {r.high:.3f}", said])
     return rows
 
 

@@ -11,7 +11,7 @@ NAMES = ("mlp", "conv", "gpt", "deep", "input", "checkpoint", "import")
 """The suites of the command line, each a file of `benchmarks/suites`."""
 APART = ("gpu",)
 """Suites that have a command of their own: benchmarks/gpu.py."""
-WAITING = {"lstm": "recurrent layers", "decode": "language models"}
+WAITING = {"lstm": "recurrent layers", "decode": "decoding with a cache"}
 """Suites that have a name and a place, and wait for what they would measure."""
 
 FLOOR, AGAIN = "floor", "floor again"

@@ -1,1 +1,1 @@
-"""Importers and exporters."""
+"""Importers and exporters: none yet."""

@@ -1,7 +1,8 @@
 """Gradient accumulation: one optimizer step from several micro-batches that together are the batch.
 
 Micro-batches count by the sum of their mask and weights, so the gradient is that of the whole batch however the padding
-falls. Batch statistics are those of the micro-batches, one after the other.
+falls, and it is summed in float32 at least, whatever the parameters are. Batch statistics are those of the
+micro-batches, one after the other.
 """
 
 import functools
@@ -50,17 +51,17 @@ def accumulate(gradient: Gradient, n: int) -> Gradient:
             total, model_state = carry
             i, micro = xs
             grads, out = gradient(trained, model_state, jax.random.fold_in(key, i), micro)
-            total = jax.tree.map(lambda t, g: t + g * out.weight.astype(g.dtype), total, grads)
+            total = jax.tree.map(lambda t, g: t + g.astype(t.dtype) * out.weight.astype(t.dtype), total, grads)
             return (total, out.state), out._replace(state={}, weight=jnp.asarray(out.weight))
 
         micros = split(batch, n)
         first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), micros)
         shapes = jax.eval_shape(gradient, trained, model_state, key, first)[0]
-        zeros = jax.tree.map(lambda g: jnp.zeros(g.shape, g.dtype), shapes)
+        zeros = jax.tree.map(lambda g: jnp.zeros(g.shape, jnp.promote_types(g.dtype, jnp.float32)), shapes)
         (total, model_state), outs = scan(body, (zeros, model_state), (jnp.arange(n), micros), n)
         weight = jnp.sum(outs.weight)
         safe = jnp.where(weight == 0, 1, weight)
-        grads = jax.tree.map(lambda t: t / safe.astype(t.dtype), total)
+        grads = jax.tree.map(lambda t, g: (t / safe.astype(t.dtype)).astype(g.dtype), total, shapes)
         loss = jnp.sum(outs.loss * outs.weight) / safe
         ok = jax.tree.map(jnp.all, outs.ok)
         return grads, Pass(loss, weight, _merge(outs.metrics, outs.weight, n), model_state, ok)

@@ -1,4 +1,7 @@
-"""The floor: each training step written by hand in plain JAX and optax, under one `jax.jit`."""
+"""The floor: each training step written by hand in plain JAX and optax, under one `jax.jit`.
+
+Norms take the variance as the mean of squares less the square of the mean, in one pass, as the peers do.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +59,7 @@ def conv(work):
 
         def norm(p, name, x):
             mean = x.mean((0, 1, 2))
-            var = jnp.square(x - mean).mean((0, 1, 2))
+            var = jnp.square(x).mean((0, 1, 2)) - jnp.square(mean)
             old = state[name]
             new[name] = {"mean": 0.9 * old["mean"] + 0.1 * mean, "var": 0.9 * old["var"] + 0.1 * var}
             return (x - mean) * jax.lax.rsqrt(var + 1e-5) * p["scale"] + p["bias"]
@@ -81,7 +84,7 @@ def conv(work):
 def layer_norm(p, x):
     wide = x.astype("float32")
     mean = wide.mean(-1, keepdims=True)
-    var = jnp.square(wide - mean).mean(-1, keepdims=True)
+    var = jnp.square(wide).mean(-1, keepdims=True) - jnp.square(mean)
     return ((wide - mean) * jax.lax.rsqrt(var + 1e-6) * p["scale"] + p["bias"]).astype(x.dtype)
 
 

@@ -20,7 +20,8 @@ class Images:
     def __getitem__(self, index):
         path, label = self.files[index]
         with Image.open(path) as image:
-            return {"image": np.asarray(image.convert("RGB")), "label": np.int32(label)}
+            pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # which would copy
+            return {"image": pixels, "label": np.int32(label)}
 
 
 def reading(work):

@@ -14,8 +14,8 @@ class Fit:
     than the step of a small model.
     """
 
-    def __init__(self, work, model):
-        self.work, self.model = work, model
+    def __init__(self, work, model, at_once):
+        self.work, self.model, self.at_once = work, model, at_once
         self.inputs, self.target = work.batches.values()
 
     def losses(self, steps):
@@ -23,6 +23,8 @@ class Fit:
         return [float(self.model.train_on_batch(x, y, return_dict=True)["loss"]) for x, y in pairs]
 
     def rounds(self, channel, steps):
+        at_once = self.at_once
+
         class Timer(keras.callbacks.Callback):
             done, begin = 0, 0.0
 
@@ -35,7 +37,7 @@ class Fit:
                         channel.report(seconds={"step": (time.perf_counter() - self.begin) / steps})
                     channel.wait()
                     self.begin = time.perf_counter()
-                self.done += 1
+                self.done += at_once
 
         inputs, target = (a.reshape(-1, *a.shape[2:]) for a in (self.inputs, self.target))
         self.model.fit(
@@ -44,10 +46,11 @@ class Fit:
         )  # fmt: skip
 
 
-def train(work, model, optimizer):
+def train(work, model, optimizer, at_once=1):
+    """The job of a model; `at_once` is Keras's `steps_per_execution`, which its documentation has for small models."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
-    return Fit(work, model)
+    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], steps_per_execution=at_once)
+    return Fit(work, model, at_once)
 
 
 def adam(work):
@@ -76,7 +79,7 @@ def mlp(work):
     x = layers.Dense(work.config["hidden"], activation="relu", name="hidden")(image)
     model = keras.Model(image, layers.Dense(work.config["classes"], name="out")(x))
     fill(model, work.weights)
-    return train(work, model, adam(work))
+    return train(work, model, adam(work), at_once=32)
 
 
 def conv(work):

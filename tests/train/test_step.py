@@ -11,6 +11,8 @@ import pytest
 
 import sapwood as sw
 from sapwood.train import LossScale, Trainer, losses, supervised
+from sapwood.train.accumulate import accumulate
+from sapwood.train.forward import Pass
 from sapwood.train.metrics import compute
 
 zeros = jax.nn.initializers.zeros
@@ -132,6 +134,22 @@ def test_accumulated_is_the_whole_batch(n, weighted):
     assert_trees_close(whole.params, parts.params)
     for name in ("loss", "accuracy"):
         np.testing.assert_allclose(compute(metrics)[name], compute(found)[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_gradients_accumulate_in_float32_whatever_the_parameters_are(dtype):
+    """The weights together are more than float16 holds, and each is less than bfloat16 adds to their sum."""
+    values, weights = RNG.uniform(0.5, 1.5, 64).astype(dtype), RNG.uniform(1000, 3000, 64).astype("float32")
+
+    def gradient(trained, model_state, key, batch):
+        return {"w": batch["value"][0]}, Pass(batch["weight"][0], batch["weight"][0], {}, model_state, {})
+
+    batch = {"value": jnp.asarray(values), "weight": jnp.asarray(weights)}
+    grads, out = accumulate(gradient, 64)({}, {}, jax.random.key(0), batch)
+    assert grads["w"].dtype == dtype
+    expected = np.average(values.astype("float64"), weights=weights)
+    np.testing.assert_allclose(float(grads["w"]), expected, rtol=float(jnp.finfo(dtype).eps))
+    np.testing.assert_allclose(out.weight, weights.sum(), rtol=1e-6)
 
 
 def test_accumulation_threads_the_model_state_and_draws_anew():
