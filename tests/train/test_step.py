@@ -327,8 +327,8 @@ def test_lbfgs_with_its_line_search_solves_least_squares():
 
     batch = {"x": jnp.asarray(X), "y": jnp.asarray(target)}
     objective = supervised(linear, "squared_error", (), inputs="x", target="y")
-    for accumulate in (1, 3):
-        state, metrics = run(Trainer(objective, optax.lbfgs(), accumulate=accumulate), [batch] * 12)
+    for n in (1, 3):
+        state, metrics = run(Trainer(objective, optax.lbfgs(), accumulate=n), [batch] * 12)
         assert compute({"loss": metrics["loss"]})["loss"] < 1e-8
         np.testing.assert_allclose(state.params["w"][:, 0], [1, -2, 0.5, 3], atol=1e-3)
 
