@@ -76,6 +76,7 @@ class Experiment:
         Raises `ConfigError` where the directory cannot be written, holds something else, or holds a run with other
         hyper-parameters, `CheckpointError` where it holds one that is not to go on.
         """
+        from sapwood.train.agreement import together
         from sapwood.train.checkpoints import Checkpoints
 
         old = read_config(self.directory)
@@ -93,6 +94,9 @@ class Experiment:
             "features": {name: _written(feature) for name, feature in self.data[0].features.items()},
             "versions": {"sapwood": sw.__version__, "jax": jax.__version__},
         }
+        together(lambda: self._write(config) if jax.process_index() == 0 else None)
+
+    def _write(self, config: dict[str, Any]) -> None:
         path = self.directory / "config.json"
         part = path.with_name("config.json.part")
         try:

@@ -51,7 +51,7 @@ def accumulate(gradient: Gradient, n: int) -> Gradient:
             total, model_state = carry
             i, micro = xs
             grads, out = gradient(trained, model_state, jax.random.fold_in(key, i), micro)
-            total = jax.tree.map(lambda t, g: t + g.astype(t.dtype) * out.weight.astype(t.dtype), total, grads)
+            total = jax.tree.map(lambda t, g: t + _counted(g.astype(t.dtype), out.weight.astype(t.dtype)), total, grads)
             return (total, out.state), out._replace(state={}, weight=jnp.asarray(out.weight))
 
         micros = split(batch, n)
@@ -62,11 +62,16 @@ def accumulate(gradient: Gradient, n: int) -> Gradient:
         weight = jnp.sum(outs.weight)
         safe = jnp.where(weight == 0, 1, weight)
         grads = jax.tree.map(lambda t, g: (t / safe.astype(t.dtype)).astype(g.dtype), total, shapes)
-        loss = jnp.sum(outs.loss * outs.weight) / safe
+        loss = jnp.sum(_counted(outs.loss, outs.weight)) / safe
         ok = jax.tree.map(jnp.all, outs.ok)
         return grads, Pass(loss, weight, _merge(outs.metrics, outs.weight, n), model_state, ok)
 
     return whole
+
+
+def _counted(x: jax.Array, weight: Any) -> jax.Array:
+    """``x * weight``; what weighs nothing is 0, also where a mean over nothing was NaN."""
+    return jnp.where(weight != 0, x * weight, 0)
 
 
 def _merge(stacked: dict[str, Any], weights: jax.Array, n: int) -> dict[str, Any]:
@@ -74,7 +79,7 @@ def _merge(stacked: dict[str, Any], weights: jax.Array, n: int) -> dict[str, Any
 
     def one(value: Any) -> Metric:
         if not isinstance(value, Metric):
-            return Mean(jnp.sum(value * weights), jnp.sum(weights))
+            return Mean(jnp.sum(_counted(value, weights)), jnp.sum(weights))
         parts = [jax.tree.map(operator.itemgetter(i), value) for i in range(n)]
         return functools.reduce(lambda left, right: left.merge(right), parts)
 

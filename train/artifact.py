@@ -123,8 +123,7 @@ def _write(path: Path, host: dict[str, np.ndarray], text: str) -> None:
     from safetensors.numpy import save_file
 
     part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
-    for left in (part, old):
-        shutil.rmtree(left, ignore_errors=True)
+    _clear(path, part, old)
     try:
         part.mkdir(parents=True)
         save_file(host, part / WEIGHTS, metadata={"format": "sapwood"})
@@ -133,8 +132,15 @@ def _write(path: Path, host: dict[str, np.ndarray], text: str) -> None:
             path.rename(old)
         part.rename(path)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        _clear(path, part, old)
+
+
+def _clear(path: Path, part: Path, old: Path) -> None:
+    """Remove what a write leaves; where it ended between its two renames, the old model is back in its place."""
+    if old.exists() and not path.exists():
+        old.rename(path)
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def load(

@@ -80,10 +80,15 @@ def _complete(trainer: Any, key: Any, params: dict, state: dict) -> TrainState:
         state=state,
         opt_state=trainer.optimizer.init(trained),
         rng=jax.random.fold_in(key, 2),  # init itself draws from the key, and from fold 1 for data-dependent values
-        ema=None if trainer.ema is None else jax.tree.map(jnp.copy, trained),
+        ema=None if trainer.ema is None else jax.tree.map(_mean_of, trained),
         scale=None if trainer.scaling is None else trainer.scaling.init(),
         ok=jnp.bool_(True) if trainer.checks else None,
     )
+
+
+def _mean_of(x: jax.Array) -> jax.Array:
+    """The running mean of a parameter, before the first step. bfloat16 has no 0.999, and would forget nothing."""
+    return jnp.copy(x).astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _shardings(trainer: Any, declared: Spec, shapes: TrainState) -> TrainState:

@@ -21,7 +21,7 @@ class Event:
 
     ``step`` batches are done (of ``steps``), ``epoch`` is counted from 1, and ``epoch_end`` says whether this row
     closes it (then ``row`` holds the validation metrics too). ``state`` is the `TrainState` after ``step``: read it
-    before returning, its buffers are reused by the next step.
+    before returning, its buffers are reused by the next step. ``begun`` is when this `fit` began, in seconds since 1970.
     """
 
     step: int
@@ -30,6 +30,7 @@ class Event:
     epoch_end: bool
     row: Mapping[str, Any]
     state: Any
+    begun: float = dataclasses.field(default_factory=lambda: time.time())
 
 
 class Callback(Protocol):
@@ -123,7 +124,7 @@ class StopAt:
 
 @dataclasses.dataclass(frozen=True)
 class TimeLimit:
-    """End the run after ``seconds`` of wall time, resumed runs counted together.
+    """End the run after ``seconds`` of wall time, compiling and earlier parts of a resumed run counted.
 
     A limit in time makes the length of a run depend on the machine; use `StopAt` or ``steps`` where it must not.
     """
@@ -132,16 +133,9 @@ class TimeLimit:
 
     def __call__(self, event: Event, memory: dict[str, Any]) -> bool:
         now = time.time()
-        memory["spent"] = memory.get("spent", 0.0) + (now - memory.get("last", now) if self._here(memory) else 0.0)
-        memory.update(last=now, process=_PROCESS)
+        since = memory["last"] if memory.get("begun") == event.begun else event.begun  # another `fit` was resumed
+        memory.update(spent=memory.get("spent", 0.0) + now - since, last=now, begun=event.begun)
         return memory["spent"] >= self.seconds
-
-    @staticmethod
-    def _here(memory: dict[str, Any]) -> bool:
-        return memory.get("process") == _PROCESS
-
-
-_PROCESS = time.time()  # tells the rows of this process from those of the one that was resumed
 
 
 @dataclasses.dataclass(frozen=True)

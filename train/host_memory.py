@@ -65,12 +65,12 @@ def keep(temporaries: int) -> bool:
 
 
 def fits(temporaries: int) -> bool:
-    """Whether every thread may keep so many bytes.
+    """Whether every thread may keep so many bytes, and malloc can be told to.
 
-    >>> fits(0)
-    True
+    >>> fits(2**60)
+    False
     """
-    return _threads() * temporaries <= SHARE * _memory()
+    return _mallopt() is not None and _threads() * temporaries <= SHARE * _memory()
 
 
 def _mallopt() -> Any:

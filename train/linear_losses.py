@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sapwood.core.errors import DataError
 from sapwood.parallel.per_device import per_device
 from sapwood.parallel.place import shards, split_over
+from sapwood.train.metrics import wide
 
 ELEMENTS = 2**25
 """How many logits are held at once on each device: 128 MiB in float32."""
@@ -72,7 +73,7 @@ def linear_cross_entropy(
     if bias.shape != kernel.shape[1:] or weight.shape != labels.shape:
         raise DataError(f"linear_cross_entropy: bias (classes,) and weight (batch, length) are expected, got {shapes}")
     _divides((*labels.shape, kernel.shape[1]), sharding)
-    return _summed(chunk, sharding, x, kernel, bias, labels, weight)
+    return _summed(chunk, sharding, x, kernel, bias, wide(labels), weight)
 
 
 def _divides(shape: tuple[int, ...], sharding: NamedSharding | None) -> None:

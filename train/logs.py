@@ -102,8 +102,10 @@ def _length_until(path: Path, step: int) -> int:
 def _plain(value: Any) -> Any:
     if isinstance(value, str) or value is None:
         return value
-    if isinstance(value, (dict, list, tuple)):
-        return value
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
     number = np.asarray(value).item()
     if isinstance(number, float) and not math.isfinite(number):
         return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
@@ -136,7 +138,7 @@ class TensorBoardLog:
         values = b""
         for name, value in row.items():
             if name != "step" and not isinstance(value, (str, bool, dict, list, tuple, type(None))):
-                scalar = _field(1, name.encode()) + b"\x15" + struct.pack("<f", float(value))
+                scalar = _field(1, name.encode()) + b"\x15" + _float32(value)
                 values += _field(1, scalar)
         self._event(_field(2, int(row["step"])) + _field(5, values))
 
@@ -154,6 +156,12 @@ class TensorBoardLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _float32(value: Any) -> bytes:
+    """A number in the format's four bytes; infinity for a float64 that they do not hold, such as a large perplexity."""
+    with np.errstate(over="ignore"):
+        return np.array(value, "<f4").tobytes()
 
 
 def _field(number: int, value: int | bytes) -> bytes:

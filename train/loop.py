@@ -20,7 +20,7 @@ from sapwood.core.loop import platform
 from sapwood.data.batches import batches
 from sapwood.data.device import to_device
 from sapwood.train import checks, learning_rate, metrics
-from sapwood.train.agreement import anyone, of_the_first
+from sapwood.train.agreement import anyone, of_the_first, together
 from sapwood.train.callbacks import Callback, Event
 from sapwood.train.compile_cache import compile_cache as compiled_in
 from sapwood.train.evaluation import AHEAD, Evaluation, as_dataset, without_flags
@@ -73,7 +73,8 @@ def fit(
         run: directory for ``metrics.jsonl``, TensorBoard events and checkpoints; None writes nothing.
         resume: go on from the newest whole checkpoint in ``run``; from the beginning where there is none.
         checkpoint_every: steps between checkpoints, and `keep` how many of them stay.
-        best: also keep the checkpoint where a metric is best: "validation_accuracy" (largest), "-loss" (smallest).
+        best: also keep the checkpoint where a metric is best: "validation_accuracy" (largest), "-loss" (smallest). Then
+            there is one at the end of each epoch, too.
         log_every: steps between rows of metrics; each row averages since the one before.
         callbacks: functions ``(event, memory) -> bool | None``, see `sapwood.train.callbacks`.
         steps_per_call: steps that go to the device as one program, where no row closes between them. The numbers are
@@ -94,6 +95,7 @@ def fit(
     >>> int(state.step), [row["step"] for row in history], history[-1]["accuracy"]
     (4, [2, 4], 1.0)
     """
+    begun = time.time()
     trainer.check_batch_size(batch_size)
     several = _steps_per_call(trainer, steps_per_call)
     stream = batches(as_dataset(data), batch_size, seed=seed)
@@ -105,10 +107,10 @@ def fit(
     )  # fmt: skip
     evaluation = None if validation is None else Evaluation(trainer, validation, None, "validation")
     with compiled_in(compile_cache), Run(run, resume=resume, keep=keep, best=best) as record:
-        begun = start(trainer, stream, evaluation, record, seed=seed, state=state, steps_per_call=several)
-        sender = (Auto if begun.programs.size is None else Sender)(plan, begun.programs)
-        loop = Loop(trainer, sender, begun.state, stream, plan, evaluation, record, tuple(callbacks))
-        loop.restore(begun.info)
+        first = start(trainer, stream, evaluation, record, seed=seed, state=state, steps_per_call=several)
+        sender = (Auto if first.programs.size is None else Sender)(plan, first.programs)
+        loop = Loop(trainer, sender, first.state, stream, plan, evaluation, record, tuple(callbacks), begun)
+        loop.restore(first.info)
         show = Progress(plan.steps, epochs=epochs, start=loop.done, quiet=not progress or jax.process_index() > 0)
         with show as loop.progress:
             loop.run()
@@ -139,14 +141,14 @@ class Loop:
     """The state of one run of `fit`, and the loop itself."""
 
     def __init__(self, trainer: Any, sender: Sender, state: TrainState, stream: Any, plan: Schedule,
-                 evaluation: Evaluation | None, record: Run, callbacks: tuple[Callback, ...]):  # fmt: skip
+                 evaluation: Evaluation | None, record: Run, callbacks: tuple[Callback, ...], begun: float):  # fmt: skip
         self.trainer, self.sender, self.state, self.stream, self.plan = trainer, sender, state, stream, plan
         self.evaluation, self.record, self.callbacks = evaluation, record, callbacks
         self.asks = anyone(bool(callbacks))  # they may be of the first process alone
         self.progress = Progress(plan.steps, quiet=True)
         self.history: list[dict[str, Any]] = []
         self.memory: list[dict[str, Any]] = [{} for _ in callbacks]
-        self.done, self.stopped = 0, False
+        self.done, self.stopped, self.begun = 0, False, begun
         self.pending: list[Packed] = []
         self.late: deque[Row] = deque()
 
@@ -165,13 +167,22 @@ class Loop:
         self.stream.restore(info["data"])
         self.done, self.stopped = self.stream.position, info["stopped"]
         self.history = self.record.begin(self.done)
-        if len(info["callbacks"]) == len(self.callbacks):
-            self.memory = info["callbacks"]
-        elif info["callbacks"] or self.callbacks:
-            raise ConfigError(
-                f"the run was saved with {len(info['callbacks'])} callbacks and is resumed with "
-                f"{len(self.callbacks)}; give the same ones, so that it goes on as if unbroken"
-            )
+        self._remember(info["callbacks"])
+
+    def _remember(self, memory: list[dict[str, Any]]) -> None:
+        """Give the callbacks what they knew. It was saved by the first process, which may be the only one with any."""
+        fits = len(memory) == len(self.callbacks)
+
+        def check() -> None:
+            if jax.process_index() == 0 and not fits:
+                raise ConfigError(
+                    f"the run was saved with {len(memory)} callbacks and is resumed with {len(self.callbacks)}; give "
+                    "the same ones, so that it goes on as if unbroken"
+                )
+
+        together(check)
+        if fits:
+            self.memory = memory
 
     def run(self) -> None:
         """Send every step that is left."""
@@ -239,7 +250,8 @@ class Loop:
         self.history.append(line)
         self.record.write(line)
         self.progress.row(line)
-        event = Event(row.step, self.plan.steps, line["epoch"], self.plan.ends_epoch(row.step), line, self.state)
+        ends = self.plan.ends_epoch(row.step)
+        event = Event(row.step, self.plan.steps, line["epoch"], ends, line, self.state, self.begun)
         for callback, memory in zip(self.callbacks, self.memory, strict=True):
             self.stopped = bool(callback(event, memory)) or self.stopped
         if self.asks:  # by their own clocks processes would end the run at different steps, and wait for each other

@@ -14,7 +14,7 @@ import optax
 
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.core.paths import nearest
-from sapwood.train.metrics import Mean, lead, same_shape
+from sapwood.train.metrics import Mean, lead, same_shape, wide
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -45,7 +45,7 @@ def softmax_cross_entropy(logits: jax.Array, target: jax.Array, label_smoothing:
     >>> [round(x, 4) for x in softmax_cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])).tolist()]
     [1.3863, 1.3863]
     """
-    logits = _float32(logits)
+    logits, target = _float32(logits), wide(target)
     if _classes("softmax_cross_entropy", logits, target):
         if not label_smoothing:
             return optax.softmax_cross_entropy_with_integer_labels(logits, target)
@@ -196,7 +196,7 @@ def check(v: Any, loss: Loss, outputs: jax.Array, target: jax.Array, mask: jax.A
     """Flag targets that ``loss`` would misread in silence; examples outside ``mask`` may hold anything."""
     function = loss.func if isinstance(loss, functools.partial) else loss
     if function is softmax_cross_entropy and jnp.issubdtype(target.dtype, jnp.integer):
-        classes = outputs.shape[-1]
+        classes, target = outputs.shape[-1], wide(target)
         ok, message = (target >= 0) & (target < classes), f"label outside the {classes} classes 0 to {classes - 1}"
     elif function in (sigmoid_cross_entropy, focal):
         ok, message = (target >= 0) & (target <= 1), "target outside 0 to 1"

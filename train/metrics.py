@@ -228,7 +228,17 @@ def labels(outputs: jax.Array, target: jax.Array) -> jax.Array:
             f"outputs of shape {outputs.shape} need class labels of shape {outputs.shape[:-1]} or "
             f"probabilities of shape {outputs.shape}, got {target.dtype}{list(target.shape)}"
         )
-    return target
+    return wide(target)
+
+
+def wide(target: jax.Array) -> jax.Array:
+    """Class labels in integers that hold every class: a comparison with 256 would make 0 of it for uint8.
+
+    >>> wide(jnp.array([255], "uint8")) < 256
+    Array([ True], dtype=bool)
+    """
+    narrow = jnp.issubdtype(target.dtype, jnp.integer) and jnp.iinfo(target.dtype).bits < 32
+    return target.astype(jnp.int32) if narrow else target
 
 
 def accuracy(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None) -> Mean:

@@ -11,7 +11,7 @@ from sapwood.core.errors import ConfigError
 from sapwood.parallel.place import placed
 from sapwood.train import losses
 from sapwood.train.linear_losses import linear_cross_entropy
-from sapwood.train.metrics import Mean, lead
+from sapwood.train.metrics import Mean, lead, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class NextToken:
         return self.model(v, *(batch[name] for name in self.inputs))
 
     def __call__(self, v: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
-        target, weight = batch[self.target], losses.example_weight(batch)
+        target, weight = wide(batch[self.target]), losses.example_weight(batch)
         x = self.model.features(v, *(batch[name] for name in self.inputs))
         kernel, bias = self.model.head(v)
         known = (target >= 0) & (target < kernel.shape[1])

@@ -120,5 +120,6 @@ class Run:
 def _number(x: Any) -> Any:
     """A value as it was before it was written: JSON has no NaN and no infinity, so they are strings there."""
     if isinstance(x, list):
-        return np.asarray(x)
+        array = np.asarray(x)
+        return array.astype(float) if array.dtype.kind == "U" else array
     return float(x) if isinstance(x, str) else x

@@ -8,7 +8,7 @@ from sapwood.core.errors import ConfigError
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """``steps`` in all, ``steps_per_epoch``; a row every ``log_every`` steps of an epoch, a checkpoint every
-    ``checkpoint_every`` steps. Rows also close at the end of an epoch, at each checkpoint and at the last step, so no
+    ``checkpoint_every`` steps, and at the end of each epoch with ``every_epoch``. Rows also close at the end of an epoch, at each checkpoint and at the last step, so no
     row is ever cut by a resume.
 
     >>> plan = Schedule(steps=10, steps_per_epoch=5, log_every=3, checkpoint_every=7)
@@ -20,6 +20,7 @@ class Schedule:
     steps_per_epoch: int
     log_every: int
     checkpoint_every: int
+    every_epoch: bool = False
 
     def epoch(self, step: int) -> int:
         """The epoch, from 1, that a step belongs to; ``step`` counts the steps done, from 1."""
@@ -31,7 +32,7 @@ class Schedule:
 
     def saves(self, step: int) -> bool:
         """Whether a checkpoint is due after a step."""
-        return step % self.checkpoint_every == 0 or step == self.steps
+        return step % self.checkpoint_every == 0 or step == self.steps or (self.every_epoch and self.ends_epoch(step))
 
     def closes_row(self, step: int) -> bool:
         """Whether a row of metrics is due after a step."""
@@ -61,11 +62,12 @@ def schedule(
     """A schedule from the options of `fit`.
 
     A row an epoch, and every 100 steps where epochs are longer than 200. A checkpoint an epoch; where epochs are
-    shorter than 200 steps, only as often as makes 200, unless the best one is kept. Raises `ConfigError` unless exactly
+    shorter than 200 steps, only as often as makes 200. To keep the best one, each epoch has one, whose metrics are
+    those of its end. Raises `ConfigError` unless exactly
     one of ``epochs`` and ``steps`` is given, and for numbers below 1.
 
     >>> schedule(45, epochs=10, steps=None, log_every=None, checkpoint_every=None, best=False)
-    Schedule(steps=450, steps_per_epoch=45, log_every=45, checkpoint_every=225)
+    Schedule(steps=450, steps_per_epoch=45, log_every=45, checkpoint_every=225, every_epoch=False)
     """
     given = {"epochs": epochs, "steps": steps, "log_every": log_every, "checkpoint_every": checkpoint_every}
     for name, number in given.items():
@@ -76,4 +78,4 @@ def schedule(
     total = steps if steps is not None else (epochs or 1) * steps_per_epoch
     log_every = log_every or (steps_per_epoch if steps_per_epoch <= 200 else 100)
     epochs_a_save = 1 if best else -(-200 // steps_per_epoch)
-    return Schedule(total, steps_per_epoch, log_every, checkpoint_every or epochs_a_save * steps_per_epoch)
+    return Schedule(total, steps_per_epoch, log_every, checkpoint_every or epochs_a_save * steps_per_epoch, best)

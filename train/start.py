@@ -94,9 +94,14 @@ def _hold(given: dict[str, Any], planned: dict[str, Any]) -> None:
     differs = [f"{name} is {there} there and {here} here" for name, there, here in kinds if there != here]
     parts = [lacks and f"it lacks {lacks}", more and f"it has {more} in addition", some(differs, quote=False)]
     if any(parts):
+        advice = "trainer.init(key, batch) makes one, around parameters of your own with params= and state="
+        if not (lacks or more) and [name for name, there, here in kinds if there != here] == ["rng"]:
+            advice = (
+                "fit draws by JAX's default generator: give state.replace(rng=jax.random.key(0)), or set "
+                "jax_default_prng_impl"
+            )
         raise ConfigError(
-            f"fit(state=...): the state is not one of this trainer: {'; '.join(filter(None, parts))}. "
-            "trainer.init(key, batch) makes one, around parameters of your own with params= and state="
+            f"fit(state=...): the state is not one of this trainer: {'; '.join(filter(None, parts))}. {advice}"
         )
 
 

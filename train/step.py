@@ -49,7 +49,8 @@ def train_step(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState,
         trained: Any = optax.apply_updates(trained, updates)
         after = state.replace(state=out.state, opt_state=opt_state)
         if trainer.ema is not None:
-            after = after.replace(ema=optax.incremental_update(trained, state.ema, 1 - trainer.ema))
+            wide = jax.tree.map(lambda x, mean: x.astype(mean.dtype), trained, state.ema)
+            after = after.replace(ema=optax.incremental_update(wide, state.ema, 1 - trainer.ema))
         if beside is not None:
             trained = jax.lax.with_sharding_constraint(trained, beside.params)
         after, metrics = _gate(trainer, state, after.replace(params=join(trained, frozen)), out, finite, metrics)

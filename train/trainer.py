@@ -181,10 +181,11 @@ class Trainer:
         return parallel.put_batch(dict(batch), self.batch_sharding)
 
     def eval_params(self, state: TrainState) -> dict:
-        """The parameters evaluation uses: their running mean where the state keeps one."""
+        """The parameters evaluation uses: their running mean, in their own dtypes, where the state keeps one."""
         if state.ema is None:
             return state.params
-        return trainable.join(state.ema, trainable.split(state.params, self.trainable)[1])
+        trained, frozen = trainable.split(state.params, self.trainable)
+        return trainable.join(jax.tree.map(_in_dtype_of, trained, state.ema), frozen)
 
     def check_batch_size(self, size: int) -> int:
         """The size itself; `ConfigError` where accumulation or the mesh cannot divide it."""
@@ -201,3 +202,12 @@ class Trainer:
                     error.add_note(f"(a batch of {size} in accumulate={self.accumulate} micro-batches)")
                 raise
         return size
+
+
+def _in_dtype_of(x: Any, mean: Any) -> Any:
+    """The running mean of a parameter, or its shape, in the parameter's dtype."""
+    if mean.dtype == x.dtype:
+        return mean
+    if isinstance(mean, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(mean.shape, x.dtype, sharding=mean.sharding)
+    return mean.astype(x.dtype)

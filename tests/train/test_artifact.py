@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +119,29 @@ def test_saving_again_replaces_it_whole(tmp_path):
     with pytest.raises(ConfigError, match="is there and is no saved model"):
         written(tmp_path / "model")
     assert (tmp_path / "model" / "notes").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt()])
+def test_a_write_that_ends_between_its_renames_leaves_the_old_model(tmp_path, monkeypatch, error):
+    path, rename = written(tmp_path / "model"), Path.rename
+
+    def fails(self, target):
+        if self.suffix == ".part":
+            raise error
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fails)
+        with pytest.raises((CheckpointError, KeyboardInterrupt)):
+            save(path, {"w": jnp.ones(3)})
+    same(load(path).params, trained()[0])
+    path.rename(tmp_path / "model.old")  # as a kill there leaves it
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.numpy.save_file", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full")))
+        with pytest.raises(CheckpointError):
+            save(path, {"w": jnp.ones(3)})
+    same(load(path).params, trained()[0])
+    assert os.listdir(tmp_path) == ["model"]
 
 
 # Parts

@@ -13,8 +13,8 @@ from sapwood import ConfigError
 from sapwood.train.callbacks import EarlyStopping, Event, OnEpoch, StopAt, TimeLimit, better
 
 
-def event(epoch=1, epoch_end=True, **row):
-    return Event(epoch * 10, 100, epoch, epoch_end, row, None)
+def event(epoch=1, epoch_end=True, begun=0.0, **row):
+    return Event(epoch * 10, 100, epoch, epoch_end, row, None, begun)
 
 
 def stops(callback, values, memory=None, name="validation_loss"):
@@ -72,17 +72,17 @@ def test_stop_at_a_target():
 
 
 def test_a_time_limit_counts_what_earlier_processes_spent(monkeypatch):
-    now = [1000.0]
+    now = [1002.0]  # two seconds of compiling
     monkeypatch.setattr("time.time", lambda: now[0])
     limit, memory = TimeLimit(10), {}
-    assert not limit(event(), memory)
-    now[0] += 6
-    assert not limit(event(), memory)
-    resumed = {**json.loads(json.dumps(memory)), "process": 0}  # another process, long after
+    assert not limit(event(begun=1000.0), memory)
+    now[0] += 4
+    assert not limit(event(begun=1000.0), memory)
+    resumed = json.loads(json.dumps(memory))  # in another process, long after
     now[0] += 500
-    assert not limit(event(), resumed)
-    now[0] += 5
-    assert limit(event(), resumed)
+    assert not limit(event(begun=now[0] - 3), resumed)
+    now[0] += 1
+    assert limit(event(begun=now[0] - 4), resumed)
 
 
 def test_on_epoch_is_called_every_so_many_epochs():
@@ -95,7 +95,7 @@ def test_on_epoch_is_called_every_so_many_epochs():
 
 
 PROGRAM = """
-import sys, types
+import sys, tempfile, time as clock, types
 import jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 port, index = sys.argv[1], int(sys.argv[2])
@@ -109,7 +109,7 @@ model = lambda v, x: x @ v.param("kernel", (4, 3), jax.nn.initializers.zeros)
 options = supervised(model, inputs="x"), optax.sgd(0.1)
 first, trainer = Trainer(*options).init(0, data), Trainer(*options, mesh="data=4")
 for quick, seconds in rates.items():
-    now = [1000.0]
+    now = [clock.time()]
     def time():
         now[0] += seconds[index]
         return now[0]
@@ -123,22 +123,33 @@ seen = []
 mine = [lambda event, memory: seen.append(event.step) or event.step == 3] if index == 0 else []
 state, _ = trainer.fit(data, state=first, steps=6, batch_size=4, log_every=1, callbacks=mine, progress=False)
 print("alone", int(state.step))
+
+def count(event, memory):
+    memory["rows"] = memory.get("rows", 0) + 1
+    seen.append(memory["rows"])
+
+mine = [count] if index == 0 else []
+options = {"batch_size": 4, "log_every": 1, "run": sys.argv[3], "callbacks": mine, "progress": False}
+trainer.fit(data, epochs=1, **options)
+state, _ = trainer.fit(data, epochs=2, resume=True, **options)
+print("resumed", int(state.step), seen[-1] if mine else None)
 """
 
 
 @pytest.mark.slow
-def test_processes_whose_clocks_differ_stop_at_the_same_step():
+def test_processes_whose_clocks_differ_stop_at_the_same_step(tmp_path):
     """The first process decides, also where it alone has callbacks. Where each decided for itself, one would wait for
-    ever for the other's next step."""
+    ever for the other's next step. Such a run can be resumed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    commands = [[sys.executable, "-c", PROGRAM, str(port), str(i)] for i in range(2)]
+    commands = [[sys.executable, "-c", PROGRAM, str(port), str(i), str(tmp_path)] for i in range(2)]
     running = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for command in commands]
     try:
-        printed = [process.communicate(timeout=60)[0].splitlines()[-3:] for process in running]
+        printed = [process.communicate(timeout=60)[0].splitlines()[-4:] for process in running]
     finally:
         for process in running:
             process.kill()
-    assert printed == [["first 4 [1, 2, 3, 4]", "second 6 [1, 2, 3, 4, 5, 6]", "alone 3"]] * 2
+    alike = ["first 3 [1, 2, 3]", "second 6 [1, 2, 3, 4, 5, 6]", "alone 3"]
+    assert printed == [[*alike, "resumed 6 6"], [*alike, "resumed 6 None"]]

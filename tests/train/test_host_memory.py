@@ -78,4 +78,13 @@ def test_a_malloc_that_is_set_up_already_is_left_alone(monkeypatch):
         with monkeypatch.context() as patched:
             patched.setenv(name, "2")
             assert host_memory._mallopt() is None
+            assert not host_memory.fits(0)
             assert compiling.compiled(traced, "cpu")(jnp.ones(3)).tolist() == [2, 2, 2]
+
+
+def test_where_there_is_no_mallopt_nothing_else_is_asked(monkeypatch):
+    """macOS and Windows have no `os.sched_getaffinity` either."""
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    assert not host_memory.fits(2**27)
+    assert not host_memory.keep(2**27)

@@ -181,6 +181,17 @@ def test_the_objective_is_the_supervised_one(extra, bias):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+def test_bytes_are_labels_of_256_classes_and_more():
+    x, kernel, bias, labels, weight = arrays(classes=600)
+    labels = labels % 256
+    wide, narrow = (linear_cross_entropy(x, kernel, y, bias, weight) for y in (labels, labels.astype("uint8")))
+    np.testing.assert_array_equal(wide.losses, narrow.losses)
+    model = Decoder(vocabulary=256, depth=1, width=8, heads=2)
+    batch = {"tokens": jnp.zeros((1, 3), int), "targets": jnp.array([[0, 9, 255]], "uint8")}
+    params, _ = sw.init(model, 0, batch["tokens"])
+    assert jnp.isfinite(sw.apply(next_token(model), params, {}, batch)[0][0])
+
+
 def test_a_token_outside_the_vocabulary_is_reported():
     model = Decoder(vocabulary=5, depth=1, width=8, heads=2)
     batch = {"tokens": jnp.zeros((2, 3), int), "targets": jnp.array([[0, 1, 2], [0, 5, 2]])}

@@ -58,11 +58,13 @@ def test_without_a_step_to_resume_from_the_log_starts_anew(tmp_path):
 
 def test_numbers_of_any_kind(tmp_path):
     row = {"step": jnp.int32(3), "a": jnp.float32(0.1), "b": np.float64(2), "n": math.nan, "i": -math.inf, "s": "x"}
+    row |= {"list": [0.5, math.nan, [math.inf]], "dict": {"a": np.float32(0.5), "b": math.nan}}
     log(tmp_path / "log", [row | {"ok": np.bool_(True), "bf": jnp.bfloat16(1.5)}])
     text = (tmp_path / "log").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     back = read_rows(tmp_path / "log")[0]
     assert back["step"] == 3
+    assert (back["list"], back["dict"]) == ([0.5, "NaN", ["Infinity"]], {"a": 0.5, "b": "NaN"})
     assert back["ok"] is True
     assert np.float32(back["a"]) == np.float32(0.1)
     assert math.isnan(float(back["n"]))
@@ -128,4 +130,6 @@ def test_large_steps_and_odd_numbers(tmp_path):
     with TensorBoardLog(tmp_path) as out:
         out.write({"step": 3_000_000_000, "x/y z": math.inf, "ä": 1e-30})
         out.write({"step": 3_000_000_001})
-    assert scalars(tmp_path) == {"x/y z": [(3_000_000_000, math.inf)], "ä": [(3_000_000_000, pytest.approx(1e-30))]}
+        out.write({"step": 3_000_000_002, "ä": 1e39, "x/y z": -1e39})
+    large, odd = ([(3_000_000_000 + 2 * i, x) for i, x in enumerate(xs)] for xs in ((math.inf, -math.inf), (1e-30, math.inf)))
+    assert scalars(tmp_path) == {"x/y z": large, "ä": [(step, pytest.approx(x)) for step, x in odd]}

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import pytest
 from sapwood import CheckError, CheckpointError, ConfigError, DataError
 from sapwood.data.load import load
 from sapwood.train import EarlyStopping, LossScale, Trainer, supervised
+from sapwood.train import metrics as M
 from sapwood.train.logs import read_rows
 
 RNG = np.random.default_rng(0)
@@ -160,6 +163,14 @@ def test_the_best_checkpoint_is_kept(tmp_path):
     assert kept.best() == min(losses, key=losses.get)
 
 
+def test_the_best_is_kept_where_checkpoints_are_due_at_other_steps_than_epochs_end(tmp_path):
+    from sapwood.train import Checkpoints
+
+    rows = TRAINER.fit(DATA, run=tmp_path, keep=1, best="-validation_loss", checkpoint_every=4, **FIT).history
+    losses = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
+    assert Checkpoints(tmp_path / "checkpoints", best="-validation_loss").best() == min(losses, key=losses.get)
+
+
 def test_nothing_is_compiled_twice(monkeypatch):
     traced = []
 
@@ -227,6 +238,8 @@ def test_a_given_state_may_hold_numbers_of_the_host():
         (lambda state: state.replace(scale=LossScale().init()), "it has 'scale/scale', 'scale/good', 'scale/skipped' "),
         (lambda state: state.replace(params={"head": {"kernel": jnp.zeros((5, 3), "bfloat16")}}),
          r"params/head/kernel is bfloat16\[5,3\] there and float32\[4,3\] here"),
+        (lambda state: state.replace(rng=jax.random.key(0, impl="rbg")),
+         r"rng is key<rbg>\[\] there .*give state.replace\(rng=jax.random.key\(0\)\), or set jax_default_prng_impl"),
         (lambda state: state.params, "it lacks 'step', 'params/head/kernel', .* more; it has 'head/kernel' in"),
     ],
 )  # fmt: skip
@@ -261,6 +274,27 @@ def test_a_matrix_among_the_metrics_is_logged_too(tmp_path):
     _, history = trainer.fit(DATA, run=tmp_path, **{**FIT, "epochs": 1})
     assert history[0]["confusion"].sum() == 24
     assert np.sum(json.loads((tmp_path / "metrics.jsonl").read_text())["validation_confusion"]) == 22
+
+
+def test_numbers_that_json_and_tensorboard_do_not_hold_are_logged_and_read_back(tmp_path):
+    class Odd(M.Metric):
+        value: Any
+
+        def compute(self):
+            return np.array([0.5, math.nan])
+
+    def objective(v, batch):
+        loss, found = OBJECTIVE(v, batch)
+        huge = jnp.where(jnp.isnan(loss), 1.0, 400.0)
+        return loss, {**found, "classes": Odd(loss), "perplexity": M.ExpMean.of(huge)}
+
+    trainer = Trainer(objective, optax.sgd(0.1))
+    options = {"batch_size": 4, "progress": False, "run": tmp_path}
+    trainer.fit(DATA, epochs=1, **options)
+    _, history = trainer.fit(DATA, epochs=2, resume=True, **options)
+    assert [row["perplexity"] for row in history] == [pytest.approx(math.exp(400))] * 2
+    for row in history:
+        np.testing.assert_array_equal(row["classes"], [0.5, math.nan])
 
 
 # ---- what goes wrong ------------------------------------------------------------------------------------------------

@@ -139,6 +139,17 @@ def test_a_label_is_checked_through_partial_and_not_where_masked():
     assert [bool(ok) for ok in found.values()] == [False]
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_labels_of_few_bits_mean_the_classes_that_wide_ones_mean(smoothing):
+    """A class that uint8 does not hold, 256, must not turn into 0 beside them."""
+    loss = partial(losses.softmax_cross_entropy, label_smoothing=smoothing)
+    logits, target = jnp.asarray(np.random.default_rng(0).normal(size=(3, 600)), jnp.float32), jnp.array([0, 44, 255])
+    np.testing.assert_array_equal(loss(logits, target.astype("uint8")), loss(logits, target))
+    for classes in (256, 600):
+        found, _ = _flag(loss, logits[:, :classes], target.astype("uint8"))
+        assert [bool(ok) for ok in found.values()] == [True]
+
+
 def test_a_target_that_is_no_probability_is_flagged():
     found, _ = _flag(losses.sigmoid_cross_entropy, jnp.zeros(2), jnp.array([0.0, 2.0]))
     assert [bool(ok) for ok in found.values()] == [False]

@@ -73,6 +73,14 @@ def test_a_mask_leaves_out_what_it_covers_even_nan(name):
     )
 
 
+@pytest.mark.parametrize("name", ["confusion", "f1", "accuracy"])
+def test_labels_of_few_bits_count_as_wide_ones(name):
+    """uint8 holds the 21 classes, but not their 441 cells."""
+    logits, target = jnp.eye(21), jnp.arange(21)
+    wide, narrow = (metrics.METRICS[name](logits, target.astype(dtype), None) for dtype in ("int32", "uint8"))
+    np.testing.assert_array_equal(wide.compute(), narrow.compute())
+
+
 def test_mean_is_exact_beyond_the_integers_of_float32():
     part = {"x": metrics.Mean(np.float32(1), np.float32(2**24))}
     merged = metrics.merge([part] * 5)["x"]

@@ -22,6 +22,13 @@ def test_the_defaults_follow_the_length_of_an_epoch():
     assert schedule(45, **{**ASK, "best": True}).checkpoint_every == 45
 
 
+def test_the_best_is_chosen_among_the_ends_of_all_epochs():
+    plan = schedule(45, **{**ASK, "best": True, "checkpoint_every": 100})
+    assert [s for s in range(1, 136) if plan.saves(s)] == [45, 90, 100, 135]
+    assert all(plan.closes_row(s) for s in (45, 90, 100, 135))
+    assert [plan.row_end(s) for s in (0, 45, 90, 100)] == [45, 90, 100, 135]
+
+
 @pytest.mark.parametrize("change", [{"steps": 5}, {"epochs": None}, {"epochs": 0}, {"epochs": 1.3}, {"log_every": 0}])
 def test_options_that_cannot_be(change):
     with pytest.raises(ConfigError, match="fit"):

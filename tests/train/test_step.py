@@ -152,6 +152,22 @@ def test_gradients_accumulate_in_float32_whatever_the_parameters_are(dtype):
     np.testing.assert_allclose(out.weight, weights.sum(), rtol=1e-6)
 
 
+def test_a_micro_batch_that_weighs_nothing_adds_nothing_not_even_nan():
+    """An objective may divide by what it has counted."""
+
+    def objective(v, batch):
+        error = jnp.square(batch["x"] @ v.param("kernel", (4, 1), normal))[:, 0] * batch["mask"]
+        return error.sum() / batch["mask"].sum(), {"scalar": error.sum() / batch["mask"].sum()}
+
+    batch = {"x": jnp.asarray(X), "mask": (jnp.arange(12) % 2).astype("float32")}
+    (whole, metrics), (parts, found) = (
+        run(Trainer(objective, optax.sgd(1.0), accumulate=n), [batch]) for n in (1, 2)
+    )
+    assert_trees_close(whole.params, parts.params)
+    for name in ("loss", "scalar"):
+        np.testing.assert_allclose(compute(found)[name], compute(metrics)[name], rtol=1e-5)
+
+
 def test_accumulation_threads_the_model_state_and_draws_anew():
     def noisy(v, x):
         return counting(v, x) + jax.random.normal(v.noise.rng("noise"), (x.shape[0], 3))
@@ -193,6 +209,19 @@ def test_clipping_is_by_the_global_norm():
 
 def test_a_small_gradient_is_not_clipped():
     assert_trees_equal(run(make(clip=1e6), [BATCH])[0].params, run(make(), [BATCH])[0].params)
+
+
+def test_ema_of_bfloat16_parameters_is_float32_and_moves():
+    """0.999 is 1 in bfloat16: the first parameters would never be forgotten."""
+    trainer = make(ema=0.999, policy=sw.Policy("bfloat16", param="bfloat16"))
+    state = trainer.init(0, BATCH)
+    ema = jax.tree.map(lambda x: x.astype("float32"), state.params)
+    for _ in range(3):
+        state, _ = run(trainer, [BATCH], state)
+        ema = jax.tree.map(lambda e, p: 0.999 * e + 0.001 * p.astype("float32"), ema, state.params)
+    assert_trees_close(state.ema, ema)
+    assert {x.dtype for x in jax.tree.leaves(trainer.eval_params(state))} == {jnp.dtype("bfloat16")}
+    assert np.isfinite(trainer.evaluate(state, {name: np.asarray(x) for name, x in BATCH.items()})["loss"])
 
 
 def test_ema_follows_its_formula_and_is_what_is_evaluated():
