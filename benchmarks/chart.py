@@ -54,7 +54,8 @@ def _panel(axis, suite: Suite, found: dict, measure: str) -> None:
         axis.plot([r.median], [y], "o", color=colour, markersize=5.5)
         axis.annotate(f"{r.median:.2f}", (r.high, y), (5, 0), textcoords="offset points", va="center", color=colour,
                       fontsize=8)  # fmt: skip
-    axis.set_yticks(range(len(shown)), [system for system, _ in reversed(shown)])
+    of = {system: "" if suite.floor_of(system) == floor else f" (of {suite.floor_of(system)})" for system, _ in shown}
+    axis.set_yticks(range(len(shown)), [f"{system}{of[system]}" for system, _ in reversed(shown)])
     for label in axis.get_yticklabels():
         if label.get_text().startswith("sapwood"):
             label.set(color=OURS, fontweight="bold")

@@ -21,7 +21,7 @@ class Event:
 
     ``step`` batches are done (of ``steps``), ``epoch`` is counted from 1, and ``epoch_end`` says whether this row
     closes it (then ``row`` holds the validation metrics too). ``state`` is the `TrainState` after ``step``: read it
-    before returning, its buffers are reused by the next step. ``begun`` is when this `fit` began, in seconds since 1970.
+    before returning, its buffers are reused by the next step. ``begun`` is when this `fit` began, as `time.time` says.
     """
 
     step: int

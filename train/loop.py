@@ -140,8 +140,10 @@ class Row:
 class Loop:
     """The state of one run of `fit`, and the loop itself."""
 
-    def __init__(self, trainer: Any, sender: Sender, state: TrainState, stream: Any, plan: Schedule,
-                 evaluation: Evaluation | None, record: Run, callbacks: tuple[Callback, ...], begun: float):  # fmt: skip
+    def __init__(
+        self, trainer: Any, sender: Sender, state: TrainState, stream: Any, plan: Schedule,
+        evaluation: Evaluation | None, record: Run, callbacks: tuple[Callback, ...], begun: float,
+    ):  # fmt: skip
         self.trainer, self.sender, self.state, self.stream, self.plan = trainer, sender, state, stream, plan
         self.evaluation, self.record, self.callbacks = evaluation, record, callbacks
         self.asks = anyone(bool(callbacks))  # they may be of the first process alone

@@ -8,8 +8,8 @@ from sapwood.core.errors import ConfigError
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """``steps`` in all, ``steps_per_epoch``; a row every ``log_every`` steps of an epoch, a checkpoint every
-    ``checkpoint_every`` steps, and at the end of each epoch with ``every_epoch``. Rows also close at the end of an epoch, at each checkpoint and at the last step, so no
-    row is ever cut by a resume.
+    ``checkpoint_every`` steps, and at the end of each epoch with ``every_epoch``. Rows also close at the end of an
+    epoch, at each checkpoint and at the last step, so no row is ever cut by a resume.
 
     >>> plan = Schedule(steps=10, steps_per_epoch=5, log_every=3, checkpoint_every=7)
     >>> [s for s in range(1, 11) if plan.closes_row(s)], [s for s in range(1, 11) if plan.saves(s)]

@@ -131,5 +131,7 @@ def test_large_steps_and_odd_numbers(tmp_path):
         out.write({"step": 3_000_000_000, "x/y z": math.inf, "ä": 1e-30})
         out.write({"step": 3_000_000_001})
         out.write({"step": 3_000_000_002, "ä": 1e39, "x/y z": -1e39})
-    large, odd = ([(3_000_000_000 + 2 * i, x) for i, x in enumerate(xs)] for xs in ((math.inf, -math.inf), (1e-30, math.inf)))
+    large, odd = (
+        [(3_000_000_000 + 2 * i, x) for i, x in enumerate(xs)] for xs in ((math.inf, -math.inf), (1e-30, math.inf))
+    )
     assert scalars(tmp_path) == {"x/y z": large, "ä": [(step, pytest.approx(x)) for step, x in odd]}

@@ -160,9 +160,7 @@ def test_a_micro_batch_that_weighs_nothing_adds_nothing_not_even_nan():
         return error.sum() / batch["mask"].sum(), {"scalar": error.sum() / batch["mask"].sum()}
 
     batch = {"x": jnp.asarray(X), "mask": (jnp.arange(12) % 2).astype("float32")}
-    (whole, metrics), (parts, found) = (
-        run(Trainer(objective, optax.sgd(1.0), accumulate=n), [batch]) for n in (1, 2)
-    )
+    (whole, metrics), (parts, found) = (run(Trainer(objective, optax.sgd(1.0), accumulate=n), [batch]) for n in (1, 2))
     assert_trees_close(whole.params, parts.params)
     for name in ("loss", "scalar"):
         np.testing.assert_allclose(compute(found)[name], compute(metrics)[name], rtol=1e-5)
