@@ -1,5 +1,7 @@
 """``sapwood evaluate RUN``: the test metrics of a run's newest whole checkpoint."""
 
+import numpy as np
+
 from sapwood.command import options
 
 
@@ -13,4 +15,4 @@ def main(arguments: list[str]) -> None:
 
     experiment = Experiment.open(found.run, options.machine(found))
     for name, value in experiment.test(experiment.restore()).items():
-        print(f"test {name} {value:.4f}")
+        print(f"test {name} {np.asarray(value).tolist() if np.ndim(value) else f'{value:.4f}'}")

@@ -1,11 +1,15 @@
 """``sapwood predict RUN FILES...``: class and probability of image files."""
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from sapwood.command import options
 from sapwood.core.errors import ConfigError
+
+SOFTMAX = ("softmax_cross_entropy", "kl_divergence")
+"""The losses whose outputs are, by softmax, the probabilities of classes."""
 
 
 def main(arguments: list[str]) -> None:
@@ -21,26 +25,60 @@ def main(arguments: list[str]) -> None:
     from sapwood.recipes.experiment import Experiment
 
     experiment = Experiment.open(found.run, options.machine(found))
-    names = getattr(experiment.trainer.objective, "inputs", ())
+    objective = experiment.trainer.objective
+    names = getattr(objective, "inputs", ())
     if len(names) != 1 or len(experiment.features[names[0]].shape) != 3:
         takes = ", ".join(names) or "what only its objective knows"
         raise ConfigError(f"{found.run} is no image classifier: its model takes {takes}")
+    check_loss(found.run, objective)
     feature = experiment.features[names[0]]
-    images = np.stack([read(file, feature, invert=found.invert) for file in found.files])
+    low, high = limits(names[0], feature)
+    images = np.stack([read(file, feature, low, high, invert=found.invert) for file in found.files])
     logits = experiment.trainer.predict(experiment.restore(), {names[0]: images})
-    classes = experiment.features[experiment.trainer.objective.target].classes
+    shape = np.shape(logits)[1:]
+    if len(shape) != 1 or shape[0] < 2:
+        raise ConfigError(
+            f"{found.run} is no image classifier: its model gives an output of shape {shape} for an image; one number "
+            "for each of at least two classes is expected. Trainer.predict gives the outputs as they are"
+        )
+    target = experiment.features.get(getattr(objective, "target", ""))
+    classes = target.classes if target else None
     for file, row in zip(found.files, logits.astype(np.float64), strict=True):
         odds = np.exp(row - row.max())
         best = int(row.argmax())
         print(f"{file}\t{classes[best] if classes else best}\t{odds[best] / odds.sum():.4f}")
 
 
-def read(file: str, feature: Any, *, invert: bool) -> np.ndarray:
-    """An image file as the model's input feature: its size, channels, range and dtype."""
+def check_loss(run: str, objective: Any) -> None:
+    """Refuse a loss of the library that has no classes, or no probabilities of them; others are taken at their word."""
+    from sapwood.train.losses import LOSSES
+
+    loss = getattr(objective, "loss", None)
+    loss = loss.func if isinstance(loss, functools.partial) else loss
+    name = next((name for name, known in LOSSES.items() if known is loss), None)
+    if name is not None and name not in SOFTMAX:
+        raise ConfigError(
+            f"{run} is no image classifier: under its loss {name} the softmax of its outputs is no probability of "
+            "classes; Trainer.predict gives the outputs as they are"
+        )
+
+
+def limits(name: str, feature: Any) -> tuple[float, float]:
+    """The values of black and white in the model's input."""
+    if feature.dtype != "uint8" and (feature.low is None or feature.high is None):
+        raise ConfigError(
+            f"nothing says which values of {name}, {feature.dtype}, are black and white; in the recipe's data() write "
+            f"data.declare({name}=sw.data.Feature({feature.shape}, {feature.dtype!r}, low=0, high=1)), with the limits "
+            "that it has, and train again"
+        )
+    return feature.low or 0, 255 if feature.high is None else feature.high
+
+
+def read(file: str, feature: Any, low: float, high: float, *, invert: bool) -> np.ndarray:
+    """An image file as the model's input feature: its size, channels and dtype, from `low` to `high`."""
     from sapwood.data import decode_image
 
     height, width, channels = feature.shape
     pixels = decode_image(file, grey=channels == 1, size=(height, width)).astype(np.float32) / 255
-    low, high = feature.low or 0, 255 if feature.high is None else feature.high
     values = low + (1 - pixels if invert else pixels) * (high - low)
     return (np.rint(values) if np.issubdtype(feature.dtype, np.integer) else values).astype(feature.dtype)

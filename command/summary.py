@@ -3,7 +3,8 @@
 from typing import Any
 
 from sapwood.command import options
-from sapwood.core.errors import ConfigError
+from sapwood.core.errors import ConfigError, DataError
+from sapwood.core.paths import nearest
 
 
 def main(arguments: list[str]) -> None:
@@ -33,6 +34,12 @@ def read(command: str, about: str, arguments: list[str], *more: tuple[str, dict]
         raise ConfigError(
             f"the objective of {found.recipe} does not name the model's inputs; sw.supervised makes one that does"
         )
+    for name in objective.inputs:
+        if name not in features:
+            raise DataError(
+                f"the data of {found.recipe} has no entry {name!r}, which its model takes{nearest(name, features)} "
+                f"(it has {', '.join(features)})"
+            )
     inputs = tuple(
         jax.ShapeDtypeStruct((recipe.batch_size, *features[name].shape), features[name].dtype)
         for name in objective.inputs

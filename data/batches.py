@@ -1,8 +1,8 @@
 """`Batches`: a seekable stream of global batches, of which each process reads its rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -94,7 +94,7 @@ class Batches(Iterator[Batch]):
         flat = self.dataset.gather(indices.reshape(-1))
         block = {name: a.reshape(indices.shape + a.shape[1:]) for name, a in flat.items()}
         if self._plan.remainder == "pad":
-            block["mask"] = real
+            block["mask"] = _masked(block["mask"], real) if "mask" in block else real
         return block
 
     def indices(self, step: int) -> np.ndarray:
@@ -120,31 +120,32 @@ class Batches(Iterator[Batch]):
         other = Batches(self.dataset, self._plan, self._order, self.steps, np.asarray(rows))
         return other.seek(self.position)
 
-    def state(self) -> dict[str, int]:
-        """What a checkpoint keeps: plain integers, valid for any number of processes.
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: plain values, valid for any number of processes.
 
-        `position` and `seed` are the state; `examples` and `batch_size` let `restore` notice other data.
+        `position` and `seed` are the state; the others let `restore` notice other data or another order.
         """
         return {
             "position": self.position,
             "seed": self.seed,
             "examples": self._plan.count,
             "batch_size": self.batch_size,
+            "shuffle": bool(self._order.shuffle),
+            "remainder": self._plan.remainder,
         }
 
-    def restore(self, state: dict[str, int]) -> "Batches":
-        """Go to where `state()` was taken.
+    def restore(self, state: Mapping[str, Any]) -> "Batches":
+        """Go to where `state()` was taken. What an older state does not say is not compared.
 
         Raises:
-            DataError: the state is of other data, another batch size or another seed, where the same position would
-                mean other examples.
+            DataError: the state is of other data, or of another batch size, seed, order or remainder, where the same
+                position would mean other examples.
         """
-        mine = self.state()
-        for name, value in mine.items():
-            if name != "position" and name in state and int(state[name]) != value:
+        for name, value in self.state().items():
+            if name != "position" and name in state and state[name] != value:
                 raise DataError(
                     f"the saved position is of data with {name.replace('_', ' ')} {state[name]}; this has {value}. "
-                    "Resume with the same data, batch size and seed, or start afresh"
+                    "Resume with the same data, batch size, seed, shuffle and remainder, or start afresh"
                 )
         return self.seek(int(state["position"]))
 
@@ -177,8 +178,9 @@ def batches(
     - "drop", for training: each pass is cut into floor(n / batch_size) batches, and the rest of it is left out, another
       rest each pass.
     - "pad", for evaluation: each pass is cut into ceil(n / batch_size) batches; the last is filled up with the pass's
-      last example, and every batch has an entry "mask", bool `(batch,)`, False where an example only fills up. Real
-      examples fill up because zeros could break what follows, such as a logarithm, a norm or a check.
+      last example, and every batch has an entry "mask", bool `(batch,)`, False where an example only fills up. A "mask"
+      of the data's own, `(batch, ...)`, stays as it is but for those examples, where it is 0. Real examples fill up
+      because zeros could break what follows, such as a logarithm, a norm or a check.
 
     A batch larger than the data set wraps over several passes, or is padded; "drop" has no batch to give then.
 
@@ -204,7 +206,7 @@ def batches(
         [[True, True], [True, True], [True, False]]
         >>> stream = batches(data, 2, seed=7).seek(1000)
         >>> stream.state()
-        {'position': 1000, 'seed': 7, 'examples': 5, 'batch_size': 2}
+        {'position': 1000, 'seed': 7, 'examples': 5, 'batch_size': 2, 'shuffle': True, 'remainder': 'wrap'}
     """
     if not isinstance(dataset, Dataset):
         raise ConfigError(
@@ -225,6 +227,11 @@ def batches(
     rows = _rows(plan.batch_size, process_index, process_count)
     steps = None if epochs is None else epochs * plan.steps_per_epoch
     return Batches(dataset, plan, Order(len(dataset), seed, shuffle), steps, rows)
+
+
+def _masked(mask: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """The data's own mask `(steps, rows, ...)`, 0 where an example only fills up. (A product would keep NaN.)"""
+    return np.where(real.reshape(real.shape + (1,) * (mask.ndim - real.ndim)), mask, np.zeros((), mask.dtype))
 
 
 def _rows(batch_size: int, index: int | None, count: int | None) -> np.ndarray:

@@ -1,6 +1,6 @@
 """`Dataset`: random access to checked examples, with slicing, mapping, splitting and weights."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data.features import Feature, check, even, infer, narrow, stack
-from sapwood.data.source import Reader, positive
+from sapwood.data.order import checked
+from sapwood.data.source import CHUNK, Reader, positive
 
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
@@ -67,6 +68,11 @@ class Dataset:
             return self.select(np.arange(len(self))[key])
         return {name: values[0] for name, values in self.gather([key]).items()}
 
+    def __iter__(self) -> Iterator[Example]:
+        """Every example in order. (Python would do so by index too, but take an IndexError of a mapped function for the
+        end.)"""
+        return (self[i] for i in range(len(self)))
+
     def gather(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The examples of `indices` as a dict of arrays `(examples, ...)`; DataError where one is wrong."""
         here = positive(indices, len(self))
@@ -76,27 +82,31 @@ class Dataset:
         for step in self.steps:
             batch = self._apply(step, even(batch, entries, where) if step.batched else batch, entries)
         batch = even(batch, entries, where)
-        if self.steps:  # what a function made is new each time, so it is checked each time
-            check(self.features, batch, entries, where)
         if self.weights is not None:
             weight = self.weights[here]
-            batch = {**batch, "weight": batch["weight"] * weight if "weight" in batch else weight}
+            batch["weight"] = batch["weight"].astype(np.float32) * weight if "weight" in batch else weight
+        if self.steps:  # what a function made is new each time, so it is checked each time
+            check(self.features, batch, entries, where)
         return batch
 
     def _apply(self, step: Step, batch: Batch, entries: np.ndarray) -> Batch:
         where = self.reader.source.where
         if not step.batched:
             rows = [step.function({n: a[i] for n, a in batch.items()}) for i in range(len(entries))]
-            if not all(isinstance(row, Mapping) for row in rows):
-                raise DataError(f"the mapped function gave {type(rows[0]).__name__}; a dict of arrays is expected")
+            odd = next((i for i, row in enumerate(rows) if not isinstance(row, Mapping)), None)
+            if odd is not None:
+                raise _no_dict(rows[odd], where(int(entries[odd])))
             return stack(rows, entries, where)
         mapped = step.function(batch)
-        lengths = {n: np.shape(a)[:1] for n, a in mapped.items()} if isinstance(mapped, Mapping) else mapped
-        if not isinstance(mapped, Mapping) or any(n != (len(entries),) for n in lengths.values()):
+        if not isinstance(mapped, Mapping):
+            raise _no_dict(mapped, f"{len(entries)} examples")
+        arrays = {n: narrow(n, a) for n, a in mapped.items()}
+        lengths = {n: a.shape[:1] for n, a in arrays.items()}
+        if any(n != (len(entries),) for n in lengths.values()):
             raise DataError(
                 f"the mapped function gave {lengths} for {len(entries)} examples; each entry needs them all"
             )
-        return {n: narrow(n, a) for n, a in mapped.items()}
+        return arrays
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "Dataset":
         """The data set of the examples of `indices`, in that order."""
@@ -116,7 +126,8 @@ class Dataset:
             batched: the function takes and gives stacked examples `(examples, ...)`: much faster for small ones.
 
         Features whose shape and dtype stay keep their classes and ranges, and are held to them; the others are
-        inferred from the first example. `declare` says more.
+        inferred from the first example. `declare` says more. Weights given by `weighted` stay beside what the function
+        takes and gives.
 
         Example:
             >>> import numpy as np, sapwood.data
@@ -130,6 +141,8 @@ class Dataset:
             old, new = self.features.get(name), infer(values)
             same = old is not None and (old.shape, old.dtype) == (new.shape, new.dtype)
             features[name] = old if same else new
+        if self.weights is not None:
+            features["weight"] = self.features["weight"]
         return replace(mapped, features=features, weights=self.weights)
 
     def declare(self, **features: Feature) -> "Dataset":
@@ -150,26 +163,32 @@ class Dataset:
         features = {**self.features, **features}
         if self.steps:
             return replace(self, features=features)
-        return replace(self, reader=Reader(self.reader.source, features), features=features)
+        stored = {n: f for n, f in features.items() if n in self.reader.features}  # weights may lie beside the source
+        return replace(self, reader=Reader(self.reader.source, stored), features=features)
 
     def column(self, name: str) -> np.ndarray:
         """Entry `name` of all examples `(examples, ...)`, without decoding the others where the source can."""
-        if self.steps:
-            chunks = np.array_split(np.arange(len(self)), -(-len(self) // 1024))
-            return np.concatenate([self.gather(c)[name] for c in chunks])
         if name not in self.features:
             raise ConfigError(f"there is no entry {name!r}; the examples have {', '.join(map(repr, self.features))}")
+        if self.steps:
+            chunks = np.array_split(np.arange(len(self)), -(-len(self) // CHUNK))
+            return np.concatenate([self.gather(c)[name] for c in chunks])
+        weights = self.weights if name == "weight" else None
+        if weights is not None and name not in self.reader.features:
+            return weights
         values = self.reader.column(name)
-        return values if self.indices is None else values[self.indices]
+        values = values if self.indices is None else values[self.indices]
+        return values if weights is None else values.astype(np.float32) * weights
 
     def split(self, fraction: float, *, seed: int = 0, by: str | None = None) -> tuple["Dataset", "Dataset"]:
         """Two disjoint data sets: the rest, and a `fraction` of the examples drawn by `seed`.
 
-        Each keeps the order of the examples. Where there are classes, each class is split in proportion.
+        Each keeps the order of the examples. Where each has one class, every class is split in proportion.
 
         Args:
             fraction: between 0 and 1; each part gets at least one example.
-            by: the entry whose classes are kept in proportion; default "label", if that has classes.
+            seed: 0 to 2**32 - 1.
+            by: the entry whose classes are kept in proportion; default "label", if that is one class.
 
         Example:
             >>> import numpy as np, sapwood.data
@@ -182,12 +201,13 @@ class Dataset:
             raise ConfigError(f"a split takes a fraction between 0 and 1, not {fraction}")
         if len(self) < 2:
             raise DataError("one example cannot be split in two")
-        if by is None:
-            label = self.features.get("label")
-            groups = self.column("label") if label is not None and label.num_classes else np.zeros(len(self), int)
-        else:
-            groups = self.column(by)
-        part = _draw(np.asarray(groups), fraction, seed)
+        label = self.features.get("label")
+        if by is None and label is not None and label.num_classes and not label.shape:
+            by = "label"
+        groups = np.zeros(len(self), int) if by is None else self.column(by)
+        if groups.ndim != 1:
+            raise ConfigError(f"split(by={by!r}): {groups.shape[1:]} values an example; one class each is expected")
+        part = _draw(groups, fraction, checked(seed))
         return self.select(np.flatnonzero(~part)), self.select(np.flatnonzero(part))
 
     def class_weights(self, name: str = "label") -> np.ndarray:
@@ -201,9 +221,10 @@ class Dataset:
             [0.75, 1.5]
         """
         feature = self.features.get(name)
-        if feature is None or not feature.num_classes:
+        if feature is None or not feature.num_classes or feature.shape:
             raise ConfigError(
-                f"{name!r} has no classes to weigh; the examples have {', '.join(map(repr, self.features))}"
+                f"{name!r} is not one class an example, to be weighed; the examples have "
+                f"{', '.join(map(repr, self.features))}"
             )
         labels = self.column(name)
         self._check_classes(name, labels)
@@ -266,6 +287,10 @@ class Dataset:
         """
         present = {n: f for n, f in self.features.items() if n in batch}
         check(present, batch, range(first_index, first_index + len(next(iter(batch.values())))))
+
+
+def _no_dict(made: Any, what: str) -> DataError:
+    return DataError(f"the mapped function gave {type(made).__name__} for {what}; a dict of arrays is expected")
 
 
 def _draw(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:

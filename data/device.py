@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -48,7 +48,7 @@ class DeviceBatches(Iterator[dict[str, Any]]):
     def steps(self) -> int | None:
         return self.batches.steps
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint keeps; see `Batches.state`."""
         return self.batches.state()
 
@@ -58,7 +58,7 @@ class DeviceBatches(Iterator[dict[str, Any]]):
         self._forget()
         return self
 
-    def restore(self, state: dict[str, int]) -> "DeviceBatches":
+    def restore(self, state: Mapping[str, Any]) -> "DeviceBatches":
         """Go to where `state()` was taken; see `Batches.restore`."""
         self.batches.restore(state)
         self._forget()
@@ -197,7 +197,7 @@ def _place(batch: dict[str, np.ndarray], batches: Batches, sharding: Any, row_ax
     import jax
 
     for name, values in batch.items():
-        if values.dtype.kind in "OUSM":
+        if values.dtype.kind in "OUSTM":
             raise DataError(
                 f"{name} holds {_kind(values)}, which no device takes; use `map` to make it numbers, or leave it out"
             )

@@ -1,7 +1,8 @@
 """What an entry of the data is (`Feature`), and the checks that hold each example to it."""
 
+import numbers
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,10 @@ class Feature:
     finite: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "shape", tuple(None if d is None else int(d) for d in self.shape))
+        for name in ("num_classes", "low", "high"):
+            if isinstance(value := getattr(self, name), np.generic):
+                object.__setattr__(self, name, value.item())  # NumPy's numbers are no JSON
         for name in ("classes", "vocabulary", "columns"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(str(x) for x in getattr(self, name)))
@@ -113,15 +117,31 @@ def infer(values: np.ndarray) -> Feature:
     """
     if values.dtype == object:
         return Feature(values.shape[1:], TEXT if all(isinstance(v, str) for v in values.flat) else RAW)
-    return Feature(values.shape[1:], TEXT if values.dtype.kind == "U" else values.dtype.name)
+    return Feature(values.shape[1:], TEXT if values.dtype.kind in "UST" else values.dtype.name)
+
+
+def array(name: str, values: Any) -> np.ndarray:
+    """`values` as an array; DataError where lists of several lengths make none."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise _uneven(name) from error
+
+
+def _uneven(name: str) -> DataError:
+    return DataError(
+        f"{name} holds lists of several lengths, which make no array; pad them, or load a list of examples, whose "
+        "shapes may vary"
+    )
 
 
 def narrow(name: str, values: Any) -> np.ndarray:
     """`values` as an array of a type the device has: float64 to float32 and int64 to int32 unless JAX's 64-bit types
-    are on. An integer that does not fit is an error here, where JAX would wrap it around without a word."""
-    values = np.asarray(values)
-    if values.dtype.kind == "U":
-        return values.astype(object)
+    are on. An integer that does not fit is an error here, where JAX would wrap it around without a word. Text becomes
+    an array of Python strings."""
+    values = array(name, values)
+    if values.dtype.kind in "UST":
+        return _strings(name, values)
     if values.dtype.kind not in "iuf" or values.dtype.itemsize < 8:
         return values
     from jax.dtypes import canonicalize_dtype
@@ -136,6 +156,48 @@ def narrow(name: str, values: Any) -> np.ndarray:
                 "64-bit types with jax.config.update('jax_enable_x64', True)"
             )
     return values.astype(dtype, copy=False)
+
+
+def _strings(name: str, values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind == "S":  # NumPy's bytes end at the first zero, so they were meant as text
+        try:
+            values = np.char.decode(values, "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{name} holds bytes that are no text ({error}); give UTF-8, or numbers, as np.frombuffer makes them"
+            ) from error
+    return values.astype(object)
+
+
+def cast(
+    name: str, feature: Feature, values: np.ndarray, entries: Sequence[int] | np.ndarray, where: Callable[[int], str]
+) -> np.ndarray:
+    """Stacked examples in the dtype of their feature; DataError where more changes than the rounding of a float.
+
+    >>> cast("y", Feature((), "int32"), np.array([3, 2.5]), [0, 1], "example {}".format)
+    Traceback (most recent call last):
+    sapwood.core.errors.DataError: y of example 1 is 2.5; int32 is expected: give all examples one type, or `declare` it
+    """
+    dtype = np.dtype(feature.dtype)
+    if is_ragged(values):
+        made = np.empty(len(values), object)
+        for i, value in enumerate(values):
+            same = value.dtype == dtype
+            made[i] = value if same else cast(name, feature, value[None], entries[i : i + 1], where)[0]
+        return made
+    expected = f"{dtype.name} is expected: give all examples one type, or `declare` it"
+    if values.dtype == object:
+        odd = [not isinstance(v, numbers.Number | np.generic) for v in values.flat]
+        _refuse(name, feature, values, np.reshape(odd, values.shape), expected, entries, where)
+    with np.errstate(invalid="ignore", over="ignore"):
+        made = values.astype(dtype)
+    if not ("float" in dtype.name and "float" in values.dtype.name):
+        _refuse(name, feature, values, _comparable(made) != _comparable(values), expected, entries, where)
+    return made
+
+
+def _comparable(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32) if values.dtype.kind == "V" else values  # bfloat16 and its kin
 
 
 def check(
@@ -236,7 +298,10 @@ def _stack_entry(name: str, values: list, entries, where) -> np.ndarray:
         stacked = np.empty(len(values), object)
         stacked[:] = values
         return stacked
-    arrays = [np.asarray(v) for v in values]
+    try:
+        arrays = [np.asarray(v) for v in values]
+    except ValueError as error:
+        raise _uneven(name) from error
     if all(a.shape == arrays[0].shape for a in arrays):
         return narrow(name, np.stack(arrays))
     ragged = np.empty(len(arrays), object)
@@ -263,14 +328,3 @@ def even(batch: Mapping[str, np.ndarray], entries, where: Callable[[int], str]) 
                 )
         evened[name] = np.stack(list(values))
     return evened
-
-
-def described(features: Mapping[str, Feature], name: str, classes: int | Sequence[str] | None) -> dict[str, Feature]:
-    """`features` with `classes` (their number, or their names) declared for entry `name`."""
-    if classes is None:
-        return dict(features)
-    if name not in features:
-        raise ConfigError(f"classes= describes {name!r}, but there are only {', '.join(map(repr, features))}")
-    if isinstance(classes, int):
-        return {**features, name: replace(features[name], num_classes=classes, classes=None)}
-    return {**features, name: replace(features[name], classes=tuple(classes), num_classes=None)}

@@ -46,7 +46,7 @@ def load(
         split: "train" unless said; TFDS also takes "train[:80%]" and "train+test".
         validation: the fraction to hold out, drawn by `seed`, in proportion for each class (`Dataset.split`); the
             pair (the rest, the held-out part) is given back.
-        target: the entry that becomes "label".
+        target: the entry that becomes "label"; one that is called so already is then left out.
         classes: the names of the label's classes in order, or their number, where the source does not say.
         weight: the column of sample weights.
         size: (height, width) to resize images to.
@@ -62,6 +62,8 @@ def load(
         >>> len(train), len(valid), train.features["label"].num_classes
         (40, 10, 5)
     """
+    if isinstance(classes, np.ndarray | np.generic):
+        classes = classes.tolist()
     options = {
         "split": split,
         "target": target,

@@ -7,6 +7,13 @@ from sapwood.core.errors import ConfigError
 WHOLE = 1 << 22  # up to so many examples a whole pass is drawn at once: 0.25 s, 32 MB
 
 
+def checked(seed: int) -> int:
+    """A seed that NumPy takes; ConfigError otherwise."""
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"a seed is an integer from 0 to 2**32 - 1, not {seed}")
+    return int(seed)
+
+
 class Order:
     """The endless stream of example numbers: pass 0 over all `count` examples, then pass 1, ...
 
@@ -25,9 +32,7 @@ class Order:
     """
 
     def __init__(self, count: int, seed: int, shuffle: bool):
-        if seed < 0 or seed >= 2**32:
-            raise ConfigError(f"a seed is an integer from 0 to 2**32 - 1, not {seed}")
-        self.count, self.seed, self.shuffle = count, int(seed), shuffle
+        self.count, self.seed, self.shuffle = count, checked(seed), shuffle
         self._passes: dict[int, np.ndarray] = {}
         self._grain = None
 

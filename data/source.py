@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import DataError
-from sapwood.data.features import RAW, TEXT, Feature, check, stack
+from sapwood.data.features import RAW, TEXT, Feature, cast, check, stack
 
 REMEMBER = 1 << 30  # bytes of decoded examples that a reader keeps; a larger set is decoded anew each time
 ALIGNMENT = 64  # bytes: what XLA asks of memory that it is to use in place
 THREADS = 8  # reading files, decompressing and decoding images release Python's lock
 SHORT = 1.5e-4  # seconds; where an example takes less, threads lose more by taking turns at that lock than they gain
 LOOK = 16  # batches from one look at how long an example takes to the next
+CHUNK = 1024  # examples of one reading, where one entry of all examples is wanted
 
 
 class Source:
@@ -44,8 +46,11 @@ class Source:
         return stack(self.in_parts(lambda part: [self.read(i) for i in part], numbers), numbers, self.where)
 
     def in_parts(self, read: Callable[[list[int]], list[Any]], numbers: list[int]) -> list[Any]:
-        """`read(numbers)`, by several threads where that is allowed and examples take long; now and then it looks."""
-        if self.threads < 2 or len(numbers) < 2 * self.threads:
+        """`read(numbers)`, by several threads where that is allowed and examples take long; now and then it looks.
+
+        A source that reads from another runs in those threads already: were they to wait for each other, all would.
+        """
+        if self.threads < 2 or len(numbers) < 2 * self.threads or getattr(_thread, "reads", False):
             return read(numbers)
         found, self._asked = [], self._asked + 1
         if self._asked % LOOK == 1:
@@ -60,7 +65,7 @@ class Source:
 
     def column(self, name: str) -> np.ndarray:
         """Entry `name` of all examples; override where it can be had without decoding the rest."""
-        chunks = np.array_split(np.arange(len(self)), max(1, len(self) // 1024))
+        chunks = np.array_split(np.arange(len(self)), max(1, len(self) // CHUNK))
         return np.concatenate([self.gather(c)[name] for c in chunks])
 
     def where(self, index: int) -> str:
@@ -68,9 +73,12 @@ class Source:
         return f"example {index}"
 
 
+_thread = threading.local()  # `reads` is True in the threads of the pool
+
+
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(THREADS, thread_name_prefix="sapwood-read")
+    return ThreadPoolExecutor(THREADS, "sapwood-read", lambda: setattr(_thread, "reads", True))
 
 
 class ArraySource(Source):
@@ -104,6 +112,8 @@ class Reader:
         self._checked = np.zeros(len(source), bool)
         self._all_checked = False
         self._arrays = _room(len(source), features) if source.remember else None
+        # what lies in memory has one dtype; examples that are read may each come in another
+        self._dtypes = _dtypes(features) if source.remember else {}
 
     def __len__(self) -> int:
         return len(self.source)
@@ -117,6 +127,7 @@ class Reader:
             batch = self.source.gather(indices)
             if not self._all_checked and len(fresh):
                 check(self.features, batch, indices, self.source.where)
+            batch = self._as_declared(batch, indices)
         else:
             self._learn(np.unique(fresh))
             batch = {name: take(a, indices) for name, a in self._arrays.items()}
@@ -135,12 +146,17 @@ class Reader:
                 f"{self.source.where(int(fresh[0]))} has {', '.join(map(repr, batch))}; "
                 f"{', '.join(map(repr, self._arrays))} were declared"
             )
-        for name, values in batch.items():
+        for name, values in self._as_declared(batch, fresh).items():
             self._arrays[name][fresh] = values
+
+    def _as_declared(self, batch: dict[str, np.ndarray], entries: np.ndarray) -> dict[str, np.ndarray]:
+        other = [n for n, dtype in self._dtypes.items() if n in batch and batch[n].dtype != dtype]
+        where = self.source.where
+        return batch | {n: cast(n, self.features[n], batch[n], entries, where) for n in other}
 
     def column(self, name: str) -> np.ndarray:
         """Entry `name` of all examples, unchecked."""
-        return self.source.column(name)
+        return self._as_declared({name: self.source.column(name)}, np.arange(len(self)))[name]
 
 
 def take(array: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -168,13 +184,19 @@ def _room(count: int, features: dict[str, Feature]) -> dict[str, np.ndarray] | N
     return {n: np.empty((count, *shapes[n]), dtypes[n]) for n in features}
 
 
+def _dtypes(features: dict[str, Feature]) -> dict[str, np.dtype]:
+    return {n: np.dtype(f.dtype) for n, f in features.items() if f.dtype not in (TEXT, RAW)}
+
+
 def positive(indices: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
     """`indices` as int64, negative ones counted from the end; IndexError outside `count` examples."""
     numbers = np.asarray(indices)
     if numbers.dtype == bool:
-        numbers = np.flatnonzero(numbers)
-    numbers = np.where(numbers < 0, numbers + count, numbers).astype(np.int64)
-    if numbers.size and (numbers.min() < 0 or numbers.max() >= count):
-        bad = numbers[(numbers < 0) | (numbers >= count)][0]
-        raise IndexError(f"there is no example {bad}; the data set has examples 0..{count - 1}")
-    return numbers
+        if numbers.shape != (count,):
+            raise IndexError(f"a mask of shape {numbers.shape} chooses among {count} examples; ({count},) is expected")
+        return np.flatnonzero(numbers)
+    numbers = numbers.astype(np.int64)
+    wrong = (numbers < -count) | (numbers >= count)
+    if wrong.any():
+        raise IndexError(f"there is no example {numbers[wrong][0]}; the data set has examples 0..{count - 1}")
+    return np.where(numbers < 0, numbers + count, numbers)

@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.data.features import Feature, infer, narrow
+from sapwood.data.features import Feature, array, infer, narrow
 from sapwood.data.source import ArraySource
-from sapwood.data.sources.labels import Classes, encode
+from sapwood.data.sources.labels import Classes, encode, rename
 
 
 def from_arrays(arrays: Mapping[str, Any], target: str | None, classes: Classes) -> ArraySource:
-    """Examples along the first dimension of each array. `target` names the entry that becomes "label".
+    """Examples along the first dimension of each array. `target` names the entry that becomes "label", in place
+    of one that is called so already.
 
     Example:
         >>> source = from_arrays({"x": np.zeros((3, 2)), "y": [0, 2, 1]}, "y", None)
@@ -25,14 +25,9 @@ def from_arrays(arrays: Mapping[str, Any], target: str | None, classes: Classes)
         raise DataError("no arrays were given; at least one entry is needed")
     stacked: dict[str, np.ndarray] = {}
     features: dict[str, Feature] = {}
-    target = "label" if target is None and "label" in arrays else target
-    if target is not None and target not in arrays:
-        raise ConfigError(f"there is no entry {target!r} to be the target; there are {', '.join(map(repr, arrays))}")
-    if classes is not None and target is None:
-        raise ConfigError("classes describe a label, and there is none; name it with target=")
-    for name, values in arrays.items():
-        if name == target:
-            stacked["label"], features["label"] = encode(values, classes)
+    for name, values in rename(arrays, target, classes).items():
+        if name == "label":
+            stacked[name], features[name] = encode(values, classes)
             continue
         stacked[name] = _array(name, values)
         features[name] = infer(stacked[name])
@@ -50,16 +45,16 @@ def from_tuple(parts: tuple, classes: Classes) -> ArraySource:
         raise ConfigError(
             f"a tuple of {len(parts)} was given; (inputs, labels) or (inputs, labels, weights) is expected"
         )
-    inputs = np.asarray(parts[0])
+    inputs = array("the first of the tuple", parts[0])
     names = ("image" if inputs.ndim == 4 else "features", "label", "weight")
     return from_arrays(dict(zip(names, (inputs, *parts[1:]), strict=False)), None, classes)
 
 
 def _array(name: str, values: Any) -> np.ndarray:
-    array = narrow(name, values)
-    if array.ndim == 0:
-        raise DataError(f"{name} is a single {array.dtype.name}; an array with one row an example is expected")
-    return array
+    rows = narrow(name, values)
+    if rows.ndim == 0:
+        raise DataError(f"{name} is a single {rows.dtype.name}; an array with one row an example is expected")
+    return rows
 
 
 def _check_lengths(arrays: Mapping[str, np.ndarray]) -> None:
@@ -73,8 +68,8 @@ def from_file(path: Path, target: str | None, classes: Classes) -> ArraySource:
     """The arrays of an .npz file; never unpickles."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return from_arrays(dict(file), target, classes)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        if isinstance(error, ConfigError | DataError):
-            raise
-        raise DataError(f"{path} cannot be read as npz: {str(error).splitlines()[0]}") from error
+            arrays = dict(file)
+    except Exception as error:  # zipfile, zlib and the parser of NumPy's headers raise all kinds on a damaged file
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path} cannot be read as npz: {cause}") from error
+    return from_arrays(arrays, target, classes)

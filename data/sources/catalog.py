@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from sapwood.core.errors import ConfigError, DataError
+from sapwood.core.errors import DataError
 from sapwood.data.directory import data_directory
 from sapwood.data.features import RAW, TEXT, Feature, narrow, stack
-from sapwood.data.source import THREADS, Source
+from sapwood.data.source import CHUNK, THREADS, Source
+from sapwood.data.sources.labels import rename
 
 # TensorFlow encodes these when a set is prepared; reading them needs only Pillow, and takes time
 NEED_TENSORFLOW = ("Image", "LabeledImage", "Video", "Audio", "BBoxFeature")
@@ -22,19 +23,14 @@ PROBE_SECONDS = 5.0
 
 class Catalog(Source):
     """One split of a prepared set. Nested entries are named by their path, "objects/bbox"; the entry `target` is
-    called "label"."""
+    called "label", in place of one that has that name."""
 
     def __init__(self, builder: Any, split: str | None, target: str | None):
-        self.builder, self.split = builder, split or "train"
+        self.builder, self.split, self.target = builder, split or "train", target
         self.rows = self._open()
-        self._decoders: dict[str, Any] = {}
         features = _describe("", builder.info.features)
-        if target is not None and target not in features:
-            there = ", ".join(map(repr, sorted(features)))
-            raise ConfigError(f"{builder.name} has no entry {target!r} to be the target; it has {there}")
-        self._renamed = {} if target is None else {target: "label"}
         # sorted, since TFDS reads the features of a prepared set from a protobuf map, in another order each time
-        self.features = {self._renamed.get(n, n): f for n, f in sorted(features.items())}
+        self.features = rename(dict(sorted(features.items())), target, where=builder.name)
         self._text = [n for n, f in features.items() if f.dtype == TEXT]
         self.threads = THREADS if any(_is_large_image(f) for f in features.values()) else 1
 
@@ -84,10 +80,10 @@ class Catalog(Source):
         for name in self._text:
             if isinstance(flat.get(name), bytes):
                 flat[name] = flat[name].decode()
-        return {self._renamed.get(n, n): v for n, v in flat.items()}
+        return flat if self.target is None else rename(flat, self.target)
 
     def column(self, name: str) -> np.ndarray:
-        stored = next((old for old, new in self._renamed.items() if new == name), name)
+        stored = self.target if name == "label" and self.target is not None else name
         if "/" in stored:
             return super().column(name)
         import tensorflow_datasets as tfds
@@ -95,11 +91,9 @@ class Catalog(Source):
         entries = self.builder.info.features
         others = [n for n in entries if n != stored and type(entries[n]).__name__ in NEED_TENSORFLOW]
         rows = self._open(decoders={n: tfds.decode.SkipDecoding() for n in others})
-        examples = self._examples(rows, list(range(len(self))))
-        return stack([{name: e[name]} for e in examples], range(len(self)), self.where)[name]
-
-    def where(self, index: int) -> str:
-        return f"example {index}"
+        parts = np.array_split(np.arange(len(self)), -(-len(self) // CHUNK))  # the other entries of so many at once
+        values = [{name: e[name]} for part in parts for e in self._examples(rows, part.tolist())]
+        return stack(values, range(len(self)), self.where)[name]
 
 
 def from_catalog(name: str, split: str | None, target: str | None, data_dir: str | Path | None) -> Catalog:

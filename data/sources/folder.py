@@ -1,6 +1,8 @@
 """A folder of images, one folder a class inside it, read when they are asked for."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,25 +12,27 @@ from sapwood.data.source import Source
 from sapwood.data.sources.labels import Classes
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-SPLITS = ("train", "validation", "val", "test")
+SPLITS = ("train", "validation", "valid", "val", "test")
 
 
 class Folder(Source):
     """Images by class: `root/cat/1.png` has label "cat"; or `root/train/cat/1.png` with split "train".
 
     Images are "image", uint8 `(height, width, channels)`, with 1 channel where the first image is grey and 3
-    otherwise, and resized to `size` (bilinear) where that is given. Classes are the folders' names in order.
+    otherwise, and resized to `size` (bilinear) where that is given. Classes are the folders' names in order, those of
+    all splits, so that a class has one number in each.
     """
 
     def __init__(self, root: Path, split: str | None, classes: Classes, size: tuple[int, int] | None):
-        home = _split(root, split)
-        names = [d.name for d in _folders(home) if _images(d)]
         if isinstance(classes, int):
             raise ConfigError(
                 "the classes of a folder are the names of its folders; classes= takes names to order them"
             )
-        if classes is not None:
-            unknown = [n for n in names if n not in classes]
+        home, homes = _homes(root, split, classes)
+        if classes is None:  # a class may be missing from this split
+            names = sorted({n for h in homes for n in _classes(h)}, key=Path)
+        else:
+            unknown = [n for n in _classes(home) if n not in classes]
             if unknown:
                 raise DataError(f"{home} has a folder {unknown[0]!r}; classes are {', '.join(map(repr, classes))}")
             names = list(classes)
@@ -65,47 +69,93 @@ class Folder(Source):
 def decode(path: str | Path, *, grey: bool = False, size: tuple[int, int] | None = None) -> np.ndarray:
     """An image file as uint8 `(height, width, channels)`, 1 channel if `grey`, else 3; resized to `size`, if given.
 
+    Grey values of 16 bits become the nearest of 8.
+
     Raises:
-        DataError: the file is missing or is not an image.
+        DataError: the file is missing, is no image, is larger than Pillow takes for safe, or holds numbers of 32 bits,
+            of which nothing says what is white.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
             mode = "L" if grey else "RGB"
             image.load()
-            pixels = image if image.mode == mode else image.convert(mode)
+            pixels = image if image.mode == mode else _of_8_bits(image, path).convert(mode)
             if size is not None and pixels.size != (size[1], size[0]):
                 pixels = pixels.resize((size[1], size[0]), Image.Resampling.BILINEAR)
             array = np.asarray(pixels)
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} is not an image that can be read: {str(error).splitlines()[0]}") from error
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
     return array[..., None] if grey else array
 
 
-def _split(root: Path, split: str | None) -> Path:
-    folders = [d.name for d in _folders(root)]
-    has_splits = bool(folders) and all(name in SPLITS for name in folders)
-    if has_splits:
-        wanted = split or "train"
-        if wanted not in folders:
-            raise DataError(f"{root} has no split {wanted!r}; it has {', '.join(folders)}")
-        return root / wanted
+def _of_8_bits(image: Any, path: str | Path) -> Any:
+    """The image, with 8 bits where it was grey with more: Pillow's conversion would take all above 255 for white."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        kind = "whole numbers" if image.mode == "I" else "floats"
+        raise DataError(f"{path} holds {kind} of 32 bits, and nothing says which is white; save it with 8 or 16 bits")
+    return image
+
+
+def _unreadable(path: str | Path, error: Exception) -> DataError:
+    """What Pillow said, with the path."""
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"there is no file {path}")
+    cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if type(error).__name__ == "DecompressionBombError":
+        return DataError(f"{path} is too large: {cause} Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS")
+    return DataError(f"{path} is not an image that can be read: {cause}")
+
+
+def _homes(root: Path, split: str | None, classes: Sequence[str] | None) -> tuple[Path, list[Path]]:
+    """The folder in which each folder is a class, and those of all splits, of which it is one."""
+    folders = _folders(root)
+    splits = [d for d in folders if d.name in SPLITS]
+    others = [d.name for d in folders if d.name not in SPLITS and _has_images(d)]
+    if classes is not None and {*others, *(d.name for d in splits)} <= set(classes):
+        splits = []  # "train" may be a kind of vehicle
+    if splits and not others:
+        wanted = root / (split or "train")
+        if wanted not in splits:
+            raise DataError(f"{root} has no split {wanted.name!r}; it has {', '.join(d.name for d in splits)}")
+        return wanted, splits
+    mixed = [d.name for d in splits if _has_images(d)]
+    if mixed:
+        raise DataError(
+            f"{root} has folders of splits ({', '.join(mixed)}) beside others ({', '.join(others[:10])}); move one "
+            "kind out of it, or, where all of them are classes, name them in classes="
+        )
     if split is not None:
-        raise DataError(f"{root} has no split {split!r}; its folders are classes: {', '.join(folders[:10])}")
-    return root
+        names = ", ".join(d.name for d in folders[:10])
+        raise DataError(f"{root} has no split {split!r}; its folders are classes: {names}")
+    return root, [root]
 
 
 def _folders(root: Path) -> list[Path]:
     return sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
 
 
+def _classes(home: Path) -> list[str]:
+    return [d.name for d in _folders(home) if _has_images(d)]
+
+
+def _has_images(folder: Path) -> bool:
+    return any(map(_is_image, folder.rglob("*")))
+
+
 def _images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return sorted(filter(_is_image, folder.rglob("*"))) if folder.is_dir() else []
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def _is_grey(path: Path) -> bool:
@@ -113,9 +163,9 @@ def _is_grey(path: Path) -> bool:
 
     try:
         with Image.open(path) as image:
-            return image.mode in ("1", "L", "I", "I;16", "F")
-    except OSError as error:
-        raise DataError(f"{path} is not an image that can be read: {error}") from error
+            return image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
 
 
 def _common_size(paths: list[Path]) -> tuple[int | None, int | None]:
@@ -127,7 +177,7 @@ def _common_size(paths: list[Path]) -> tuple[int | None, int | None]:
         try:
             with Image.open(path) as image:
                 sizes.add((image.height, image.width))
-        except OSError:
+        except (OSError, Image.DecompressionBombError):
             continue  # the error comes with the path when the image is read
         if len(sizes) > 1:
             return (None, None)

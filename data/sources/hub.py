@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from sapwood.core.errors import ConfigError, DataError
+from sapwood.core.errors import DataError
 from sapwood.data.features import RAW, TEXT, Feature, narrow, stack
 from sapwood.data.source import Source
-from sapwood.data.sources.labels import Classes, encode
+from sapwood.data.sources.labels import Classes, encode, rename
 
 
 def is_hub(value: Any) -> bool:
@@ -20,7 +20,7 @@ def is_hub(value: Any) -> bool:
 
 class Hub(Source):
     """Rows of a `datasets.Dataset`, as NumPy. The column `target` (default "label", if there) is "label", with the
-    classes of its `ClassLabel`, else those that its values tell."""
+    classes of its `ClassLabel`, else those that its values tell; another column of that name is left out."""
 
     threads = 1
 
@@ -30,13 +30,8 @@ class Hub(Source):
             raise DataError("a streamed data set has no random access; load it without streaming=True")
         self.rows = rows.with_format("numpy")
         self.target = target or ("label" if "label" in rows.column_names else None)
-        if self.target is not None and self.target not in rows.column_names:
-            there = ", ".join(map(repr, rows.column_names))
-            raise ConfigError(f"there is no column {self.target!r} to be the target; there are {there}")
-        if classes is not None and self.target is None:
-            raise ConfigError(f"classes describe a label; name it with target=: {', '.join(rows.column_names)}")
         self.labels = None
-        self.features = {self._name(n): _feature(f) for n, f in rows.features.items()}
+        self.features = {n: _feature(f) for n, f in rename(rows.features, self.target, classes).items()}
         if self.target is not None:
             self._label(rows.features[self.target], classes)
 
@@ -47,17 +42,13 @@ class Hub(Source):
         else:
             self.labels, self.features["label"] = encode(values, classes)
 
-    def _name(self, column: str) -> str:
-        return "label" if column == self.target else column
-
     def __len__(self) -> int:
         return len(self.rows)
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        rows = self.rows[[int(i) for i in indices]]
+        rows = rename(self.rows[[int(i) for i in indices]], self.target)
         batch = {}
-        for column, values in rows.items():
-            name = self._name(column)
+        for name, values in rows.items():
             if name == "label" and self.labels is not None:
                 batch[name] = self.labels[indices]
             elif isinstance(values, np.ndarray) and values.dtype != object:

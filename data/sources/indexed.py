@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.data.features import RAW, Feature, infer, narrow
+from sapwood.data.features import RAW, TEXT, Feature, narrow, stack
 from sapwood.data.source import Source
-from sapwood.data.sources.labels import Classes
+from sapwood.data.sources.labels import Classes, rename
 
 PROBES = 8  # examples looked at to learn which dimensions vary
 
@@ -16,7 +16,8 @@ PROBES = 8  # examples looked at to learn which dimensions vary
 class Indexed(Source):
     """Examples by `rows[i]`: a dict of arrays, a tuple (inputs, label), or the inputs alone ("features").
 
-    Shapes and dtypes are learnt from a few examples spread over the set; a dimension in which those differ is None.
+    Shapes and dtypes are learnt from a few examples spread over the set: a dimension in which those differ is None, and
+    the dtype is one that holds them all. `target` is called "label", in place of an entry that has that name.
     An object with `__getitems__(list)` is asked for many examples at once. Examples are read in one thread, since
     nothing says that the object would bear more.
     """
@@ -29,7 +30,7 @@ class Indexed(Source):
         if not len(rows):
             raise DataError("the data set is empty; at least one example is needed")
         probes = [self.read(int(i)) for i in np.unique(np.linspace(0, len(rows) - 1, PROBES).astype(int))]
-        self.features = {name: _probe([p[name] for p in probes if name in p]) for name in probes[0]}
+        self.features = {name: _probe(name, [p[name] for p in probes if name in p]) for name in probes[0]}
         if classes is not None:
             if "label" not in self.features:
                 raise ConfigError(f"classes describe a label; name it with target=: {', '.join(map(repr, probes[0]))}")
@@ -48,8 +49,6 @@ class Indexed(Source):
         many = getattr(self.rows, "__getitems__", None)
         if many is None:
             return super().gather(indices)
-        from sapwood.data.features import stack
-
         numbers = [int(i) for i in indices]
         rows = [self._entries(row, i) for row, i in zip(many(numbers), numbers, strict=True)]
         return stack(rows, numbers, self.where)
@@ -59,9 +58,9 @@ class Indexed(Source):
             row = dict(zip(("features", "label", "weight"), row, strict=False))
         elif not isinstance(row, Mapping):
             row = {"features": row}
-        entries = {("label" if n == self.target else n): _value(n, v) for n, v in row.items()}
-        if self.target is not None and self.target not in row:
-            raise ConfigError(f"example {index} has no {self.target!r}; it has {', '.join(map(repr, row))}")
+        if self.target is not None:
+            row = rename(row, self.target, where=f"example {index}")
+        entries = {n: _value(n, v) for n, v in row.items()}
         if self._number is not None and isinstance(entries.get("label"), str):
             if entries["label"] not in self._number:
                 known = ", ".join(map(repr, self._number))
@@ -74,14 +73,27 @@ def _value(name: str, value: Any) -> Any:
     return value if isinstance(value, str | bytes) or value is None else narrow(name, value)
 
 
-def _probe(values: list) -> Feature:
+def _probe(name: str, values: list) -> Feature:
     if isinstance(values[0], str | bytes):
-        return Feature((), "str")
+        return Feature((), TEXT)
     arrays = [np.asarray(v) for v in values]
-    if arrays[0].dtype == object:
+    dtype = _common(name, {a.dtype for a in arrays})
+    if dtype.kind == "O":
         return Feature(arrays[0].shape, RAW)
     if len({a.ndim for a in arrays}) > 1:
-        raise DataError(f"examples have {arrays[0].ndim} and other numbers of dimensions; one number is expected")
+        raise DataError(
+            f"{name} has {arrays[0].ndim} dimensions in one example and another number in others; one is expected"
+        )
     shape = tuple(s.pop() if len(s) == 1 else None for s in map(set, zip(*(a.shape for a in arrays), strict=True)))
-    feature = infer(arrays[0][None])
-    return Feature(shape, feature.dtype)
+    return Feature(shape, dtype.name)
+
+
+def _common(name: str, dtypes: set[np.dtype]) -> np.dtype:
+    """The dtype that holds values of all of these, as the device has it."""
+    try:
+        if np.dtype(object) in dtypes or not any(d.kind in "US" for d in dtypes):
+            return narrow(name, np.zeros(0, np.result_type(*dtypes))).dtype
+    except TypeError:  # NumPy knows no dtype for both
+        pass
+    types = sorted("text" if d.kind in "US" else d.name for d in dtypes)
+    raise DataError(f"{name} is {' in one example and '.join(types)} in another; one type is expected")

@@ -1,14 +1,36 @@
-"""Labels as stored, to class numbers with their names."""
+"""Labels: which entry they are, and from what is stored to class numbers with their names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.data.features import Feature, narrow
+from sapwood.data.features import Feature, array, narrow
 
 Classes = int | Sequence[str] | None
+
+
+def rename(
+    entries: Mapping[str, Any], target: str | None, classes: Classes = None, where: str = "the data"
+) -> dict[str, Any]:
+    """`entries` with `target` called "label", and without a "label" of their own beside it.
+
+    Raises:
+        ConfigError: there is no such entry, or `classes` are given and there is no label.
+
+    Example:
+        >>> rename({"x": 1, "kind": 2, "label": 3}, "kind")
+        {'x': 1, 'label': 2}
+    """
+    if target is None:
+        if classes is not None and "label" not in entries:
+            raise ConfigError(f"classes describe a label; name it with target=: {', '.join(map(repr, entries))}")
+        return dict(entries)
+    if target not in entries:
+        there = ", ".join(map(repr, entries))
+        raise ConfigError(f"{where} has no entry {target!r} to be the target; it has {there}")
+    return {("label" if n == target else n): value for n, value in entries.items() if n == target or n != "label"}
 
 
 def encode(values: Any, classes: Classes, name: str = "label") -> tuple[np.ndarray, Feature]:
@@ -24,11 +46,11 @@ def encode(values: Any, classes: Classes, name: str = "label") -> tuple[np.ndarr
         >>> encode(["dog", "cat", "dog"], None)[0].tolist(), encode(["dog", "cat"], None)[1].classes
         ([1, 0, 1], ('cat', 'dog'))
     """
-    values = np.asarray(values)
+    values = array(name, values)
     if values.dtype == bool:
         values = values.astype(np.int32)
-    if values.dtype.kind in "UO" and values.size:
-        return _encode_text(values, classes, name)
+    if values.dtype.kind in "UOST" and values.size:
+        return _encode_text(narrow(name, values), classes, name)
     values = narrow(name, values)
     feature = Feature(values.shape[1:], values.dtype.name)
     if values.dtype.kind not in "iu":
@@ -38,9 +60,10 @@ def encode(values: Any, classes: Classes, name: str = "label") -> tuple[np.ndarr
     values = values.astype(np.int32, copy=False)
     if classes is None:
         if values.size and values.min() < 0:
+            first = tuple(np.argwhere(values < 0)[0])
             raise DataError(
-                f"{name} of example {int(np.argwhere(values < 0)[0][0])} is {values.min()}; classes are counted from "
-                "0. Renumber them, or give floats for a regression"
+                f"{name} of example {first[0]} is {values[first]}; classes are counted from 0. Renumber them, or give "
+                "floats for a regression"
             )
         classes = int(values.max()) + 1 if values.size else 0
     return values, _feature(values, classes)
@@ -57,15 +80,17 @@ def _encode_text(values: np.ndarray, classes: Classes, name: str) -> tuple[np.nd
     if isinstance(classes, int):
         raise ConfigError(f"{name} holds text; give the names of the classes, not their number {classes}")
     texts = values.reshape(-1).tolist()
+    each = len(texts) // len(values) if values.ndim else 1  # labels an example
     for i, value in enumerate(texts):
         if not isinstance(value, str):
             raise DataError(
-                f"{name} of example {i} is {value!r}, but others are text; every label is expected to be text"
+                f"{name} of example {i // each} is {value!r}, of type {type(value).__name__}; labels are expected to "
+                "be all text, or an array of numbers"
             )
     names = sorted(set(texts)) if classes is None else list(classes)
     number = {n: i for i, n in enumerate(names)}
     for i, value in enumerate(texts):
         if value not in number:
-            raise DataError(f"{name} of example {i} is {value!r}; classes are {', '.join(map(repr, names))}")
+            raise DataError(f"{name} of example {i // each} is {value!r}; classes are {', '.join(map(repr, names))}")
     numbers = np.array([number[v] for v in texts], np.int32).reshape(values.shape)
     return numbers, _feature(numbers, names)

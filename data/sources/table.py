@@ -10,8 +10,6 @@ from sapwood.data.features import Feature, infer, narrow
 from sapwood.data.source import ArraySource
 from sapwood.data.sources.labels import Classes, encode
 
-SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
-
 
 class Table(ArraySource):
     """Rows of a table. Numeric columns together are "features", float32 `(columns,)`; the target column is "label";
@@ -49,7 +47,7 @@ class Table(ArraySource):
         super().__init__(arrays, features)
 
     def where(self, index: int) -> str:
-        if self.name.endswith((".csv", ".tsv")):
+        if self.name.lower().endswith((".csv", ".tsv")):
             return f"example {index} (line {index + 2} of {self.name})"
         return f"example {index} (row {index} of {self.name})"
 
@@ -58,11 +56,12 @@ def from_file(path: Path, target: str | None, classes: Classes, weight: str | No
     """The rows of a CSV, TSV or Parquet file."""
     import pyarrow as pa
 
+    kind = path.suffix.lower()
     try:
-        if path.suffix in (".csv", ".tsv"):
+        if kind in (".csv", ".tsv"):
             from pyarrow import csv
 
-            delimiter = "\t" if path.suffix == ".tsv" else ","
+            delimiter = "\t" if kind == ".tsv" else ","
             table = csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=delimiter))
         else:
             from pyarrow import parquet
@@ -71,7 +70,7 @@ def from_file(path: Path, target: str | None, classes: Classes, weight: str | No
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{path} cannot be read as {kind[1:]}: {str(error).splitlines()[0]}") from error
     return from_table(table, path.name, target, classes, weight)
 
 

@@ -1,11 +1,20 @@
 """`sapwood predict` on real image files, and on what is none."""
 
 import re
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+
+import sapwood as sw
+from sapwood.data import Feature
+from sapwood.recipes.experiment import Experiment
+from sapwood.train.losses import softmax_cross_entropy
+
+PIXELS = Feature((4, 4, 1), "uint8")
 
 
 @pytest.fixture
@@ -89,6 +98,54 @@ def test_a_run_that_is_no_image_classifier(run, sapwood, stripes, images):
     )
     sapwood("train", stripes, "--run", "s", "--epochs", 1)
     assert sapwood("predict", "s", "grey.png").error == "s is no image classifier: its model takes pixels"
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """``pretend(feature, outputs, loss)``: a run that was never trained. Gives the list of what it is to predict."""
+
+    def run(feature=PIXELS, outputs=(0.0, 2.0), loss="softmax_cross_entropy"):
+        seen = []
+        trainer = SimpleNamespace(
+            objective=sw.supervised(lambda v, image: image, loss),
+            predict=lambda state, data: seen.append(data["image"]) or np.array([outputs] * len(data["image"])),
+        )
+        features = {"image": feature, "label": Feature((), "int32", classes=("lying", "standing"))}
+        made = SimpleNamespace(trainer=trainer, features=features, restore=lambda: None)
+        monkeypatch.setattr(Experiment, "open", lambda *_: made)
+        return seen
+
+    return run
+
+
+def test_the_limits_of_an_input_are_the_declared_ones(sapwood, images, pretend):
+    feature = Feature((4, 4, 1), "float32", low=-1, high=3)
+    seen = pretend(feature, loss=partial(softmax_cross_entropy, label_smoothing=0.1))
+    assert sapwood("predict", "r", "grey.png").out == ["grey.png\tstanding\t0.8808"]
+    assert (seen[0].dtype, seen[0].min(), seen[0].max()) == (np.float32, -1, 3)
+
+
+@pytest.mark.parametrize(("dtype", "given"), [("float32", {}), ("float32", {"low": 0}), ("int32", {"high": 1})])
+def test_an_input_whose_limits_nothing_says(sapwood, images, pretend, dtype, given):
+    seen = pretend(Feature((4, 4, 1), dtype, **given))
+    error = sapwood("predict", "r", "grey.png").error
+    assert error.startswith(f"nothing says which values of image, {dtype}, are black and white")
+    assert f"data.declare(image=sw.data.Feature((4, 4, 1), '{dtype}', low=0, high=1))" in error
+    assert seen == []
+
+
+@pytest.mark.parametrize(("outputs", "shape"), [((2.0,), "(1,)"), (2.0, "()"), (((2.0, 1.0),) * 2, "(2, 2)")])
+def test_a_model_whose_outputs_are_no_classes(sapwood, images, pretend, outputs, shape):
+    pretend(outputs=outputs)
+    done = sapwood("predict", "r", "grey.png")
+    assert done.error.startswith(f"r is no image classifier: its model gives an output of shape {shape} for an image")
+    assert done.out == []
+
+
+@pytest.mark.parametrize("loss", ["sigmoid_cross_entropy", "squared_error"])
+def test_a_loss_without_a_softmax(sapwood, images, pretend, loss):
+    pretend(loss=loss)
+    assert f"under its loss {loss} the softmax of its outputs" in sapwood("predict", "r", "grey.png").error
 
 
 @pytest.mark.slow

@@ -15,6 +15,14 @@ def test_summary_names_every_layer_and_counts(sapwood, stripes):
         assert word in text
 
 
+@pytest.mark.parametrize("command", ["summary", "graph"])
+def test_a_model_that_takes_what_the_data_lacks(sapwood, stripes, command):
+    stripes.write_text(stripes.read_text().replace('{"image": image', '{"images": image'))
+    error = sapwood(command, stripes).error
+    assert "has no entry 'image', which its model takes; did you mean 'images'" in error
+    assert "(it has images, label)" in error
+
+
 @pytest.mark.parametrize("suffix", ["svg", "html"])
 def test_graph_draws_by_layer_path(sapwood, stripes, suffix):
     done = sapwood("graph", stripes, "--out", f"x.{suffix}")

@@ -102,6 +102,14 @@ def test_pad_masks_what_fills_up_and_counts_each_example_once():
     assert sorted(np.concatenate([b["x"][b["mask"]] for b in shuffled]).tolist()) == list(range(7))
 
 
+@pytest.mark.parametrize("dtype", ["bool", "int32", "float32"])
+def test_pad_keeps_a_mask_of_the_data(dtype):
+    own = np.array([[1, 1], [1, 0], [1, 0]], dtype)
+    found = list(batches(load({"x": np.arange(3), "mask": own}), 2, shuffle=False, epochs=1, remainder="pad"))
+    assert [b["mask"].tolist() for b in found] == [[[1, 1], [1, 0]], [[1, 0], [0, 0]]]
+    assert all(b["mask"].dtype == dtype for b in found)
+
+
 @pytest.mark.parametrize("remainder", ["wrap", "drop", "pad"])
 @pytest.mark.parametrize(("count", "size"), [(12, 4), (4, 4), (12, 1)])
 def test_what_divides_is_the_same_every_way(remainder, count, size):
@@ -144,11 +152,12 @@ def test_a_resumed_stream_goes_on_as_the_unbroken_one(remainder):
         assert head + xs(second) == whole
 
 
-def test_the_state_is_plain_integers():
+def test_the_state_is_plain_values():
     import json
 
     state = stream(23, 4, seed=9).seek(7).state()
-    assert json.loads(json.dumps(state)) == {"position": 7, "seed": 9, "examples": 23, "batch_size": 4}
+    said = {"position": 7, "seed": 9, "examples": 23, "batch_size": 4, "shuffle": True, "remainder": "wrap"}
+    assert json.loads(json.dumps(state)) == said
 
 
 def test_a_state_of_other_data_is_refused():
@@ -156,6 +165,21 @@ def test_a_state_of_other_data_is_refused():
     for other, what in (((24, 4, 9), "examples 23; this has 24"), ((23, 5, 9), "batch size 4"), ((23, 4, 8), "seed 9")):
         with pytest.raises(DataError, match=what):
             stream(other[0], other[1], seed=other[2]).restore(state)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"shuffle": False}, "shuffle True; this has False"),
+        ({"remainder": "drop"}, "remainder wrap; this has drop"),
+    ],
+)
+def test_a_state_of_another_order_is_refused(option, message):
+    state = stream(23, 4, seed=9).seek(7).state()
+    with pytest.raises(DataError, match=message):
+        stream(23, 4, seed=9, **option).restore(state)
+    older = {name: state[name] for name in ("position", "seed", "examples", "batch_size")}
+    assert stream(23, 4, seed=9, **option).restore(older).position == 7
 
 
 def test_the_same_seed_gives_the_same_and_another_seed_another():

@@ -28,6 +28,7 @@ def builder_class():
                 features=tfds.features.FeaturesDict(
                     {
                         "grid": tfds.features.Tensor(shape=(2, 3), dtype=np.float64, doc=ranged),
+                        "label": np.int64,
                         "kind": tfds.features.ClassLabel(names=["square", "circle", "star"]),
                         "name": tfds.features.Text(),
                         "tags": tfds.features.Sequence(np.int64),
@@ -46,6 +47,7 @@ def builder_class():
                     i,
                     {
                         "grid": np.full((2, 3), 2.0 if i == 29 else i / 30),
+                        "label": 100 + i,
                         "kind": i % 3,
                         "name": f"shape {i} é",
                         "tags": list(range(i % 4)),
@@ -97,6 +99,23 @@ def test_labels_are_read_alone(place):
     train, valid = load(NAME, data_dir=place, target="kind", validation=0.2)
     assert np.bincount(valid.column("label")).tolist() == [2, 2, 2]
     assert len(train) == 24
+
+
+def test_a_column_is_read_in_parts(place, monkeypatch):
+    monkeypatch.setattr(catalog, "CHUNK", 8)
+    source = load(NAME, data_dir=place, target="kind").reader.source
+    read, sizes = source._examples, []
+    monkeypatch.setattr(source, "_examples", lambda rows, part: sizes.append(len(part)) or read(rows, part))
+    assert source.column("label").tolist() == [i % 3 for i in range(30)]
+    assert sum(sizes) == 30
+    assert max(sizes) == 8
+    assert [len(tags) for tags in source.column("tags")] == [i % 4 for i in range(30)]
+
+
+def test_the_target_takes_the_place_of_an_entry_called_label(place):
+    assert load(NAME, data_dir=place)[4]["label"] == 104
+    assert load(NAME, data_dir=place).column("label").tolist() == list(range(100, 130))
+    assert load(NAME, data_dir=place, target="kind")[4]["label"] == 1
 
 
 def test_splits(place):

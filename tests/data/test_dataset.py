@@ -26,6 +26,29 @@ def test_examples_slices_and_negative_indices(data):
         data[5:5]
 
 
+def test_indices_of_every_kind(data):
+    many = load({"x": np.arange(1000)})
+    assert many.gather(np.array([200, 3], np.uint8))["x"].tolist() == [200, 3]
+    mask = np.zeros(100, bool)
+    mask[[4, 9]] = True
+    assert data.gather(mask)["x"].tolist() == [4, 9]
+    with pytest.raises(IndexError, match=r"a mask of shape \(99,\) chooses among 100 examples; \(100,\) is expected"):
+        data.select(mask[1:])
+    with pytest.raises(IndexError, match=r"no example -101; .* 0\.\.99"):
+        data[-101]
+
+
+def test_iterating_gives_every_example_and_hides_no_error(data):
+    assert [int(e["x"]) for e in data[:5]] == [0, 1, 2, 3, 4]
+
+    def fifth_is_bad(example):
+        return {"x": [example["x"]][0 if example["x"] < 5 else 1]}
+
+    mapped = data.map(fifth_is_bad)
+    with pytest.raises(IndexError, match="list index out of range"):
+        list(mapped)
+
+
 def test_a_slice_does_not_see_later_changes_of_order(data):
     part = data[20:30]
     assert part[2:4].column("x").tolist() == [22, 23]
@@ -50,8 +73,12 @@ def test_a_mapped_function_is_held_to_the_features(data):
     wrong = data.map(lambda b: {**b, "label": b["label"] * 5}, batched=True)
     with pytest.raises(DataError, match=r"label of example 70 is 5; classes are 0\.\.2"):
         wrong[50:].gather([0, 20, 21])
-    with pytest.raises(DataError, match="gave list; a dict"):
+    with pytest.raises(DataError, match="gave list for example 0; a dict"):
         data.map(lambda e: [1])
+    with pytest.raises(DataError, match="gave str for example 7; a dict"):
+        data.map(lambda e: {"x": e["x"]} if e["x"] != 7 else "seven").gather([3, 7])
+    with pytest.raises(DataError, match="gave list for 1 examples; a dict"):
+        data.map(lambda b: [1], batched=True)
     with pytest.raises(DataError, match="for 1 examples"):
         data.map(lambda b: {"x": np.zeros(7)}, batched=True)
 
@@ -119,6 +146,19 @@ def test_a_split_that_cannot_be(data):
         data.split(1.0)
     with pytest.raises(DataError, match="one example cannot be split"):
         data[:1].split(0.5)
+    for seed in (-1, 2**32):
+        with pytest.raises(ConfigError, match=rf"a seed is an integer from 0 to 2\*\*32 - 1, not {seed}"):
+            data.split(0.5, seed=seed)
+
+
+def test_labels_that_are_no_scalars_are_not_stratified():
+    data = {"x": np.arange(10), "label": np.arange(40).reshape(10, 4) % 3}
+    train, valid = load(data, validation=0.2)
+    assert (len(train), len(valid)) == (8, 2)
+    with pytest.raises(ConfigError, match=r"split\(by='label'\): \(4,\) values an example; one class each"):
+        load(data).split(0.2, by="label")
+    with pytest.raises(ConfigError, match="'label' is not one class an example"):
+        load(data).class_weights()
 
 
 def test_class_weights_are_scikit_learns(data):
@@ -156,3 +196,28 @@ def test_bad_weights(data):
         data.weighted(np.where(np.arange(100) == 4, -1, 1))
     with pytest.raises(ConfigError, match="'even'"):
         data.weighted("even")
+
+
+def test_weights_are_an_entry_like_the_others(data):
+    weighted = data.weighted(np.arange(100))
+    assert weighted[90:].column("weight").tolist() == list(range(90, 100))
+    stored = load((np.zeros(3), np.array([0, 1, 1]), np.array([1, 2, 3]))).weighted({1: 10})
+    assert stored[1:].column("weight").tolist() == [20, 30]
+    with pytest.raises(ConfigError, match="no entry 'weight'"):
+        data.column("weight")
+
+
+def test_more_can_be_declared_of_weighted_data(data):
+    declared = data.weighted(np.arange(100)).declare(x=Feature((), "int32", high=50))
+    assert declared[50]["weight"] == 50
+    with pytest.raises(DataError, match=r"x of example 51 is 51; the range is \.\.50"):
+        declared[51]
+
+
+def test_map_keeps_the_feature_of_weights(data):
+    kept = data.weighted(np.arange(100)).map(lambda e: {"x": e["x"]})
+    assert list(kept.features) == ["x", "weight"]
+    assert kept.map(lambda e: {"twice": e["x"] * 2})[9] == {"twice": 18, "weight": 9}
+    assert kept.column("weight").tolist() == list(range(100))
+    after = data.map(lambda e: {"label": e["label"]}).weighted({2: 3})
+    assert after.gather([0, 99])["weight"].tolist() == [1, 3]

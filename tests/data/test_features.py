@@ -4,7 +4,7 @@ import pytest
 
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data import Feature
-from sapwood.data.features import check, even, narrow, stack
+from sapwood.data.features import cast, check, even, infer, narrow, stack
 
 
 def said(features, batch, entries=None):
@@ -87,6 +87,15 @@ def test_features_survive_json():
         assert Feature.from_json(json.loads(json.dumps(feature.to_json()))) == feature
 
 
+def test_numbers_of_numpy_survive_json():
+    import json
+
+    numbers = {"num_classes": np.int64(3), "low": np.float32(0.5), "high": np.int32(2)}
+    feature = Feature((np.int64(4),), "int32", **numbers)
+    assert feature == Feature((4,), "int32", num_classes=3, low=0.5, high=2)
+    assert Feature.from_json(json.loads(json.dumps(feature.to_json()))) == feature
+
+
 def test_contradictions_are_refused():
     with pytest.raises(ConfigError, match="num_classes is 3, but 2 classes"):
         Feature((), "int32", classes=("a", "b"), num_classes=3)
@@ -120,3 +129,64 @@ def test_stacking_names_the_odd_one_out():
         even(ragged, [7, 8], where)
     with pytest.raises(DataError, match=r"example 8 has 'y', but example 7 has 'x'"):
         stack([{"x": 1}, {"y": 1}], [7, 8], where)
+
+
+WHERE = "example {}".format
+
+
+def test_text_of_every_kind_is_strings():
+    for values in (["a", "é"], np.array(["a", "é"], np.dtypes.StringDType()), np.char.encode(["a", "é"], "utf-8")):
+        found = narrow("x", values)
+        assert (found.dtype, found.tolist()) == (object, ["a", "é"])
+        assert infer(found) == infer(np.asarray(values)) == Feature((), "str")
+    with pytest.raises(DataError, match="x holds bytes that are no text"):
+        narrow("x", np.array([b"\xff\xfe"]))
+
+
+def test_lists_of_several_lengths_make_no_array():
+    with pytest.raises(DataError, match="x holds lists of several lengths, which make no array; pad them"):
+        narrow("x", [[1, 2], [3]])
+    with pytest.raises(DataError, match="x holds lists of several lengths"):
+        stack([{"x": [[1, 2], [3]]}], [0], WHERE)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        (np.array([0, 255], np.int32), "uint8"),
+        (np.array([0.5, 0.1], np.float32), "float16"),  # floats may be rounded
+        (np.array([1, 2], np.int32), "bfloat16"),
+        (np.array([True, False]), "float32"),
+        (np.array([1.0, 2.0], np.float32), "int32"),
+        (np.array([1, 2.5], object), "float32"),
+    ],
+)
+def test_a_cast_that_changes_no_value(values, dtype):
+    found = cast("x", Feature((), dtype), values, [0, 1], WHERE)
+    assert found.dtype == np.dtype(dtype)
+    np.testing.assert_allclose(found.astype(np.float32), values.astype(np.float32), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "bad"),
+    [
+        (np.array([0, 256], np.int32), "uint8", "256"),
+        (np.array([3, 2.5], np.float32), "int32", "2.5"),
+        (np.array([3, np.nan], np.float32), "int32", "nan"),
+        (np.array([1, 2**24 + 1], np.int32), "float32", "16777217"),
+        (np.array([1, None], object), "int32", "None"),
+        (np.array([1, "2"], object), "int32", "2"),
+    ],
+)
+def test_a_cast_that_changes_a_value_names_the_example(values, dtype, bad):
+    with pytest.raises(DataError, match=f"^x of example 8 is {bad}; {dtype} is expected: give all examples one type"):
+        cast("x", Feature((), dtype), values, [7, 8], WHERE)
+
+
+def test_examples_of_several_shapes_are_cast_one_by_one():
+    pixels = [np.zeros((2, 3), np.int32), np.full((2, 4), 200), np.full((1, 4), 300)]
+    ragged = stack([{"x": p} for p in pixels], [3, 4, 5], WHERE)["x"]
+    feature = Feature((None, None), "uint8")
+    assert [v.dtype.name for v in cast("x", feature, ragged[:2], [3, 4], WHERE)] == ["uint8", "uint8"]
+    with pytest.raises(DataError, match=r"x of example 5 is 300 at \(0, 0\); uint8"):
+        cast("x", feature, ragged, [3, 4, 5], WHERE)

@@ -47,13 +47,22 @@ def test_a_column_becomes_the_label(rows):
     assert data.gather([0, 5])["label"].tolist() == [3, 2]
 
 
+def test_the_target_takes_the_place_of_a_column_called_label(rows):
+    data = load(rows, target="group")
+    assert sorted(data.features) == ["image", "label", "text", "vector"]
+    assert (data.features["label"].num_classes, data.features["label"].classes) == (4, None)
+    assert data.gather([0, 5])["label"].tolist() == [3, 2]
+    data = load(rows.rename_columns({"label": "kind", "group": "label"}), target="kind")
+    assert data.features["label"].classes == ("cat", "dog")
+
+
 def test_splits_and_mistakes(rows):
     both = hub.DatasetDict({"train": rows, "test": rows.select([5])})
     assert len(load(both)) == 6
     assert len(load(both, split="test")) == 1
     with pytest.raises(DataError, match="no split 'dev'; it has 'train', 'test'"):
         load(both, split="dev")
-    with pytest.raises(ConfigError, match="no column 'kind'"):
+    with pytest.raises(ConfigError, match="no entry 'kind' to be the target; it has 'image'"):
         load(rows, target="kind")
     with pytest.raises(DataError, match="empty"):
         load(rows.select([]))

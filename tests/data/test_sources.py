@@ -1,5 +1,6 @@
 import threading
 import time
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ from PIL import Image
 
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data import Feature, decode_image, load
-from sapwood.data.source import LOOK, Reader, Source
+from sapwood.data.source import LOOK, Reader, Source, _pool
 
 # arrays
 
@@ -43,10 +44,40 @@ def test_bad_arrays():
         load((np.zeros(2), np.array([1, -1])))
     with pytest.raises(DataError, match="label of example 1 is 'cow'; classes are 'cat', 'dog'"):
         load((np.zeros(2), ["cat", "cow"]), classes=["cat", "dog"])
-    with pytest.raises(ConfigError, match="no entry 'y' to be the target; there are 'x'"):
+    with pytest.raises(ConfigError, match="no entry 'y' to be the target; it has 'x'"):
         load({"x": np.zeros(2)}, target="y")
     with pytest.raises(DataError, match="x is a single"):
         load({"x": 3.0})
+
+
+def test_a_bad_label_is_named_with_its_example():
+    with pytest.raises(DataError, match="label of example 1 is -1; classes"):
+        load((np.zeros(3), np.array([0, -1, -7])))
+    with pytest.raises(DataError, match="label of example 1 is 'cow'; classes are 'cat', 'dog'"):
+        load((np.zeros(2), [["cat", "dog"], ["dog", "cow"]]), classes=["cat", "dog"])
+    with pytest.raises(DataError, match="label of example 1 is 3, of type int; labels are expected to be all text"):
+        load((np.zeros(2), np.array([["cat", "dog"], ["dog", 3]], object)))
+
+
+def test_classes_and_labels_of_numpy():
+    assert load((np.zeros(2), [0, 1]), classes=np.int64(3)).features["label"].num_classes == 3
+    assert load([(0.5, 0), (1.5, 1)], classes=np.int64(3)).features["label"].num_classes == 3
+    names = np.array(["b", "a"])
+    assert load([(0.5, "b"), (1.5, "a")], classes=names).gather([0, 1])["label"].tolist() == [0, 1]
+    for labels in (np.array([b"dog", b"cat"]), np.array(["dog", "cat"], np.dtypes.StringDType())):
+        data = load({"name": labels, "label": labels})
+        assert (data.features["name"].dtype, data.features["label"].classes) == ("str", ("cat", "dog"))
+        assert (data[0]["name"], data[0]["label"]) == ("dog", 1)
+
+
+def test_the_target_takes_the_place_of_an_entry_called_label():
+    arrays = {"y": np.array([2, 1]), "label": np.array([0.5, 0.7]), "x": np.zeros(2)}
+    rows = [{"y": 2, "label": 0.5, "x": 0.0}, {"y": 1, "label": 0.7, "x": 0.0}]
+    for source in (arrays, rows, dict(reversed(arrays.items()))):
+        data = load(source, target="y", classes=3)
+        assert sorted(data.features) == ["label", "x"]
+        assert data.features["label"].num_classes == 3
+        assert data.column("label").tolist() == [2, 1]
 
 
 def test_an_npz_file(tmp_path):
@@ -59,6 +90,13 @@ def test_an_npz_file(tmp_path):
     np.savez(tmp_path / "pickled.npz", x=np.array([{}], dtype=object))
     with pytest.raises(DataError, match="npz"):
         load(tmp_path / "pickled.npz")
+    np.savez_compressed(tmp_path / "packed.npz", x=np.arange(1000.0))
+    packed = bytearray((tmp_path / "packed.npz").read_bytes())
+    packed[60:160] = bytes(100)
+    (tmp_path / "packed.npz").write_bytes(packed)
+    with pytest.raises(DataError, match=r"packed\.npz cannot be read as npz") as error:
+        load(tmp_path / "packed.npz")
+    assert isinstance(error.value.__cause__, zlib.error)
 
 
 @pytest.mark.parametrize("option", [{"size": (4, 4)}, {"weight": "w"}, {"data_dir": "."}, {"split": "test"}])
@@ -86,6 +124,13 @@ def test_a_csv_file(csv):
     assert batch["label"].tolist() == [1, 1]
     assert batch["weight"].tolist() == [0.5, 1]
     assert batch["name"].tolist() == ["Cyd", "Ada"]
+
+
+def test_the_ending_of_a_file_may_be_in_capitals(csv):
+    data = load(csv.rename(csv.with_name("PEOPLE.CSV")))
+    assert data.features["features"].columns == ("age", "height", "w")
+    with pytest.raises(DataError, match=r"label of example 0 \(line 2 of PEOPLE.CSV\) is 1; classes are 0\.\.0"):
+        data.declare(label=Feature((), "int32", num_classes=1))[0]
 
 
 def test_a_parquet_file_a_table_and_a_frame_give_the_same(tmp_path):
@@ -177,6 +222,28 @@ def test_splits_of_a_folder(tmp_path):
         load(tmp_path, split="validation")
 
 
+def test_a_class_has_one_number_in_every_split(tmp_path):
+    for place in ("train/cat/a", "train/cow/b", "train/dog/c", "test/cat/d", "test/dog/e", "valid/owl/f"):
+        picture(tmp_path / f"{place}.png", 1)
+    (tmp_path / "train" / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    for split, labels in (("train", [0, 1, 2]), ("test", [0, 2]), ("valid", [3])):
+        data = load(tmp_path, split)
+        assert data.features["label"].classes == ("cat", "cow", "dog", "owl")
+        assert data.column("label").tolist() == labels
+    assert load(tmp_path, "test", classes=["dog", "cat"]).column("label").tolist() == [0, 1]
+
+
+def test_folders_of_splits_beside_others(tmp_path):
+    for place in ("train/cat/a", "test/cat/b", "bus/c"):
+        picture(tmp_path / f"{place}.png", 1)
+    for split in (None, "train"):
+        with pytest.raises(DataError, match=r"folders of splits \(test, train\) beside others \(bus\); move"):
+            load(tmp_path, split)
+    data = load(tmp_path, classes=["bus", "test", "train"])
+    assert data.column("label").tolist() == [0, 1, 2]
+
+
 def test_sizes_that_differ_need_one_size(pets):
     picture(pets / "dog" / "9.png", 7, size=(10, 8))
     data = load(pets)
@@ -191,6 +258,31 @@ def test_grey_images_have_one_channel(tmp_path):
     picture(tmp_path / "a" / "1.png", 9, mode="L")
     assert load(tmp_path)[0]["image"].shape == (6, 4, 1)
     assert decode_image(tmp_path / "a" / "1.png").shape == (6, 4, 3)
+
+
+def test_grey_values_of_16_bits_become_8(tmp_path):
+    values = np.array([[0, 128, 129], [257, 128 * 257, 65535]], np.uint16)
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(values).save(tmp_path / name)
+        assert decode_image(tmp_path / name, grey=True)[..., 0].tolist() == [[0, 0, 1], [1, 128, 255]]
+        assert decode_image(tmp_path / name)[1, 1].tolist() == [128] * 3
+    (tmp_path / "all").mkdir()
+    (tmp_path / "a.tif").rename(tmp_path / "all" / "a.tif")
+    assert load(tmp_path)[0]["image"].shape == (2, 3, 1)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("int32", "whole numbers"), ("float32", "floats")])
+def test_numbers_of_32_bits_are_no_brightness(tmp_path, dtype, kind):
+    Image.fromarray(np.full((2, 3), 70000, dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=rf"a\.tif holds {kind} of 32 bits, and nothing says which is white"):
+        decode_image(tmp_path / "a.tif", grey=True)
+
+
+def test_an_image_too_large_to_be_safe_is_named(pets, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    for read in (load, lambda root: decode_image(root / "cat" / "0.png")):
+        with pytest.raises(DataError, match=r"0\.png is too large: Image size \(24 pixels\).*MAX_IMAGE_PIXELS"):
+            read(pets)
 
 
 def test_bad_folders(tmp_path, pets):
@@ -260,12 +352,44 @@ def test_lengths_that_vary_are_seen_and_padded_by_map():
     assert padded.gather([0, 1, 2])["tokens"].tolist() == [[0, 0, 0], [0, 1, 0], [0, 1, 2]]
 
 
+def test_whole_numbers_and_fractions_are_floats():
+    assert load([0, 0.5, 1.0]).gather([1, 0, 2])["features"].tolist() == [0.5, 0, 1]
+    data = load([{"y": 3}, {"y": 2.5}])
+    assert data.features["y"] == Feature((), "float32")
+    assert data[0]["y"].dtype == np.float32
+    assert data.gather([0, 1])["y"].tolist() == data.column("y").tolist() == [3, 2.5]
+    assert load([True, 2]).gather([0, 1])["features"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 0])
+def test_a_later_example_of_another_type_is_cast_or_refused(memory, monkeypatch):
+    monkeypatch.setattr("sapwood.data.source.REMEMBER", memory)
+    rows = [{"y": np.float32(i)} for i in range(50)]
+    rows[3] = {"y": 3}
+    assert load(rows)[3]["y"].dtype == np.float32
+    rows = [{"y": i} for i in range(50)]
+    rows[3], rows[4] = {"y": 3.0}, {"y": 4.5}
+    data = load(rows)
+    assert data[3]["y"].dtype == np.int32
+    for read in (lambda: data.gather([2, 4]), lambda: data.column("y")):
+        with pytest.raises(DataError, match=r"y of example 4 is 4\.5; int32 is expected: give all examples one type"):
+            read()
+    assert data.declare(y=Feature((), "float32")).gather([3, 4])["y"].tolist() == [3, 4.5]
+
+
+def test_types_that_have_nothing_in_common():
+    with pytest.raises(DataError, match="y is int32 in one example and text in another; one type is expected"):
+        load([{"y": 1}, {"y": "one"}])
+    assert load([{"y": 1}, {"y": None}]).features["y"].dtype == "object"
+    assert load([{"y": None}, {"y": "one"}]).features["y"].dtype == "object"
+
+
 def test_bad_objects():
     with pytest.raises(DataError, match=r"generator cannot be read; .* make a list of it"):
         load(x for x in range(3))
     with pytest.raises(DataError, match="empty"):
         load([])
-    with pytest.raises(ConfigError, match="has no 'y'; it has 'x'"):
+    with pytest.raises(ConfigError, match="example 0 has no entry 'y' to be the target; it has 'x'"):
         load([{"x": 1}], target="y")
 
 
@@ -343,6 +467,21 @@ def test_threads_read_what_takes_long_and_one_what_does_not(short, several, monk
     for _ in range(3):
         assert source.in_parts(read, list(range(40))) == list(range(40))
     assert (len(readers) > 1) == several
+
+
+def test_a_source_over_another_does_not_wait_for_its_own_thread(monkeypatch):
+    """Eight threads that each wait for parts that only the eight could read would wait for ever."""
+    monkeypatch.setattr("sapwood.data.source.SHORT", 0)
+    readers, source = set(), Source()
+
+    def read(numbers):
+        readers.add(threading.get_ident())
+        time.sleep(1e-3)
+        return numbers
+
+    inner = _pool().submit(lambda: source.in_parts(read, list(range(40))))
+    assert inner.result(timeout=60) == list(range(40))
+    assert len(readers) == 1
 
 
 def test_how_long_an_example_takes_is_looked_at_again(monkeypatch):
