@@ -112,14 +112,10 @@ def _trace(model: Callable, xs: tuple, declared: Spec, train: bool, policy, keye
 
 def _places(tree: Any) -> list[tuple[str, ...]]:
     """The place of each leaf of a tree, as names, in the order in which JAX flattens it."""
-    return [tuple(str(_key_name(key)) for key in place) for place, _ in jax.tree.leaves_with_path(tree)]
-
-
-def _key_name(key: Any) -> Any:
-    for kind in ("name", "key", "idx"):
-        if hasattr(key, kind):
-            return getattr(key, kind)
-    return key
+    return [
+        tuple(jax.tree_util.keystr((key,), simple=True) for key in place)
+        for place, _ in jax.tree.leaves_with_path(tree)
+    ]
 
 
 def _input_names(model: Callable, xs: tuple) -> tuple[str, ...]:

@@ -1,13 +1,13 @@
 """The declarations of a model: what each variable is, gathered by absolute path through any transform."""
 
 import operator
-import types
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from sapwood.core.errors import ConfigError, DeclarationError
+from sapwood.core.identity import identity
 from sapwood.core.param import Param, Stacked
 from sapwood.core.paths import Path, join, nest, order
 
@@ -33,26 +33,6 @@ def storage_dtype(dtype: Any, path: Path) -> Any:
         return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
     except TypeError:
         raise ConfigError(f"{join(path)}: {dtype!r} is no dtype; write 'float32', jnp.bfloat16 or the like") from None
-
-
-def identity(init: Any) -> Any:
-    """What makes two initialisers the same: a closure is its code and what it closes over, anything else its value.
-
-    So two calls of ``jax.nn.initializers.lecun_normal()``, which give two closures, count as one.
-    """
-    code = getattr(init, "__code__", None)
-    if code is None:
-        return init
-    held = [cell.cell_contents for cell in init.__closure__ or () if cell != types.CellType()]
-    return (code, *(identity(x) if callable(x) or _hashable(x) else type(x) for x in held))
-
-
-def _hashable(x: Any) -> bool:
-    try:
-        hash(x)
-    except TypeError:
-        return False
-    return True
 
 
 class Recorder:
@@ -81,7 +61,7 @@ class Recorder:
             return
         for what in ("shape", "dtype", "axes", "init"):
             old, new = getattr(known, what), getattr(param, what)
-            if identity(old) != identity(new):
+            if identity(old) != identity(new) if what == "init" else old != new:
                 raise DeclarationError(
                     f"{kind} {join(path)} is declared twice with a different {what}: first {old}, now {new}; "
                     "variables that share a path are one variable: give them different names, or make them agree"

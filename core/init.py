@@ -14,8 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sapwood.core import paths
 from sapwood.core.collect import Collector
-from sapwood.core.declare import identity
 from sapwood.core.errors import DeclarationError
+from sapwood.core.identity import identity
 from sapwood.core.loop import platform
 from sapwood.core.param import Param
 from sapwood.core.rng import as_key, fold, path_hash
@@ -172,7 +172,11 @@ def _first_value(where: tuple[str, paths.Path], param: Param, key: jax.Array, sh
     name = f"the initialiser of {where[0]} {paths.join(where[1])}"
     if not callable(param.init):
         raise DeclarationError(f"{name} must be a function init(key, shape, dtype), got {param.init!r}")
-    value = jnp.asarray(param.init(key, shape, param.dtype))
+    try:
+        value = jnp.asarray(param.init(key, shape, param.dtype))
+    except Exception as error:
+        error.add_note(f"in {name}: {param.init!r} of {param.dtype}{list(shape)}")
+        raise
     if value.shape != shape:
         raise DeclarationError(f"{name} ({param.init!r}) gave shape {value.shape}, declared is {shape}")
     return value.astype(param.dtype)

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers as jax_initializers
 
+from sapwood.core.errors import DeclarationError
+
 Shape = tuple[int, ...]
 Axes = int | tuple[int, ...]
 Initializer = Callable[[jax.Array, Shape, Any], jax.Array]
@@ -144,6 +146,11 @@ class variance_scaling:
 
     def _fan(self, shape: Shape) -> float:
         axes = [(axis,) if isinstance(axis, int) else axis for axis in (self.in_axis, self.out_axis)]
+        if not all(-len(shape) <= i < len(shape) for axis in axes for i in axis):
+            raise DeclarationError(
+                f"{self!r} needs a shape with the dimensions in_axis and out_axis, got {shape}; a vector starts from "
+                "zeros, ones, normal(stddev) or uniform(low, high)"
+            )
         inputs, outputs = (math.prod(shape[i] for i in axis) for axis in axes)
         window = math.prod(shape) / max(1, inputs * outputs)
         fans = {"fan_in": inputs, "fan_out": outputs, "fan_avg": (inputs + outputs) / 2}

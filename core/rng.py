@@ -144,10 +144,9 @@ class Ledger:
         forks = self._enter(path)
         loops = self.folds.setdefault(path, {})
         step = i if isinstance(i, int) else None
-        others = max((n for j, n in loops.items() if j is not None), default=0) if step is None else loops.get(None, 0)
-        times = loops.get(step, 0)
-        loops[step] = times + 1
-        return self._again(mix(h, (i, FOLD)), forks + times + others)
+        times = max(loops.values(), default=0) if step is None else max(loops.get(step, 0), loops.get(None, 0))
+        loops[step] = times + 1  # the next free one
+        return self._again(mix(h, (i, FOLD)), forks + times)
 
     def _again(self, h: Hash, times: int) -> Hash:
         return mix(h, (times, REUSED + self.level)) if times else h

@@ -377,6 +377,9 @@ class Vars:
     def fork(self) -> "Vars":
         """A cursor that carries a key into one transform: another key each time, so fork once for each crossing.
 
+        That is for the caller to keep: both crossings of one fork would have the same key, without an error, as JAX
+        flattens the arguments of a call more than once and nobody can tell the two apart.
+
         Passed along an axis of a `jax.vmap` it would be one key for all rows, which raises: `stack` has one for each.
         """
         if self._key is None:
@@ -400,6 +403,7 @@ class Vars:
         """A cursor over ``n`` copies of everything below: every leaf has a leading axis of ``n``, keys included.
 
         Pass it through `jax.vmap` or `jax.lax.scan` along that axis. ``axis`` is the logical name of the new dimension.
+        Like a fork it is for one crossing: another one of it would have the same keys, without an error.
         """
         n = concrete_shape(n, self._path)[0]
         for kind, tree in (("params", self._params), ("state", self._state)):
@@ -534,6 +538,12 @@ def as_vars(v: Any, user: Any = None) -> Vars:
         f"{user!r} takes its variables first, then its inputs: expected a cursor or a dict of arrays, "
         f"got {type(v).__name__}{list(v.shape) if hasattr(v, 'shape') else ''}"
     )
+
+
+def declares(v: Vars) -> bool:
+    """Whether this run declares variables or makes their first values, which needs no mesh and no named axis."""
+    collector = v._collecting()
+    return v._recorder is not None or (collector is not None and collector.init_key is not None)
 
 
 def current_state(v: Vars) -> dict:

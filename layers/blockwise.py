@@ -16,8 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sapwood.layers.blocked_matmul import wide
+
 HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
-"""The score of a key that may not be seen: finite, so that a row in which all are hidden so far makes no NaN."""
+"""The score of a key that may not be seen, as in `jax.nn.dot_product_attention`: finite, so that a row in which all are
+hidden so far makes no NaN."""
 
 NEVER = int(jnp.iinfo(jnp.int32).max)
 """The place of a key that fills up a block: after every query."""
@@ -97,10 +100,9 @@ class Slopes(NamedTuple):
 
 def start(x: jax.Array, head_dim: int) -> Running:
     """Queries that have seen no key yet."""
-    one = (*x.shape[:-1], 1)
+    one, dtype = (*x.shape[:-1], 1), wide(x)
     return Running(
-        jnp.full(one, HIDDEN, jnp.float32), jnp.zeros(one, jnp.float32),
-        jnp.zeros((*x.shape[:-1], head_dim), jnp.float32),
+        jnp.full(one, HIDDEN, dtype), jnp.zeros(one, dtype), jnp.zeros((*x.shape[:-1], head_dim), dtype)
     )  # fmt: skip
 
 
@@ -127,7 +129,7 @@ def attend(queries: Queries, keys: Keys, at: jax.Array | None, running: Running,
 def gradients(
     queries: Queries, keys: Keys, at: jax.Array | None, slopes: Slopes, dq: jax.Array, exact: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`dq` with what these keys add to it, and the gradients of keys and values; all float32."""
+    """`dq` with what these keys add to it, and the gradients of keys and values; all of them `wide`."""
 
     def rows(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
         query, slope, dq = xs
@@ -141,21 +143,21 @@ def gradients(
         dq, carry = lax.scan(columns, dq, (keys, at, *carry))
         return carry, dq
 
-    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (keys.k, keys.v))
+    zeros = tuple(jnp.zeros(x.shape, wide(queries.x)) for x in (keys.k, keys.v))
     (dk, dv), dq = lax.scan(rows, zeros, (queries, slopes, dq))
     return dq, dk, dv
 
 
 def _see(query: Queries, key: Keys, at: Any, running: Running, exact: bool) -> Running:
     """One block of queries sees one block of keys."""
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query.x, key.k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query.x, key.k, preferred_element_type=wide(query.x))
     seen = _seen(query, key, at) if exact else None
     if seen is not None:
         scores = jnp.where(seen, scores, HIDDEN)
     top = jnp.maximum(running.top, jnp.max(scores, -1, keepdims=True))
     weights, keep = jnp.exp(scores - top), jnp.exp(running.top - top)
     total = running.total * keep + jnp.sum(weights, -1, keepdims=True)
-    values = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(key.v.dtype), key.v, preferred_element_type=jnp.float32)
+    values = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(key.v.dtype), key.v, preferred_element_type=wide(query.x))
     return Running(top, total, running.values * keep + values)
 
 
@@ -163,16 +165,16 @@ def _slope(query: Queries, key: Keys, at: Any, slope: Slopes, sums: Any, exact: 
     """What one pair of blocks adds to the gradients of its queries, keys and values."""
     dq, dk, dv = sums
     narrow = query.x.dtype
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query.x, key.k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query.x, key.k, preferred_element_type=wide(query.x))
     weights = jnp.exp(scores - slope.lse)
     seen = _seen(query, key, at) if exact else None
     if seen is not None:
         weights = jnp.where(seen, weights, 0)
-    dweights = jnp.einsum("bhqd,bhkd->bhqk", slope.dy, key.v, preferred_element_type=jnp.float32)
+    dweights = jnp.einsum("bhqd,bhkd->bhqk", slope.dy, key.v, preferred_element_type=wide(query.x))
     dscores = (weights * (dweights - slope.delta)).astype(narrow)
-    dv += jnp.einsum("bhqk,bhqd->bhkd", weights.astype(narrow), slope.dy, preferred_element_type=jnp.float32)
-    dk += jnp.einsum("bhqk,bhqd->bhkd", dscores, query.x, preferred_element_type=jnp.float32)
-    dq += jnp.einsum("bhqk,bhkd->bhqd", dscores, key.k, preferred_element_type=jnp.float32)
+    dv += jnp.einsum("bhqk,bhqd->bhkd", weights.astype(narrow), slope.dy, preferred_element_type=wide(query.x))
+    dk += jnp.einsum("bhqk,bhqd->bhkd", dscores, query.x, preferred_element_type=wide(query.x))
+    dq += jnp.einsum("bhqk,bhkd->bhqd", dscores, key.k, preferred_element_type=wide(query.x))
     return dq, dk, dv
 
 

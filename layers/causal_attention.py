@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from sapwood.core.loop import platform
+from sapwood.layers.blocked_matmul import wide
+from sapwood.layers.blockwise import HIDDEN
 
 LEAST, MOST = 64, 8
 """Queries of a block, at least; blocks, at most: each is more to compile."""
-
-HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
-"""What the score of a key is lowered by that may not be seen: finite, as in `jax.nn.dot_product_attention`."""
 
 
 def pays(q: jax.Array) -> bool:
@@ -38,25 +37,26 @@ def causal_attention(
     >>> causal_attention(jnp.zeros_like(x), x, x)[0, :, 0, 0]
     Array([0. , 0.5, 1. ], dtype=float32)
     """
-    batch, length, heads, head_dim = q.shape
-    groups = heads // k.shape[2]
+    (batch, length, heads, head_dim), kv_heads = q.shape, k.shape[2]
+    groups = heads // kv_heads
     q = (q * (head_dim**-0.5 if scale is None else scale)).astype(q.dtype)
-    q = q.reshape(batch, length, -1, groups, head_dim).transpose(0, 2, 3, 1, 4)  # (batch, kv_heads, groups, length, _)
+    # With all sizes said, as -1 has none where the batch is empty: (batch, kv_heads, groups, length, head_dim).
+    q = q.reshape(batch, length, kv_heads, groups, head_dim).transpose(0, 2, 3, 1, 4)
     k, v = (x.swapaxes(1, 2) for x in (k, v))
     size = max(LEAST, -(-length // MOST))
     blocks = []
     for begin in range(0, length, size):
         end = min(begin + size, length)
-        rows = q[:, :, :, begin:end].reshape(batch, -1, groups * (end - begin), head_dim)
+        rows = q[:, :, :, begin:end].reshape(batch, kv_heads, groups * (end - begin), head_dim)
         y = _block(rows, k[:, :, :end], v[:, :, :end], begin, segments)
-        blocks.append(y.reshape(batch, -1, groups, end - begin, head_dim))
+        blocks.append(y.reshape(batch, kv_heads, groups, end - begin, head_dim))
     return jnp.concatenate(blocks, 3).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
 
 
 def _block(q: jax.Array, k: jax.Array, v: jax.Array, begin: int, segments: jax.Array | None) -> jax.Array:
     """Queries from position ``begin`` on, group after group, against all keys up to the last of them."""
     rows, end = q.shape[2], k.shape[2]
-    scores = lax.dot_general(q, k, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
+    scores = lax.dot_general(q, k, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=wide(q))
     position = begin + lax.broadcasted_iota(jnp.int32, (rows, end), 0) % (end - begin)
     hidden = lax.broadcasted_iota(jnp.int32, (rows, end), 1) > position
     if segments is not None:

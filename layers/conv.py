@@ -1,6 +1,7 @@
 """Convolutions over one, two or three spatial dimensions, channels last."""
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from sapwood.core.errors import ConfigError, InputError
@@ -32,11 +33,11 @@ def conv(
     `strides` and `dilation` are an integer or one for each spatial dimension; `padding` is "SAME" (output size
     ceil(size / stride)), "VALID" (none), "CAUSAL" (sequences: no output sees a later input), an integer, or for each
     dimension an integer or a pair (before, after). With `groups`, each group of output channels sees only its own
-    group of input channels; as many groups as channels make a depthwise convolution.
+    group of input channels; as many groups as channels make a depthwise convolution. Of two dtypes the result has
+    the one that JAX promotes both to.
 
     Raises `InputError` for shapes that do not fit together, `ConfigError` for other options.
 
-    >>> import jax.numpy as jnp
     >>> conv(jnp.arange(5.0)[None, :, None], jnp.ones((2, 1, 1)), padding="CAUSAL")[0, :, 0]
     Array([0., 1., 3., 5., 7.], dtype=float32)
     """
@@ -57,6 +58,9 @@ def conv(
     window, sizes = kernel.shape[:n], x.shape[1:-1]
     pads = windows.amounts(windows.padding("conv", padding, n, causal=True), sizes, window, strides, dilation)
     windows.must_fit("conv", sizes, pads, window, dilation)
+    if x.dtype != kernel.dtype:  # XLA convolves arrays of one dtype
+        dtype = jnp.result_type(x, kernel)
+        x, kernel = x.astype(dtype), kernel.astype(dtype)
     y = lax.conv_general_dilated(
         once(x), kernel, strides, pads, rhs_dilation=dilation, dimension_numbers=_LAYOUT[n], feature_group_count=groups
     )
@@ -72,7 +76,6 @@ class Conv(Layer):
     variance 1 / (window * channels / groups) (LeCun et al. 1998, "Efficient BackProp"). Raises `ConfigError` for
     options that are out of range, `InputError` for an x of another rank, dtype or channel count.
 
-    >>> import jax.numpy as jnp
     >>> Conv(1, (2, 2), padding="VALID", bias=False)({"kernel": jnp.ones((2, 2, 1, 1))}, jnp.ones((1, 3, 3, 1))).shape
     (1, 2, 2, 1)
     """

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from sapwood.parallel.per_device import alone
+from sapwood.parallel.per_device import alone, platform
 from sapwood.parallel.place import shards, split_over
 
 LEAST = 128
@@ -33,6 +33,8 @@ def chosen(q: jax.Array, k: jax.Array, mask: Any = None, segments: Any = None, s
     >>> chosen(x, x)
     False
     """
+    if platform(getattr(sharding, "mesh", None)) not in ("gpu", "cuda", "rocm"):  # whatever the default device is
+        return False
     if mask is not None or segments is not None or q.dtype not in (jnp.bfloat16, jnp.float16):
         return False
     if not all(isinstance(n, int) for n in (*q.shape, *k.shape)):  # a symbolic length is none

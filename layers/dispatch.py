@@ -65,7 +65,7 @@ def through_experts(experts: int, most: int, tokens: jax.Array, ids: jax.Array, 
     order = order[: min(n * k, experts * most)]
     rows = pick(tokens, order[:, None] // k, place.reshape(n, k))
     y = pick(run(rows, sizes, expected), place[:, None], order[:, None])
-    return y.reshape(n, k, -1)
+    return y.reshape(n, k, y.shape[-1])  # no -1: n may be 0
 
 
 def through_spread_experts(

@@ -49,12 +49,12 @@ def embed_split(ids: jax.Array, table: jax.Array, rows: NamedSharding, out: Name
     >>> embed_split(jnp.array([3, 8]), jnp.arange(8.0)[:, None], rows, out)[:, 0]
     Array([ 3., nan], dtype=float32)
     """
+    ids = expect.integer("embed_split", ids)
     names, kept, vocab = split_over(rows, 0), split_over(rows, 1), table.shape[0]
     axes = tuple(split_over(out, dim) or None for dim in range(ids.ndim))
 
     def local(ids: Any, table: Any) -> jax.Array:
         table = lax.all_gather(table, kept, axis=1, tiled=True) if kept else table
-        ids = ids.astype(jnp.promote_types(ids.dtype, jnp.int32))
         here = ids - lax.axis_index(names) * table.shape[0]
         mine = (here >= 0) & (here < table.shape[0])
         y = table.at[jnp.where(mine, here, table.shape[0])].get(mode="fill", fill_value=0)

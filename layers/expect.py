@@ -30,11 +30,17 @@ convert them first, 8-bit images with x.astype("float32") / 255
 
 
 def integer(who: str, x: Any) -> jax.Array:
-    """`x` as an array, or an `InputError` if its dtype is not an integer one."""
+    """`x` as an array, or an `InputError` if its dtype is not an integer one.
+
+    Narrow ones become int32: an 8-bit id cannot be compared with 256.
+
+    >>> integer("embed", jnp.zeros(3, jnp.uint8)).dtype
+    dtype('int32')
+    """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise InputError(f"{who} expects integers, got {describe(x)}")
-    return x
+    return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
 
 
 def rank(who: str, x: jax.Array, *dimensions: str) -> None:

@@ -10,7 +10,7 @@ from jax import lax
 from sapwood.core.errors import InputError
 from sapwood.core.initializers import Initializer, ones, zeros
 from sapwood.core.layer import Layer, describe
-from sapwood.core.vars import Vars
+from sapwood.core.vars import Vars, declares
 from sapwood.layers import expect
 from sapwood.layers.once import once
 
@@ -167,8 +167,8 @@ class BatchNorm(Layer):
     (batch, length)) leaves padding out of the statistics.
 
     Under `jax.jit` the batch is the whole batch on any mesh. Inside `jax.vmap` or `jax.shard_map`, `axis_name` averages
-    over that axis. The variance is the biased one in both places, as in Keras. Raises `InputError` for an x that is not
-    floating or a mask that does not fit.
+    over that axis; declaring needs shapes alone, and so no axis. The variance is the biased one in both places, as in
+    Keras. Raises `InputError` for an x that is not floating or a mask that does not fit.
 
     Ioffe and Szegedy 2015, "Batch Normalization" (arXiv:1502.03167).
 
@@ -199,10 +199,19 @@ class BatchNorm(Layer):
         if not v.train:
             return batch_norm(x, mean, var, scale, bias, self.eps)
         where = None if mask is None else _where(mask, x)
-        now = moments(x, tuple(range(x.ndim - 1)), where, self.axis_name)
+        now = moments(x, tuple(range(x.ndim - 1)), where, self._axis(v))
         step = 1 - self.momentum
         v.put(mean=mean + step * (now[0].reshape(features) - mean), var=var + step * (now[1].reshape(features) - var))
         return batch_norm(x, *now, scale, bias, self.eps)
+
+    def _axis(self, v: Vars) -> str | tuple[str, ...] | None:
+        """The axis to average over; none where variables are only declared, or first made, outside of it."""
+        if self.axis_name is not None and declares(v):
+            try:
+                lax.axis_size(self.axis_name)
+            except NameError:
+                return None
+        return self.axis_name
 
 
 def _where(mask: jax.Array, x: jax.Array) -> jax.Array:

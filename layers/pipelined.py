@@ -11,7 +11,7 @@ from sapwood.core import paths
 from sapwood.core.collect import Updates
 from sapwood.core.errors import ConfigError, EffectError, InputError
 from sapwood.core.loop import scan
-from sapwood.core.vars import Vars
+from sapwood.core.vars import Vars, declares
 from sapwood.parallel import schedule, stages
 from sapwood.parallel.pipeline import Pipeline
 from sapwood.parallel.place import Placement, placed, split_over
@@ -25,12 +25,9 @@ MOST = 4
 def chosen(v: Vars, axis: str | None) -> bool:
     """Whether the rules of a cursor's run cut a stack, whose layer axis has this logical name, into stages.
 
-    Declaring and first values need no mesh, so they see the whole stack.
+    What declares sees the whole stack.
     """
-    if not isinstance(v._place, Placement) or axis is None or v._recorder is not None:
-        return False
-    collector = v._collecting()
-    if collector is not None and collector.init_key is not None:
+    if not isinstance(v._place, Placement) or axis is None or declares(v):
         return False
     return _stages(v, axis) is not None
 

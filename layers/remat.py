@@ -1,5 +1,6 @@
 """Remat: forget intermediate values in the forward pass and compute them again in the backward pass."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from sapwood.core.errors import ConfigError
 from sapwood.core.layer import Layer
 from sapwood.core.paths import nearest
 from sapwood.core.run import pure
+from sapwood.core.spec import arrays_apart
 from sapwood.core.vars import Vars
 
 POLICIES = {
@@ -50,6 +52,28 @@ function such as those in jax.checkpoint_policies
     )
 
 
+def checkpoint(f: Callable, saved: str | Callable | None, prevent_cse: bool = True) -> Callable:
+    """`jax.checkpoint` of `f(v, *xs, **options)` under the policy `saved`, for arrays alone.
+
+    What else is given, such as a flag or a name, `f` gets as it is: JAX would trace it, or refuse it.
+    """
+    again = functools.partial(jax.checkpoint, policy=policy(saved), prevent_cse=prevent_cse)
+    plain = again(f)
+
+    def run(v: Vars, *xs: Any, **options: Any) -> Any:
+        arrays, whole = arrays_apart((xs, options))
+        if len(arrays) == len(jax.tree.leaves((xs, options))):
+            return plain(v, *xs, **options)  # JAX keeps its trace, by the function
+
+        def among(v: Vars, arrays: list) -> Any:
+            xs, options = whole(arrays)
+            return f(v, *xs, **options)
+
+        return again(among)(v, arrays)
+
+    return run
+
+
 class Remat(Layer):
     """`layer` with less memory and more compute: what `policy` does not save is computed again for the gradient.
 
@@ -71,6 +95,6 @@ class Remat(Layer):
         policy(self.policy)
 
     def __call__(self, v: Vars, *xs: Any, **options: Any) -> Any:
-        y, updates = jax.checkpoint(pure(self.layer), policy=policy(self.policy))(v.fork(), *xs, **options)
+        y, updates = checkpoint(pure(self.layer), self.policy)(v.fork(), *xs, **options)
         v.merge(updates)
         return y

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sapwood.core.errors import InputError
 from sapwood.layers import blockwise, zigzag
+from sapwood.layers.blocked_matmul import wide
 from sapwood.layers.blockwise import Cut, Keys, Queries, Slopes
 from sapwood.layers.local_attention import fit, repeated, widened
 from sapwood.parallel.per_device import per_device
@@ -91,7 +92,8 @@ def ring_attention(
     q, k, v = widened(q, k, v)
     k, v = repeated(k, v, heads, shards(sharding, 2))
     each = q.shape[0] * heads // (shards(sharding, 0) * shards(sharding, 2))
-    block = min(BLOCK, max(LEAST, math.isqrt(SCORES // max(each, 1))))
+    most = math.isqrt(SCORES // max(each, 1)) if isinstance(each, int) else LEAST  # a symbolic batch has no number yet
+    block = min(BLOCK, max(LEAST, most))
     ring = _Ring(causal, q.shape[-1] ** -0.5 if scale is None else scale, sharding, block)
     y: Any = _attention(ring, q, k, v, segments)
     return y.astype(dtype)
@@ -183,14 +185,14 @@ def _local_backward(
     """What one device does: gradients of its queries, and of its keys and values after they have been round."""
     rows, columns = ring.cuts(q, k)
     turn = _turned(ring, q)
-    delta = jnp.sum(y.astype(jnp.float32) * dy.astype(jnp.float32), -1, keepdims=True)
+    delta = jnp.sum(y.astype(wide(y)) * dy.astype(wide(y)), -1, keepdims=True)
     slopes = Slopes(*(_rows(rows, x, k.shape[2]) for x in (turn(dy), lse, turn(delta))))
     queries, keys = (
         _queries(ring, rows, columns, turn(q), k, turn(segments)),
         _keys(columns, *map(turn, (k, v, segments))),
     )
     exact = _exact(columns, k, segments)
-    dq = jnp.zeros(queries.x.shape, jnp.float32)
+    dq = jnp.zeros(queries.x.shape, wide(q))
     dq, *dkv = blockwise.gradients(queries, keys, _places(ring, columns, k, 0), slopes, dq, True)
 
     def step(carry: Any, hop: jax.Array) -> tuple[Any, None]:
@@ -247,7 +249,7 @@ def _unblocked(rows: Cut, x: jax.Array, q: jax.Array) -> jax.Array:
 
 def _queries(ring: _Ring, rows: Cut, columns: Cut, q: jax.Array, k: jax.Array, segments: Any) -> Queries:
     groups = q.shape[2] // k.shape[2]
-    scaled = (q.astype(jnp.float32) * ring.scale).astype(q.dtype)
+    scaled = (q.astype(wide(q)) * ring.scale).astype(q.dtype)
     hides = ring.causal or _filled(columns, k)
     return Queries(
         _rows(rows, scaled, k.shape[2]),

@@ -114,7 +114,7 @@ def within_capacity(chosen: jax.Array, size: int) -> jax.Array:
     if chosen.ndim < 2:
         raise InputError(f"within_capacity expects experts (..., length, k), got {describe(chosen)}")
     by_choice = chosen.swapaxes(-1, -2)
-    flat = by_choice.reshape(*by_choice.shape[:-2], -1)
+    flat = by_choice.reshape(*by_choice.shape[:-2], math.prod(by_choice.shape[-2:]))  # no -1: a batch may be empty
     place = lax.broadcasted_iota(jnp.int32, flat.shape, flat.ndim - 1)
     ids, order = lax.sort((flat, place), num_keys=1)  # stable
     start = jnp.concatenate([jnp.ones_like(ids[..., :1], bool), ids[..., 1:] != ids[..., :-1]], -1)

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from sapwood.core.errors import ConfigError
 from sapwood.core.layer import Layer
 from sapwood.core.loop import scan
@@ -56,7 +54,7 @@ class Scan(Layer):
             )
         block = pure(self.block)
         if self.remat is not None:  # inside a loop nothing can be merged with the forward pass
-            block = jax.checkpoint(block, policy=remat.policy(self.remat), prevent_cse=False)
+            block = remat.checkpoint(block, self.remat, prevent_cse=False)
         x = v.policy.cast(x)
         if self.axis is not None and pipelined.chosen(v, self.axis):
             x, updates = pipelined.pipelined(v, block, self.n, self.axis, x, args, batched)

@@ -95,6 +95,23 @@ def test_many_uses_never_meet():
     assert distinct(*uses())
 
 
+@pytest.mark.usefixtures("hashes")
+def test_numbered_and_traced_folds_never_meet():
+    def loop(v):
+        return jax.lax.scan(lambda c, i: (c, bits(v.fold(i))), 0, jnp.arange(6))[1]
+
+    @jax.jit
+    def uses():
+        v = cursor().place
+        w = cursor().place
+        mixed = [bits(v.fold(3)), loop(v), bits(v.fold(4)), loop(v), bits(v.fold(4)), bits(v.fold(3)), bits(v.fold(5))]
+        return mixed, loop(cursor().place), [bits(w.fold(i)) for i in range(6)]
+
+    mixed, scanned, unrolled = uses()
+    assert distinct(*mixed)
+    assert np.array_equal(scanned, np.stack(unrolled))
+
+
 def test_a_tied_sub_tree_drawn_twice_gets_fresh_keys():
     x = np.ones(64, "float32")
     a, b = sw.apply(lambda v, x: [L.Dropout(0.5)(v.drop, x) for _ in range(2)], {}, {}, x, rng=0, train=True)[0]

@@ -7,7 +7,7 @@ import pytest
 
 import sapwood as sw
 from sapwood import layers as L
-from sapwood.core.initializers import normal, zeros
+from sapwood.core.initializers import lecun_normal, normal, zeros
 from sapwood.core.rng import fold, path_hash
 
 X = jax.ShapeDtypeStruct((2, 4), jnp.float32)
@@ -80,6 +80,21 @@ def test_initialisers_that_are_none():
         sw.init(lambda v, x: v.a.param("w", (2,), 0.5), 0, X)
     with pytest.raises(sw.DeclarationError, match=r"of params a/w .* gave shape \(3,\), declared is \(2,\)"):
         sw.init(lambda v, x: v.a.param("w", (2,), lambda key, shape, dtype: jnp.ones(3)), 0, X)
+
+
+def test_an_initialiser_that_raises_is_named():
+    def broken(key, shape, dtype):
+        raise ZeroDivisionError("as it happens")
+
+    with pytest.raises(ZeroDivisionError, match="as it happens") as raised:
+        sw.init(lambda v, x: v.a.param("w", (2,), broken), 0, X)
+    assert any("in the initialiser of params a/w: <function" in note for note in raised.value.__notes__)
+    message = (
+        r"variance_scaling\(.*\) needs a shape with the dimensions in_axis and out_axis, got \(4,\); a vector starts"
+    )
+    with pytest.raises(sw.DeclarationError, match=message) as raised:
+        sw.init(lambda v, x: v.a.param("w", (4,), lecun_normal()), 0, X)
+    assert any("params a/w" in note and "float32[4]" in note for note in raised.value.__notes__)
 
 
 def test_a_hundred_layers_compile_a_few_programs(caplog):

@@ -74,3 +74,22 @@ def test_attention_takes_it_on_a_cpu_alone_where_it_pays(draw, monkeypatch):
     monkeypatch.setattr("sapwood.layers.causal_attention.platform", lambda: "gpu")
     assert not pays(q)
     np.testing.assert_allclose(L.attention(q, q, q, causal=True), layer, rtol=1e-4, atol=1e-5)
+
+
+def test_float64_stays_float64(draw):
+    with jax.enable_x64():
+        q, k, v = (jnp.asarray(draw(1, 130, n, 4), "float64") / 3 for n in (4, 2, 2))
+        ours, theirs = (
+            jax.jit(jax.value_and_grad(lambda *x, f=f: jnp.sin(f(*x)).sum(), (0, 1, 2)))(q, k, v)
+            for f in (functools.partial(L.attention, causal=True), formula)
+        )
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            assert a.dtype == "float64"
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
+
+
+def test_a_batch_of_nothing_gives_nothing():
+    q, k = jnp.zeros((0, 128, 4, 8)), jnp.zeros((0, 128, 2, 8))
+    y, pull = jax.vjp(lambda q, k: causal_attention(q, k, k, segments=jnp.zeros((0, 128), int)), q, k)
+    assert [x.shape for x in (y, *pull(y))] == [q.shape, q.shape, k.shape]
+    assert L.attention(q, k, k, causal=True).shape == q.shape

@@ -189,3 +189,17 @@ def test_explains_an_input_that_does_not_fit(x, message):
 def test_array_function_explains_a_kernel_that_does_not_fit(kernel, groups, message):
     with pytest.raises(ValueError, match=message):
         L.conv(jnp.ones((1, 8, 8, 3)), kernel, groups=groups)
+
+
+@pytest.mark.parametrize(("narrow", "dtype"), [("bfloat16", "float32"), ("float16", "float32")])
+def test_dtypes_are_promoted(narrow, dtype, draw):
+    x, kernel, bias = draw(2, 5, 5, 3), draw(3, 3, 3, 4), draw(4)
+    for mixed in ((x.astype(narrow), kernel), (x, kernel.astype(narrow))):
+        y = L.conv(*mixed)
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(y, L.conv(*(a.astype(dtype) for a in mixed)))
+    params = {"kernel": kernel, "bias": bias}
+    y, pull = jax.vjp(L.Conv(4, (3, 3)), params, x.astype(narrow))
+    slopes, dx = pull(y)
+    assert (y.dtype, slopes["kernel"].dtype, dx.dtype) == (dtype, dtype, narrow)
+    assert "convert_element_type" not in str(jax.make_jaxpr(L.conv)(x, kernel))

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import sapwood as sw
 from sapwood import layers as L
+from sapwood.core.loop import compiling_for
 from sapwood.layers import cudnn
 from sapwood.models import Decoder
 
@@ -87,6 +88,15 @@ def test_it_is_not_chosen_where_it_cannot_run(gpu, machine):
 def test_a_cpu_is_no_gpu():
     assert cudnn._generation(None) == 0
     assert not chosen()
+
+
+def test_what_counts_is_the_platform_we_compile_for(gpu):
+    gpu()
+    for platform in ("cpu", "tpu"):
+        with compiling_for(platform):
+            assert not chosen()
+    with compiling_for("cuda"):
+        assert chosen()
 
 
 def test_a_symbolic_length_is_none(gpu):
@@ -176,7 +186,8 @@ def test_it_lowers_under_any_transform(gpu, run, shapes):
 
 def test_on_a_mesh_it_lowers(gpu, monkeypatch):
     gpu(devices=8)
-    monkeypatch.setattr(cudnn, "_generation", lambda sharding: 9)  # whatever the devices of the mesh are
+    monkeypatch.setattr(cudnn, "platform", lambda mesh: "gpu")  # whatever the devices of the mesh are
+    monkeypatch.setattr(cudnn, "_generation", lambda sharding: 9)
     sharding = NamedSharding(sw.mesh("data=4,tensor=2"), PartitionSpec("data", None, "tensor", None))
     layer, x = L.MultiHeadAttention(4, causal=True), struct(8, 256, 32)
     params = jax.eval_shape(lambda: sw.init(layer, 0, jnp.zeros((8, 256, 32)))[0])

@@ -97,3 +97,14 @@ def test_refuses_what_is_no_id_and_no_table():
     for options in ({"vocab": 0}, {"features": -1}, {"axes": ("vocab",)}):
         with pytest.raises(sw.ConfigError):
             L.Embed(**{"vocab": 5, "features": 3, **options})
+
+
+@pytest.mark.parametrize("vocab", [256, 300])
+def test_ids_too_narrow_for_the_size_of_the_table(vocab):
+    params, ids = {"table": jnp.arange(2.0 * vocab).reshape(vocab, 2)}, jnp.array([0, 255], "uint8")
+    run = jax.jit(lambda ids: sw.pure(L.Embed(vocab, 2))(sw.bind(params), ids))
+    y, updates = run(ids)
+    np.testing.assert_array_equal(y, params["table"][jnp.array([0, 255])])
+    assert [bool(ok) for ok in updates.checks.values()] == [True]
+    (ok,) = run(jnp.array([0, -1], "int8"))[1].checks.values()
+    assert not bool(ok)

@@ -336,3 +336,11 @@ def test_the_program_of_a_tpu():
     assert found.pop("all-to-all") <= 3  # of counts
     assert found.pop("all-reduce") <= 6  # partial sums over tensor, gradients, losses
     assert not found
+
+
+@pytest.mark.parametrize("capacity", [None, 1.0])
+def test_a_batch_of_nothing_gives_nothing(capacity, weights):
+    layer, x = L.MixtureOfExperts(4, 3, capacity=capacity), jnp.zeros((0, 5, 8))
+    y, pull = jax.vjp(layer, weights(layer, x), x)
+    assert y.shape == x.shape
+    assert all(not slope.any() for slope in jax.tree.leaves(pull(y)))

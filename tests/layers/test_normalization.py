@@ -9,6 +9,7 @@ import pytest
 
 import sapwood as sw
 from sapwood import layers as L
+from sapwood.core.calls import trace_calls
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (2, 5, 7), (6,), (2, 1, 3, 8)])
@@ -253,3 +254,28 @@ def test_refuses_bad_options(make, message):
 def test_explains_an_input_that_does_not_fit(layer, xs, message):
     with pytest.raises(ValueError, match=message):
         sw.spec(layer, *xs)
+
+
+def test_it_is_declared_and_initialised_without_its_axis():
+    layer, x = L.BatchNorm(axis_name="rows"), jnp.arange(12.0).reshape(4, 3)
+    assert sw.spec(layer, x) == sw.spec(L.BatchNorm(), x)
+
+    def model(v, x):
+        return layer(v.norm, x) + v.param("shift", (3,), lambda key, shape, dtype: x.mean(0))
+
+    params, state = sw.init(model, 0, x, data=True)
+    np.testing.assert_array_equal(params["shift"], x.mean(0))
+    np.testing.assert_array_equal(state["norm"]["mean"], 0)
+    with pytest.raises(NameError, match="unbound axis name"):
+        sw.apply(model, params, state, x, train=True)
+
+
+def test_what_is_looked_at_inside_its_axis_has_the_sum():
+    """A summary records declarations too, of the program as it runs: `shard_map` checks that all devices agree."""
+    layer, x, mesh = L.BatchNorm(axis_name="data"), jnp.ones((8, 3)), sw.mesh("data=8")
+
+    def model(v, x):
+        local = lambda x: sw.pure(layer)(v.norm, x)[1].state  # noqa: E731
+        return jax.shard_map(local, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P())(x)
+
+    assert "psum" in str(trace_calls(model, (x,), train=True).jaxpr)

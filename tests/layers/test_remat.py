@@ -62,3 +62,21 @@ def test_passes_options_on(draw, weights):
 def test_refuses_an_unknown_policy():
     with pytest.raises(sw.ConfigError, match="'dots' is no remat policy"):
         L.Remat(block, "dots")
+
+
+@sw.layer
+def flagged(v, x, double, how="tanh"):
+    y = L.Dense(4)(v.dense, x)
+    return getattr(jnp, how)(2 * y if double else y)
+
+
+def test_what_is_no_array_is_left_alone(draw, weights):
+    x = draw(2, 4)
+    params = weights(flagged, x, True)
+
+    def run(layer):
+        return jax.jit(jax.value_and_grad(lambda p, x: layer(p, x, True, how="sin").sum(), (0, 1)))(params, x)
+
+    again = L.Remat(flagged)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), run(again), run(flagged))
+    assert "remat" in str(jax.make_jaxpr(lambda p, x: again(p, x, True))(params, x))

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -97,6 +98,27 @@ def test_keys_of_another_length(small_blocks, agree, draw):
         lambda q, k, v: ring.ring_attention(q, k, v, sharding=sharding), formula,
         draw(2, 12, 2, 4), draw(2, 28, 2, 4), draw(2, 28, 2, 4), rtol=2e-5, atol=5e-6, apart=True,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("mesh", [None, "sequence=8"])
+def test_float64_stays_float64(mesh, small_blocks, draw):
+    with jax.enable_x64():
+        q, k, v = (jnp.asarray(draw(1, 48, n, 4), "float64") / 3 for n in (2, 1, 1))
+        ours, theirs = (
+            jax.jit(jax.value_and_grad(lambda *x, f=f: jnp.sin(f(*x)).sum(), (0, 1, 2)))(q, k, v)
+            for f in (lambda *x: ring.ring_attention(*x, True, None, mesh and on(mesh)), lambda *x: formula(*x, True))
+        )
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            assert a.dtype == "float64"
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
+
+
+def test_it_is_exported_with_a_symbolic_batch(draw):
+    (b,) = jax.export.symbolic_shape("b")
+    run = jax.jit(lambda q, k: ring.ring_attention(q, k, k, True))
+    exported = jax.export.export(run)(*(jax.ShapeDtypeStruct((b, 16, n, 4), "float32") for n in (4, 2)))
+    q, k = draw(3, 16, 4, 4), draw(3, 16, 2, 4)
+    np.testing.assert_allclose(exported.call(q, k), formula(q, k, k, True), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("mesh", "packs"), [(None, True), ("sequence=8", False)])

@@ -87,3 +87,7 @@ def test_logits_that_are_no_numbers_with_a_point():
         L.top_k_routing(jnp.ones((2, 4), int), 1)
     with pytest.raises(sw.core.errors.InputError, match=r"within_capacity expects experts"):
         routing.within_capacity(jnp.ones(3, int), 1)
+
+
+def test_capacity_of_a_batch_of_nothing():
+    assert routing.within_capacity(jnp.zeros((0, 5, 2), int), 2).shape == (0, 5, 2)

@@ -133,3 +133,31 @@ def test_refuses_bad_options(options, error, message):
 def test_a_wrong_depth_names_the_parameter():
     with pytest.raises(ValueError, match=r"kernel has shape \(2, 4, 4\); stack\(3\) expects 3"):
         L.Scan(L.Dense(4, bias=False), 3)({"kernel": jnp.ones((2, 4, 4))}, jnp.ones((2, 4)))
+
+
+@sw.layer
+def flagged(v, x, double, how):
+    y = L.Dense(4, bias=False)(v, x)
+    return getattr(jnp, how)(2 * y if double else y)
+
+
+def test_what_is_no_array_is_left_alone_with_remat_too(draw):
+    params, x = {"kernel": draw(N, 4, 4)}, draw(2, 4)
+    plain, again = (
+        jax.jit(jax.value_and_grad(lambda p, r=r: L.Scan(flagged, N, r)(p, x, True, "sin").sum()))(params)
+        for r in (None, "full")
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), again, plain)
+
+
+def test_remat_traces_a_block_no_more_often_than_jax_does():
+    seen = []
+
+    @sw.layer
+    def block(v, x):
+        seen.append(x)
+        return L.Dense(4, bias=False)(v, x)
+
+    params, x = {"kernel": jnp.ones((N, 4, 4))}, jnp.ones((2, 4))
+    jax.make_jaxpr(lambda p: L.Scan(block, N, "full")(p, x))(params)
+    assert len(seen) == 1
