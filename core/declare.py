@@ -35,6 +35,12 @@ def storage_dtype(dtype: Any, path: Path) -> Any:
         raise ConfigError(f"{join(path)}: {dtype!r} is no dtype; write 'float32', jnp.bfloat16 or the like") from None
 
 
+_MODES = (
+    ". If this is one line, run once to train and once to evaluate, its initialiser holds other numbers each time: "
+    "make them outside of the model"
+)
+
+
 class Recorder:
     """Every declaration of one `spec`, in train and in eval mode together."""
 
@@ -65,6 +71,7 @@ class Recorder:
                 raise DeclarationError(
                     f"{kind} {join(path)} is declared twice with a different {what}: first {old}, now {new}; "
                     "variables that share a path are one variable: give them different names, or make them agree"
+                    + (_MODES if what == "init" else "")
                 )
 
     def _claim(self, kind: str, path: Path) -> None:

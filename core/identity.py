@@ -40,8 +40,8 @@ def identity(x: Any, around: tuple = ()) -> Any:
         return identity(x.__func__, around), type(owner), identity(vars(owner) if plain else owner, around)
     if isinstance(x, functools.partial):
         return functools.partial, *(identity(part, around) for part in (x.func, x.args, x.keywords))
-    if isinstance(x, dict):
-        return type(x), frozenset((name, identity(value, around)) for name, value in x.items())
+    if isinstance(x, list | dict):
+        return _Held(x, around)
     return type(x), *(identity(part, around) for part in x)
 
 
@@ -59,10 +59,11 @@ def _value(x: Any, around: tuple) -> Any:
 
 
 class _Held:
-    """What has no hash. An array's numbers are looked at only where another array of its shape is met."""
+    """What has no hash. It is looked into only where another one of its type is met, so that one long list which is met
+    again and again costs nothing."""
 
-    def __init__(self, x: Any):
-        self.x = x
+    def __init__(self, x: Any, around: tuple = ()):
+        self.x, self.around = x, around
 
     def __hash__(self) -> int:
         return hash(type(self.x))
@@ -72,10 +73,18 @@ class _Held:
             return False
         if self.x is other.x:
             return True
+        if isinstance(self.x, list | dict):
+            return self._inside == other._inside
         if not isinstance(self.x, np.ndarray | jax.Array):
             return bool(self.x == other.x)
         alike = (self.x.shape, self.x.dtype) == (other.x.shape, other.x.dtype)
         return alike and self._numbers == other._numbers
+
+    @functools.cached_property
+    def _inside(self) -> Any:
+        if isinstance(self.x, list):
+            return tuple(identity(part, self.around) for part in self.x)
+        return frozenset((name, identity(value, self.around)) for name, value in self.x.items())
 
     @functools.cached_property
     def _numbers(self) -> Any:

@@ -120,8 +120,8 @@ class Batches(Iterator[Batch]):
         other = Batches(self.dataset, self._plan, self._order, self.steps, np.asarray(rows))
         return other.seek(self.position)
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: plain values, valid for any number of processes.
+    def state(self) -> dict[str, int]:
+        """What a checkpoint keeps: plain integers, valid for any number of processes.
 
         `position` and `seed` are the state; the others let `restore` notice other data or another order.
         """
@@ -130,8 +130,8 @@ class Batches(Iterator[Batch]):
             "seed": self.seed,
             "examples": self._plan.count,
             "batch_size": self.batch_size,
-            "shuffle": bool(self._order.shuffle),
-            "remainder": self._plan.remainder,
+            "shuffle": int(self._order.shuffle),
+            "remainder": REMAINDERS.index(self._plan.remainder),
         }
 
     def restore(self, state: Mapping[str, Any]) -> "Batches":
@@ -142,9 +142,10 @@ class Batches(Iterator[Batch]):
                 position would mean other examples.
         """
         for name, value in self.state().items():
-            if name != "position" and name in state and state[name] != value:
+            if name != "position" and name in state and int(state[name]) != value:
+                there, here = (REMAINDERS[int(x)] if name == "remainder" else x for x in (state[name], value))
                 raise DataError(
-                    f"the saved position is of data with {name.replace('_', ' ')} {state[name]}; this has {value}. "
+                    f"the saved position is of data with {name.replace('_', ' ')} {there}; this has {here}. "
                     "Resume with the same data, batch size, seed, shuffle and remainder, or start afresh"
                 )
         return self.seek(int(state["position"]))
@@ -206,7 +207,7 @@ def batches(
         [[True, True], [True, True], [True, False]]
         >>> stream = batches(data, 2, seed=7).seek(1000)
         >>> stream.state()
-        {'position': 1000, 'seed': 7, 'examples': 5, 'batch_size': 2, 'shuffle': True, 'remainder': 'wrap'}
+        {'position': 1000, 'seed': 7, 'examples': 5, 'batch_size': 2, 'shuffle': 1, 'remainder': 0}
     """
     if not isinstance(dataset, Dataset):
         raise ConfigError(

@@ -76,7 +76,7 @@ class Experiment:
         Raises `ConfigError` where the directory cannot be written, holds something else, or holds a run with other
         hyper-parameters, `CheckpointError` where it holds one that is not to go on.
         """
-        from sapwood.train.agreement import together
+        from sapwood.train.agreement import of_the_first, together
         from sapwood.train.checkpoints import Checkpoints
 
         old = read_config(self.directory)
@@ -84,9 +84,8 @@ class Experiment:
         if newest is not None and not resume:
             raise CheckpointError(f"{self.directory} already holds a run (newest checkpoint: step {newest}); --resume "
                                   f"goes on with it, --run chooses another directory")  # fmt: skip
-        if newest is not None and old is not None:
-            if differences := self.differences(old):
-                raise ConfigError(f"{self.directory} cannot go on as another run: {', '.join(differences)}")
+        if newest is not None and of_the_first(old is not None):
+            together(lambda: self._hold(old or {}) if jax.process_index() == 0 else None)
             return
         config = {
             "recipe": self.name,
@@ -95,6 +94,10 @@ class Experiment:
             "versions": {"sapwood": sw.__version__, "jax": jax.__version__},
         }
         together(lambda: self._write(config) if jax.process_index() == 0 else None)
+
+    def _hold(self, config: dict[str, Any]) -> None:
+        if differences := self.differences(config):
+            raise ConfigError(f"{self.directory} cannot go on as another run: {', '.join(differences)}")
 
     def _write(self, config: dict[str, Any]) -> None:
         path = self.directory / "config.json"
@@ -145,11 +148,11 @@ class Experiment:
         """The state of the newest whole checkpoint, on the devices of this process."""
         from sapwood.train.birth import plan
         from sapwood.train.checkpoints import Checkpoints
+        from sapwood.train.restored import restored
 
         rows = self.recipe.batch_size
         batch = {name: jax.ShapeDtypeStruct((rows, *f.shape), f.dtype) for name, f in self.features.items()}
-        state, _ = Checkpoints(self.directory / "checkpoints").restore(plan(self.trainer, batch).shapes)
-        return state
+        return restored(Checkpoints(self.directory / "checkpoints"), plan(self.trainer, batch).shapes)[0]
 
     def test(self, state: Any) -> dict[str, float]:
         """The metrics of a state on the test data."""

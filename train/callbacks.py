@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from sapwood.core.errors import ConfigError
 from sapwood.core.paths import nearest
 
+_LOADED = time.time()  # stands for the beginning where there is no `fit`, but a loop of one's own
+
 
 @dataclasses.dataclass(frozen=True)
 class Event:
@@ -30,7 +32,7 @@ class Event:
     epoch_end: bool
     row: Mapping[str, Any]
     state: Any
-    begun: float = dataclasses.field(default_factory=lambda: time.time())
+    begun: float = dataclasses.field(default=_LOADED, compare=False)
 
 
 class Callback(Protocol):

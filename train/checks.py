@@ -68,7 +68,8 @@ def _inputs(batch: Mapping[str, Any]) -> None:
         values = np.asarray(x, np.float32)
         bad = ~np.isfinite(values)
         if mask is not None:
-            bad &= mask.reshape(mask.shape + (1,) * (bad.ndim - mask.ndim)).astype(bool)
+            counts = mask.astype(bool) if bad.shape[: mask.ndim] == mask.shape else mask.reshape(len(mask), -1).any(1)
+            bad &= counts.reshape(counts.shape + (1,) * (bad.ndim - counts.ndim))
         if bad.any():
             places = np.argwhere(bad)
             entry, *inside = places[0].tolist()

@@ -157,7 +157,7 @@ class Loop:
     def restore(self, info: dict[str, Any] | None) -> None:
         """Go on where the checkpoint with this info was taken."""
         if info is None:
-            self.record.begin(None)
+            together(lambda: self.record.begin(None))
             self.done = int(self.state.step)
             if self.done >= self.plan.steps:
                 raise ConfigError(
@@ -168,7 +168,7 @@ class Loop:
             return
         self.stream.restore(info["data"])
         self.done, self.stopped = self.stream.position, info["stopped"]
-        self.history = self.record.begin(self.done)
+        self.history = together(lambda: self.record.begin(self.done))
         self._remember(info["callbacks"])
 
     def _remember(self, memory: list[dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from sapwood.core.errors import CheckpointError, ConfigError
 from sapwood.train.checkpoints import Checkpoints
 from sapwood.train.logs import JsonlLog, TensorBoardLog, read_rows
 from sapwood.train.orbax_arrays import preload
+from sapwood.train.restored import restored
 
 
 class Run:
@@ -56,7 +57,7 @@ class Run:
         """The state and info of the newest whole checkpoint, or None where there is none yet."""
         if self.checkpoints is None or self.newest is None:
             return None
-        state, found = self.checkpoints.restore(shapes)
+        state, found = restored(self.checkpoints, shapes)
         return state, found.info
 
     def save(self, step: int, state: Any, info: dict[str, Any], metrics: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ class Trainer:
             "fsdp+tensor", or `sapwood.parallel.Rules`. None is one device; without rules they follow the mesh.
         policy: a `Policy` or a compute dtype; "float16" brings dynamic loss scaling.
         trainable: path patterns of what trains ("head", "**/lora_*", ("!stem", ...)); None is everything.
-        ema: decay of a running mean of the parameters, which evaluation then uses.
+        ema: decay of a running mean of the parameters, in float32 at least, which evaluation then uses.
         accumulate: micro-batches that a batch is cut into, one after the other, for one optimizer step.
         clip: largest global norm of the gradient.
         learning_rate: the schedule or number given to the optimizer, once more, to be logged; not needed where the

@@ -96,7 +96,7 @@ def _of_8_bits(image: Any, path: str | Path) -> Any:
     """The image, with 8 bits where it was grey with more: Pillow's conversion would take all above 255 for white."""
     from PIL import Image
 
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # PGM, scaled to 16 bits
         return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         kind = "whole numbers" if image.mode == "I" else "floats"
@@ -119,6 +119,8 @@ def _homes(root: Path, split: str | None, classes: Sequence[str] | None) -> tupl
     folders = _folders(root)
     splits = [d for d in folders if d.name in SPLITS]
     others = [d.name for d in folders if d.name not in SPLITS and _has_images(d)]
+    if others:  # beside them "valid" is a split where it has classes in it, and else a class itself
+        splits = [d for d in splits if _classes(d)]
     if classes is not None and {*others, *(d.name for d in splits)} <= set(classes):
         splits = []  # "train" may be a kind of vehicle
     if splits and not others:

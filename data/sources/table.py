@@ -30,6 +30,8 @@ class Table(ArraySource):
             raise ConfigError(
                 f"classes describe a label; name its column with target=: {', '.join(map(repr, columns))}"
             )
+        if target not in (None, "label") and weight != "label":
+            columns.pop("label", None)  # the target takes its place
         numeric = [n for n, c in columns.items() if c.ndim == 1 and c.dtype != object and n not in (target, weight)]
         arrays: dict[str, np.ndarray] = {}
         features: dict[str, Feature] = {}

@@ -152,11 +152,11 @@ def test_a_resumed_stream_goes_on_as_the_unbroken_one(remainder):
         assert head + xs(second) == whole
 
 
-def test_the_state_is_plain_values():
+def test_the_state_is_plain_integers():
     import json
 
     state = stream(23, 4, seed=9).seek(7).state()
-    said = {"position": 7, "seed": 9, "examples": 23, "batch_size": 4, "shuffle": True, "remainder": "wrap"}
+    said = {"position": 7, "seed": 9, "examples": 23, "batch_size": 4, "shuffle": 1, "remainder": 0}
     assert json.loads(json.dumps(state)) == said
 
 
@@ -170,7 +170,7 @@ def test_a_state_of_other_data_is_refused():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"shuffle": False}, "shuffle True; this has False"),
+        ({"shuffle": False}, "shuffle 1; this has 0"),
         ({"remainder": "drop"}, "remainder wrap; this has drop"),
     ],
 )

@@ -234,6 +234,23 @@ def test_a_class_has_one_number_in_every_split(tmp_path):
     assert load(tmp_path, "test", classes=["dog", "cat"]).column("label").tolist() == [0, 1]
 
 
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    for place in ("valid/a", "invalid/b"):
+        picture(tmp_path / f"{place}.png", 1)
+    assert load(tmp_path).features["label"].classes == ("invalid", "valid")
+
+
+def test_a_grey_pgm_of_16_bits(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.pgm").write_bytes(b"P5 2 1 65535\n" + bytes([0, 0, 128, 128]))
+    assert load(tmp_path)[0]["image"].tolist() == [[[0], [128]]]
+
+
+def test_the_target_of_a_table_takes_the_place_of_its_label():
+    data = load(pa.table({"x": [1.0, 2.0], "label": [5, 6], "y": [0, 1]}), target="y")
+    assert (data.features["features"].columns, data.column("label").tolist()) == (("x",), [0, 1])
+
+
 def test_folders_of_splits_beside_others(tmp_path):
     for place in ("train/cat/a", "test/cat/b", "bus/c"):
         picture(tmp_path / f"{place}.png", 1)

@@ -11,10 +11,12 @@ import numpy as np
 import optax
 import pytest
 
+import sapwood as sw
 from sapwood import CheckError, CheckpointError, ConfigError, DataError
 from sapwood.data.load import load
-from sapwood.train import EarlyStopping, LossScale, Trainer, supervised
+from sapwood.train import EarlyStopping, LossScale, Trainer, checks, supervised
 from sapwood.train import metrics as M
+from sapwood.train.checkpoints import Checkpoints
 from sapwood.train.logs import read_rows
 
 RNG = np.random.default_rng(0)
@@ -154,8 +156,6 @@ def test_the_memory_of_callbacks_survives_a_resume(tmp_path):
 
 
 def test_the_best_checkpoint_is_kept(tmp_path):
-    from sapwood.train import Checkpoints
-
     _, history = TRAINER.fit(DATA, run=tmp_path, keep=1, best="-validation_loss", **FIT)
     losses = {row["step"]: row["validation_loss"] for row in history if "validation_loss" in row}
     assert Checkpoints(tmp_path / "checkpoints").best() is None
@@ -164,11 +164,26 @@ def test_the_best_checkpoint_is_kept(tmp_path):
 
 
 def test_the_best_is_kept_where_checkpoints_are_due_at_other_steps_than_epochs_end(tmp_path):
-    from sapwood.train import Checkpoints
-
     rows = TRAINER.fit(DATA, run=tmp_path, keep=1, best="-validation_loss", checkpoint_every=4, **FIT).history
     losses = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
     assert Checkpoints(tmp_path / "checkpoints", best="-validation_loss").best() == min(losses, key=losses.get)
+
+
+def test_a_run_goes_on_whose_running_mean_was_saved_in_bfloat16(tmp_path, monkeypatch):
+    trainer = Trainer(OBJECTIVE, optax.sgd(0.1), ema=0.9, policy=sw.Policy("bfloat16", param="bfloat16"))
+    save = Checkpoints.save
+
+    def as_before(self, step, tree, *rest):
+        save(self, step, tree.replace(ema=jax.tree.map(lambda x: x.astype("bfloat16"), tree.ema)), *rest)
+
+    options = {"batch_size": 4, "progress": False, "run": tmp_path}
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", as_before)
+        first, _ = trainer.fit(DATA, steps=2, **options)
+    state, _ = trainer.fit(DATA, steps=3, resume=True, **options)
+    assert {x.dtype for x in jax.tree.leaves(state.ema)} == {jnp.dtype("float32")}
+    mean, after = (x["head"]["kernel"].astype("float32") for x in (first.ema, state.params))
+    np.testing.assert_allclose(state.ema["head"]["kernel"], 0.9 * mean + 0.1 * after, rtol=1e-2)
 
 
 def test_nothing_is_compiled_twice(monkeypatch):
@@ -330,6 +345,14 @@ def test_nan_in_an_input_that_the_data_did_not_check_is_named():
     data = data.declare(x=replace(data.features["x"], finite=False))
     with pytest.raises(CheckError, match=r"input 'x' of the batch is nan at entry \d, position 2; 1 of 4"):
         TRAINER.fit(data, **{**FIT, "validation": None})
+
+
+def test_a_mask_of_positions_leaves_out_what_it_covers_and_fits_every_input():
+    mask = np.array([[True, False], [False, False]])
+    fine = {"x": np.array([[1, np.nan], [np.nan, 1]]), "weight": np.array([1, np.nan]), "mask": mask}
+    checks._inputs({name: jnp.asarray(x) for name, x in fine.items()})
+    with pytest.raises(CheckError, match="input 'weight' of the batch is nan at entry 0"):
+        checks._inputs({"weight": jnp.array([np.nan, 1]), "mask": jnp.asarray(mask)})
 
 
 def test_nan_in_declared_data_stops_in_the_pipeline():
