@@ -829,7 +829,8 @@ def restore():
 
 def resume():
     with Run(Path(directory).parent, resume=True, keep=3, best=None) as record:
-        return record.restore(tree)[1]["position"]
+        assert record.newest == 2
+        return record.checkpoints.restore(tree)[1].info["position"]
 
 def save():
     checkpoints.save(3, tree)
