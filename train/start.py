@@ -89,13 +89,13 @@ def _copied(x: Any, place: Any) -> jax.Array:
 def _hold(given: dict[str, Any], planned: dict[str, Any]) -> None:
     """The error of `_taken`, if there is one."""
     kinds = [(name, *(kind(*describe(x[name])) for x in (given, planned))) for name in planned if name in given]
+    other = {name: f"{name} is {there} there and {here} here" for name, there, here in kinds if there != here}
     lacks = some([name for name in planned if name not in given])
     more = some([name for name in given if name not in planned])
-    differs = [f"{name} is {there} there and {here} here" for name, there, here in kinds if there != here]
-    parts = [lacks and f"it lacks {lacks}", more and f"it has {more} in addition", some(differs, quote=False)]
+    parts = [lacks and f"it lacks {lacks}", more and f"it has {more} in addition", some([*other.values()], quote=False)]
     if any(parts):
         advice = "trainer.init(key, batch) makes one, around parameters of your own with params= and state="
-        if not (lacks or more) and [name for name, there, here in kinds if there != here] == ["rng"]:
+        if not (lacks or more) and [*other] == ["rng"]:
             advice = (
                 "fit draws by JAX's default generator: give state.replace(rng=jax.random.key(0)), or set "
                 "jax_default_prng_impl"
