@@ -22,7 +22,8 @@ def main(arguments: list[str]) -> int:
     found = parser.read(arguments)
     print(f"python      {platform.python_version()} on {platform.system()} {platform.machine()}")
     missing = packages()
-    where = {} if found.devices is None and found.mesh is None else options.machine(found)
+    asked = any(option is not None for option in (found.devices, found.mesh, found.rules))
+    where = options.machine(found) if asked else {}
     missing += devices()
     if "mesh" in where:
         print(f"mesh        {dict(where['mesh'].shape)}")

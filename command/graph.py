@@ -11,9 +11,9 @@ def main(arguments: list[str]) -> None:
     import sapwood as sw
 
     out = ("--out", {"metavar": "FILE", "type": file, "help": "FILE.html, where groups open and close, or FILE.svg"})
-    recipe, inputs, found = read("graph", "a recipe's model as SVG or HTML", arguments, out)
+    recipe, inputs, policy, found = read("graph", "a recipe's model as SVG or HTML", arguments, out)
     path = found.out or Path(f"{Path(found.recipe).stem}.html")
-    picture = sw.graph(recipe.model, *inputs)
+    picture = sw.graph(recipe.model, *inputs, policy=policy)
     path.write_text(picture.html() if path.suffix == ".html" else picture.svg(), encoding="utf-8")
     print(path)
 

@@ -45,8 +45,12 @@ class Parser(argparse.ArgumentParser):
 def add_fields(parser: argparse.ArgumentParser, config: type) -> None:
     """Each field of a dataclass as an option of the same name."""
     group = parser.add_argument_group("hyper-parameters of the recipe")
-    hints = typing.get_type_hints(config)
-    for field in dataclasses.fields(config):
+    try:
+        hints = typing.get_type_hints(config)
+    except NameError as error:
+        raise ConfigError(f"the types of the fields of {config.__name__} cannot be read: {error}; import it, and not "
+                          "only `if TYPE_CHECKING`") from None  # fmt: skip
+    for field in filter(lambda field: field.init, dataclasses.fields(config)):
         option = "--" + field.name.replace("_", "-")
         settings: dict[str, Any] = {"help": "default: %(default)s", **_converter(hints[field.name], option)}
         if "default" in field.metadata:

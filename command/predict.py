@@ -42,11 +42,12 @@ def main(arguments: list[str]) -> None:
             "for each of at least two classes is expected. Trainer.predict gives the outputs as they are"
         )
     target = experiment.features.get(getattr(objective, "target", ""))
-    classes = target.classes if target else None
+    classes = (target.classes if target else None) or ()
     for file, row in zip(found.files, logits.astype(np.float64), strict=True):
         odds = np.exp(row - row.max())
         best = int(row.argmax())
-        print(f"{file}\t{classes[best] if classes else best}\t{odds[best] / odds.sum():.4f}")
+        name = classes[best] if best < len(classes) else best  # a model may have outputs to spare
+        print(f"{file}\t{name}\t{odds[best] / odds.sum():.4f}")
 
 
 def check_loss(run: str, objective: Any) -> None:

@@ -24,13 +24,14 @@ def main(arguments: list[str]) -> None:
     where = options.machine(found)
     page, trace = places(found.out or Path(f"profile-{Path(found.recipe).stem}"))
 
-    from sapwood.data.batches import batches
+    from sapwood.recipes.experiment import Experiment
     from sapwood.train import profile
 
-    data = recipe.data()[0]
-    steps = recipe.epochs * batches(data, recipe.batch_size).steps_per_epoch
-    trainer = recipe.trainer(steps, **where)
-    made = profile(trainer, data, steps=found.steps, batch_size=recipe.batch_size, seed=recipe.seed, out=trace)
+    experiment = Experiment(found.recipe, recipe, page.parent, where)
+    made = profile(
+        experiment.trainer, experiment.train_data[0],
+        steps=found.steps, batch_size=experiment.batch_size, seed=recipe.seed, out=trace,
+    )  # fmt: skip
     page.write_text(made.html(), encoding="utf-8")
     print(f"page {page}\ntrace {trace} (Perfetto and XProf open what is in it)\n\n{made.table(found.levels)}")
 

@@ -40,17 +40,19 @@ def layout(recipe, found: argparse.Namespace):
 
     from sapwood import parallel
     from sapwood.parallel.mesh import abstract
+    from sapwood.recipes.experiment import Experiment
     from sapwood.train.layout import layout
 
     if found.devices is not None and found.devices < 1:
         raise ConfigError(f"--devices {found.devices}: at least one device is needed")
     mesh = abstract(found.mesh, found.devices)
     split = parallel.shards(parallel.batch_sharding(mesh, found.rules))  # says what is wrong with mesh and rules
-    rows, notes = -(-recipe.batch_size // split) * split, []
-    if rows != recipe.batch_size:
-        notes.append(f"batch size {recipe.batch_size} does not divide over its {split} parts: shown for {rows}")
-    data = recipe.data()[0]
-    batch = {name: jax.ShapeDtypeStruct((rows, *f.shape), f.dtype) for name, f in data.features.items()}
+    experiment = Experiment(found.recipe, recipe, Path("."))
+    rows, notes = -(-experiment.batch_size // split) * split, []
+    if rows != experiment.batch_size:
+        notes.append(f"batch size {experiment.batch_size} does not divide over its {split} parts: shown for {rows}")
+    features = experiment.data[0].features
+    batch = {name: jax.ShapeDtypeStruct((rows, *f.shape), f.dtype) for name, f in features.items()}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", parallel.ShardingWarning)
         shown = layout(recipe.trainer(1000, mesh=mesh, rules=found.rules), batch)

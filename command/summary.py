@@ -1,5 +1,7 @@
 """``sapwood summary RECIPE``: its layers, shapes, parameters and FLOPs."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from sapwood.command import options
@@ -11,14 +13,19 @@ def main(arguments: list[str]) -> None:
     """Print the table of the recipe's model."""
     import sapwood as sw
 
-    recipe, inputs, _ = read("summary", "a recipe's layers, shapes, parameters and FLOPs", arguments)
-    sw.summary(recipe.model, *inputs).show()
+    recipe, inputs, policy, _ = read("summary", "a recipe's layers, shapes, parameters and FLOPs", arguments)
+    table = sw.summary(recipe.model, *inputs, policy=policy)
+    if sys.stdout.isatty():
+        table.show()
+    else:  # a file or a pipe has no width, to which rich would cut the numbers
+        print(table)
 
 
-def read(command: str, about: str, arguments: list[str], *more: tuple[str, dict]) -> tuple[Any, tuple, Any]:
-    """A recipe with its hyper-parameters, shapes of one batch of its model's inputs, and the options."""
+def read(command: str, about: str, arguments: list[str], *more: tuple[str, dict]) -> tuple[Any, tuple, Any, Any]:
+    """A recipe with its hyper-parameters, shapes of one batch of its model's inputs, the precision, and the options."""
     import jax
 
+    from sapwood.recipes.experiment import Experiment
     from sapwood.recipes.registry import find
 
     parser = options.Parser(command, about)
@@ -29,7 +36,8 @@ def read(command: str, about: str, arguments: list[str], *more: tuple[str, dict]
         options.add_fields(parser, find(arguments[0]))
     found = parser.read(arguments)
     recipe = find(found.recipe)(**options.fields_of(found))
-    features, objective = recipe.data()[0].features, recipe.objective()
+    experiment = Experiment(found.recipe, recipe, Path("."))
+    features, objective = experiment.data[0].features, recipe.objective()
     if not hasattr(objective, "inputs"):
         raise ConfigError(
             f"the objective of {found.recipe} does not name the model's inputs; sw.supervised makes one that does"
@@ -41,7 +49,7 @@ def read(command: str, about: str, arguments: list[str], *more: tuple[str, dict]
                 f"(it has {', '.join(features)})"
             )
     inputs = tuple(
-        jax.ShapeDtypeStruct((recipe.batch_size, *features[name].shape), features[name].dtype)
+        jax.ShapeDtypeStruct((experiment.batch_size, *features[name].shape), features[name].dtype)
         for name in objective.inputs
     )
-    return recipe, inputs, found
+    return recipe, inputs, recipe._policy(), found

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import glob
 import itertools
 import sys
 from pathlib import Path
@@ -117,12 +118,17 @@ def own_directory(experiment: Any, resume: bool) -> Path:
     from sapwood.recipes.experiment import read_config
 
     stem, runs = Path(experiment.name).stem, Path("runs")
-    taken = {int(p.name[len(stem) + 1 :]): p for p in runs.glob(f"{stem}-*") if p.name[len(stem) + 1 :].isdigit()}
+    taken = {
+        int(p.name[len(stem) + 1 :]): p
+        for p in runs.glob(f"{glob.escape(stem)}-*")
+        if p.name[len(stem) + 1 :].isdecimal()
+    }
     for number in sorted(taken, reverse=True) if resume else ():
         config = read_config(taken[number])
         if config is None or not (differences := experiment.differences(config)):
             return taken[number]
         print(f"{taken[number]} is another run: {', '.join(differences)}", file=sys.stderr)
+    runs.mkdir(exist_ok=True)  # outside of the loop, which would try again for ever where this is a broken link
     for number in itertools.count(max(taken, default=0) + 1):
         with contextlib.suppress(FileExistsError):  # of two commands at once each gets its own
             directory = runs / f"{stem}-{number:03}"

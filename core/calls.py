@@ -121,10 +121,10 @@ def _places(tree: Any) -> list[tuple[str, ...]]:
 def _input_names(model: Callable, xs: tuple) -> tuple[str, ...]:
     """A name for each input array: that of the model's argument, and the place in it where it is a tree."""
     given = model
-    while hasattr(given, "function"):  # a plain function made a layer
-        given = given.function
-    code = getattr(given if hasattr(given, "__code__") else type(given).__call__, "__wrapped__", given)
-    code = getattr(code, "__code__", None)
+    while hasattr(given, "function") or hasattr(given, "__wrapped__"):  # a plain function made a layer, or jitted
+        given = given.function if hasattr(given, "function") else given.__wrapped__
+    call = given if hasattr(given, "__code__") else type(given).__call__
+    code = getattr(getattr(call, "__wrapped__", call), "__code__", None)
     names = code.co_varnames[: code.co_argcount] if code else ()
     names = [name for name in names if name != "self"][1:]
     names = [*names, *(f"input {k}" if len(xs) > 1 else "input" for k in range(len(names), len(xs)))]

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from sapwood.core.calls import holds, inner, is_literal
+from sapwood.core.errors import ConfigError
 
 _LOOPS = ("scan", "while", "cond")
 
@@ -63,7 +64,13 @@ def _region(equations: list[Any]) -> Any:
 def _cost(region: Any) -> int:
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
+    symbolic = [str(var.aval) for var in region.invars if not all(isinstance(n, int) for n in var.aval.shape)]
+    if symbolic:
+        raise ConfigError(
+            f"FLOPs are counted of sizes that are numbers, and {symbolic[0]} has symbolic ones; give arrays or a "
+            "jax.ShapeDtypeStruct of an example's size"
+        )
     structs = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in region.invars]
     run = jax.jit(jaxpr_as_fun(ClosedJaxpr(region, ())))
     cost = run.trace(*structs).lower(lowering_platforms=("cpu",)).cost_analysis()
-    return round((cost or {}).get("flops", 0))
+    return max(0, round((cost or {}).get("flops", 0)))  # XLA counts a call of what it does not know as -1

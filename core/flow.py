@@ -56,9 +56,10 @@ class Flow:
         def sources(variables) -> list[frozenset[Value]]:
             return [frozenset() if is_literal(var) else source.get(var, frozenset()) for var in variables]
 
+        wanted = needed(jaxpr, jaxpr.outvars)
         for equation in live(jaxpr):
             here = within + self._enter(equation, level, within, times)
-            results = self._step(equation, sources(equation.invars), here, times)
+            results = self._step(equation, sources(equation.invars), here, times, wanted)
             source.update(zip(equation.outvars, results, strict=True))
         return sources(jaxpr.outvars)
 
@@ -75,22 +76,57 @@ class Flow:
             here.append(instance)
         return tuple(here)
 
-    def _step(self, equation: Any, reads: list, here: tuple[Instance, ...], times: int) -> list:
+    def _step(self, equation: Any, reads: list, here: tuple[Instance, ...], times: int, wanted: set) -> list:
         """Where the results of an equation come from: from inside it if there are calls in it, else from itself."""
         name, bodies = equation.primitive.name, list(inner(equation))
         if holds(equation, lambda e: bool(marks(e))):
             if name == "cond":
                 ends = [self.walk(body, reads[1:], here, times) for body in bodies]
-                return [frozenset().union(*end) for end in zip(*ends, strict=True)]
+                decides = self._deciding(reads[0], reads[1:], here)
+                return [decides.union(*end) for end in zip(*ends, strict=True)]
             if name == "while":
                 first, second = equation.params["cond_nconsts"], equation.params["body_nconsts"]
                 carry = reads[first + second :]
-                return self.walk(equation.params["body_jaxpr"].jaxpr, [*reads[first:][:second], *carry], here, times)
+                (goes_on,) = self.walk(equation.params["cond_jaxpr"].jaxpr, [*reads[:first], *carry], here, times)
+                body = equation.params["body_jaxpr"].jaxpr
+                ends = self.walk(body, [*reads[first:][:second], *carry], here, times)
+                decides = self._deciding(goes_on, ends, here)
+                return [decides | end for end in self._carried(equation, body.invars[second:], ends, here, wanted)]
             if len(bodies) == 1 and len(bodies[0].invars) == len(reads):
-                times *= equation.params["length"] if name == "scan" else 1
-                return self.walk(bodies[0], reads, here, times)
+                if name != "scan":
+                    return self.walk(bodies[0], reads, here, times)
+                ends = self.walk(bodies[0], reads, here, times * equation.params["length"])
+                carry = bodies[0].invars[equation.params["num_consts"] :][: equation.params["num_carry"]]
+                return self._carried(equation, carry, ends, here, wanted)
         self.operations.append(Operation(equation, here, tuple(reads)))
         return [frozenset({(len(self.operations) - 1, k)}) for k in range(len(equation.outvars))]
+
+    def _deciding(self, condition: frozenset[Value], others: list, here: tuple[Instance, ...]) -> frozenset[Value]:
+        """What chooses a branch, ends a loop or begins its next round, where layers compute it that nothing else of it
+        depends on: without it they would lead nowhere. Any other condition says no more than the branch or loop."""
+        return condition if self._behind([condition]) - self._behind(others) - set(here) else frozenset()
+
+    def _carried(self, loop: Any, carry: list, ends: list, here: tuple[Instance, ...], wanted: set) -> list:
+        """Where the results of a loop come from, those made of what an earlier round carried included, if that is not
+        wanted itself."""
+        body = loop.params["jaxpr" if loop.primitive.name == "scan" else "body_jaxpr"].jaxpr
+        found = []
+        for result, end in zip(body.outvars, ends, strict=True):
+            read = needed(body, [result])
+            passed = zip(carry, ends, loop.outvars, strict=False)
+            before = [last for var, last, outside in passed if var in read and outside not in wanted]
+            found.append(end | self._deciding(frozenset().union(*before), [end], here))
+        return found
+
+    def _behind(self, reads: list) -> set[Instance]:
+        """The calls that some values depend on."""
+        waiting = [value[0] for values in reads for value in values if isinstance(value[0], int)]
+        seen: set[int] = set()
+        while waiting:
+            if (k := waiting.pop()) not in seen:
+                seen.add(k)
+                waiting += [value[0] for value in self.operations[k].values if isinstance(value[0], int)]
+        return {instance for k in seen for instance in self.operations[k].within}
 
     def outermost(self, path: paths.Path) -> list[Region]:
         """The calls at a path that are not within another call at that path."""
@@ -120,10 +156,14 @@ def trace_flow(program: Program) -> Flow:
 
 def live(jaxpr: Any) -> list[Any]:
     """The equations of a jaxpr that its results depend on, in order."""
-    needed = {var for var in jaxpr.outvars if not is_literal(var)}
-    kept = []
+    read = needed(jaxpr, jaxpr.outvars)
+    return [equation for equation in jaxpr.eqns if any(var in read for var in equation.outvars)]
+
+
+def needed(jaxpr: Any, results: list) -> set[Any]:
+    """The variables of a jaxpr that some of them depend on, themselves included."""
+    read = {var for var in results if not is_literal(var)}
     for equation in reversed(jaxpr.eqns):
-        if any(var in needed for var in equation.outvars):
-            kept.append(equation)
-            needed.update(var for var in equation.invars if not is_literal(var))
-    return kept[::-1]
+        if any(var in read for var in equation.outvars):
+            read.update(var for var in equation.invars if not is_literal(var))
+    return read

@@ -1,5 +1,6 @@
 """How a drawing looks, as a still picture and as a page: what boxes say, their colours, and the way of a line."""
 
+import re
 from html import escape
 
 from sapwood.core.graph import Graph, Group, Node
@@ -45,9 +46,8 @@ def compact(shape: str) -> str:
     >>> compact("float32[8,10], bfloat16[2]")
     'f32[8,10], bf16[2]'
     """
-    for name, short in (("bfloat", "bf"), ("float", "f"), ("uint", "u"), ("int", "i"), ("complex", "c")):
-        shape = shape.replace(name, short)
-    return shorten(shape, 34)
+    short = {"bfloat": "bf", "float": "f", "uint": "u", "int": "i", "complex": "c"}
+    return shorten(re.sub(r"\b(bfloat|float|uint|int|complex)(?=\d)", lambda found: short[found[0]], shape), 34)
 
 
 def count(n: int) -> str:

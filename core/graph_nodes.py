@@ -13,9 +13,10 @@ from sapwood.core.layer import describe
 Frame = tuple[paths.Path, Instance | None]
 """A group: its path, and the call that it is; a scope that is no layer has no call."""
 
-_TRIVIAL: set[str] = {
-    "broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "expand_dims", "transpose", "copy",
-    "stop_gradient", "sharding_constraint", "copy_p",
+_TRIVIAL: dict[str, str] = {  # named only where a box holds nothing else
+    "broadcast_in_dim": "broadcast", "convert_element_type": "convert", "reshape": "reshape", "squeeze": "reshape",
+    "expand_dims": "reshape", "transpose": "transpose", "copy": "copy", "stop_gradient": "stop gradient",
+    "sharding_constraint": "shard", "copy_p": "copy",
 }  # fmt: skip
 _WRAPPERS = {"jit", "custom_jvp_call", "custom_vjp_call", "closed_call", "remat2", "checkpoint"}
 _NAMES = {
@@ -151,15 +152,16 @@ class _Units:
         return k, Unit("op", tuple(frames), at)
 
     def _add_results(self) -> None:
-        only = sum(name[0] == "output" for name in self.flow.program.results) == 1
-        for name, values in zip(self.flow.program.results, self.flow.results, strict=True):
+        program = self.flow.program
+        only = sum(name[0] == "output" for name in program.results) == 1
+        for name, values, var in zip(program.results, self.flow.results, program.jaxpr.outvars, strict=True):
             if name[0] == "state":
                 continue
             place = name[1:] if name[0] == "output" else name
             shown = "/".join(place) if place and not (only and name[0] == "output") else "output"
             unit = self._add(Unit("output", (), (f"output {shown}" if shown[0].isdigit() else shown,)))
             self._read(unit, values)
-            self.units[unit].shape = ", ".join(self.units[unit].reads.values()) or ""
+            self.units[unit].shape = describe(var.aval)
 
     # ---- operations between layers ------------------------------------------------------------------------------
 
@@ -307,7 +309,7 @@ def _public_name(equation: Any) -> str:
             found = frame.function_name
         elif found and "/jax/" not in file:
             break
-    return _plain(found)
+    return "index" if found == "rewriting_take" else _plain(found)  # what `x[...]` is called in JAX
 
 
 def _plain(name: str) -> str:
@@ -380,15 +382,21 @@ class _Tree:
             index = self.flow.program.inputs.index(("input", name))
             shape = describe(self.flow.program.jaxpr.invars[index].aval)
         elif unit.kind == "op":
-            name = _title(unit.names)
+            name = self._title(unit)
         else:
             name = unit.path[-1] if unit.path else type(calls[0][0].layer).__name__
         if unit.kind == "scope":
-            label = _title(unit.names) + (" (shared)" if calls else "")
+            label = self._title(unit) + (" (shared)" if calls else "")
         params = self._params(unit.path) if unit.kind == "layer" or (unit.kind == "scope" and not calls) else 0
         within = unit.frames[-1][0] if unit.frames else ()
         path = (*within, name) if unit.kind == "op" else unit.path
         return Node(f"n{k}", unit.kind, paths.join(path), name, label, shape, params, copies)
+
+    def _title(self, unit: Unit) -> str:
+        """The operations of a unit in a few words."""
+        moves = (self.flow.operations[k].equation.primitive.name for k in unit.operations)
+        few = list(dict.fromkeys(unit.names or (_TRIVIAL[move] for move in moves)))
+        return ", ".join(few[:3]) + (f" and {len(few) - 3} more" if len(few) > 3 else "")
 
     def _edges(self, frames: tuple[Frame, ...], members: list[int]) -> tuple[list[Node], list[Node], list[Edge]]:
         """The edges between what stands in a group, with its places of entry and exit."""
@@ -431,9 +439,3 @@ class _Tree:
 
     def _port(self, frames: tuple[Frame, ...], kind: str, k: int, shape: str) -> Node:
         return Node(f"{self._id(frames)}|{'i' if kind == 'in' else 'o'}{k}", kind, "", "", "", shape, 0, 1)
-
-
-def _title(names: list[str]) -> str:
-    """Operations in a few words."""
-    few = list(dict.fromkeys(names))
-    return ", ".join(few[:3]) + (f" and {len(few) - 3} more" if len(few) > 3 else "") or "reshape"

@@ -37,7 +37,7 @@ class Instruction:
     def op_name(self) -> str:
         """Where in the traced program it comes from; empty where the text does not say."""
         found = _OP_NAME.search(self.attributes)
-        return found[1] if found else ""
+        return _unescaped(found[1]) if found else ""
 
     @property
     def target(self) -> str:
@@ -175,6 +175,14 @@ def _instruction(name: str, rest: str) -> Instruction:
     inside = rest[opcode.end() : close]
     literal = inside if opcode[1] == "constant" else ""
     return Instruction(name, rest[:end], opcode[1], tuple(_NAME.findall(inside)), literal, attributes, calls)
+
+
+def _unescaped(text: str) -> str:
+    """A quoted text as it was: XLA writes quotes and backslashes with a backslash, other than ASCII in octal bytes."""
+    if "\\" not in text:
+        return text
+    plain = lambda found: bytes([int(found[1], 8)]) if found[1].isdigit() else found[1]  # noqa: E731
+    return re.sub(rb"\\([0-7]{3}|.)", plain, text.encode()).decode(errors="replace")
 
 
 def _closing(text: str, start: int) -> int:

@@ -93,7 +93,7 @@ def _located(call: Callable) -> Callable:
             with jax.named_scope(scope):
                 y = call(self, v._with(_scope=len(v._path)), *xs, **options)
         except Exception as error:
-            _add_note(error, f"in {paths.join(v._path)}: {self!r} on {describe((xs, options))}")
+            _add_note(error, f"in {paths.join(v._path)}", self, (xs, options))
             raise
         if recorder is not None and recorder.on_call is not None:
             recorder.on_call(v, self, xs, y)
@@ -102,7 +102,12 @@ def _located(call: Callable) -> Callable:
     return located
 
 
-def _add_note(error: Exception, note: str) -> None:
+def _add_note(error: Exception, place: str, layer: Layer, inputs: Any) -> None:
+    """Say where an error comes from. What cannot be printed must not take its place."""
+    try:
+        note = f"{place}: {layer!r} on {describe(inputs)}"
+    except Exception:
+        note = f"{place}: {type(layer).__name__}"
     if note not in getattr(error, "__notes__", ()):
         error.add_note(note)
 

@@ -112,7 +112,7 @@ def summary(model: Callable, *xs: Any, policy=None, depth: int | None = None) ->
     paths have at most that many names. FLOPs are those of one call in eval mode by XLA's cost analysis of the traced
     program (a multiply-add is two; the body of a scan counts for each step, that of ``while`` once). A parameter that
     is used in several places counts once. Bytes are those of parameters and state as they are stored. Raises
-    `ConfigError` for a depth below 1, and what `sw.spec` raises.
+    `ConfigError` for a depth below 1 and for symbolic sizes, and what `sw.spec` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from sapwood import layers as L

@@ -26,7 +26,7 @@ def attention(
     sharding: Any = None,
     segments: jax.Array | None = None,
 ) -> jax.Array:
-    """`softmax(q k^T * scale) v` for each head; the softmax is float32 in any precision.
+    """`softmax(q k^T * scale) v` for each head; the softmax is in float32 at least.
 
     Takes q `(batch, queries, heads, head_dim)`, k and v `(batch, keys, kv_heads, head_dim)`, gives the shape of q.
     `heads` is a multiple of `kv_heads`: query head n uses key head n // (heads / kv_heads), which is multi-head,

@@ -9,6 +9,7 @@ from sapwood.core.errors import InputError
 from sapwood.core.layer import describe
 from sapwood.core.loop import platform
 from sapwood.layers import causal_attention, cudnn, expect, splash
+from sapwood.layers.blockwise import HIDDEN
 
 
 def local_attention(
@@ -41,14 +42,32 @@ def local_attention(
     if segments is not None:
         same = (segments[:, :, None] == segments[:, None, :])[:, None]
         mask = same if mask is None else mask & same
+    if dtype == jnp.float64:
+        return _in_float64(q, k, v, mask, causal, scale)
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale).astype(dtype)
+
+
+def _in_float64(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool, scale: float | None
+) -> jax.Array:
+    """The formula: JAX's own attention takes the softmax in float32, whatever comes."""
+    k, v = repeated(k, v, q.shape[2], q.shape[2])
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if causal:
+        earlier = jnp.tri(q.shape[1], k.shape[1], dtype=bool)
+        mask = earlier if mask is None else mask & earlier
+    scores = scores if mask is None else jnp.where(mask, scores, HIDDEN)
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v)
 
 
 def fit(
     who: str, q: Any, k: Any, v: Any, causal: bool, segments: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    """The arrays of an attention, or an `InputError` where they do not fit together."""
+    """The arrays of an attention in one dtype, to which others are promoted as `dense` does it; or an `InputError`
+    where they do not fit together.
+    """
     q, k, v = (expect.floating(who, x) for x in (q, k, v))
+    q, k, v = (x.astype(jnp.result_type(q, k, v)) for x in (q, k, v))  # JAX's own attention refuses two
     expect.rank(who, q, "batch", "queries", "heads", "head_dim")
     expect.rank(who, k, "batch", "keys", "kv_heads", "head_dim")
     if k.shape != v.shape or (q.shape[0], q.shape[3]) != (k.shape[0], k.shape[3]) or q.shape[2] % k.shape[2]:

@@ -105,7 +105,12 @@ def chosen(k: jax.Array, sharding: Any) -> bool:
 
 
 def divides(who: str, q: jax.Array, k: jax.Array, sharding: NamedSharding | None) -> None:
-    """An `InputError` unless the mesh divides the batch, the lengths and the heads."""
+    """An `InputError` unless it is a sharding whose mesh divides the batch, the lengths and the heads."""
+    if not isinstance(sharding, NamedSharding | None):
+        raise InputError(
+            f"{who}: sharding is that of q, a jax.sharding.NamedSharding(mesh, PartitionSpec(...)), or None; got "
+            f"{sharding!r}"
+        )
     for x, dim, what in ((q, 0, "batch"), (q, 1, "queries"), (k, 1, "keys"), (q, 2, "heads")):
         n = shards(sharding, dim)
         if sharding is not None and x.shape[dim] % n:

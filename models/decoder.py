@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from sapwood import layers as L
 from sapwood.core.errors import ConfigError
@@ -25,8 +26,9 @@ class Decoder(Layer):
 
     `features` and `head` are its two halves, for a loss that never holds the logits of all positions
     (`train.next_token`). Raises `ConfigError` for sizes that cannot be, `InputError` for heads that do not divide the
-    width. Vaswani et al. 2017 (arXiv:1706.03762); Shazeer 2020, "GLU Variants Improve Transformer" (arXiv:2002.05202);
-    Touvron et al. 2023, "LLaMA" (arXiv:2302.13971); Jiang et al. 2024, "Mixtral of Experts" (arXiv:2401.04088).
+    width and for tokens that are no `(batch, length)`. Vaswani et al. 2017 (arXiv:1706.03762); Shazeer 2020, "GLU
+    Variants Improve Transformer" (arXiv:2002.05202); Touvron et al. 2023, "LLaMA" (arXiv:2302.13971); Jiang et al.
+    2024, "Mixtral of Experts" (arXiv:2401.04088).
 
     >>> import jax.numpy as jnp, sapwood as sw
     >>> model, tokens = Decoder(vocabulary=10, depth=2, width=8, heads=2), jnp.zeros((1, 5), int)
@@ -65,7 +67,8 @@ class Decoder(Layer):
 
     def features(self, v: Vars, tokens: jax.Array) -> jax.Array:
         """What the head reads: tokens `(batch, length)` to `(batch, length, width)`."""
-        v = as_vars(v, self)
+        v, tokens = as_vars(v, self), jnp.asarray(tokens)
+        expect.rank("Decoder", tokens, "batch", "length")
         x = L.Embed(self.vocabulary, self.width)(v.embed, tokens)
         x = v.shard(v.policy.cast(x), "batch", "length", "embed")
         x = L.Scan(self._block, self.depth, remat=self.remat)(v.blocks, x)

@@ -67,13 +67,19 @@ def check_batch(batch: Any, sharding: NamedSharding) -> Any:
     """Return `batch`, a tree of global arrays or shapes, or say which of them cannot be split.
 
     Raises:
-      ConfigError: a scalar, different batch sizes, or a size that is no multiple of the shards.
+      ConfigError: a scalar, text, different batch sizes, or a size that is no multiple of the shards.
     """
     sizes: dict[int, str] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "(batch)"
         if np.ndim(leaf) == 0:
             raise ConfigError(f"batch entry {name!r} is a scalar; each needs a leading batch dimension")
+        dtype = getattr(leaf, "dtype", None)
+        if isinstance(dtype, np.dtype) and dtype.kind in "SUOMm":  # text, objects, times
+            raise ConfigError(
+                f"batch entry {name!r} has dtype {dtype}, which no device can hold; turn it into numbers, or leave it "
+                "out of the batch"
+            )
         sizes.setdefault(np.shape(leaf)[0], name)
     if len(sizes) > 1:
         found = ", ".join(f"{name!r} has {size}" for size, name in sizes.items())
@@ -120,13 +126,20 @@ def feed(sharding: NamedSharding, process: int | None = None) -> Feed:
     Feed(index=0, count=1)
 
     Raises:
-      ConfigError: the rows of the processes overlap in part, so that no even split exists.
+      ConfigError: the rows of the processes overlap in part, so that no even split exists; or no device of the mesh
+        is the process's.
     """
     parts = shards(sharding)
     rows: dict[int, set[int]] = {}
     for device, (index, *_) in sharding.devices_indices_map((parts,)).items():
         rows.setdefault(_process_of(device), set()).update(range(*index.indices(parts)))
-    mine = rows[jax.process_index() if process is None else process]
+    process = jax.process_index() if process is None else process
+    if process not in rows:
+        raise ConfigError(
+            f"mesh {describe(sharding.mesh)}: none of its devices belongs to process {process}, only to "
+            f"{', '.join(map(str, sorted(rows)))}; make the mesh of devices of all processes"
+        )
+    mine = rows[process]
     size = len(mine)
     blocks = {frozenset(r) for r in rows.values()}
     even = blocks == {frozenset(range(start, start + size)) for start in range(0, parts, size)}

@@ -129,10 +129,17 @@ def collectives(program: Any, mesh: AnyMesh | None = None) -> Collectives:
     True
 
     Raises:
-      ConfigError: no mesh is given and no argument has one, or the mesh has other devices than the program.
+      ConfigError: the program is not compiled, no mesh is given and no argument has one, or the mesh has other devices
+        than the program.
     """
+    text = program if isinstance(program, str) else getattr(program, "as_text", str)()
+    if not text.lstrip().startswith("HloModule"):  # before compilation there are no collectives to be found
+        kind = "text that is no HLO" if isinstance(program, str) else f"a {type(program).__name__}"
+        raise ConfigError(
+            f"collectives: expected a compiled program or its HLO text, got {kind}; "
+            "jax.jit(f).lower(*arguments).compile() is one"
+        )
     mesh = _mesh(program) if mesh is None else mesh
-    text = program if isinstance(program, str) else program.as_text()
     count = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
     devices = int(count[1]) if count else 1
     if devices not in (1, mesh.size):

@@ -1,11 +1,14 @@
 """Device meshes: ``mesh("data=4,fsdp=2")`` is the grid of devices that everything else is laid out on."""
 
 import math
+import numbers
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from sapwood.core.errors import ConfigError
@@ -44,15 +47,13 @@ def mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, **siz
     True
 
     Raises:
-      ConfigError: the string cannot be read, an axis is unknown or given twice, more than one size is -1, or
-        the sizes do not multiply to the number of devices.
+      ConfigError: the string cannot be read, an axis is unknown or given twice, more than one size is -1, the
+        sizes do not multiply to the number of devices, or a device is given twice.
     """
     if text is not None and sizes:
         raise ConfigError(f"mesh: give a string or keywords, not both; got {text!r} and {sizes}")
     pairs = _read(text) if text is not None else list(sizes.items()) or [("data", -1)]
-    devices = jax.devices() if devices is None else list(devices)
-    if not devices:
-        raise ConfigError("mesh: devices is empty; leave it out to use all of jax.devices()")
+    devices = jax.devices() if devices is None else _listed(devices)
     shape = _fill(_check(pairs), len(devices))
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     if slices > 1:
@@ -73,12 +74,30 @@ def abstract(text: str, devices: int | None = None) -> AbstractMesh:
     shape = _check(_read(text))
     if devices is None and -1 in shape.values():
         raise ConfigError(f"mesh {text!r}: -1 stands for all remaining devices; say how many devices there are")
+    if devices is not None and devices < 1:
+        raise ConfigError(f"mesh {text!r}: {devices} devices make no mesh; give at least one")
     sizes = _fill(shape, math.prod(shape.values()) if devices is None else devices)
     return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
+def _listed(devices: Any) -> list[Any]:
+    """Devices given as a list, an array of any shape, or one alone; each of them once."""
+    found = list(devices.flat) if isinstance(devices, np.ndarray) else devices
+    found = list(found) if isinstance(found, Iterable) else [found]
+    if not found:
+        raise ConfigError("mesh: devices is empty; leave it out to use all of jax.devices()")
+    if not all(hasattr(device, "device_kind") for device in found):
+        raise ConfigError(f"mesh: devices={devices!r} are no devices; give a list such as jax.devices()[:4]")
+    twice = [device for device, times in Counter(found).items() if times > 1]
+    if twice:
+        raise ConfigError(f"mesh: devices has {twice[0]} more than once; give each device once")
+    return found
+
+
 def _read(text: str) -> list[tuple[str, int]]:
     """``"data=4, fsdp=-1"`` as pairs, in the order written."""
+    if not isinstance(text, str):
+        raise ConfigError(f"mesh: expected a string, got {text!r}; {HELP}, or give keywords: data=4, fsdp=2")
     pairs = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*([a-z_]+)\s*=\s*(-1|[0-9]+)\s*", part, re.ASCII)
@@ -99,11 +118,11 @@ def _check(pairs: list[tuple[str, int]]) -> dict[str, int]:
             )
         if name in dict(pairs[:i]):
             raise ConfigError(f"mesh {written!r}: axis {name!r} is given twice")
-        if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
+        if isinstance(size, bool) or not isinstance(size, numbers.Integral) or (size < 1 and size != -1):
             raise ConfigError(f"mesh {written!r}: {name}={size!r} is no size; use a positive integer, or -1")
     if sum(size == -1 for _, size in pairs) > 1:
         raise ConfigError(f"mesh {written!r}: only one axis may be -1")
-    sizes = dict(pairs)
+    sizes = {name: int(size) for name, size in pairs}  # NumPy's integers too
     return {name: sizes[name] for name in AXES if name in sizes}
 
 

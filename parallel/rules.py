@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import numbers
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,22 @@ def _is_row(row: object) -> bool:
 
 def _names(target: Target) -> tuple[str, ...]:
     return () if target is None else (target,) if isinstance(target, str) else tuple(target)
+
+
+def _options(rules: "Rules") -> None:
+    """A `ConfigError` for what the rules beside the tables cannot be, and would be overlooked or fail far from here."""
+    beside = rules.beside if isinstance(rules.beside, list | tuple) else (rules.beside or "",)
+    number = isinstance(rules.min_size, numbers.Real) and not isinstance(rules.min_size, bool)
+    fits = {
+        "unannotated": (isinstance(rules.unannotated, str | None), 'a mesh axis such as "fsdp", or None'),
+        "min_size": (number, "a number of elements"),
+        "beside": (all(isinstance(name, str) for name in beside), "a tuple of mesh axes"),
+        "pipeline": (isinstance(rules.pipeline, Pipeline), 'a Pipeline, such as Pipeline(schedule="1f1b")'),
+        "strict": (isinstance(rules.strict, bool), "True or False"),
+    }
+    for name, (right, expected) in fits.items():
+        if not right:
+            raise ConfigError(f"Rules({name}={getattr(rules, name)!r}): expected {expected}")
 
 
 def _once(where: str, names: Sequence[str]) -> None:
@@ -75,7 +92,7 @@ class Rules:
     >>> rules = dataclasses.replace(parallel.DEFAULT, table=(("embed", "tensor"), *parallel.DEFAULT.table))
 
     Raises:
-      ConfigError: a row that is none, or that names a mesh axis twice.
+      ConfigError: a row that is none, or that names a mesh axis twice; another field of the wrong type.
     """
 
     table: tuple[tuple[str, Target], ...]
@@ -89,6 +106,8 @@ class Rules:
     def __post_init__(self):
         for which in ("table", "stored"):
             rows = getattr(self, which)
+            if not isinstance(rows, list | tuple):
+                raise ConfigError(f"Rules.{which}: expected a tuple of rows (logical axis, mesh axis), got {rows!r}")
             for row in rows:
                 if not _is_row(row):
                     what = "(logical axis, mesh axis or tuple of them or None)"
@@ -96,6 +115,7 @@ class Rules:
                 _once(f"Rules.{which}: row {tuple(row)!r}", _names(row[1]))
             fixed = tuple((name, tuple(t) if isinstance(t, list) else t) for name, t in rows)
             object.__setattr__(self, which, fixed)
+        _options(self)
         object.__setattr__(self, "beside", _names(self.beside))
         _once("Rules.beside", self.beside)
 

@@ -170,7 +170,10 @@ def lost(missed: list[Miss], axes: Sequence, shape: Sequence[int], sizes: Mappin
             size = shape[dim]
             below, above = size - size % parts, size - size % parts + parts
             near = f"{below} or {above} would divide" if below else f"{above} would divide"
-            yield f"dimension {dim} ({axes[dim]!r}, size {size}) does not divide by {by}: left whole; {near}"
+            left = "left whole"
+            if parts != sizes[mesh_axis]:  # it may divide by this axis, and be split over those before it
+                left = f"with the axes before it in its row that makes {parts} parts, so not split over {mesh_axis!r}"
+            yield f"dimension {dim} ({axes[dim]!r}, size {size}) does not divide by {by}: {left}; {near}"
 
 
 def clash(rules: Rules, axes: Sequence, shape: Sequence[int], placed: Placed, sizes: Mapping) -> Iterable[str]:

@@ -46,8 +46,21 @@ class Experiment:
 
     @cached_property
     def data(self) -> tuple[Any, Any]:
-        """The recipe's data: to train on, and to test on."""
-        return self.recipe.data()
+        """The recipe's data: to train on, and to test on. Raises `ConfigError` where it is not two."""
+        from sapwood.train.evaluation import as_dataset
+
+        found = self.recipe.data()
+        if not isinstance(found, tuple | list) or len(found) != 2:
+            raise ConfigError(f"data() of the recipe {type(self.recipe).__name__} gives a {type(found).__name__}; the "
+                              "data to train on and the data to test on are expected: return train, test")  # fmt: skip
+        return as_dataset(found[0]), as_dataset(found[1])
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Examples of a batch."""
+        if self.recipe.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.recipe.batch_size}; at least 1 is expected")
+        return self.recipe.batch_size
 
     @cached_property
     def steps(self) -> int:
@@ -56,7 +69,7 @@ class Experiment:
             raise ConfigError(f"epochs is {self.recipe.epochs}; at least 1 is expected")
         from sapwood.data.batches import batches
 
-        return self.recipe.epochs * batches(self.train_data[0], self.recipe.batch_size).steps_per_epoch
+        return self.recipe.epochs * batches(self.train_data[0], self.batch_size).steps_per_epoch
 
     @cached_property
     def train_data(self) -> tuple[Any, Any]:
@@ -70,8 +83,8 @@ class Experiment:
         """The recipe's trainer, where it runs."""
         return self.recipe.trainer(self.steps, **self.options)
 
-    def begin(self, resume: bool) -> None:
-        """Write the config, or hold a run that goes on to its own.
+    def begin(self, resume: bool) -> bool:
+        """Write the config, or hold a run that goes on to its own; whether it was written.
 
         Raises `ConfigError` where the directory cannot be written, holds something else, or holds a run with other
         hyper-parameters, `CheckpointError` where it holds one that is not to go on.
@@ -84,16 +97,19 @@ class Experiment:
         if newest is not None and not resume:
             raise CheckpointError(f"{self.directory} already holds a run (newest checkpoint: step {newest}); --resume "
                                   f"goes on with it, --run chooses another directory")  # fmt: skip
+        if not resume and (self.directory / "model").exists():  # its checkpoints may have been cleared away
+            raise CheckpointError(f"{self.directory} already holds a model; --run chooses another directory")
         if newest is not None and of_the_first(old is not None):
             together(lambda: self._hold(old or {}) if jax.process_index() == 0 else None)
-            return
+            return False
         config = {
             "recipe": self.name,
-            "options": dataclasses.asdict(self.recipe),
+            "options": _options(self.recipe),
             "features": {name: _written(feature) for name, feature in self.data[0].features.items()},
             "versions": {"sapwood": sw.__version__, "jax": jax.__version__},
         }
         together(lambda: self._write(config) if jax.process_index() == 0 else None)
+        return True
 
     def _hold(self, config: dict[str, Any]) -> None:
         if differences := self.differences(config):
@@ -114,26 +130,32 @@ class Experiment:
         """What a run's config says of recipe and hyper-parameters, and this experiment says otherwise."""
         if config["recipe"] != self.name:
             return [f"it is of the recipe {config['recipe']}, not of {self.name}"]
-        old, new = config["options"], _plain(dataclasses.asdict(self.recipe))
-        names = [name for name in {**old, **new} if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
-        return [f"{name} was {old.get(name, _ABSENT)} and is now {new.get(name, _ABSENT)}" for name in names]
+        old, new = config["options"], _plain(_options(self.recipe))
+        pairs = [(name, old.get(name, _ABSENT), new.get(name, _ABSENT)) for name in {**old, **new}]
+        # NaN is not itself, but written the same.
+        return [f"{name} was {x} and is now {y}" for name, x, y in pairs if x != y and repr(x) != repr(y)]
 
     def train(self, resume: bool = False, **options: Any) -> Any:
         """Train to the end; returns the last state. What data and mesh refuse is refused before anything is written."""
         data, held_out = self.train_data
         recipe, trainer = self.recipe, self.trainer
-        trainer.check_batch_size(recipe.batch_size)
-        self.begin(resume)
-        state, _ = trainer.fit(
-            data,
-            epochs=recipe.epochs,
-            batch_size=recipe.batch_size,
-            validation=held_out,
-            seed=recipe.seed,
-            run=self.directory,
-            resume=resume,
-            **options,
-        )
+        trainer.check_batch_size(self.batch_size)
+        written = self.begin(resume)
+        try:
+            state, _ = trainer.fit(
+                data,
+                epochs=recipe.epochs,
+                batch_size=self.batch_size,
+                validation=held_out,
+                seed=recipe.seed,
+                run=self.directory,
+                resume=resume,
+                **options,
+            )
+        except Exception:
+            if written and jax.process_index() == 0 and not (self.directory / "metrics.jsonl").exists():
+                (self.directory / "config.json").unlink(missing_ok=True)  # refused before it began: it is no run
+            raise
         return state
 
     @cached_property
@@ -150,7 +172,7 @@ class Experiment:
         from sapwood.train.checkpoints import Checkpoints
         from sapwood.train.restored import restored
 
-        rows = self.recipe.batch_size
+        rows = self.batch_size
         batch = {name: jax.ShapeDtypeStruct((rows, *f.shape), f.dtype) for name, f in self.features.items()}
         return restored(Checkpoints(self.directory / "checkpoints"), plan(self.trainer, batch).shapes)[0]
 
@@ -173,7 +195,7 @@ class Experiment:
             model=self.recipe.model if self.name in BUILT_IN else None,
             classes=target.classes if target else None,
             preprocessing={"inputs": inputs},
-            extra={"recipe": self.name, "options": dataclasses.asdict(self.recipe), "step": int(state.step)},
+            extra={"recipe": self.name, "options": _options(self.recipe), "step": int(state.step)},
         )
 
 
@@ -186,7 +208,8 @@ def read_config(directory: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(config, dict) or not {"recipe", "options", "features"} <= config.keys():
+    kinds = {"recipe": str, "options": dict, "features": dict}
+    if not isinstance(config, dict) or not all(isinstance(config.get(name), kind) for name, kind in kinds.items()):
         raise CheckpointError(f"{path} is not the config of a run of Sapwood")
     return config
 
@@ -197,6 +220,11 @@ _ABSENT = "not there"
 def _written(feature: Any) -> dict[str, Any]:
     """A feature's metadata without its vocabulary, which the recipe has."""
     return dataclasses.replace(feature, vocabulary=None).to_json()
+
+
+def _options(recipe: Recipe) -> dict[str, Any]:
+    """The hyper-parameters; what a recipe makes of them itself (``field(init=False)``) is none."""
+    return {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe) if field.init}
 
 
 def _plain(value: Any) -> Any:

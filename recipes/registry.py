@@ -54,8 +54,9 @@ def _import(file: Path) -> types.ModuleType:
         spec.loader.exec_module(module)
     except SapwoodError:
         raise
-    except SyntaxError as error:
-        raise ConfigError(f"{file}, line {error.lineno}: {error.msg}") from error
+    except SyntaxError as error:  # in this file, or in one that it imports
+        at = file if error.filename in (None, str(path)) else error.filename
+        raise ConfigError(f"{at}, line {error.lineno}: {error.msg}") from error
     except Exception as error:
         lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == str(path)]
         where = f", line {lines[-1]}" if lines else ""
@@ -73,9 +74,13 @@ def _only_recipe(module: types.ModuleType, name: str) -> type[Recipe]:
         classes = ", ".join(x.__name__ for x in found) or "none"
         raise ConfigError(f"{name}: a recipe file defines one subclass of sapwood.Recipe; this one has {classes}")
     (recipe,) = found
-    fields = {field.name for field in dataclasses.fields(recipe)}
-    lost = [word for word in inspect.get_annotations(recipe) if word not in fields]
-    if lost:
-        raise ConfigError(f"{name}: {', '.join(lost)} of {recipe.__name__} would not be hyper-parameters; write "
-                          f"@dataclass(frozen=True) above class {recipe.__name__}")  # fmt: skip
+    typed = {word for word, kind in inspect.get_annotations(recipe).items() if "ClassVar" not in str(kind)}
+    if typed and "__dataclass_fields__" not in vars(recipe):
+        raise ConfigError(f"{name}: {', '.join(sorted(typed))} of {recipe.__name__} would not be hyper-parameters; "
+                          f"write @dataclass(frozen=True) above class {recipe.__name__}")  # fmt: skip
+    for field in dataclasses.fields(recipe):
+        if field.name in vars(recipe) and field.name not in typed:  # a dataclass overlooks it
+            raise ConfigError(f"{name}: {field.name} of {recipe.__name__} would stay what it is in the class that "
+                              f"{recipe.__name__} is made of; write its type, too, as in {field.name}: int = ..."
+                              )  # fmt: skip
     return recipe

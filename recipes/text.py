@@ -67,10 +67,13 @@ class Text(sw.Recipe):
     @cached_property
     def text(self):
         try:
-            return Path(self.file or NOVEL).read_text(encoding="utf-8")
+            text = Path(self.file or NOVEL).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise sw.DataError(f"{self.file} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#x}"
                                ) from None  # fmt: skip
+        if not text:
+            raise sw.DataError(f"{self.file} is empty; a text to learn from is expected")
+        return text
 
     @cached_property
     def vocabulary(self):
@@ -88,8 +91,12 @@ class Text(sw.Recipe):
         for name, value in SIZES[self.size].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        if self.temperature <= 0:
+        if not self.temperature > 0:  # NaN is not, either
             raise sw.ConfigError(f"temperature={self.temperature}: above 0 is expected; 0.1 is nearly greedy")
+        if self.sample < 0:
+            raise sw.ConfigError(f"sample={self.sample}: a number of characters to write is expected; 0 for none")
+        if self.experts == 1:  # each token goes to two of them
+            raise sw.ConfigError("experts=1: at least 2 are expected, or 0 for no mixture")
         if self.file is not None:  # so that the run can be read from any folder
             object.__setattr__(self, "file", str(Path(self.file).absolute()))
 
@@ -121,7 +128,8 @@ class Text(sw.Recipe):
         return sw.supervised(self.model, inputs="tokens", target="targets")
 
     def optimizer(self, steps):
-        rate = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, min(100, steps // 10 + 1), steps)
+        warmup = min(100, steps // 10 + 1, steps - 1)  # none in a run of a single step
+        rate = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warmup, steps)
         return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99))
 
     def report(self, params, state):

@@ -8,8 +8,10 @@ Each of several processes calls its own, and what the first one's say holds for 
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
+
+import numpy as np
 
 from sapwood.core.errors import ConfigError
 from sapwood.core.paths import nearest
@@ -48,12 +50,14 @@ class Callback(Protocol):
 
 
 def value(row: Mapping[str, Any], name: str, who: str) -> float:
-    """A metric of a row by name; `ConfigError` with the nearest names if it is not there."""
+    """A metric of a row by name; `ConfigError` with the nearest names if it is not there, or no single number."""
     if name not in row:
         raise ConfigError(
             f"{who} watches {name!r}, but the row has no such metric{nearest(name, row)} "
             f"(there are {', '.join(row)}; names with validation_ need fit(validation=...))"
         )
+    if np.ndim(row[name]):
+        raise ConfigError(f"{who} watches {name!r}, which is an array of shape {np.shape(row[name])}, not one number")
     return float(row[name])
 
 
@@ -64,6 +68,29 @@ def better(new: float, best: float, mode: str, by: float = 0.0) -> bool:
     (True, False)
     """
     return new > best + by if mode == "max" else new < best - by
+
+
+def check(callbacks: Any) -> tuple[Callback, ...]:
+    """The callbacks that `fit` was given; `ConfigError` where they cannot be, before anything has run.
+
+    >>> check([EarlyStopping])
+    Traceback (most recent call last):
+    sapwood.core.errors.ConfigError: fit(callbacks=...): EarlyStopping is a class; a callback is EarlyStopping(...)
+    """
+    if not isinstance(callbacks, Sequence):
+        raise ConfigError(f"fit(callbacks=...) takes a list of functions (event, memory), got {callbacks!r}")
+    for callback in callbacks:
+        if isinstance(callback, type):
+            name = callback.__name__
+            raise ConfigError(f"fit(callbacks=...): {name} is a class; a callback is {name}(...)")
+        if not callable(callback):
+            raise ConfigError(f"fit(callbacks=...): a callback is a function (event, memory), got {callback!r}")
+    return tuple(callbacks)
+
+
+def _check_mode(callback: Any) -> None:
+    if callback.mode not in ("min", "max"):
+        raise ConfigError(f"{type(callback).__name__}(mode={callback.mode!r}): the mode is 'min' or 'max'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +111,7 @@ class EarlyStopping:
     delta: float = 0.0
 
     def __post_init__(self):
-        if self.mode not in ("min", "max"):
-            raise ConfigError(f"EarlyStopping(mode={self.mode!r}): the mode is 'min' or 'max'")
+        _check_mode(self)
         if self.patience < 1:
             raise ConfigError(f"EarlyStopping(patience={self.patience}): the patience is at least 1 epoch")
 
@@ -93,7 +119,8 @@ class EarlyStopping:
         if not event.epoch_end:
             return False
         new = value(event.row, self.monitor, "EarlyStopping")
-        first = memory.get("best") is None or math.isnan(memory["best"])  # anything is better than NaN
+        best = memory.get("best")
+        first = best is None or (math.isnan(best) and not math.isnan(new))  # any number is better than NaN
         if first or better(new, memory["best"], self.mode, self.delta):
             memory.update(best=new, step=event.step, waited=0)
         else:
@@ -114,8 +141,7 @@ class StopAt:
     mode: str = "max"
 
     def __post_init__(self):
-        if self.mode not in ("min", "max"):
-            raise ConfigError(f"StopAt(mode={self.mode!r}): the mode is 'min' or 'max'")
+        _check_mode(self)
 
     def __call__(self, event: Event, memory: dict[str, Any]) -> bool:
         if self.monitor.startswith("validation_") and not event.epoch_end:
@@ -150,6 +176,10 @@ class OnEpoch:
 
     function: Callable[[Event], Any]
     every: int = 1
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise ConfigError(f"OnEpoch(every={self.every}): at least every epoch is expected, which is 1")
 
     def __call__(self, event: Event, memory: dict[str, Any]) -> None:
         if event.epoch_end and event.epoch % self.every == 0:

@@ -44,25 +44,39 @@ def start(metrics: Any, title: str = "") -> subprocess.Popen:
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
+_LARGEST = 1e300  # the axes of Matplotlib end near where floats do
+
 Series = dict[str, tuple[list[float], list[float]]]
 
 
 def _series(text: str) -> Series:
-    """Steps and values by name; a half-written line, and what is no number, is left out."""
+    """Steps and values by name; a half-written line, what is no number, and a name without finite ones is left out."""
     series: Series = {}
     for line in text.splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             continue
-        for name, value in row.items():
+        for name, value in row.items() if isinstance(row, dict) else ():
             if name in NOT_METRICS or name.endswith(("/s", "_per_second", "seconds")):
                 continue
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if (number := _number(value)) is not None:
                 steps, values = series.setdefault(name, ([], []))
-                steps.append(float(row.get("step", len(steps))))
-                values.append(float(value))
-    return series
+                step = _number(row.get("step"))
+                steps.append(float(len(steps)) if step is None else step)
+                values.append(number)
+    return {name: found for name, found in series.items() if any(map(math.isfinite, found[1]))}
+
+
+def _number(value: Any) -> float | None:
+    """A value of a log as a number, NaN and the infinities too, which are strings there: a line has a gap at them."""
+    if isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity"):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if abs(value) > _LARGEST:
+        return math.inf if value > 0 else -math.inf
+    return float(value)
 
 
 def _plain(name: str) -> str:
@@ -100,7 +114,9 @@ def _figure(series: Series, panels: list[str], title: str) -> Any:
         hspace=0.4,
     )
     if title:
-        figure.text(0.15 / width, 1 - 0.3 / height, title, fontsize=12, fontweight="bold", va="center")
+        figure.text(
+            0.15 / width, 1 - 0.3 / height, title, fontsize=12, fontweight="bold", va="center", parse_math=False
+        )
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, name in zip(axes, panels, strict=False):
         _panel(axis, name, series)
@@ -117,7 +133,7 @@ def _panel(axis: Any, name: str, series: Series) -> None:
         _train_line(axis, *train, color=GREEN if rate else BLUE)
     if valid:
         axis.plot(*valid, color=ORANGE, lw=1.8, marker="o", ms=3.5 if len(valid[0]) <= 40 else 0, label="validation")
-    axis.set_title(name.replace("_", " "), fontsize=11, loc="left", color="#222222")
+    axis.set_title(name.replace("_", " "), fontsize=11, loc="left", color="#222222", parse_math=False)
     axis.set_xlabel("step", fontsize=9, color=GREY)
     _frame(axis)
     _scale(axis, name, [*(train or ([], []))[1], *(valid or ([], []))[1]])

@@ -46,9 +46,13 @@ class JsonlLog:
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row."""
         line = json.dumps({name: _plain(value) for name, value in row.items()}, allow_nan=False) + "\n"
-        data = line.encode()
-        while data:  # one call for all of it, but for a disk that fills up half-way: then the next one raises
-            data = data[os.write(self._file, data) :]
+        data, before = line.encode(), os.fstat(self._file).st_size
+        try:
+            while data:  # one call for all of it, but for a disk that fills up half-way: then the next one raises
+                data = data[os.write(self._file, data) :]
+        except OSError:
+            os.ftruncate(self._file, before)  # or the next row, once there is room, would go on in the middle of this
+            raise
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""
@@ -106,7 +110,10 @@ def _plain(value: Any) -> Any:
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
-    number = np.asarray(value).item()
+    array = np.asarray(value)
+    if array.size != 1:
+        return _plain(array.tolist())
+    number = array.item()
     if isinstance(number, float) and not math.isfinite(number):
         return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
     return number
@@ -134,10 +141,11 @@ class TensorBoardLog:
             self._event(_field(2, after + 1) + _field(7, _field(1, 1)))  # a SessionLog START takes back what follows
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Write one row; what is no number is left out."""
+        """Write one row; what is no single number is left out."""
         values = b""
         for name, value in row.items():
-            if name != "step" and not isinstance(value, (str, bool, dict, list, tuple, type(None))):
+            left_out = isinstance(value, (str, bool, np.bool_, dict, list, tuple, type(None))) or np.size(value) != 1
+            if name != "step" and not left_out:
                 scalar = _field(1, name.encode()) + b"\x15" + _float32(value)
                 values += _field(1, scalar)
         self._event(_field(2, int(row["step"])) + _field(5, values))
@@ -159,7 +167,9 @@ class TensorBoardLog:
 
 
 def _float32(value: Any) -> bytes:
-    """A number in the format's four bytes; infinity for a float64 that they do not hold, such as a large perplexity."""
+    """A number in the format's four bytes; infinity for one that they do not hold, such as a large perplexity."""
+    if isinstance(value, int) and abs(value) > 10**38:  # for NumPy an error where it is no float64 either
+        value = math.copysign(math.inf, 1 if value > 0 else -1)
     with np.errstate(over="ignore"):
         return np.array(value, "<f4").tobytes()
 

@@ -22,6 +22,7 @@ from sapwood.data.device import to_device
 from sapwood.train import checks, learning_rate, metrics
 from sapwood.train.agreement import anyone, of_the_first, together
 from sapwood.train.callbacks import Callback, Event
+from sapwood.train.callbacks import check as check_callbacks
 from sapwood.train.compile_cache import compile_cache as compiled_in
 from sapwood.train.evaluation import AHEAD, Evaluation, as_dataset, without_flags
 from sapwood.train.multistep import check_option, copy
@@ -97,7 +98,7 @@ def fit(
     """
     begun = time.time()
     trainer.check_batch_size(batch_size)
-    several = _steps_per_call(trainer, steps_per_call)
+    several, asked = _steps_per_call(trainer, steps_per_call), check_callbacks(callbacks)
     stream = batches(as_dataset(data), batch_size, seed=seed)
     if best is not None and best.removeprefix("-").startswith("validation_") and validation is None:
         raise ConfigError(f"fit(best={best!r}) needs fit(validation=...)")
@@ -109,7 +110,7 @@ def fit(
     with compiled_in(compile_cache), Run(run, resume=resume, keep=keep, best=best) as record:
         first = start(trainer, stream, evaluation, record, seed=seed, state=state, steps_per_call=several)
         sender = (Auto if first.programs.size is None else Sender)(plan, first.programs)
-        loop = Loop(trainer, sender, first.state, stream, plan, evaluation, record, tuple(callbacks), begun)
+        loop = Loop(trainer, sender, first.state, stream, plan, evaluation, record, asked, begun)
         loop.restore(first.info)
         show = Progress(plan.steps, epochs=epochs, start=loop.done, quiet=not progress or jax.process_index() > 0)
         with show as loop.progress:

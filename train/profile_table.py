@@ -4,6 +4,8 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
+from sapwood.core.errors import ConfigError
+
 WIDTH = 100
 ITSELF = "(itself)"
 _NAME = 44  # letters of a name with its indent, at most
@@ -66,6 +68,8 @@ def notes(profile: Any) -> list[str]:
 
 def table(profile: Any, levels: int | None = None) -> str:
     """The whole table; see `Profile.table`."""
+    if levels is not None and levels < 1:
+        raise ConfigError(f"profile: a table has at least 1 level of paths, or None for all, got {levels}")
     shown = lines(profile, levels)
     names = ["  " * (len(row.path) - 1) + row.path[-1] for row in shown]
     width = min(_NAME, max(12, *map(len, names)))

@@ -10,9 +10,11 @@ from pathlib import Path as File
 from typing import Any
 
 import jax
+import numpy as np
 
 from sapwood.core.calls import trace_calls
 from sapwood.core.errors import ConfigError
+from sapwood.core.layer import describe
 from sapwood.core.paths import Path
 from sapwood.data.batches import batches
 from sapwood.data.device import to_device
@@ -83,7 +85,10 @@ class Profile:
         raise KeyError(f"{path!r}; the rows are {', '.join('/'.join(row.path) for row in self.rows)}")
 
     def table(self, levels: int | None = None) -> str:
-        """The rows as text, paths of at most ``levels`` names; no line is longer than 100 letters."""
+        """The rows as text, paths of at most ``levels`` names; no line is longer than 100 letters.
+
+        Raises `ConfigError` for levels below 1.
+        """
         from sapwood.train.profile_table import table
 
         return table(self, levels)
@@ -120,8 +125,8 @@ def profile(
     Times are wall time: a moment in which several operations run at once is shared among them, so that the rows add up
     to what a step takes. Layers are those that are called as layers (`Layer`, `sapwood.layer`).
 
-    Raises `ConfigError` for steps below 1, for a trainer that is not compiled (``jit=False``), and while another
-    profile is being taken.
+    Raises `ConfigError` for steps below 1, a batch without examples along its first dimension, a trainer that is not
+    compiled (``jit=False``), and while another profile is being taken.
 
     >>> import numpy as np, optax
     >>> from sapwood import layers as L
@@ -133,6 +138,7 @@ def profile(
     """
     if steps != int(steps) or steps < 1:
         raise ConfigError(f"profile(steps={steps}): at least 1 step is expected")
+    steps = int(steps)
     if not trainer.jit:
         raise ConfigError("profile: Trainer(jit=False) runs every operation by itself; profile a trainer with jit=True")
     directory = File(tempfile.mkdtemp(prefix="sapwood-profile-") if out is None else out)
@@ -156,7 +162,13 @@ def profile(
 def _feed(trainer: Any, data: Any, batch_size: int | None, seed: int) -> Iterator[Callable[[], dict[str, Any]]]:
     """A function that gives the next batch on the devices."""
     if isinstance(data, Mapping) and batch_size is None:
-        trainer.check_batch_size(jax.tree.leaves(dict(data))[0].shape[0])
+        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(dict(data))]
+        if not shapes or not shapes[0]:
+            raise ConfigError(
+                "profile: one batch is a dict of arrays with the examples along their first dimension, got "
+                f"{ {name: describe(x) for name, x in data.items()} }"
+            )
+        trainer.check_batch_size(shapes[0][0])
         batch = trainer.put(data)
         yield lambda: batch
         return

@@ -92,9 +92,8 @@ def share(spans: list[Span], trace: Trace, container: Callable[[str], bool]) -> 
     ({'a': 3.0, 'b': 1.0, 'while': 2.0}, {'(waiting for data)': 3.0, '(waiting for the host)': 1.0})
     """
     first, last = trace.window
-    spans = [
-        s._replace(start=max(s.start, first), end=min(s.end, last)) for s in spans if s.end > first < last > s.start
-    ]
+    spans = [s._replace(start=max(s.start, first), end=min(s.end, last)) for s in spans]
+    spans = [s for s in spans if s.end > s.start]  # of no length outside of the steps, or by the clock of the trace
     events = sorted(event for k, s in enumerate(spans) for event in ((s.start, 1, k), (s.end, 0, k)))
     loop = [s.name is not None and container(s.name) for s in spans]
     runs = _runs(spans)

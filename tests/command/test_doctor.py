@@ -16,7 +16,7 @@ from sapwood.command import doctor
 @pytest.fixture
 def found(monkeypatch):
     """Nothing of this machine is seen but the CPU; JAX is free to choose."""
-    jax.devices()  # has chosen, that is: libtpu, where it is installed, looks for a TPU and says on stderr what it thinks
+    jax.devices()  # has chosen, that is: libtpu, where it is installed, looks for a TPU and speaks on stderr
     monkeypatch.setattr(doctor, "nvidia", lambda: False)
     monkeypatch.setattr(doctor, "tpu", lambda: False)
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)

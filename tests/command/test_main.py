@@ -75,6 +75,10 @@ def test_recipes_are_listed(sapwood):
         ("predict nowhere a.png", "nowhere is no run: it has no config.json"),
         ("summary digit", "there is no recipe 'digit'; did you mean"),
         ("graph digits --out x.pdf", "argument --out: a name that ends in .html or .svg is expected, not 'x.pdf'"),
+        ("profile digits-mlp --epochs 0", "epochs is 0; at least 1 is expected"),
+        ("summary digits-mlp --batch-size -1", "batch_size is -1; at least 1 is expected"),
+        ("graph digits-mlp --batch-size 0", "batch_size is 0; at least 1 is expected"),
+        ("shardings digits-mlp --mesh data=4 --batch-size -5", "batch_size is -5; at least 1 is expected"),
         ("doctor more", "there is no argument 'more' here"),
     ],
 )
@@ -83,6 +87,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(sapwood, tmp_path, word
     assert done.error.startswith(message) or message in done.error
     assert done.out == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_takes_no_rules_without_a_mesh(sapwood):
+    assert sapwood("doctor", "--rules", "fsdp").error == "--rules needs --mesh"
 
 
 @pytest.mark.parametrize(
@@ -99,6 +107,20 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(sapwood, tmp_path, word
         ),
         ("import sapwood as sw\nclass A(sw.Recipe): pass\n", "the recipe A defines no data()"),
         (
+            "from sapwood.recipes.digits import Digits\nclass A(Digits):\n    width: int = 64\n",
+            "mine.py: width of A would not be hyper-parameters; write @dataclass(frozen=True) above class A",
+        ),
+        (
+            "from dataclasses import dataclass\nfrom sapwood.recipes.digits import Digits\n@dataclass(frozen=True)\n"
+            "class A(Digits):\n    width = 64\n",
+            "mine.py: width of A would stay what it is in the class that A is made of; write its type, too",
+        ),
+        (
+            "from __future__ import annotations\nimport sapwood as sw\nfrom dataclasses import dataclass\n"
+            "@dataclass(frozen=True)\nclass A(sw.Recipe):\n    x: Sequence[int] = ()\n",
+            "the types of the fields of A cannot be read: name 'Sequence' is not defined; import it",
+        ),
+        (
             "import sapwood as sw\nfrom dataclasses import dataclass\n@dataclass(frozen=True)\nclass A(sw.Recipe):\n"
             "    x: dict = None",
             "--x: fields of type <class 'dict'> cannot be read from a command line",
@@ -109,6 +131,22 @@ def test_a_recipe_file_with_a_mistake(sapwood, tmp_path, source, message):
     (tmp_path / "mine.py").write_text(source)
     assert message in sapwood("train", "mine.py").error
     assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["mine.py"]
+
+
+def test_a_mistake_in_a_file_that_a_recipe_imports(sapwood, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "beside_mine.py").write_text("\n\ndef f(:\n")
+    (tmp_path / "mine.py").write_text("import beside_mine\n")
+    assert sapwood("train", "mine.py").error == f"{tmp_path}/beside_mine.py, line 3: invalid syntax"
+
+
+@pytest.mark.parametrize("above", ["@dataclass(frozen=True)\n", ""])
+def test_constants_of_a_recipe_are_no_hyper_parameters(sapwood, tmp_path, above):
+    source = f"from dataclasses import dataclass\nfrom typing import ClassVar\nimport sapwood as sw\n{above}"
+    (tmp_path / "mine.py").write_text(
+        f"{source}class A(sw.Recipe):\n    NAMES: ClassVar[tuple] = ('a',)\n    SIZE = 3\n"
+    )
+    assert sapwood("train", "mine.py").error == "the recipe A defines no data()"
 
 
 def test_a_warning_is_a_line_that_names_no_code(process, stripes):

@@ -125,6 +125,12 @@ def test_the_limits_of_an_input_are_the_declared_ones(sapwood, images, pretend):
     assert (seen[0].dtype, seen[0].min(), seen[0].max()) == (np.float32, -1, 3)
 
 
+def test_an_output_to_spare_has_no_class(sapwood, images, pretend):
+    """A model of three outputs, of which two have a name."""
+    pretend(outputs=(0.0, 0.0, 2.0))
+    assert sapwood("predict", "r", "grey.png").out == ["grey.png\t2\t0.7870"]
+
+
 @pytest.mark.parametrize(("dtype", "given"), [("float32", {}), ("float32", {"low": 0}), ("int32", {"high": 1})])
 def test_an_input_whose_limits_nothing_says(sapwood, images, pretend, dtype, given):
     seen = pretend(Feature((4, 4, 1), dtype, **given))

@@ -15,6 +15,23 @@ def test_summary_names_every_layer_and_counts(sapwood, stripes):
         assert word in text
 
 
+def test_numbers_are_whole_where_there_is_no_terminal(sapwood, stripes):
+    """A pipe has no width; the table of a wide model was cut to 80 columns, digits of its numbers included."""
+    done = sapwood("summary", stripes, "--hidden", 123_456_789, "--batch-size", 1000)
+    row = next(line for line in done.out if line.startswith("hidden"))
+    assert "2,098,765,413" in row  # 17 * 123,456,789
+    assert "float32[1000,123456789]" in row
+
+
+@pytest.mark.parametrize(("command", "out"), [("summary", None), ("graph", "x.svg")])
+def test_the_precision_of_the_recipe_is_shown(sapwood, stripes, command, out):
+    for policy, said in (("float32", False), ("bfloat16", True)):
+        done = sapwood(command, stripes, "--policy", policy, *(("--out", out) if out else ()))
+        text = Path(out).read_text() if out else "\n".join(done.out)
+        assert ("bfloat16[16,8]" in text) == said
+    assert "a precision must be a floating dtype" in sapwood(command, stripes, "--policy", "x").error
+
+
 @pytest.mark.parametrize("command", ["summary", "graph"])
 def test_a_model_that_takes_what_the_data_lacks(sapwood, stripes, command):
     stripes.write_text(stripes.read_text().replace('{"image": image', '{"images": image'))

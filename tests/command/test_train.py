@@ -311,3 +311,111 @@ def test_programs_are_kept_for_the_next_start_unless_told_otherwise(sapwood, str
     assert not (tmp_path / "cache").exists()
     assert sapwood("train", stripes, "--run", "t").digest == run.digest
     assert list((tmp_path / "cache").glob("xla/*/*train_step*-cache"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--seed -1", "a seed is an integer"),
+        ("--keep 0", "keep=0"),
+        ("--checkpoint-every 0", "checkpoint_every=0"),
+        ("--log-every 0", "log_every=0"),
+        ("--best min:validation_loss", "needs fit(validation=...)"),
+        ("--hidden 0", "features must be an integer above 0"),
+    ],
+)
+def test_a_run_that_is_refused_leaves_nothing_behind(sapwood, stripes, words, said):
+    for run in ((), ("--run", "r")):
+        assert said in sapwood("train", stripes, *run, *words.split()).error
+        assert not Path("runs").exists()
+        assert not Path("r").exists()
+
+
+def test_a_run_that_is_refused_to_go_on_stays_as_it_is(run, sapwood, stripes, config):
+    before = config("r")
+    Path("r/metrics.jsonl").unlink()
+    assert "keep=0" in sapwood("train", stripes, "--run", "r", "--resume", "--keep", 0).error
+    assert config("r") == before
+
+
+def test_a_model_is_not_written_over(run, sapwood, stripes, config):
+    shutil.rmtree("r/checkpoints")  # to have the room
+    rows = read_rows("r/metrics.jsonl")
+    error = sapwood("train", stripes, "--run", "r", "--hidden", 9).error
+    assert error == "r already holds a model; --run chooses another directory"
+    assert (config("r")["options"]["hidden"], read_rows("r/metrics.jsonl")) == (8, rows)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("options", [1]), ("options", None), ("recipe", 5), ("features", None), ("features", ["image"])]
+)
+def test_a_config_with_parts_of_another_kind(run, sapwood, stripes, config, key, value):
+    Path("r/config.json").write_text(json.dumps({**config("r"), key: value}))
+    for words in (("evaluate", "r"), ("predict", "r", "x.png"), ("train", stripes, "--run", "r", "--resume")):
+        assert sapwood(*words).error == "r/config.json is not the config of a run of Sapwood"
+
+
+def test_a_number_that_is_none_goes_on_as_itself(sapwood, stripes):
+    stripes.write_text(stripes.read_text().replace("hidden: int = 8", "hidden: int = 8\n    clip: float = 1.0"))
+    done = sapwood("train", stripes, "--run", "r", "--clip", "nan")
+    assert sapwood("train", stripes, "--run", "r", "--clip", "nan", "--resume").digest == done.digest
+    error = sapwood("train", stripes, "--run", "r", "--resume").error
+    assert error == "r cannot go on as another run: clip was nan and is now 1.0"
+
+
+def test_what_a_recipe_makes_of_its_fields_is_no_option(sapwood, stripes):
+    lines = "hidden: int = 8\n    twice: int = field(init=False, default=0)\n\n    def __post_init__(self):\n"
+    lines += "        object.__setattr__(self, 'twice', 2 * self.hidden)\n"
+    text = (
+        stripes.read_text()
+        .replace("    hidden: int = 8\n", "")
+        .replace("import dataclass\n", "import dataclass, field\n")
+    )
+    stripes.write_text(text.replace("learning_rate: float = 0.01\n", f"learning_rate: float = 0.01\n    {lines}"))
+    done = sapwood("train", stripes, "--run", "r")
+    assert done.code == 0, done.err
+    assert "twice" not in json.loads(Path("r/config.json").read_text())["options"]
+    assert sapwood("evaluate", "r").out[0] == done.out[-2]
+    assert "there is no option '--twice'" in sapwood("train", stripes, "--twice", 3).error
+
+
+def test_data_may_be_what_load_takes(sapwood, stripes):
+    text = stripes.read_text()
+    whole = "return data[:48], data[48:]"
+    stripes.write_text(
+        text.replace(whole, "return tuple({'image': image[i::2], 'label': standing[i::2]} for i in (0, 1))")
+    )
+    done = sapwood("train", stripes, "--run", "r")
+    assert done.code == 0, done.err
+    assert "hidden" in "\n".join(sapwood("summary", stripes).out)
+    stripes.write_text(text.replace(whole, "return data"))
+    for command in ("train", "summary", "graph", "profile"):
+        error = sapwood(command, stripes).error
+        assert error == (
+            "data() of the recipe Stripes gives a Dataset; the data to train on and the data to test on are expected: "
+            "return train, test"
+        )
+
+
+def test_the_runs_of_a_recipe_whose_name_is_a_pattern(run, stripes, tmp_path, monkeypatch):
+    from sapwood.recipes.experiment import Experiment
+    from sapwood.recipes.registry import find
+
+    monkeypatch.chdir(tmp_path)
+    path = stripes.rename(tmp_path / "stripes[1].py")
+    Path("runs/stripes[1]-001").mkdir(parents=True)
+    config = Path("r/config.json").read_text().replace(str(stripes), str(path))
+    Path("runs/stripes[1]-001/config.json").write_text(config)
+    experiment = Experiment(str(path), find("stripes[1].py")(), Path("."))
+    assert own_directory(experiment, resume=True) == Path("runs/stripes[1]-001")
+
+
+def test_a_link_to_runs_that_is_broken(stripes, tmp_path, monkeypatch):
+    from sapwood.recipes.experiment import Experiment
+    from sapwood.recipes.registry import find
+
+    monkeypatch.chdir(tmp_path)
+    Path("runs").symlink_to("not/mounted")
+    monkeypatch.setattr("itertools.count", lambda first: range(first, first + 9))  # it was tried for ever
+    with pytest.raises(FileExistsError):
+        own_directory(Experiment(str(stripes), find("stripes.py")(), Path(".")), False)

@@ -188,3 +188,17 @@ def test_layers_inherit():
         sw.apply(lambda v, x: Twice()(v.a, x), {"a": {"scale": np.ones(3)}}, {}, np.ones(2))
     notes = [note for note in caught.value.__notes__ if note.startswith("in ")]
     assert notes == ["in a: Twice() on float64[2]"]  # one layer, one note
+
+
+def test_what_cannot_be_printed_does_not_hide_an_error():
+    class Odd:
+        def __repr__(self):
+            raise RuntimeError("no words")
+
+    @sw.layer
+    def broken(v, x):
+        raise ValueError("the real one")
+
+    with pytest.raises(ValueError, match="the real one") as caught:
+        sw.apply(lambda v, x: broken(v.up, x), {}, {}, Odd())
+    assert "in up: Function" in caught.value.__notes__

@@ -236,12 +236,62 @@ def side_by_side(v, x):
     return L.Vmap(L.Dense(4), 3, in_axes=None)(v.a, x)
 
 
+def chosen(v, x):
+    few = L.Dense(1)(v.a, x).sum() > 0
+    return jax.lax.cond(few, lambda x: L.Dense(4)(v.b, x), lambda x: x, x)
+
+
+def halted(v, x):
+    return jax.lax.while_loop(lambda x: L.Dense(4)(v.a, x).sum() > 0, jnp.tanh, x)
+
+
+def states_before(v, x):
+    """Each step gives what the one before carried to it."""
+    return jax.lax.scan(lambda h, row: (L.Dense(4)(v.a, h) + row, h), jnp.zeros(4), x)[1]
+
+
+def loss_of_the_first(v, x):
+    """A loss of each step that only its first layer has a part in."""
+
+    def step(v, x):
+        h = L.Dense(4)(v.a, x)
+        v.loss("size", (h**2).sum())
+        return L.Dense(4)(v.b, h)
+
+    return L.Scan(sw.layer(step), 3)(v, x)
+
+
+def test_a_loss_in_a_loop_comes_from_the_layer_that_makes_it():
+    root = sw.graph(loss_of_the_first, struct(2, 4)).root
+    assert names(root) == {
+        ("x", "a"), ("a", "b"), ("b", "output"), ("a", "power"), ("power", "sum"), ("sum", "loss/size"),
+    }  # fmt: skip
+
+
+def in_turns(v, x):
+    """Each round of the loop reads what the other layer gave in the round before."""
+    turn = lambda c: (c[0] + 1, L.Dense(4)(v.a, c[2]), L.Dense(4)(v.b, c[1]))  # noqa: E731
+    return jax.lax.while_loop(lambda c: c[0] < 3, turn, (0, x, x))[1]
+
+
 @pytest.mark.parametrize(
     ("model", "edges", "label"),
     [
         (cond, {("x", "a"), ("x", "b"), ("a", "output"), ("b", "output")}, "Dense(4)"),
         (jitted_twice, {("x", "a"), ("a", "a"), ("a", "output")}, "Dense(4)"),
         (loop, {("x", "a"), ("a", "output")}, "Dense(4)"),
+        (
+            chosen,
+            {("x", "a"), ("a", "sum"), ("sum", "gt"), ("gt", "output"), ("x", "b"), ("b", "output"), ("x", "output")},
+            "Dense(1)",
+        ),
+        (
+            halted,
+            {("x", "a"), ("a", "sum"), ("sum", "gt"), ("gt", "output"), ("x", "tanh"), ("tanh", "output")},
+            "Dense(4)",
+        ),
+        (in_turns, {("x", "a"), ("x", "b"), ("a", "output"), ("b", "output")}, "Dense(4)"),
+        (states_before, {("x", "add"), ("a", "add"), ("add", "output")}, "Dense(4)"),
         (in_a_checkpoint, {("x", "a"), ("a", "output")}, "Remat of Dense(4)"),
         (side_by_side, {("x", "a"), ("a", "output")}, "Vmap of 3 × Dense(4)"),
     ],
@@ -250,6 +300,7 @@ def test_through_transforms(model, edges, label):
     root = sw.graph(model, struct(2, 4)).root
     assert names(root) == edges
     assert child(root, "a").label == label
+    assert child(root, "output").shape == ("float32[3,2,4]" if model is side_by_side else "float32[2,4]")
 
 
 def test_results_and_losses():
@@ -262,6 +313,35 @@ def test_results_and_losses():
     ends = {item.name for item in root.items if item.kind == "output"}
     assert ends == {"y", "h", "loss/size"}
     assert {("h", "h"), ("head", "y")} <= names(root)
+
+
+class Model:
+    def __call__(self, v, image):
+        return L.Dense(4)(v.a, image)
+
+
+@pytest.mark.parametrize("model", [Model(), Model().__call__, jax.jit(lambda v, image: L.Dense(4)(v.a, image))])
+def test_inputs_have_the_names_of_arguments(model):
+    assert names(sw.graph(model, struct(2, 4)).root) == {("image", "a"), ("a", "output")}
+
+
+def test_what_only_converts_or_moves_is_called_that():
+    def model(v, x):
+        return L.Dense(4)(v.a, x.astype("float32")), L.Dense(4)(v.b, jnp.ones((4, 4)) @ x.T.astype("float32")), x.T
+
+    found = names(sw.graph(model, struct(2, 4, dtype="int8")).root)
+    assert {("x", "convert"), ("convert", "a"), ("x", "transpose"), ("transpose", "output 2")} <= found
+
+
+def test_indexing_is_called_by_what_it_does():
+    root = sw.graph(lambda v, x: L.Dense(4)(v.a, x[:, 0]), struct(2, 3, 4)).root
+    assert names(root) == {("x", "index"), ("index", "a"), ("a", "output")}
+
+
+def test_names_of_symbolic_sizes_stay_whole():
+    (points,) = jax.export.symbolic_shape("points")
+    drawing = sw.graph(lambda v, x: L.Dense(3)(v.head, x), jax.ShapeDtypeStruct((points, 4), "float32"))
+    assert "f32[points,4]" in drawing.svg()
 
 
 def test_what_depends_on_nothing():

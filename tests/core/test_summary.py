@@ -141,6 +141,35 @@ def test_cond_counts_the_costlier_branch_and_while_its_body_once():
     assert rows(sw.summary(loop, struct(2, 4)))["w"].flops == 2 * 2 * 4 * 4 + 2 * 4
 
 
+def test_layers_that_decide_about_a_loop_are_counted():
+    def halted(v, x):
+        return jax.lax.while_loop(lambda x: L.Dense(1)(v.halt, x).sum() > 0, lambda x: L.Dense(4)(v.go, x), x)
+
+    found = rows(sw.summary(halted, struct(2, 4)))
+    assert found["halt"].flops == 2 * 2 * 4 + 2
+    assert found["go"].flops == 2 * 2 * 4 * 4 + 2 * 4
+
+    def same(v, x):
+        return jax.lax.while_loop(lambda x: L.Dense(4)(v.w, x).sum() > 0, lambda x: L.Dense(4)(v.w, x), x)
+
+    assert rows(sw.summary(same, struct(2, 4)))["w"].flops == 2 * (2 * 2 * 4 * 4 + 2 * 4)
+
+
+def test_what_xla_does_not_know_counts_nothing():
+    @sw.layer
+    def outside(v, x):
+        return jax.pure_callback(lambda x: x, struct(2, 4), x)
+
+    found = sw.summary(lambda v, x: outside(v.outside, x), struct(2, 4))
+    assert rows(found)["outside"].flops == found.flops == 0
+
+
+def test_symbolic_sizes_are_refused():
+    (points,) = jax.export.symbolic_shape("points")
+    with pytest.raises(sw.ConfigError, match=r"float32\[points,4\] has symbolic ones; give arrays"):
+        sw.summary(mlp, struct(points, 4))
+
+
 def test_tied_embedding_counts_once_and_says_so():
     embed = L.Embed(100, 8)
 

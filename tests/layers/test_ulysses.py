@@ -68,6 +68,61 @@ def test_bfloat16_keeps_its_dtype(draw):
     np.testing.assert_allclose(narrow.astype("float32"), L.attention(q, k, v, causal=True), atol=0.05)
 
 
+WAYS = {
+    "attention": L.attention,
+    "causal": lambda *x: L.attention(*x, causal=True),
+    "ring": lambda *x: ring.ring_attention(*x, sharding=on("sequence=8")),
+    "ulysses": lambda *x: ulysses_attention(*x, sharding=on("sequence=8")),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_arrays_of_several_dtypes_are_promoted(way, draw):
+    q, k, v = (jnp.asarray(draw(1, 128, 8, 4), dtype) for dtype in ("bfloat16", "float32", "float16"))
+    y, pull = jax.vjp(WAYS[way], q, k, v)
+    assert y.dtype == jnp.float32
+    assert [g.dtype for g in pull(y)] == ["bfloat16", "float32", "float16"]
+    np.testing.assert_allclose(y, WAYS[way](*(x.astype("float32") for x in (q, k, v))), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", [ring.ring_attention, ulysses_attention])
+@pytest.mark.parametrize("sharding", [PartitionSpec(None, "sequence"), "sequence"])
+def test_what_is_no_sharding(way, sharding, draw):
+    x = draw(1, 16, 8, 4)
+    with pytest.raises(sw.InputError, match=r"_attention: sharding is that of q, a jax.sharding.NamedSharding\(mesh"):
+        way(x, x, x, sharding=sharding)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("mask", [None, "segments", "padding"])
+def test_float64_stays_float64_at_any_length(causal, mask, draw):
+    with jax.enable_x64():
+        q, k, v = (jnp.asarray(draw(2, 16, n, 4), "float64") / 3 for n in (8, 4, 4))
+        segments = packed(2, 16) if mask == "segments" else None
+        sees = jnp.asarray([[True] * 16, [False] * 16])[:, None, None]  # the second sequence nothing
+        valid = sees if mask == "padding" else None
+
+        def formula(q, k, v):
+            k, v = (jnp.repeat(x, 2, 2) for x in (k, v))
+            seen = jnp.tril(jnp.ones((16, 16), bool)) if causal else jnp.ones((16, 16), bool)
+            seen = seen & (segments[:, :, None] == segments[:, None])[:, None] if mask == "segments" else seen
+            seen = seen & valid if mask == "padding" else seen
+            scores = jnp.where(seen, jnp.einsum("bqhd,bkhd->bhqk", q, k) / 2, -1e30)
+            return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v)
+
+        def found(f):
+            return jax.tree.leaves(jax.jit(jax.value_and_grad(lambda *x: jnp.sin(f(*x)).sum(), (0, 1, 2)))(q, k, v))
+
+        expected = found(formula)
+        ways = [lambda *x: L.attention(*x, valid, causal, segments=segments)]
+        if valid is None:
+            ways.append(lambda *x: ulysses_attention(*x, causal, None, on("sequence=8"), segments))
+        for way in ways:
+            for a, b in zip(found(way), expected, strict=True):
+                assert a.dtype == "float64"
+                np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
+
+
 def test_collectives_are_four_all_to_alls_each_way(draw):
     sharding = on("fsdp=2,sequence=4")
     q, k, v = (jax.device_put(draw(2, 32, 4, 4), sharding) for _ in range(3))

@@ -124,3 +124,9 @@ def test_on_a_mesh_every_kernel_is_split_and_the_numbers_are_the_same(mesh):
 def test_sizes_that_cannot_be(options, message):
     with pytest.raises(sw.ConfigError, match=message):
         Decoder(**{"vocabulary": 7, "depth": 1, "width": 8, "heads": 2, **options})
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 5), ()])
+def test_tokens_that_are_no_batch_of_sequences(shape):
+    with pytest.raises(sw.InputError, match=r"Decoder expects \(batch, length\), got int32\[.*\] of rank"):
+        sw.spec(Decoder(7, 1, 8, 2), jax.ShapeDtypeStruct(shape, "int32"))

@@ -223,6 +223,23 @@ def test_what_it_cannot_know_it_asks_for():
         collectives(program())
 
 
+@pytest.mark.parametrize(
+    ("made", "what"),
+    [
+        (lambda f, x: f, "a PjitFunction"),
+        (lambda f, x: f.lower(x), "a Lowered"),  # it would say that nothing is sent
+        (lambda f, x: f.lower(x).as_text(), "text that is no HLO"),
+        (lambda f, x: lambda x: x, "a function"),
+    ],
+)
+def test_a_program_that_is_not_compiled_is_refused(made, what):
+    mesh = sw.mesh("data=8")
+    f = jax.jit(jax.shard_map(lambda x: lax.psum(x, "data"), mesh=mesh, in_specs=PartitionSpec("data"),
+                              out_specs=PartitionSpec()))  # fmt: skip
+    with pytest.raises(sw.ConfigError, match=f"expected a compiled program or its HLO text, got {what}; jax.jit"):
+        collectives(made(f, jnp.ones(8)), mesh)
+
+
 def test_a_line_that_is_no_instruction_is_left_alone():
     found = Program("HloModule m\n\nENTRY %main () -> f32[] {\n  %a = strange\n  ROOT %c = f32[] constant(1)\n}\n")
     assert [i.opcode for i in found.computations["main"]] == ["", "constant"]

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from sapwood.core.errors import ConfigError
 from sapwood.parallel import AXES, mesh
-from sapwood.parallel.mesh import automatic
+from sapwood.parallel.mesh import abstract, automatic
 
 # `sapwood.parallel.mesh` the attribute is the function; the module is reached by import alone
 
@@ -111,6 +111,44 @@ def test_a_string_and_keywords_together_are_refused():
 def test_no_devices():
     with pytest.raises(ConfigError, match="devices is empty"):
         mesh("data=-1", devices=[])
+
+
+@pytest.mark.parametrize("devices", [8, "cpu", [0, 1, 2, 3], [[0, 1], [2, 3]]])
+def test_what_are_no_devices(devices):
+    with pytest.raises(ConfigError, match=r"are no devices; give a list such as jax.devices\(\)\[:4\]"):
+        mesh("data=-1", devices=devices)
+
+
+def test_a_device_twice():
+    first, second = jax.devices()[:2]
+    with pytest.raises(ConfigError, match="more than once; give each device once"):
+        mesh("data=3", devices=[first, second, first])
+
+
+def test_devices_as_an_array_or_one_alone():
+    devices = jax.devices()
+    assert mesh("data=4,fsdp=2", devices=np.array(devices).reshape(4, 2)) == mesh("data=4,fsdp=2")
+    assert list(mesh("data=1", devices=devices[3]).devices.flat) == devices[3:4]
+
+
+@pytest.mark.parametrize("text", [8, {"data": 8}, ("data", 8), b"data=8"])
+def test_what_is_no_string(text):
+    with pytest.raises(ConfigError, match=r"mesh: expected a string, got .* write axis=size pairs such as"):
+        mesh(text)
+    with pytest.raises(ConfigError, match="mesh: expected a string, got"):
+        abstract(text)
+
+
+def test_sizes_may_be_numpy_integers():
+    made = mesh(data=np.int64(4), fsdp=np.int32(-1))
+    assert made == mesh("data=4,fsdp=2")
+    assert {type(size) for size in made.shape.values()} == {int}
+
+
+@pytest.mark.parametrize("count", [0, -4])
+def test_an_abstract_mesh_of_no_devices(count):
+    with pytest.raises(ConfigError, match=f"mesh 'data=-1': {count} devices make no mesh"):
+        abstract("data=-1", count)
 
 
 def test_an_explicit_mesh_becomes_automatic():

@@ -123,3 +123,17 @@ def test_one_process_feeds_all():
 
 def test_an_abstract_mesh_has_a_batch_sharding_too():
     assert shards(batch_sharding(AbstractMesh((64, 4), ("fsdp", "tensor")))) == 64
+
+
+def test_a_process_without_devices_in_the_mesh(monkeypatch):
+    sharding = batch_sharding(mesh("data=8"))
+    with pytest.raises(ConfigError, match="none of its devices belongs to process 2, only to 0, 1; make the mesh"):
+        _feed(sharding, 2, 2, monkeypatch)
+
+
+def test_text_in_a_batch_is_named():
+    sharding = batch_sharding(mesh("data=8"))
+    with pytest.raises(ConfigError, match="batch entry 'name' has dtype <U1, which no device can hold"):
+        put_batch({"name": np.array(["a"] * 8), "x": np.zeros(8)}, sharding)
+    halves = put_batch({"x": np.zeros(8, jax.numpy.bfloat16)}, sharding)["x"]
+    assert halves.dtype == jax.numpy.bfloat16

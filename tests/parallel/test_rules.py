@@ -1,5 +1,6 @@
 """The rule table: order, one use per array, fallbacks, and the message each mistake gets."""
 
+import dataclasses
 import itertools
 import math
 import random
@@ -189,6 +190,27 @@ def test_a_row_that_is_none(row):
         Rules((row,))
     with pytest.raises(ConfigError, match=r"Rules.stored"):
         Rules((), (row,))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("table", None, "a tuple of rows"),
+        ("table", {"embed": "fsdp"}, "a tuple of rows"),
+        ("stored", "embed", "a tuple of rows"),
+        ("unannotated", ("fsdp",), "a mesh axis such as"),  # would shard nothing without a word
+        ("unannotated", 3, "a mesh axis such as"),
+        ("min_size", None, "a number of elements"),
+        ("beside", 3, "a tuple of mesh axes"),
+        ("beside", ("data", 1), "a tuple of mesh axes"),
+        ("pipeline", "1f1b", r"a Pipeline, such as Pipeline\(schedule="),
+        ("pipeline", None, "a Pipeline"),
+        ("strict", "no", "True or False"),
+    ],
+)
+def test_a_field_that_cannot_be(field, value, expected):
+    with pytest.raises(ConfigError, match=rf"Rules.*{field}.*: expected {expected}"):
+        dataclasses.replace(DEFAULT, **{field: value})
 
 
 def test_resolve_names_what_does_not_fit():

@@ -100,6 +100,16 @@ def test_what_does_not_divide_is_whole_and_one_warning_says_which():
     assert caught[0].filename == __file__
 
 
+def test_a_dimension_over_several_axes_warns_of_what_truly_does_not_divide():
+    # 4 and 6 divide by 2, and 4 is not left whole: it is the parts of both axes together that do not divide.
+    together = "fsdp=2: with the axes before it in its row that makes 8 parts, so not split over 'fsdp'; 8 would divide"
+    for size, before in ((4, []), (6, ["data=4: left whole; 4 or 8 would divide"])):
+        with pytest.warns(ShardingWarning) as caught:
+            placement(mesh("data=4,fsdp=2"))(("batch", "embed"), (size, 16))
+        said = [str(w.message).partition("does not divide by ")[2] for w in caught]
+        assert said == [*before, together]
+
+
 def test_a_fallback_that_works_is_no_reason_to_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -109,6 +109,9 @@ def test_the_novel_is_cut_into_training_and_test(small):
         ({"prompt": ""}, "prompt is empty"),
         ({"length": 3000}, "windows of 3000 need at least 3001"),
         ({"length": 0}, "a window has at least one character"),
+        ({"temperature": float("nan")}, "temperature=nan: above 0 is expected"),
+        ({"sample": -1}, "sample=-1: a number of characters to write is expected"),
+        ({"experts": 1}, "experts=1: at least 2 are expected, or 0 for no mixture"),
         ({"stride": 0}, "windows start at least one character apart"),
     ],
 )
@@ -128,5 +131,16 @@ def test_files_that_are_no_text(small, tmp_path):
     (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
     with pytest.raises(sw.DataError, match=r"latin.txt is not UTF-8 text: byte 3 is 0xe9"):
         small(file=str(tmp_path / "latin.txt")).data()
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(sw.DataError, match=r"empty.txt is empty; a text to learn from is expected"):
+        small(file=str(tmp_path / "empty.txt")).data()
     with pytest.raises(FileNotFoundError, match=r"nowhere\.txt"):
         small(file="nowhere.txt").data()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_run_of_few_steps_has_a_schedule(small, steps):
+    """With nothing to warm up where there is one step alone."""
+    optimizer, weights = small().optimizer(steps), {"w": jnp.ones(3)}
+    update, _ = optimizer.update(weights, optimizer.init(weights), weights)
+    assert bool((update["w"] != 0).all()) == (steps == 1)

@@ -7,9 +7,13 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
+import optax
 import pytest
 
 from sapwood import ConfigError
+from sapwood.layers import Dense
+from sapwood.train import Trainer, supervised
 from sapwood.train.callbacks import EarlyStopping, Event, OnEpoch, StopAt, TimeLimit, better
 
 
@@ -50,6 +54,8 @@ def test_early_stopping_looks_at_the_end_of_an_epoch_only():
 def test_nan_is_no_improvement():
     assert not better(math.nan, 1.0, "min")
     assert stops(EarlyStopping(patience=1), [1.0, math.nan]) == [False, True]
+    assert stops(EarlyStopping(patience=2), [math.nan] * 3) == [False, False, True]
+    assert stops(EarlyStopping(patience=2), [math.nan, math.nan, 3, 4, 5]) == [False] * 4 + [True]
 
 
 def test_a_metric_that_is_not_there_is_named_with_the_nearest():
@@ -57,8 +63,29 @@ def test_a_metric_that_is_not_there_is_named_with_the_nearest():
         EarlyStopping("validation_los")(event(validation_loss=1.0), {})
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([StopAt], r"StopAt is a class; a callback is StopAt\(\.\.\.\)"),
+        (EarlyStopping(), r"takes a list of functions \(event, memory\), got EarlyStopping\("),
+        (None, "takes a list of functions"),
+        ([3], "a callback is a function \\(event, memory\\), got 3"),
+    ],
+)
+def test_what_is_no_callback_is_refused_before_training(given, said):
+    trainer = Trainer(supervised(lambda v, x: Dense(2)(v.out, x), inputs="x"), optax.sgd(0.1))
+    data = {"x": np.ones((4, 3), "float32"), "label": np.zeros(4, "int32")}
+    with pytest.raises(ConfigError, match=said):
+        trainer.fit(data, epochs=1, batch_size=4, callbacks=given, progress=False)
+
+
+def test_a_metric_that_is_an_array_is_no_number_to_watch():
+    with pytest.raises(ConfigError, match=r"StopAt watches 'recall', which is an array of shape \(2,\)"):
+        StopAt("recall", 0.5)(event(recall=np.ones(2)), {})
+
+
 @pytest.mark.parametrize("make", [lambda: EarlyStopping(mode="smallest"), lambda: EarlyStopping(patience=0),
-                                  lambda: StopAt("loss", 0, mode="up")])  # fmt: skip
+                                  lambda: StopAt("loss", 0, mode="up"), lambda: OnEpoch(print, every=0)])  # fmt: skip
 def test_options_that_cannot_be(make):
     with pytest.raises(ConfigError):
         make()

@@ -63,6 +63,8 @@ def test_panels():
         [{"step": i, "loss": math.nan if i > 3 else 1.0, "validation_loss": math.inf} for i in range(70)],
         [{"step": i, "loss": -1.0, "x": 0, "y": 1e-9, "z": 1e9, "w": i, "learning_rate": 0.0} for i in range(5)],
         [{"step": 5, "validation_loss": 0.5}],
+        [{"loss": 0.5}, {"step": None, "loss": 0.25}, {"step": 3, "loss": 10**400}],
+        [{"step": i, "lo$$s$^": 1 / i, "perplexity": 1.7e308 if i > 2 else 1.0} for i in range(1, 5)],
     ],
 )
 def test_odd_logs(tmp_path, rows):
@@ -72,6 +74,19 @@ def test_odd_logs(tmp_path, rows):
             curves.draw(path)
     else:
         assert pixels(curves.draw(path)).std() > 0
+
+
+def test_rows_of_nan_leave_a_gap_and_lines_that_are_no_rows_are_passed_over():
+    rows = [{"step": 1, "loss": 1.0, "x": "NaN"}, [2], 7, {"step": 2, "loss": "NaN"}, {"step": 3, "loss": "-Infinity"}]
+    series = curves._series("".join(json.dumps(row) + "\n" for row in rows))
+    assert list(series) == ["loss"]
+    steps, values = series["loss"]
+    assert steps == [1, 2, 3]
+    np.testing.assert_array_equal(values, [1.0, np.nan, -np.inf])
+
+
+def test_a_title_is_no_formula(tmp_path):
+    assert pixels(curves.draw(write(tmp_path / "metrics.jsonl", run(3)), title="a$b_$^{c")).std() > 0
 
 
 def test_a_log_that_is_being_written(tmp_path):

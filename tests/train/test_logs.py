@@ -72,6 +72,30 @@ def test_numbers_of_any_kind(tmp_path):
     assert (back["s"], back["bf"]) == ("x", 1.5)
 
 
+def test_arrays_and_numbers_too_large(tmp_path):
+    row = {"step": 1, "loss": 0.5, "hits": np.arange(3), "f1": jnp.ones(2), "n": 10**400, "ok": np.bool_(True)}
+    log(tmp_path / "log", [row])
+    assert read_rows(tmp_path / "log") == [row | {"hits": [0, 1, 2], "f1": [1.0, 1.0], "ok": True}]
+    with TensorBoardLog(tmp_path / "events") as out:
+        out.write(row)
+    assert scalars(tmp_path / "events") == {"loss": [(1, 0.5)], "n": [(1, math.inf)]}
+
+
+def test_a_row_that_does_not_fit_on_the_disk_leaves_nothing_behind(tmp_path):
+    code = (
+        "import resource, sys; from sapwood.train.logs import JsonlLog\n"
+        f"log = JsonlLog({os.fspath(tmp_path / 'log')!r})\n"
+        "log.write({'step': 1, 'loss': 1})\n"
+        "limits = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40, limits[1]))\n"
+        "try:\n    log.write({'step': 2, 'loss': 1})\n    sys.exit('there was room')\n"
+        "except OSError:\n    resource.setrlimit(resource.RLIMIT_FSIZE, limits)\n"
+        "log.write({'step': 3, 'loss': 1})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert read_rows(tmp_path / "log") == [{"step": 1, "loss": 1}, {"step": 3, "loss": 1}]
+
+
 def test_a_bad_line_is_named(tmp_path):
     (tmp_path / "log").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     with pytest.raises(DataError, match=r"log, line 2: .*nonsense"):

@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -146,6 +147,32 @@ def test_what_cannot_be_profiled(change, options, said):
         profile(trainer(scanned, **change), batch(), **options)
 
 
+def test_layers_of_any_name():
+    called = ["größe 層", 'the "wide" one', "layer's", "back\\slash"]
+
+    def model(v, x):
+        for name in called:
+            x = jnp.tanh(L.Dense(64)(v[name], x))
+        return L.Dense(10)(v.head, x)
+
+    found = profile(trainer(model), batch(), steps=1)
+    assert {row.path for row in found.rows if row.layer} == {("head",), *((name,) for name in called)}
+    assert all(found.row(name).backward > 0 for name in called)
+
+
+@pytest.mark.parametrize("given", [{}, {"x": [[1.0, 2.0]]}, {"x": np.float32(1)}])
+def test_what_is_no_batch(given):
+    with pytest.raises(ConfigError, match="one batch is a dict of arrays with the examples along their first dim"):
+        profile(trainer(scanned), given)
+
+
+def test_steps_as_a_float_and_levels_that_no_table_has():
+    found = profile(trainer(lambda v, x: L.Dense(10)(v.head, x)), batch(), steps=2.0)
+    assert found.steps == 2
+    with pytest.raises(ConfigError, match="at least 1 level"):
+        found.table(0)
+
+
 def test_another_profile_under_way(tmp_path):
     jax.profiler.start_trace(str(tmp_path))
     try:
@@ -224,6 +251,7 @@ def test_moments_are_shared_and_gaps_told_apart():
         timeline.Span(2e9, 6e9, "b", 1),
         timeline.Span(7e9, 8e9, "a", 1),
         timeline.Span(11e9, 12e9, None),
+        timeline.Span(3e9, 3e9, "of no length", 1),
     ]
     trace = timeline.Trace({}, (0, 12e9), [(8.5e9, 9e9)])
     found = timeline.share(spans, trace, "while".__eq__)
