@@ -67,12 +67,14 @@ def encode(text: str, vocabulary: tuple[str, ...] | str) -> np.ndarray:
     """The ids of the characters of `text`, int32 `(characters,)`.
 
     Raises:
-        DataError: a character is outside the vocabulary; names the first and where it stands.
+        DataError: a character is outside the vocabulary; names the first and where it stands. The vocabulary is empty.
 
     Example:
         >>> encode("cab", "abc").tolist()
         [2, 0, 1]
     """
+    if text and not vocabulary:
+        raise DataError("the vocabulary has no characters; give those that have ids, or None for those of the text")
     points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     letters = np.array([ord(c) for c in vocabulary], np.uint32)
     order = np.argsort(letters)

@@ -153,7 +153,8 @@ class Experiment:
                 **options,
             )
         except Exception:
-            if written and jax.process_index() == 0 and not (self.directory / "metrics.jsonl").exists():
+            begun = any((self.directory / name).exists() for name in ("metrics.jsonl", "checkpoints"))
+            if written and jax.process_index() == 0 and not begun:
                 (self.directory / "config.json").unlink(missing_ok=True)  # refused before it began: it is no run
             raise
         return state

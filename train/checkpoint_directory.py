@@ -14,12 +14,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sapwood.core.errors import CheckpointError
+from sapwood.core.errors import CheckpointError, ConfigError
 from sapwood.train.wording import short
 
 _ASIDE = ".replaced"
 _REMOVED = ".removed"
 _UNFINISHED = ".orbax-checkpoint-tmp"
+_PATTERN = ["*", "?", "[", "]", *("\\" if os.sep == "/" else "")]
 _STEP = re.compile(rf"(\d{{8,}})({_ASIDE})?")
 
 
@@ -56,6 +57,18 @@ class Directory:
         """Where checkpoint ``step`` is: aside, where the one that replaces it is not written yet."""
         own, aside = self.own(step), self._aside(step)
         return aside if aside.exists() and not own.exists() else own
+
+    def check_name(self) -> None:
+        r"""ConfigError for a path that Orbax would take for a pattern, and leave out the file that says where all is.
+
+        >>> Directory(Path("runs/a[1]")).check_name()
+        Traceback (most recent call last):
+        sapwood.core.errors.ConfigError: checkpoints cannot be written to runs/a[1]: rename what has a * ? [ ] \ in it
+        """
+        name = str(self.path.absolute())
+        if any(letter in name for letter in _PATTERN):
+            signs = " ".join(_PATTERN)
+            raise ConfigError(f"checkpoints cannot be written to {self.path}: rename what has a {signs} in it")
 
     def make_room(self, step: int) -> None:
         """Create the directory, clear what a killed run left half-written, move the checkpoint of ``step`` aside."""

@@ -148,10 +148,11 @@ class Checkpoints:
         A failure of the write in the background is raised by the next `save`, `wait` or `close`.
 
         Raises CheckpointError where the disk is full, the directory cannot be written or belongs to an earlier run
-        that was not restored; ConfigError for leaves that are no arrays, an `info` that is no JSON or a `step` that is
-        no integer from 0 on.
+        that was not restored; ConfigError for leaves that are no arrays, an `info` that is no JSON, a `step` that is
+        no integer from 0 on, or a directory with one of * ? [ ] in its path.
         """
         step = _step(step)
+        self._disk.check_name()
         self.wait()
         arrays = _arrays(tree)
         index = {

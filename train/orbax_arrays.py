@@ -69,11 +69,23 @@ def read(directory: Path, structs: dict[str, jax.ShapeDtypeStruct]) -> dict[str,
     ocp = _orbax()
     args = {name: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape) for name, x in structs.items()}
     args = ocp.args.PyTreeRestore(item=structs, restore_args=args, partial_restore=True)
-    arrays = _reader().restore(directory, args=args)
+    try:
+        arrays = _reader().restore(directory, args=args)
+    except Exception as error:
+        if interruption := _interruption(error):
+            raise interruption from None
+        raise
     for name, x in structs.items():
         if not isinstance(arrays[name], jax.Array) or describe(arrays[name]) != describe(x):
             raise ValueError(f"{name} is no longer {storage.kind(*describe(x))}")
     return arrays
+
+
+def _interruption(error: BaseException | None) -> BaseException | None:
+    """What stopped the process while Orbax read, such as Ctrl-C: it makes an array that cannot be read of that."""
+    while isinstance(error, Exception):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def preload() -> threading.Thread:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from sapwood.core.errors import CheckpointError, ConfigError
+from sapwood.train.checkpoint_directory import Directory
 from sapwood.train.checkpoints import Checkpoints
 from sapwood.train.logs import JsonlLog, TensorBoardLog, read_rows
 from sapwood.train.orbax_arrays import preload
@@ -35,6 +36,7 @@ class Run:
         self.notes: dict[str, Any] = {}
         if self.directory is None:
             return
+        Directory(self.directory).check_name()
         self.checkpoints = Checkpoints(self.directory / "checkpoints", keep=keep, best=best)
         self.newest = max(self.checkpoints.candidates(), default=None)  # all processes start afresh, or none does
         if self.newest is not None and not resume:

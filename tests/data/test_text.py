@@ -41,6 +41,8 @@ def test_a_vocabulary_in_any_order():
 
 
 def test_unknown_characters_and_ids_are_named():
+    with pytest.raises(DataError, match="the vocabulary has no characters"):
+        encode("abc", "")
     with pytest.raises(DataError, match=r"character 'é' at position 9 \(line 2\) is not in the vocabulary of 27"):
         characters("plain\ntexé", 2, vocabulary="plaintex\nbcdfghjkmoqrsuvwyz")
     with pytest.raises(DataError, match=r"id 5 at position 1 is outside the vocabulary's 0\.\.2"):

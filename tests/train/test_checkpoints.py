@@ -444,6 +444,25 @@ def test_wrong_options(tmp_path, options):
         Checkpoints("gs://bucket/run")
 
 
+@pytest.mark.parametrize("name", ["a[1]", "a*", "really?", *(["a\\b"] if os.sep == "/" else [])])
+def test_a_path_that_orbax_takes_for_a_pattern(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"cannot be written to .*: rename"), Checkpoints(tmp_path / name) as found:
+        found.save(1, state())
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interruption_while_reading_is_no_damage(tmp_path, monkeypatch):
+    from orbax.checkpoint._src.serialization import serialization
+
+    async def interrupted(**_):
+        raise KeyboardInterrupt
+
+    write(tmp_path, 1, 2)
+    monkeypatch.setattr(serialization, "_read_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Checkpoints(tmp_path).restore(state())
+
+
 def test_no_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         Checkpoints(tmp_path).restore(state())
