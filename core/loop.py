@@ -16,16 +16,22 @@ from sapwood.core.calls import equations
 _PLATFORM = jax.make_user_context(None)
 
 
-def scan(body: Callable, init: Any, xs: Any, length: int | None = None) -> tuple[Any, Any]:
+def scan(
+    body: Callable, init: Any, xs: Any, length: int | None = None, *, looped: Callable | None = None
+) -> tuple[Any, Any]:
     """`jax.lax.scan(body, init, xs, length)`, unrolled on CPU where the body holds a convolution.
 
-    On CPU the body is traced once more to find out.
+    On CPU the body is traced once more to find out. `looped` is the body where it is a loop on CPU, if it is to be
+    another one there.
 
     >>> import jax.numpy as jnp
     >>> scan(lambda total, x: (total + x, total), jnp.zeros(()), jnp.arange(3.0))
     (Array(3., dtype=float32), Array([0., 0., 1.], dtype=float32))
     """
-    return lax.scan(body, init, xs, length, unroll=unrolls(body, init, xs, length))
+    unroll = unrolls(body, init, xs, length)
+    if looped is not None and not unroll and platform() == "cpu":
+        body = looped
+    return lax.scan(body, init, xs, length, unroll=unroll)
 
 
 def unrolls(body: Callable, init: Any, xs: Any, length: int | None = None) -> bool:

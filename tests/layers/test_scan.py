@@ -7,6 +7,7 @@ import pytest
 
 import sapwood as sw
 from sapwood import layers as L
+from sapwood.core.loop import compiling_for
 
 N = 3
 
@@ -98,9 +99,10 @@ def test_is_one_loop_unless_it_convolves_on_cpu():
     dense = L.Scan(L.Dense(4, bias=False), 3)
     lowered = jax.jit(lambda p, x: dense(p, x)).lower({"kernel": jnp.ones((3, 4, 4))}, jnp.ones((2, 4)))
     assert lowered.as_text().count("stablehlo.while") == 1
-    conv = L.Scan(L.Conv(2, (3,), bias=False), 3, remat="nothing_saveable")
-    lowered = jax.jit(lambda p, x: conv(p, x)).lower({"kernel": jnp.ones((3, 3, 2, 2))}, jnp.ones((1, 5, 2)))
-    assert "stablehlo.while" not in lowered.as_text()
+    for remat in ("nothing_saveable", None):
+        conv = L.Scan(L.Conv(2, (3,), bias=False), 3, remat=remat)
+        lowered = jax.jit(lambda p, x: conv(p, x)).lower({"kernel": jnp.ones((3, 3, 2, 2))}, jnp.ones((1, 5, 2)))  # noqa: B023
+        assert "stablehlo.while" not in lowered.as_text()
 
 
 def test_remat_saves_memory(start):
@@ -113,7 +115,10 @@ def test_remat_saves_memory(start):
         pull = jax.eval_shape(lambda params: jax.vjp(objective, params)[1], params)
         return sum(leaf.size for leaf in jax.tree.leaves(pull))
 
-    assert residuals("nothing_saveable") < residuals("dots_saveable") < residuals(None)
+    assert residuals("nothing_saveable") < residuals("dots_saveable") < residuals("everything_saveable")
+    assert residuals(None) == residuals("dots_saveable")  # in a loop on a CPU
+    with compiling_for("tpu"):
+        assert residuals(None) == residuals("everything_saveable")
 
 
 @pytest.mark.parametrize(
