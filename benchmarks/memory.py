@@ -93,8 +93,9 @@ def draw(found: dict, path: Path) -> None:
             x, ys = row["bytes"] / 1e6, row["seconds"]
             axis.plot([x, x], [min(ys), max(ys)], color="#3f7d4e", linewidth=2.5, alpha=0.4)
             axis.plot([x], [statistics.median(ys)], "o", color="#3f7d4e", markersize=6)
-            beside = (7, -14 if i % 2 else 6)  # points that are near each other have names above and below
-            axis.annotate(row["policy"], (x, statistics.median(ys)), beside, textcoords="offset points")
+            # Points that are near each other have their names on the right and on the left.
+            beside, side = ((-7, -14), "right") if i % 2 else ((7, 6), "left")
+            axis.annotate(row["policy"], (x, statistics.median(ys)), beside, textcoords="offset points", ha=side)
         axis.set(xlabel="peak bytes of a training step of gpt (MB)", ylabel="seconds a step", ylim=(0, None))
         axis.set_xlim(0, 1.45 * max(row["bytes"] for row in found["remat"]) / 1e6)
         axis.grid(color="#e4e0d6", linewidth=0.7)
