@@ -21,24 +21,32 @@ def scan(
 ) -> tuple[Any, Any]:
     """`jax.lax.scan(body, init, xs, length)`, unrolled on CPU where the body holds a convolution.
 
-    On CPU the body is traced once more to find out. `looped` is the body where it is a loop on CPU, if it is to be
-    another one there.
+    On CPU the body is traced once more to find out. `looped` is what to take in its place where it is a loop on CPU
+    and has no effects, such as a `jax.debug.print`, which would not happen as often.
 
     >>> import jax.numpy as jnp
     >>> scan(lambda total, x: (total + x, total), jnp.zeros(()), jnp.arange(3.0))
     (Array(3., dtype=float32), Array([0., 0., 1.], dtype=float32))
     """
-    unroll = unrolls(body, init, xs, length)
-    if looped is not None and not unroll and platform() == "cpu":
+    if platform() != "cpu":
+        return lax.scan(body, init, xs, length)
+    traced = _traced(body, init, xs, length)
+    unroll = _convolves(traced)
+    if looped is not None and not unroll and not traced.effects:
         body = looped
     return lax.scan(body, init, xs, length, unroll=unroll)
 
 
 def unrolls(body: Callable, init: Any, xs: Any, length: int | None = None) -> bool:
     """Whether `scan` unrolls this body: we compile for CPU and it holds a convolution, however deep."""
-    if platform() != "cpu":
-        return False
-    traced = jax.make_jaxpr(lambda init, xs: lax.scan(body, init, xs, length))(init, xs)
+    return platform() == "cpu" and _convolves(_traced(body, init, xs, length))
+
+
+def _traced(body: Callable, init: Any, xs: Any, length: int | None) -> Any:
+    return jax.make_jaxpr(lambda init, xs: lax.scan(body, init, xs, length))(init, xs)
+
+
+def _convolves(traced: Any) -> bool:
     return any(equation.primitive.name == "conv_general_dilated" for equation in equations(traced.jaxpr))
 
 

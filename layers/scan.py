@@ -65,9 +65,13 @@ class Scan(Layer):
         if self.axis is not None and pipelined.chosen(v, self.axis):
             x, updates = pipelined.pipelined(v, block, self.n, self.axis, x, args, batched)
         else:
-            light = self._again(block, LOOPED) if self.remat is None and not jax.config.jax_disable_jit else block
-            body, looped = (lambda x, v, block=block: block(v, x, *args) for block in (block, light))
-            x, updates = scan(body, x, v.stack(self.n, self.axis), self.n, looped=looped)
+            eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]  # a breakpoint is to see numbers
+            light = block if eager or self.remat is not None else self._again(block, LOOPED)
+
+            def body(block: Callable) -> Callable:
+                return lambda x, v: block(v, x, *args)
+
+            x, updates = scan(body(block), x, v.stack(self.n, self.axis), self.n, looped=body(light))
         v.merge(updates)
         return x
 

@@ -121,6 +121,17 @@ def test_remat_saves_memory(start):
         assert residuals(None) == residuals("everything_saveable")
 
 
+def test_what_a_block_prints_it_prints_once(capfd):
+    def talks(v, x):
+        jax.debug.print("here {}", x.sum())
+        return L.Dense(4)(v, x)
+
+    params = {"kernel": jnp.ones((N, 4, 4)), "bias": jnp.ones((N, 4))}
+    jax.grad(lambda params: L.Scan(talks, N)(params, jnp.ones((2, 4))).sum())(params)
+    jax.effects_barrier()
+    assert capfd.readouterr().out.count("here") == N
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
