@@ -11,6 +11,7 @@ from sapwood.core.loop import scan
 from sapwood.core.run import pure
 from sapwood.core.vars import Vars
 from sapwood.layers import expect, pipelined, remat
+from sapwood.parallel.place import meshed
 
 LOOPED = "dots_saveable"
 """What a loop on a CPU keeps for the gradient where nobody says: it writes what it keeps to a stack and reads it back,
@@ -24,8 +25,8 @@ class Scan(Layer):
     The block gives what it takes; `args` go to every copy. Each variable has a leading dimension of n with the logical
     name `axis`: `kernel[3]` here is `3/kernel` there, and both start from the same numbers (`sw.stack` and `sw.unstack`
     convert). `remat` saves memory: "full" keeps the block's inputs alone; see `Remat`. None keeps all for the gradient,
-    but in a loop on a CPU only the matrix products, which is faster there ("everything_saveable" keeps all). Raises
-    `ConfigError` for an n below 1, an unknown policy, or a `batched` that does not fit `args`.
+    but in a loop on a CPU without a mesh only the matrix products, which is faster there ("everything_saveable" keeps
+    all). Raises `ConfigError` for an n below 1, an unknown policy, or a `batched` that does not fit `args`.
 
     On a mesh with the axis "stage" the stack is a pipeline (`Rules.pipeline` says how): each stage has n / stages of
     the blocks, and the batch, the first dimension of x, is cut into micro-batches, which flow through, so blocks must
@@ -66,7 +67,8 @@ class Scan(Layer):
             x, updates = pipelined.pipelined(v, block, self.n, self.axis, x, args, batched)
         else:
             eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]  # a breakpoint is to see numbers
-            light = block if eager or self.remat is not None else self._again(block, LOOPED)
+            whole = eager or meshed(v) or self.remat is not None  # on a mesh what is computed anew would be sent anew
+            light = block if whole else self._again(block, LOOPED)
 
             def body(block: Callable) -> Callable:
                 return lambda x, v: block(v, x, *args)

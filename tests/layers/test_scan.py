@@ -8,6 +8,7 @@ import pytest
 import sapwood as sw
 from sapwood import layers as L
 from sapwood.core.loop import compiling_for
+from sapwood.parallel.place import placement
 
 N = 3
 
@@ -108,15 +109,17 @@ def test_is_one_loop_unless_it_convolves_on_cpu():
 def test_remat_saves_memory(start):
     x, params, state = start
 
-    def residuals(remat):
+    def residuals(remat, place=None):
         def objective(params):
-            return sw.pure(L.Scan(block, N, remat))(sw.bind(params, state, rng=7, train=True), x)[0].sum()
+            return sw.pure(L.Scan(block, N, remat))(sw.bind(params, state, rng=7, train=True, place=place), x)[0].sum()
 
         pull = jax.eval_shape(lambda params: jax.vjp(objective, params)[1], params)
         return sum(leaf.size for leaf in jax.tree.leaves(pull))
 
     assert residuals("nothing_saveable") < residuals("dots_saveable") < residuals("everything_saveable")
     assert residuals(None) == residuals("dots_saveable")  # in a loop on a CPU
+    on_mesh = placement(jax.make_mesh((8,), ("data",)))
+    assert residuals(None, on_mesh) == residuals("everything_saveable", on_mesh)  # or collectives would run again
     with compiling_for("tpu"):
         assert residuals(None) == residuals("everything_saveable")
 
