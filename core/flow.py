@@ -96,8 +96,7 @@ class Flow:
                 if name != "scan":
                     return self.walk(bodies[0], reads, here, times)
                 ends = self.walk(bodies[0], reads, here, times * equation.params["length"])
-                carry = bodies[0].invars[equation.params["num_consts"] :][: equation.params["num_carry"]]
-                return self._carried(equation, carry, ends, here, wanted)
+                return self._carried(equation, _carry(equation, bodies[0]), ends, here, wanted)
         self.operations.append(Operation(equation, here, tuple(reads)))
         return [frozenset({(len(self.operations) - 1, k)}) for k in range(len(equation.outvars))]
 
@@ -152,6 +151,14 @@ def trace_flow(program: Program) -> Flow:
     given = [frozenset({name}) for name in program.inputs]
     flow.results = flow.walk(program.jaxpr, given, (), 1)
     return flow
+
+
+def _carry(scan: Any, body: Any) -> list[Any]:
+    """What a round of a scan hands to the next, as its body's inputs: constants, then these, then slices of arrays,
+    which have a dimension more outside. JAX's releases differ in what else says so."""
+    shared = sum(outside.aval.ndim == var.aval.ndim for outside, var in zip(scan.invars, body.invars, strict=True))
+    handed = sum(outside.aval.ndim == var.aval.ndim for outside, var in zip(scan.outvars, body.outvars, strict=True))
+    return body.invars[shared - handed : shared]
 
 
 def live(jaxpr: Any) -> list[Any]:
