@@ -1,14 +1,16 @@
-"""What every test may rely on: eight simulated CPU devices, a home of its own, no network, any order.
+"""What every test may rely on: eight simulated CPU devices, a home of its own, no network, any order, cheap compiling.
 
 The environment is set while this file is imported, so before any test imports jax.
 """
 
+import contextlib
 import ipaddress
 import os
 import random
 import shutil
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,8 +37,27 @@ def _environment(home: Path) -> None:
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = "localhost,127.0.0.1,::1"
 
 
+CHEAP = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}
+
+
+def _cheap_compiling(home: Path) -> None:
+    """What compiles, here and in child processes, keeps its programs in one directory, and LLVM does not optimise them.
+
+    The processes of pytest-xdist inherit the directory. A JAX_COMPILATION_CACHE_DIR of the caller's outlives the run.
+    XLA's own passes (fusion, partitioning) run as ever. Tests marked `fresh_compile` see none of this.
+    """
+    if os.environ["JAX_PLATFORMS"] == "cpu":
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(home / "programs"))
+        os.environ.update(CHEAP)
+
+
 HOME = Path(tempfile.mkdtemp(prefix="sapwood-tests-"))
 _environment(HOME)
+_cheap_compiling(HOME)
 
 
 class NetworkBlocked(RuntimeError):
@@ -76,6 +97,58 @@ def _block_network() -> None:
     socket.getaddrinfo = lookup
 
 
+def _whole_files() -> None:
+    """Let JAX put a program into its cache in one piece: another process never reads the half of one."""
+    try:
+        from jax._src.lru_cache import LRUCache
+    except ImportError:  # a newer JAX keeps it elsewhere: then a torn file costs a warning, once in many runs
+        return
+    put = LRUCache.put
+
+    def whole(self, key, value):
+        file = self.path / f"{key}-cache"
+        part = self.path / f"{key}-{os.getpid()}"
+        if self.eviction_enabled:
+            put(self, key, value)
+        elif not file.exists():
+            part.write_bytes(value)
+            part.replace(file)
+
+    LRUCache.put = whole
+
+
+@contextlib.contextmanager
+def _fresh_compile() -> Iterator[None]:
+    """Programs are compiled as they are for users: optimised, and none taken from the directory of the tests."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    names = ["JAX_COMPILATION_CACHE_DIR", *CHEAP]
+    environment = {name: os.environ.pop(name) for name in names if name in os.environ}
+    settings = {"jax_compilation_cache_dir": None, "jax_disable_most_optimizations": False}
+    before = {name: jax.config.values[name] for name in settings}
+
+    def update(values: dict) -> None:
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # JAX looks for the directory once
+
+    update(settings)
+    try:
+        yield
+    finally:
+        update(before)
+        os.environ.update(environment)
+
+
+class _Markers:
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item):
+        item.user_properties += [("costs", mark.args[0]) for mark in item.iter_markers("costs")]  # for .ci/times
+        with _fresh_compile() if item.get_closest_marker("fresh_compile") else contextlib.nullcontext():
+            return (yield)
+
+
 class _RootIsNoTestPackage:
     """The root holds `__init__.py` because it is the package `sapwood`. pytest would take it for a package of
     tests and import it a second time under another name."""
@@ -87,16 +160,23 @@ class _RootIsNoTestPackage:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in an order drawn from SEED")
+    parser.addoption("--first-parameters", action="store_true", help="run each test with the first of its parameters")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.keyword and "-m" not in config.invocation_params.args:
-        config.option.markexpr = ""  # what is asked for by name with -k runs, slow or not
+        config.option.markexpr = "not long"  # what is asked for by name with -k runs, slow or not
     config.pluginmanager.register(_RootIsNoTestPackage(), "root-is-no-test-package")
+    config.pluginmanager.register(_Markers(), "markers")
+    _whole_files()
     _block_network()
 
 
+@pytest.hookimpl(trylast=True)  # after -m and -k have chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--first-parameters"):
+        first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+        items[:] = [item for item in items if first[item.nodeid.partition("[")[0]] is item]
     seed = config.getoption("--shuffle")
     if seed is not None:
         random.Random(seed).shuffle(items)

@@ -117,15 +117,19 @@ def test_every_import_is_a_declared_dependency(root):
 
 
 def test_tests_import_only_what_the_test_extra_brings(root):
-    """Anything else goes through `pytest.importorskip`; a bare import would stop the whole collection."""
+    """Anything else goes through `pytest.importorskip`; a bare import would stop the whole collection. Scripts that ask
+    an oracle are no tests, and take what the extra `oracles` brings."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    declared = {
-        re.split(r"[^\w-]", d)[0].lower().replace("_", "-")
-        for d in project["dependencies"] + project["optional-dependencies"]["test"]
-    }
+    extras = project["optional-dependencies"]
+
+    def names(requirements):
+        return {re.split(r"[^\w-]", r)[0].lower().replace("_", "-") for r in requirements}
+
+    of_tests = names(project["dependencies"] + extras["test"])
     known = packages_distributions()
     loose = set()
     for path in (root / "tests").rglob("*.py"):
+        declared = of_tests | names(extras["oracles"]) if path.stem.endswith("_oracle") else of_tests
         local = {p.stem for p in path.parent.iterdir()}
         for _line, name in imports(ast.parse(path.read_text(encoding="utf-8")), ("tests",)):
             top = name.split(".")[0]

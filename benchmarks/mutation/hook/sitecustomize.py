@@ -1,0 +1,16 @@
+"""Python runs this at its start where this folder is in PYTHONPATH, so in child processes of tests, too."""
+
+import os
+import sys
+from pathlib import Path
+
+if "MUTATION_LIST" in os.environ:
+    import json
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+    from benchmarks.mutation import mutate
+
+    sys.path.pop(0)
+    listed = [mutate.Site(**x) for x in json.loads(Path(os.environ["MUTATION_LIST"]).read_text(encoding="utf-8"))]
+    mutant, reached = os.environ.get("MUTATION_NUMBER"), os.environ.get("MUTATION_REACHED")
+    mutate.install(listed, int(mutant) if mutant else None, Path(reached) if reached else None)
