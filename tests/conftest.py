@@ -165,7 +165,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.keyword and "-m" not in config.invocation_params.args:
-        config.option.markexpr = "not long"  # what is asked for by name with -k runs, slow or not
+        config.option.markexpr = ""  # what is asked for by name with -k runs, slow or not
+    if "long" not in config.option.markexpr:  # and what is long, only where that is asked for
+        config.option.markexpr = f"({config.option.markexpr or 'slow or not slow'}) and not long"
     config.pluginmanager.register(_RootIsNoTestPackage(), "root-is-no-test-package")
     config.pluginmanager.register(_Markers(), "markers")
     _whole_files()

@@ -5,6 +5,7 @@ JAX's indexing clamps or gives NaN out of range, so most of these train on in si
 
 import dataclasses
 import errno
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -29,6 +30,11 @@ def convolutional(v, image):
     return L.Dense(4)(v.logits, x.mean((1, 2)))
 
 
+def small(v, image):
+    """A model of images with as little to compile as there is, for what has nothing to do with its layers."""
+    return L.Dense(4)(v.logits, image.mean((1, 2)))
+
+
 def textual(v, tokens):
     return L.Dense(4)(v.logits, L.Embed(10, 6)(v.embed.table, tokens).mean(1))
 
@@ -42,7 +48,7 @@ def tokens(tokens=TOKENS, vocabulary=None):
     return data if vocabulary is None else data.declare(tokens=Feature((5,), "int32", vocabulary=vocabulary))
 
 
-def fit(data, model=convolutional, inputs="image", batch_size=8, mesh=None, policy=None, **options):
+def fit(data, model=small, inputs="image", batch_size=8, mesh=None, policy=None, **options):
     trainer = sw.Trainer(sw.supervised(model, inputs=inputs), optax.sgd(0.1), mesh=mesh, policy=policy)
     return trainer.fit(data, steps=3, batch_size=batch_size, progress=False, **options)
 
@@ -107,13 +113,13 @@ TABLE = [
     Bad("nan in a prediction's images", lambda: predict(put(IMAGES, (7, 1, 2, 0), NAN)),
         sw.DataError, r"^image of example 7 is nan at \(1, 2, 0\); finite numbers are expected$"),
     # shapes
-    Bad("images without channels", lambda: fit(images(IMAGES[..., 0])),
+    Bad("images without channels", lambda: fit(images(IMAGES[..., 0]), convolutional),
         sw.SapwoodError, r"Conv.*\(batch, .*float32\[8,6,6\]", r"in stem/conv: Conv\("),
-    Bad("images in a dimension too many", lambda: fit(images(IMAGES[..., None])),
+    Bad("images in a dimension too many", lambda: fit(images(IMAGES[..., None]), convolutional),
         sw.SapwoodError, r"Conv.*\(batch, .*float32\[8,6,6,1,1\]", r"in stem/conv: Conv\("),
     Bad("images of two sizes", lambda: fit([{"image": IMAGES[0], "label": 0}, {"image": IMAGES[1, 1:], "label": 1}]),
         sw.DataError, r"image of example 1 has shape \(5, 6, 1\), but example 0 has \(6, 6, 1\)"),
-    Bad("other images than it was trained on", lambda: predict(np.zeros((8, 6, 6, 3), "float32")),
+    Bad("other images than it was trained on", lambda: predict(np.zeros((8, 6, 6, 3), "float32"), convolutional),
         sw.SapwoodError, r"stem/conv/kernel.*\(3, 3, 1, 3\)", r"in stem/conv: Conv\("),
     Bad("fewer labels than images", lambda: fit(images(label=LABELS[:20])),
         sw.DataError, r"image.*24.*label.*20|label.*20.*image.*24"),
@@ -145,10 +151,16 @@ TABLE = [
 ]  # fmt: skip
 
 
-def predict(found):
-    """Train on `IMAGES` and predict others."""
-    trainer = sw.Trainer(sw.supervised(convolutional), optax.sgd(0.1))
-    state = trainer.init(0, {"image": IMAGES[:8], "label": LABELS[:8]})
+@functools.cache
+def born(model):
+    """A trainer of images, and its first state."""
+    trainer = sw.Trainer(sw.supervised(model), optax.sgd(0.1))
+    return trainer, trainer.init(0, {"image": IMAGES[:8], "label": LABELS[:8]})
+
+
+def predict(found, model=small):
+    """Be born for `IMAGES` and predict others."""
+    trainer, state = born(model)
     return trainer.predict(state, {"image": found})
 
 
@@ -163,14 +175,14 @@ def test_it_is_named(bad):
 
 
 def test_good_input_raises_nothing():
-    fit(images(classes=4), validation=images(classes=4))
+    fit(images(classes=4), convolutional, validation=images(classes=4))
     fit(images(classes=4), mesh=one_mesh())
     fit(tokens(vocabulary=tuple("abcdefghij")), textual, "tokens")
     assert predict(IMAGES).shape == (24, 4)
 
 
 def test_a_checkpoint_of_another_model(tmp_path):
-    fit(images(), run=tmp_path)
+    fit(images(), convolutional, run=tmp_path)
     with pytest.raises(sw.CheckpointError) as caught:
         fit(images(), lambda v, image: L.Dense(4)(v.logits, L.flatten(image)), run=tmp_path, resume=True)
     assert caught.match(r"checkpoint 3 in .* is of another model: it has 'params/stem/conv/bias', .* in addition")

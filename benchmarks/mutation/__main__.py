@@ -4,7 +4,7 @@
     python -m benchmarks.mutation reach -- -n 2      # run the tests once: which reach each fault, how long they take
     python -m benchmarks.mutation run results.json   # run each fault against the tests that reach it
 
-`draw` takes the same number from each room. `reach` runs `pytest -m "not long"` with what follows `--`. `run` gives a
+`draw` takes the same number from each room. `reach` runs `pytest -m ""` with what follows `--`. `run` gives a
 fault the quickest of its tests, those of its own room first, until they took `SECONDS`; the first failure ends it.
 """
 
@@ -51,7 +51,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def reach(directory: Path, arguments: list[str]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pytest", "-m", "not long", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-m", "pytest", "-m", "", "-p", "no:cacheprovider", *arguments]
     command += [
         f"--junitxml={directory / 'tests.xml'}",
         "-o",

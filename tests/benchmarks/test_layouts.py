@@ -46,7 +46,7 @@ MAY = {
     "replica": FSDP | {("all-gather", "replica"), ("collective-permute", "replica+fsdp")}
     | {(kind, "replica+fsdp") for kind, _ in SUMS},
 }  # fmt: skip
-QUICK = ("data", "tensor")
+COMPOSED = ("data", "fsdp+tensor", "replica")  # of collectives that other layouts have, too
 
 
 def kinds(rows):
@@ -66,7 +66,7 @@ def test_what_was_measured_is_what_a_layout_should_have_and_no_others(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
+    "name", [pytest.param(name, marks=getattr(pytest.mark, "long" if name in COMPOSED else "slow")) for name in LAYOUTS]
 )
 def test_the_compiled_step_sends_no_more_than_was_measured(name):
     program, mesh = layouts.compiled(LAYOUTS[name], "cpu", jax.devices())
@@ -190,7 +190,7 @@ def test_what_was_measured_of_a_tpu_is_what_a_layout_should_have_and_no_others(n
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='libtpu is not installed: pip install "sapwood[plan]"'
 )
-@pytest.mark.parametrize("topology", ["v5e:4x4", "v5p:2x2x4"])
+@pytest.mark.parametrize("topology", ["v5e:4x4", pytest.param("v5p:2x2x4", marks=pytest.mark.long)])
 def test_on_a_tpu_layouts_have_their_collectives_and_overlap_them(topology):
     # libtpu 0.0.52 compiles the experts for v5p, too, but cannot print the program.
     names = [name for name in LAYOUTS if (topology, name) != ("v5p:2x2x4", "expert")]

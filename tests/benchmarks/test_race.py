@@ -1,6 +1,7 @@
 """The instrument itself: its statistics, what it refuses, its command line, and one small race."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -130,6 +131,7 @@ def test_growth_is_fitted_and_held_to_theory():
     assert growth.tables({"batch": rows})[0][1][-1] == "not met"  # twice the batch is to cost twice the time
 
 
+@pytest.mark.costs("the first import of matplotlib, which draws the page's charts")
 def test_the_page_is_filled_in_between_its_markers(tmp_path):
     names = ("floor", "floor again", "sapwood", "torch")
     measured = {"name": "mlp", "threads": 2, "failed": {}, "rounds": [{n: {"step": 0.001} for n in names}] * 3}
@@ -158,13 +160,20 @@ def run(tmp_path, *words):
     return done.stdout, json.loads((tmp_path / f"{words[0]}.json").read_text())
 
 
+@pytest.fixture(scope="session")
+def first_race(tmp_path_factory):
+    """The first race of a suite against the floor, for all that is asked of it."""
+    return functools.cache(lambda name: run(tmp_path_factory.mktemp(name), name, "--against", "floor", "--rounds", "3"))
+
+
 @pytest.mark.slow
-def test_a_small_race(tmp_path):
-    shown, found = run(tmp_path, "mlp", "--against", "floor", "--rounds", "2")
+@pytest.mark.fresh_compile
+def test_a_small_race(first_race):
+    shown, found = first_race("mlp")
     measured = found["race"]
     assert set(measured["rounds"][0]) == {"floor", "floor again", "sapwood", "sapwood-step"}
-    assert len(measured["rounds"]) == 2
-    assert all(0 < x["step"] < 1 for r in measured["rounds"] for x in r.values())
+    assert len(measured["rounds"]) == 3
+    assert all(0 < x["step"] < 60 for r in measured["rounds"] for x in r.values())
     assert measured["losses"]["floor"] == measured["losses"]["floor again"]
     assert len(measured["losses"]["sapwood"]) == 10
     assert found["machine"]["versions"]["jax"]
@@ -173,9 +182,21 @@ def test_a_small_race(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.fresh_compile
 @pytest.mark.parametrize(("name", "limit"), [("mlp", 1.25), ("gpt", 1.10)])
-def test_fit_stays_near_the_floor(name, limit, tmp_path):
-    """A guard with generous margins: that what a training step costs does not grow unseen."""
-    _, found = run(tmp_path, name, "--against", "floor", "--rounds", "5")
-    measured = found["race"]["rounds"]
-    assert ratio(measured, "sapwood", "floor", "step").low <= limit + noise(suites(name)[0], measured, "step")
+def test_fit_stays_near_the_floor(name, limit, first_race, tmp_path):
+    """A guard with generous margins: that what a training step costs does not grow unseen.
+
+    Where something else had the machine in all three rounds, a race says nothing about Sapwood: what is slow loses
+    three races in a row.
+    """
+    lost = []
+    for again in range(3):
+        race_again = (name, "--against", "floor", "--rounds", "3")
+        _, found = run(tmp_path, *race_again) if again else first_race(name)
+        measured = found["race"]["rounds"]
+        low, most = ratio(measured, "sapwood", "floor", "step").low, limit + noise(suites(name)[0], measured, "step")
+        if low <= most:
+            return
+        lost.append((low, most))
+    raise AssertionError(lost)

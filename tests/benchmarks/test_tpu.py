@@ -29,7 +29,7 @@ def compiled(root, tmp_path, *words):
     return found, hlo.read_text()
 
 
-@pytest.mark.parametrize("policy", ["full", "minimal"])
+@pytest.mark.parametrize("policy", [pytest.param("full", marks=pytest.mark.long), "minimal"])
 def test_a_chip_holds_no_more_than_with_maxtext(root, tmp_path, policy):
     found, _ = compiled(root, tmp_path, "--policy", policy)
     assert found["parameters"] == 1_741_785_088

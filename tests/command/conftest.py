@@ -1,6 +1,8 @@
 """Commands run in this process on a recipe that compiles in a moment, or as processes of their own."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import shutil
 import subprocess
@@ -72,7 +74,7 @@ class Done:
 def sapwood(capfd, tmp_path, monkeypatch):
     """``sapwood("train", ...)`` in this process, in an empty working directory. It draws no curves: that takes 2 s."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sapwood.train.curves.start", lambda *_: subprocess.Popen([sys.executable, "-S", "-c", ""]))
+    monkeypatch.setattr("sapwood.train.curves.start", _nothing)
 
     def run(*words: object) -> Done:
         capfd.readouterr()
@@ -112,16 +114,26 @@ def first_run(tmp_path_factory) -> Path:
     """Where a run ``r`` of ``stripes.py`` is, with what it printed in ``r/out``."""
     place = tmp_path_factory.mktemp("first")
     (place / "stripes.py").write_text(STRIPES)
-    done = subprocess.run(
-        [sys.executable, "-m", "sapwood", "train", "stripes.py", "--run", "r"],
-        cwd=place,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    (place / "r" / "out").write_text(done.stdout)
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.chdir(place)
+        patch.setattr("sapwood.train.curves.start", _drawn)
+        code = main(["train", "stripes.py", "--run", "r"])
+    assert (code, err.getvalue()) == (0, "")
+    (place / "r" / "out").write_text(out.getvalue())
     return place
+
+
+def _drawn(metrics: Path, title: str) -> subprocess.Popen:
+    """The curves, drawn in this process; to wait for is one that does nothing."""
+    from sapwood.train import curves
+
+    curves.draw(metrics, title=title)
+    return _nothing()
+
+
+def _nothing(*_: object) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-S", "-c", ""])
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The command line as a whole: help, versions, and mistakes, each of them one line and exit code 2."""
 
+import runpy
 import sys
 
 import pytest
@@ -12,9 +13,12 @@ def test_version(sapwood):
     assert sapwood("--version").out == [sw.__version__]
 
 
-def test_python_m(process):
-    done = process("--version")
-    assert (done.code, done.out, done.err) == (0, [sw.__version__], [])
+def test_python_m(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sapwood", "--version"])
+    monkeypatch.delitem(sys.modules, "sapwood.__main__")
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("sapwood", run_name="__main__", alter_sys=True)
+    assert (end.value.code, *capfd.readouterr()) == (0, f"{sw.__version__}\n", "")
 
 
 def test_help_names_every_command(sapwood):
@@ -149,12 +153,14 @@ def test_constants_of_a_recipe_are_no_hyper_parameters(sapwood, tmp_path, above)
     assert sapwood("train", "mine.py").error == "the recipe A defines no data()"
 
 
-def test_a_warning_is_a_line_that_names_no_code(process, stripes):
-    done = process("train", stripes, "--devices", 8, "--mesh", "fsdp=8", "--hidden", 8201)
+@pytest.mark.costs("a command as users start it, from its import to the curves of the run")
+def test_a_warning_is_a_line_that_names_no_code(process, stripes, tmp_path):
+    words = ("--devices", 8, "--mesh", "fsdp=8", "--hidden", 8201, "--epochs", 1, "--batch-size", 48)
+    done = process("train", stripes, *words, "--run", "r")
     assert done.code == 0, done.err
-    assert [line for line in done.err if "warning" in line.lower()] == [
-        "sapwood: warning: logits/kernel: no dimension of (8201, 2) divides by fsdp=8: left whole"
-    ]
+    assert done.err == ["sapwood: warning: logits/kernel: no dimension of (8201, 2) divides by fsdp=8: left whole"]
+    assert done.out[-3] == "run r"
+    assert (tmp_path / "r" / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_debug_shows_the_traceback(sapwood):

@@ -12,6 +12,7 @@ from PIL import Image
 import sapwood as sw
 from sapwood.data import Feature
 from sapwood.recipes.experiment import Experiment
+from sapwood.recipes.registry import find
 from sapwood.train.losses import softmax_cross_entropy
 
 PIXELS = Feature((4, 4, 1), "uint8")
@@ -30,7 +31,8 @@ def images(tmp_path):
     return {"grey.png": "lying", "large.png": "standing", "colour.jpg": "standing", "alpha.png": "lying"}
 
 
-def test_class_and_probability_of_each_file_in_order(run, sapwood, stripes, images):
+@pytest.mark.costs("trains for forty epochs, and may be the first to train")
+def test_class_and_probability_of_each_file_in_order(sapwood, stripes, images):
     sapwood("train", stripes, "--run", "s", "--epochs", 40)
     done = sapwood("predict", "s", *images)
     assert (done.code, done.err) == (0, [])
@@ -89,14 +91,14 @@ def test_a_damaged_checkpoint(run, sapwood, images):
     assert "is damaged" in error
 
 
-def test_a_run_that_is_no_image_classifier(run, sapwood, stripes, images):
+def test_a_run_that_is_no_image_classifier(sapwood, stripes, images):
     source = stripes.read_text().replace('"image"', '"pixels"').replace("image.astype", "pixels.astype")
     source = source.replace("def model(self, v, image)", "def model(self, v, pixels)")
     source += '\n    def objective(self):\n        return sw.supervised(self.model, inputs="pixels")\n'
     stripes.write_text(
         source.replace("image = np", "image = pixels = np").replace('"pixels": image', '"pixels": image[..., 0]')
     )
-    sapwood("train", stripes, "--run", "s", "--epochs", 1)
+    Experiment(str(stripes), find("stripes.py")(), Path("s")).begin(resume=False)
     assert sapwood("predict", "s", "grey.png").error == "s is no image classifier: its model takes pixels"
 
 
@@ -155,17 +157,15 @@ def test_a_loss_without_a_softmax(sapwood, images, pretend, loss):
 
 
 @pytest.mark.slow
-def test_digits_as_png_files(process, tmp_path):
+def test_digits_as_png_files(sapwood, tmp_path):
     """The test images, written as PNG and read back, give the accuracy that the training printed."""
-    import sapwood as sw
-
-    trained = process("train", "digits", "--epochs", 4, "--run", "r")
+    trained = sapwood("train", "digits", "--epochs", 4, "--run", "r")
     assert trained.code == 0, trained.err
     test = sw.data.load("digits", "test").gather(np.arange(360))
     names = [f"{i}.png" for i in range(len(test["label"]))]
     for name, image in zip(names, test["image"], strict=True):
         Image.fromarray(np.rint(image[..., 0] * (255 / 16)).astype("uint8")).save(tmp_path / name)
-    done = process("predict", "r", *names)
+    done = sapwood("predict", "r", *names)
     assert (done.code, done.err) == (0, [])
     rows = [line.split("\t") for line in done.out]
     assert [row[0] for row in rows] == names
@@ -178,5 +178,5 @@ def test_digits_as_png_files(process, tmp_path):
         (["gone.png"], "there is no file gone.png"),
     ]:
         (tmp_path / "config.json").write_text("{}")
-        assert process("predict", "r", *files).error.startswith(message)
-    assert process("predict", "nowhere", "0.png").error.startswith("nowhere is no run: it has no config.json")
+        assert sapwood("predict", "r", *files).error.startswith(message)
+    assert sapwood("predict", "nowhere", "0.png").error.startswith("nowhere is no run: it has no config.json")

@@ -6,7 +6,7 @@ import pytest
 
 
 def test_profile_prints_a_table_and_writes_a_page(sapwood, stripes):
-    done = sapwood("profile", stripes, "--steps", 3, "--hidden", 64)
+    done = sapwood("profile", stripes, "--steps", 3)
     assert (done.code, done.err) == (0, [])
     assert done.out[0] == "page profile-stripes/profile.html"
     assert done.out[1].startswith("trace profile-stripes ")
@@ -49,8 +49,8 @@ def test_a_recipe_that_runs_eagerly(sapwood, stripes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["digits", "digits-mlp", "text"])
-def test_of_each_recipe(process, recipe):
-    done = process("profile", recipe, "--steps", "3")
+def test_of_each_recipe(sapwood, recipe):
+    done = sapwood("profile", recipe, "--steps", 1)
     assert done.code == 0, done.err
     assert any(line.startswith("logits") for line in done.out)
     assert max(map(len, done.out)) <= 100

@@ -62,10 +62,10 @@ def test_a_picture_that_cannot_be_written(sapwood, stripes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["digits", "digits-mlp", "text"])
-def test_of_each_recipe(process, tmp_path, recipe):
-    done = process("summary", recipe)
+def test_of_each_recipe(sapwood, tmp_path, recipe):
+    done = sapwood("summary", recipe)
     assert done.code == 0, done.err
     assert any("logits" in line for line in done.out)
-    done = process("graph", recipe, "--out", "x.svg")
+    done = sapwood("graph", recipe, "--out", "x.svg")
     assert done.code == 0, done.err
     ElementTree.parse(tmp_path / "x.svg")

@@ -272,15 +272,15 @@ def test_every_step_eagerly_gives_the_same(sapwood, stripes):
     assert slow == pytest.approx(fast, rel=1e-5)
 
 
-def test_devices_after_jax_has_them(process, tmp_path):
+def test_devices_after_jax_has_them(sapwood, tmp_path):
     source = "import jax.numpy as jnp, sapwood as sw\nX = jnp.zeros(3)\nclass A(sw.Recipe): pass\n"
     (tmp_path / "mine.py").write_text(source)
-    error = process("train", "mine.py", "--devices", 4).error
+    error = sapwood("train", "mine.py", "--devices", 4).error
     assert error.startswith("--devices 4: JAX has its devices already, because the recipe's file uses it while")
 
 
 @pytest.mark.slow
-def test_text_is_written_before_the_last_three_lines(process, tmp_path):
+def test_text_is_written_before_the_last_three_lines(process, sapwood, tmp_path):
     (tmp_path / "line.txt").write_text(60 * "the sea is deep and the sky is wide, ")
     small = ("--depth", 1, "--width", 32, "--heads", 2, "--length", 32, "--stride", 8, "--sample", 20)
     words = ("train", "text", "--file", "line.txt", "--epochs", 3, "--prompt", "the sea", *small)
@@ -289,13 +289,14 @@ def test_text_is_written_before_the_last_three_lines(process, tmp_path):
     assert re.fullmatch("the sea.{20}", done.out[-4])
     losses = [row["loss"] for row in read_rows(tmp_path / "r" / "metrics.jsonl")]
     assert losses[-1] < 0.7 * losses[0]
-    assert process("evaluate", "r").out[0] == done.out[-2]
-    assert process(*words, "--run", "r", "--resume").out == done.out[-4:]
+    assert sapwood("evaluate", "r").out[0] == done.out[-2]
+    assert sapwood(*words, "--run", "r", "--resume").out == done.out[-4:]
     assert process(*words, "--run", "s").digest == done.digest
-    error = process("predict", "r", "line.txt").error
+    error = sapwood("predict", "r", "line.txt").error
     assert error == "r is no image classifier: its model takes tokens"
 
 
+@pytest.mark.costs("compiles a training of three steps a call")
 def test_steps_per_call_are_chosen_and_written_down(sapwood, stripes, config, run):
     done = sapwood("train", stripes, "--run", "s", "--steps-per-call", 3)
     assert done.digest == run.digest
@@ -305,11 +306,15 @@ def test_steps_per_call_are_chosen_and_written_down(sapwood, stripes, config, ru
         assert f"a whole number, at least 1, or auto is expected, not '{wrong}'" in error
 
 
-def test_programs_are_kept_for_the_next_start_unless_told_otherwise(sapwood, stripes, tmp_path, monkeypatch, run):
+@pytest.mark.fresh_compile
+@pytest.mark.costs("compiles a training twice")
+def test_programs_are_kept_for_the_next_start_unless_told_otherwise(sapwood, stripes, tmp_path, monkeypatch):
     monkeypatch.setenv("SAPWOOD_CACHE", str(tmp_path / "cache"))
-    assert sapwood("train", stripes, "--run", "s", "--no-compile-cache").digest == run.digest
+    words = ("--epochs", 1, "--steps-per-call", 1)
+    without = sapwood("train", stripes, "--run", "s", "--no-compile-cache", *words)
+    assert without.code == 0, without.err
     assert not (tmp_path / "cache").exists()
-    assert sapwood("train", stripes, "--run", "t").digest == run.digest
+    assert sapwood("train", stripes, "--run", "t", *words).digest == without.digest
     assert list((tmp_path / "cache").glob("xla/*/*train_step*-cache"))
 
 

@@ -74,6 +74,7 @@ def test_a_cursor_that_outlives_its_run():
     assert np.array_equal(kept[0].state("n", (2,), zeros), [0, 0])
 
 
+@pytest.mark.costs("it runs op by op, which is what it is about")
 def test_effects_without_jit():
     def model(v, x):
         write(v, x)

@@ -113,8 +113,8 @@ def test_numbered_and_traced_folds_never_meet():
 
 
 def test_a_tied_sub_tree_drawn_twice_gets_fresh_keys():
-    x = np.ones(64, "float32")
-    a, b = sw.apply(lambda v, x: [L.Dropout(0.5)(v.drop, x) for _ in range(2)], {}, {}, x, rng=0, train=True)[0]
+    twice = lambda v, x: [L.Dropout(0.5)(v.drop, x) for _ in range(2)]  # noqa: E731
+    a, b = jax.jit(lambda x: sw.apply(twice, {}, {}, x, rng=0, train=True)[0])(np.ones(64, "float32"))
     assert not np.array_equal(a, b)
 
 
@@ -175,7 +175,8 @@ def test_inside_a_transform_a_run_is_plain_again():
 def test_a_key_nested_two_transforms_deep():
     one = jax.jit(jax.checkpoint(sw.pure(bits)))(cursor().fork())[0]
     assert np.array_equal(one, bits(cursor()))
-    rows = jax.vmap(lambda v: jax.lax.scan(lambda c, v: (c, bits(v)), 0, v.stack(3))[1])(cursor().stack(2))
+    nested = jax.jit(jax.vmap(lambda v: jax.lax.scan(lambda c, v: (c, bits(v)), 0, v.stack(3))[1]))
+    rows = np.asarray(nested(cursor().stack(2)))
     assert rows.shape == (2, 3, 2)
     assert distinct(rows)
     assert np.array_equal(rows[1, 2], bits(cursor()[1][2]))
@@ -207,7 +208,7 @@ def test_another_key():
 
 def drop_all(layer, width=8):
     x = np.ones((6, width), "float32")
-    return sw.apply(lambda v, x: layer(v.here, x), {}, {}, x, rng=0, train=True)[0]
+    return np.asarray(jax.jit(lambda x: sw.apply(lambda v, x: layer(v.here, x), {}, {}, x, rng=0, train=True)[0])(x))
 
 
 def test_remat_and_plain_drop_the_same():
@@ -216,6 +217,7 @@ def test_remat_and_plain_drop_the_same():
     assert np.array_equal(drop_all(two), drop_all(L.Remat(two)))
 
 
+@pytest.mark.costs("some of it runs without jit, op by op, which is what it is about")
 def test_scanned_and_unrolled_drop_the_same():
     block = L.Sequential([L.Dropout(0.2), L.Remat(L.Dropout(0.2))])
     by_hand = lambda v, x: [x := block(v[i], x) for i in range(3)][-1]  # noqa: E731
@@ -227,7 +229,7 @@ def test_scanned_and_unrolled_drop_the_same():
 
 def test_every_row_and_step_drops_its_own():
     rows = drop_all(L.Vmap(L.Dropout(0.5), 4, in_axes=None))
-    assert len({tuple(row) for row in np.asarray(rows).reshape(4, -1).tolist()}) == 4
+    assert len({tuple(row) for row in rows.reshape(4, -1).tolist()}) == 4
 
 
 def test_a_scanned_stack_without_variables():

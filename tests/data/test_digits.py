@@ -3,6 +3,8 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from sapwood.data import digits as module
 from sapwood.data.digits import digits, prepare
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("data")
     prepare(place)
@@ -28,11 +30,6 @@ def reference():
     x, y = load_digits(return_X_y=True)
     train, test, train_labels, test_labels = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
     return {"train": (train, train_labels), "test": (test, test_labels)}
-
-
-def run(code, **env):
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -77,16 +74,6 @@ def test_it_is_a_tfds_set_like_any_other(place):
     assert sorted(p.name for p in place.iterdir()) == ["digits"]
 
 
-def test_reading_it_again_imports_neither_scikit_learn_nor_tensorflow_nor_grain(place):
-    code = (
-        "import json, sys, sapwood.data as d\n"
-        "next(d.batches(d.load('digits'), 32, process_index=0, process_count=1))\n"
-        "print(json.dumps([m for m in ('sklearn', 'tensorflow', 'grain', 'pandas') if m in sys.modules]))"
-    )
-    done = run(code, SAPWOOD_DATA_DIR=str(place))
-    assert json.loads(done.stdout) == [], done.stderr
-
-
 def test_a_directory_that_cannot_be_written_falls_back_to_memory_and_says_so(tmp_path, reference):
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match=r"digits cannot be prepared in .*file .*set SAPWOOD_DATA_DIR"):
@@ -94,17 +81,44 @@ def test_a_directory_that_cannot_be_written_falls_back_to_memory_and_says_so(tmp
     np.testing.assert_array_equal(source.column("label"), reference["test"][1])
 
 
-# A driver that kills its children, each at another moment of the preparation, and checks after each that nothing
-# half-made can be taken for data. It is one process with what is heavy imported once, and forks.
-KILLS = """
-import os, signal, sys
+def test_what_a_killed_preparation_left_is_swept_when_old(tmp_path):
+    old, young = tmp_path / "digits" / "incomplete.old", tmp_path / "digits" / "incomplete.young"
+    for left in (old, young):
+        left.mkdir(parents=True)
+        (left / "file").write_text("half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    prepare(tmp_path)
+    assert sorted(p.name for p in (tmp_path / "digits").iterdir()) == ["1.0.0", "incomplete.young"]
+
+
+# What takes a process of its own: one for all, which imports what is heavy once, and forks. A reader before anything
+# heavy is there, preparations that are killed, each at another moment, and three at once.
+PROCESSES = """
+import json, os, signal, sys, time, traceback
 from pathlib import Path
-import sklearn.datasets, sklearn.model_selection, tensorflow_datasets
+import sapwood.data
 from sapwood.data import digits as module
 
-place = Path(sys.argv[1])
-final = place / "digits" / "1.0.0"
+prepared, killed, shared = (Path(word) for word in sys.argv[1:])
+final = killed / "digits" / "1.0.0"
 die = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+
+def forked(work):
+    child = os.fork()
+    if not child:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return child
+
+def reading():
+    data = sapwood.data.load("digits", data_dir=prepared)
+    next(sapwood.data.batches(data, 32, process_index=0, process_count=1))
+    found = [m for m in ("sklearn", "tensorflow", "grain", "pandas") if m in sys.modules]
+    (shared / "imported").write_text(json.dumps(found))
 
 def before_write(): module._write = die
 def in_sklearn(): module._from_sklearn = die
@@ -125,73 +139,79 @@ def after_the_rename():
     rename = os.rename
     os.rename = lambda a, b: (rename(a, b), Path(b) == final and die())
 
-for moment in (before_write, in_sklearn, in_the_examples, between_the_files, before_the_rename, after_the_rename):
-    child = os.fork()
-    if not child:
-        moment()
-        module.prepare(place)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (moment.__name__, status)
-    assert final.exists() == (moment is after_the_rename), moment.__name__
-print(len(list((place / "digits").glob("incomplete.*"))))
+def kills():
+    for moment in (before_write, in_sklearn, in_the_examples, between_the_files, before_the_rename, after_the_rename):
+        _, status = os.waitpid(forked(lambda: (moment(), module.prepare(killed))), 0)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (moment.__name__, status)
+        assert final.exists() == (moment is after_the_rename), moment.__name__
+    return len(list((killed / "digits").glob("incomplete.*")))
+
+def meet():
+    write = module._write
+    def slowly(work):
+        made = write(work)
+        (shared / f"ready.{os.getpid()}").touch()
+        while len(list(shared.glob("ready.*"))) < 3: time.sleep(0.01)  # all three are about to rename
+        return made
+    module._write = slowly
+    module.prepare(shared)
+
+def together():
+    children = [forked(meet) for _ in range(3)]
+    return max(os.waitpid(child, 0)[1] for child in children)
+
+def answer(work):
+    try:
+        return work()
+    except BaseException:
+        return traceback.format_exc()
+
+answers = {"reading": answer(lambda: os.waitpid(forked(reading), 0)[1])}
+import sklearn.datasets, sklearn.model_selection, tensorflow_datasets
+print(json.dumps({**answers, "kills": answer(kills), "together": answer(together)}))
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-def test_a_killed_preparation_leaves_nothing_that_is_trusted(tmp_path, place):
-    done = subprocess.run([sys.executable, "-c", KILLS, str(tmp_path)], capture_output=True, text=True, timeout=300)
+class Processes(NamedTuple):
+    """The answers of `PROCESSES`, a number or a traceback each; where it prepared; and what it printed of errors."""
+
+    answers: dict
+    killed: Path
+    shared: Path
+    errors: str
+
+
+@pytest.fixture(scope="session")
+def processes(place, tmp_path_factory):
+    if not hasattr(os, "fork"):
+        pytest.skip("forks")
+    killed, shared = (tmp_path_factory.mktemp(name) for name in ("killed", "shared"))
+    command = [sys.executable, "-c", PROCESSES, *map(str, (place, killed, shared))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) > 0  # what the killed left behind is there, and is not mistaken for data
-    folder = tmp_path / "digits" / "1.0.0"
+    return Processes(json.loads(done.stdout.splitlines()[-1]), killed, shared, done.stderr)
+
+
+@pytest.mark.costs("imports scikit-learn and TFDS in a process that can be killed, for this and the next two")
+def test_a_killed_preparation_leaves_nothing_that_is_trusted(processes, place):
+    left = processes.answers["kills"]
+    assert isinstance(left, int), left
+    assert left > 0  # what the killed left behind is there, and is not mistaken for data
+    folder = processes.killed / "digits" / "1.0.0"
     whole = place / "digits" / "1.0.0"
     assert {p.name for p in folder.iterdir()} == {p.name for p in whole.iterdir()}
-    data, expected = (load("digits", data_dir=d) for d in (tmp_path, place))
+    data, expected = (load("digits", data_dir=d) for d in (processes.killed, place))
     np.testing.assert_array_equal(data.column("image"), expected.column("image"))
 
 
-def test_what_a_killed_preparation_left_is_swept_when_old(tmp_path):
-    old, young = tmp_path / "digits" / "incomplete.old", tmp_path / "digits" / "incomplete.young"
-    for left in (old, young):
-        left.mkdir(parents=True)
-        (left / "file").write_text("half")
-    os.utime(old, (time.time() - 7200,) * 2)
-    prepare(tmp_path)
-    assert sorted(p.name for p in (tmp_path / "digits").iterdir()) == ["1.0.0", "incomplete.young"]
+@pytest.mark.costs("its process may be the first to be asked for")
+def test_several_processes_preparing_at_once(processes):
+    assert processes.answers["together"] == 0, processes.errors
+    assert [p.name for p in (processes.shared / "digits").iterdir()] == ["1.0.0"]
+    assert len(load("digits", data_dir=processes.shared)) == 1437
 
 
-TOGETHER = """
-import os, sys, time
-from pathlib import Path
-import sklearn.datasets, sklearn.model_selection, tensorflow_datasets
-from sapwood.data import digits as module
-
-place = Path(sys.argv[1])
-write = module._write
-def slowly(work):
-    made = write(work)
-    (place / f"ready.{os.getpid()}").touch()
-    while len(list(place.glob("ready.*"))) < 3: time.sleep(0.01)  # all three are about to rename
-    return made
-module._write = slowly
-children = []
-for _ in range(3):
-    child = os.fork()
-    if not child:
-        try:
-            module.prepare(place)
-            os._exit(0)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr)
-            os._exit(1)
-    children.append(child)
-sys.exit(max(os.waitpid(c, 0)[1] for c in children))
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_several_processes_preparing_at_once(tmp_path):
-    done = subprocess.run([sys.executable, "-c", TOGETHER, str(tmp_path)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert [p.name for p in (tmp_path / "digits").iterdir()] == ["1.0.0"]
-    assert len(load("digits", data_dir=tmp_path)) == 1437
+@pytest.mark.costs("its process may be the first to be asked for")
+def test_reading_it_again_imports_neither_scikit_learn_nor_tensorflow_nor_grain(processes):
+    assert processes.answers["reading"] == 0, processes.errors
+    assert json.loads((processes.shared / "imported").read_text()) == []

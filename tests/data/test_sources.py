@@ -1,6 +1,6 @@
 import threading
-import time
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -473,11 +473,12 @@ def test_remembered_examples_cannot_be_changed_from_outside():
 @pytest.mark.parametrize(("short", "several"), [(1e9, False), (0, True)])
 def test_threads_read_what_takes_long_and_one_what_does_not(short, several, monkeypatch):
     monkeypatch.setattr("sapwood.data.source.SHORT", short)
-    readers = set()
+    readers, two = set(), threading.Barrier(2, timeout=300)
 
     def read(numbers):
         readers.add(threading.get_ident())
-        time.sleep(2e-3 * len(numbers))
+        if threading.current_thread() is not threading.main_thread():
+            two.wait()  # until another thread reads, too
         return numbers
 
     source = Source()
@@ -493,21 +494,22 @@ def test_a_source_over_another_does_not_wait_for_its_own_thread(monkeypatch):
 
     def read(numbers):
         readers.add(threading.get_ident())
-        time.sleep(1e-3)
         return numbers
 
     inner = _pool().submit(lambda: source.in_parts(read, list(range(40))))
-    assert inner.result(timeout=60) == list(range(40))
+    assert inner.result(timeout=300) == list(range(40))
     assert len(readers) == 1
 
 
 def test_how_long_an_example_takes_is_looked_at_again(monkeypatch):
     monkeypatch.setattr("sapwood.data.source.SHORT", 1e-3)
     pauses, sizes, source = iter([0.1] + [0.0] * 1000), [], Source()
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr("sapwood.data.source.time", clock)
 
     def read(numbers):
         sizes.append(len(numbers))
-        time.sleep(next(pauses))
+        clock.now += next(pauses)
         return numbers
 
     for _ in range(LOOK + 1):  # the first look finds a cold file

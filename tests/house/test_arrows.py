@@ -1,6 +1,7 @@
 """Imports go only along the arrows, and what is heavy is imported where it is first used."""
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -33,9 +34,14 @@ def imports(tree: ast.AST, package: tuple[str, ...], *, top_level_only: bool = F
             base = ".".join(package[: len(package) - node.level + 1]) + "." if node.level else ""
             module = (base + (node.module or "")).rstrip(".")
             yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+        elif isinstance(node, ast.Call) and _called(node).endswith("import_module"):
             names = [a.value for a in node.args[:1] if isinstance(a, ast.Constant)]
             yield from ((node.lineno, name) for name in names if name.startswith("sapwood"))
+
+
+def _called(node: ast.Call) -> str:
+    """The last word of what is called (`ast.unparse` of each call would be most of the time of these tests)."""
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
 
 
 def _top_level(tree: ast.AST):
@@ -49,12 +55,23 @@ def _top_level(tree: ast.AST):
         yield from _top_level(node)
 
 
+@functools.cache
+def tree(path: Path) -> ast.AST:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def distributions() -> dict[str, list[str]]:
+    """Which distributions bring a module: this looks through all that is installed."""
+    return dict(packages_distributions())
+
+
 def modules(root: Path):
     return [(room, path) for room in ARROWS for path in sorted((root / room).rglob("*.py"))]
 
 
-def broken_arrows(room: str, source: str, package: tuple[str, ...]):
-    for line, name in imports(ast.parse(source), package):
+def broken_arrows(room: str, tree: ast.AST, package: tuple[str, ...]):
+    for line, name in imports(tree, package):
         top, _, rest = name.partition(".")
         if top != "sapwood" or room in MAY_IMPORT_THE_WHOLE:
             continue
@@ -63,8 +80,8 @@ def broken_arrows(room: str, source: str, package: tuple[str, ...]):
             yield f"line {line}: {room} imports {name}"
 
 
-def heavy_imports(source: str, package: tuple[str, ...]):
-    for line, name in imports(ast.parse(source), package, top_level_only=True):
+def heavy_imports(tree: ast.AST, package: tuple[str, ...]):
+    for line, name in imports(tree, package, top_level_only=True):
         top = name.split(".")[0]
         if top not in LIGHT | {"sapwood"} and top not in sys.stdlib_module_names:
             yield f"line {line}: {name}"
@@ -82,7 +99,7 @@ def test_imports_follow_the_arrows(root):
     broken = {
         path.relative_to(root).as_posix(): found
         for room, path in modules(root)
-        if (found := list(broken_arrows(room, path.read_text(encoding="utf-8"), _package(root, path))))
+        if (found := list(broken_arrows(room, tree(path), _package(root, path))))
     }
     assert not broken
 
@@ -91,8 +108,7 @@ def test_import_sapwood_loads_only_jax(root):
     heavy = {
         path.relative_to(root).as_posix(): found
         for room, path in modules(root)
-        if room in ("core", "parallel", "layers")
-        and (found := list(heavy_imports(path.read_text(encoding="utf-8"), _package(root, path))))
+        if room in ("core", "parallel", "layers") and (found := list(heavy_imports(tree(path), _package(root, path))))
     }
     assert not heavy
 
@@ -104,10 +120,10 @@ def test_every_import_is_a_declared_dependency(root):
     """What arrives only because another package happens to need it may leave with that package's next version."""
     dependencies = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
     declared = {re.split(r"[^\w-]", d)[0].lower().replace("_", "-") for d in dependencies}
-    known = packages_distributions()
+    known = distributions()
     loose = set()
     for _room, path in [*modules(root), *(("", p) for p in root.glob("*.py"))]:
-        for _line, name in imports(ast.parse(path.read_text(encoding="utf-8")), _package(root, path)):
+        for _line, name in imports(tree(path), _package(root, path)):
             top = name.split(".")[0]
             if top == "sapwood" or top in sys.stdlib_module_names or top in OPTIONAL:
                 continue
@@ -126,12 +142,12 @@ def test_tests_import_only_what_the_test_extra_brings(root):
         return {re.split(r"[^\w-]", r)[0].lower().replace("_", "-") for r in requirements}
 
     of_tests = names(project["dependencies"] + extras["test"])
-    known = packages_distributions()
+    known = distributions()
     loose = set()
     for path in (root / "tests").rglob("*.py"):
         declared = of_tests | names(extras["oracles"]) if path.stem.endswith("_oracle") else of_tests
         local = {p.stem for p in path.parent.iterdir()}
-        for _line, name in imports(ast.parse(path.read_text(encoding="utf-8")), ("tests",)):
+        for _line, name in imports(tree(path), ("tests",)):
             top = name.split(".")[0]
             if top in {"sapwood", "tests", "benchmarks", *local} or top in sys.stdlib_module_names:
                 continue
@@ -152,7 +168,7 @@ def test_tests_import_only_what_the_test_extra_brings(root):
     ],
 )
 def test_the_check_sees_a_broken_arrow(room, source):
-    assert list(broken_arrows(room, source, ("sapwood", room)))
+    assert list(broken_arrows(room, ast.parse(source), ("sapwood", room)))
 
 
 @pytest.mark.parametrize(
@@ -164,9 +180,10 @@ def test_the_check_sees_a_broken_arrow(room, source):
     ],
 )
 def test_the_check_lets_arrows_pass(room, source):
-    assert not list(broken_arrows(room, source, ("sapwood", room)))
+    assert not list(broken_arrows(room, ast.parse(source), ("sapwood", room)))
 
 
 def test_the_check_sees_heavy_imports_only_where_they_run():
-    assert list(heavy_imports("try:\n    import rich\nexcept ImportError:\n    pass", ("sapwood", "core")))
-    assert not list(heavy_imports("def f():\n    import rich", ("sapwood", "core")))
+    used = ast.parse("try:\n    import rich\nexcept ImportError:\n    pass")
+    assert list(heavy_imports(used, ("sapwood", "core")))
+    assert not list(heavy_imports(ast.parse("def f():\n    import rich"), ("sapwood", "core")))

@@ -19,6 +19,7 @@ def _names() -> list[str]:
     return sorted(n.removesuffix(".__init__") for n in dotted)
 
 
+@pytest.mark.costs("examples run op by op, as a reader types them, and each new op is a program")
 @pytest.mark.parametrize("name", _names())
 def test_examples(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # an example that writes a file writes it here

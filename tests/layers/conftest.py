@@ -32,11 +32,12 @@ def agree():
             mine, theirs = (jax.jit(lambda *args, f=f: _values_and_gradients(f, args))(*args) for f in (ours, oracle))
         else:
             mine, theirs = jax.jit(lambda *args: [_values_and_gradients(f, args) for f in (ours, oracle)])(*args)
+        mine, theirs = jax.device_get((mine, theirs))
         assert mine[0].shape == theirs[0].shape
         assert mine[0].dtype == theirs[0].dtype
         np.testing.assert_allclose(mine[0], theirs[0], rtol=rtol, atol=atol)
         for i, (a, b) in enumerate(zip(mine[1], theirs[1], strict=True)):
-            scale = float(jnp.abs(b).max())
+            scale = float(np.abs(b).max())
             assert scale > 0, f"the gradient of argument {i} says nothing"
             np.testing.assert_allclose(a, b, rtol=rtol, atol=atol * max(1, scale), err_msg=f"gradient of argument {i}")
 
@@ -44,22 +45,28 @@ def agree():
 
 
 @pytest.fixture
-def draw(request):
-    """`draw(2, 3)`: normal numbers of that shape, others at every call, the same in every run of a test."""
+def sample(request):
+    """`sample(2, 3)`: normal numbers of that shape in NumPy, others at every call, the same in every run of a test."""
     numbers = np.random.default_rng(sum(map(ord, request.node.name)))
 
-    def draw(*shape, dtype="float32"):
-        return jnp.asarray(numbers.normal(size=shape), dtype)
+    def sample(*shape, dtype="float32"):
+        return numbers.normal(size=shape).astype(jnp.dtype(dtype))
 
-    return draw
+    return sample
 
 
 @pytest.fixture
-def weights(draw):
+def draw(sample):
+    """`draw(2, 3)`: what `sample` gives, as an array of JAX."""
+    return lambda *shape, dtype="float32": jnp.asarray(sample(*shape, dtype=dtype))
+
+
+@pytest.fixture
+def weights(sample):
     """`weights(layer, *xs)`: small random params for it, without compiling an initialiser."""
 
     def weights(layer, *xs):
-        return jax.tree.map(lambda p: 0.5 * draw(*p.shape), sw.spec(layer, *xs).params)
+        return jax.tree.map(lambda p: jnp.asarray(0.5 * sample(*p.shape)), sw.spec(layer, *xs).params)
 
     return weights
 

@@ -55,28 +55,28 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_matches_the_formula(case, draw):
+def test_matches_the_formula(case, sample):
     case = {"strides": 1, "dilation": 1, "groups": 1, "padding": "SAME", "pads": ((1, 1),), **case}
     n, groups = len(case["window"]), case["groups"]
     each = {k: case[k] if isinstance(case[k], tuple) else (case[k],) * n for k in ("strides", "dilation")}
     layer = L.Conv(2 * groups, case["window"], **{k: case[k] for k in ("strides", "padding", "dilation", "groups")})
 
     def oracle(x, kernel, bias):
-        return formula(*map(np.asarray, (x, kernel, bias)), each["strides"], case["pads"], each["dilation"], groups)
+        return formula(x, kernel, bias, each["strides"], case["pads"], each["dilation"], groups)
 
     def arguments():
-        return draw(*case["x"]), draw(*case["window"], case["x"][-1] // groups, 2 * groups), draw(2 * groups)
+        return sample(*case["x"]), sample(*case["window"], case["x"][-1] // groups, 2 * groups), sample(2 * groups)
 
     given, probes = arguments(), arguments()
     expected = oracle(*given)
-    weights = draw(*expected.shape)
+    weights = sample(*expected.shape)
 
     @jax.jit
     def run(*given):
         y, pull = jax.vjp(lambda x, k, b: layer({"kernel": k, "bias": b}, x), *given)
         return y, pull(weights)
 
-    y, gradients = run(*given)
+    y, gradients = jax.device_get(run(*given))
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     # y is affine in each argument, so each gradient's product with a probe is a difference of outputs
     for i, probe in enumerate(probes):
@@ -94,7 +94,7 @@ def test_matches_the_formula(case, draw):
         ("Conv3D", (2, 2, 2), (1, 4, 4, 4, 2), {"padding": "valid"}),
     ],
 )
-def test_matches_keras(name, size, x, options, keras, agree, draw):
+def test_matches_keras(name, size, x, options, keras, agree, sample):
     layer = getattr(keras.layers, name)(4, size, **options)
     layer.build((None, *x[1:]))
     ours = L.Conv(
@@ -108,34 +108,36 @@ def test_matches_keras(name, size, x, options, keras, agree, draw):
     agree(
         lambda x, k, b: ours({"kernel": k, "bias": b}, x),
         lambda x, k, b: layer.stateless_call([k, b], [], x)[0],
-        draw(*x), draw(*layer.kernel.shape), draw(4),
+        sample(*x), sample(*layer.kernel.shape), sample(4),
     )  # fmt: skip
 
 
-def test_causal_sees_no_later_input(draw):
-    x, kernel = draw(1, 9, 2), draw(3, 2, 4)
-    before = L.conv(x, kernel, padding="CAUSAL", dilation=2)
-    after = L.conv(x.at[:, 5].add(1), kernel, padding="CAUSAL", dilation=2)
-    changed = np.flatnonzero(np.asarray(jnp.any(before != after, (0, 2))))
+def test_causal_sees_no_later_input(sample):
+    x, kernel = sample(1, 9, 2), sample(3, 2, 4)
+    run = jax.jit(lambda x: L.conv(x, kernel, padding="CAUSAL", dilation=2))
+    before = np.asarray(run(x))
+    x[:, 5] += 1
+    changed = np.flatnonzero(np.any(before != run(x), (0, 2)))
     np.testing.assert_array_equal(changed, [5, 7])
+
+
+def described(*shape, dtype="float32"):
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def test_declares_its_parameters():
     layer = L.Conv(8, (3, 5), groups=2, axes=("channels_in", "channels_out"))
-    params = sw.spec(layer, jnp.ones((1, 9, 9, 4))).params
+    params = sw.spec(layer, described(1, 9, 9, 4)).params
     assert params["kernel"].shape == (3, 5, 2, 8)
     assert params["kernel"].axes == (None, None, "channels_in", "channels_out")
     assert params["bias"].axes == ("channels_out",)
-    assert sw.spec(L.Conv(8, (3,), bias=False), jnp.ones((1, 9, 4))).params.keys() == {"kernel"}
+    assert sw.spec(L.Conv(8, (3,), bias=False), described(1, 9, 4)).params.keys() == {"kernel"}
 
 
 def test_starts_with_unit_variance():
-    layer, x = (
-        L.Conv(64, (3, 3), padding="VALID"),
-        jnp.asarray(np.random.default_rng(0).normal(size=(4, 9, 9, 32)), "f4"),
-    )
+    layer, x = L.Conv(64, (3, 3), padding="VALID"), np.random.default_rng(0).normal(size=(4, 9, 9, 32)).astype("f4")
     params, _ = sw.init(layer, 0, x)
-    assert 0.95 < float(layer(params, x).std()) < 1.05
+    assert 0.95 < np.asarray(jax.jit(layer)(params, x)).std() < 1.05
 
 
 @pytest.mark.parametrize(
@@ -166,11 +168,11 @@ def test_refuses_bad_options(options, message):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (jnp.ones((28, 28)), r"\(batch, height, width, channels\), got float32\[28,28\] of rank 2; add the missing"),
-        (jnp.ones((2, 3, 28, 28, 1)), r"\(batch, height, width, channels\), got .* of rank 5"),
-        (jnp.ones((2, 8, 8, 3), jnp.uint8), r"floating numbers, got uint8"),
-        (jnp.ones((2, 8, 8, 3)), r"3 channels do not divide into groups=2"),
-        (jnp.ones((2, 2, 8, 4)), r"a window of \(3, 3\) does not fit into \(2, 8\)"),
+        (described(28, 28), r"\(batch, height, width, channels\), got float32\[28,28\] of rank 2; add the missing"),
+        (described(2, 3, 28, 28, 1), r"\(batch, height, width, channels\), got .* of rank 5"),
+        (described(2, 8, 8, 3, dtype="uint8"), r"floating numbers, got uint8"),
+        (described(2, 8, 8, 3), r"3 channels do not divide into groups=2"),
+        (described(2, 2, 8, 4), r"a window of \(3, 3\) does not fit into \(2, 8\)"),
     ],
 )
 def test_explains_an_input_that_does_not_fit(x, message):
@@ -181,25 +183,30 @@ def test_explains_an_input_that_does_not_fit(x, message):
 @pytest.mark.parametrize(
     ("kernel", "groups", "message"),
     [
-        (jnp.ones((3, 3, 2, 4)), 1, r"has 3 channels; the kernel .* takes 2"),
-        (jnp.ones((3, 3, 1, 4)), 3, r"outputs must divide by groups"),
-        (jnp.ones((3, 4)), 1, r"1 to 3 window dimensions"),
+        (described(3, 3, 2, 4), 1, r"has 3 channels; the kernel .* takes 2"),
+        (described(3, 3, 1, 4), 3, r"outputs must divide by groups"),
+        (described(3, 4), 1, r"1 to 3 window dimensions"),
     ],
 )
 def test_array_function_explains_a_kernel_that_does_not_fit(kernel, groups, message):
     with pytest.raises(ValueError, match=message):
-        L.conv(jnp.ones((1, 8, 8, 3)), kernel, groups=groups)
+        jax.eval_shape(lambda x, kernel: L.conv(x, kernel, groups=groups), described(1, 8, 8, 3), kernel)
 
 
 @pytest.mark.parametrize(("narrow", "dtype"), [("bfloat16", "float32"), ("float16", "float32")])
-def test_dtypes_are_promoted(narrow, dtype, draw):
-    x, kernel, bias = draw(2, 5, 5, 3), draw(3, 3, 3, 4), draw(4)
-    for mixed in ((x.astype(narrow), kernel), (x, kernel.astype(narrow))):
-        y = L.conv(*mixed)
-        assert y.dtype == dtype
-        np.testing.assert_array_equal(y, L.conv(*(a.astype(dtype) for a in mixed)))
-    params = {"kernel": kernel, "bias": bias}
-    y, pull = jax.vjp(L.Conv(4, (3, 3)), params, x.astype(narrow))
-    slopes, dx = pull(y)
+def test_dtypes_are_promoted(narrow, dtype, sample):
+    x, kernel, bias = sample(2, 5, 5, 3), sample(3, 3, 3, 4), sample(4)
+    mixtures = [(x.astype(jnp.dtype(narrow)), kernel), (x, kernel.astype(jnp.dtype(narrow)))]
+
+    @jax.jit
+    def run(mixtures, alike, params, x):
+        y, pull = jax.vjp(L.Conv(4, (3, 3)), params, x)
+        return [L.conv(*xs) for xs in mixtures], [L.conv(*xs) for xs in alike], (y, *pull(y))
+
+    alike = [[a.astype(dtype) for a in mixed] for mixed in mixtures]
+    mixed, expected, (y, slopes, dx) = run(mixtures, alike, {"kernel": kernel, "bias": bias}, mixtures[0][0])
+    for a, b in zip(mixed, expected, strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_array_equal(a, b)
     assert (y.dtype, slopes["kernel"].dtype, dx.dtype) == (dtype, dtype, narrow)
     assert "convert_element_type" not in str(jax.make_jaxpr(L.conv)(x, kernel))

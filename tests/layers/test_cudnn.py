@@ -137,16 +137,18 @@ def kernels(run, *xs):
     return re.findall(r"custom_call @(__cudnn\$\w+)", program), program
 
 
+@pytest.mark.costs("a training step, traced twice")
 def test_a_bfloat16_decoder_trains_with_it_on_a_gpu(gpu):
     """The whole training step, as `Trainer` has it: a kernel forward and one backward, and no logits of attention."""
     gpu()
     model = Decoder(vocabulary=32, depth=2, width=32, heads=4)
     tokens = {name: struct(2, 192, dtype="int32") for name in ("tokens", "targets")}
+    objective = sw.supervised(model, inputs="tokens", target="targets")
+    trainers = {policy: sw.Trainer(objective, optax.adam(1e-3), policy=policy) for policy in ("bfloat16", None)}
+    state = jax.eval_shape(lambda: trainers[None].init(0, {n: jnp.zeros((2, 192), "int32") for n in tokens}))
 
     def step(policy):
-        trainer = sw.Trainer(sw.supervised(model, inputs="tokens", target="targets"), optax.adam(1e-3), policy=policy)
-        state = jax.eval_shape(lambda: trainer.init(0, {n: jnp.zeros((2, 192), "int32") for n in tokens}))
-        return kernels(trainer.step, state, tokens)
+        return kernels(trainers[policy].step, state, tokens)
 
     calls, program = step("bfloat16")
     assert calls == KERNELS  # once each: the blocks are a scan
@@ -205,26 +207,31 @@ def test_on_a_mesh_it_lowers(gpu, monkeypatch):
 def test_what_is_around_the_kernel_changes_no_number(axes):
     """With JAX's own attention in the place of the kernel: forward and gradient, mapped or not."""
     random = np.random.default_rng(0)
-    arrays = [jnp.asarray(random.standard_normal((2, 5, 4, 8)), "float32") for _ in range(3)]
-    scales = jnp.arange(1.0, 4.0)
+    arrays = [random.standard_normal((2, 5, 4, 8)).astype("float32") for _ in range(3)]
+    scales = np.arange(1, 4, dtype="float32")[:, None, None, None, None]
     mapped = [
-        x if axis is None else jnp.moveaxis(scales[:, None, None, None, None] * x, 0, axis)
+        x if axis is None else np.moveaxis(scales * x, 0, axis)
         for x, axis in zip(arrays, axes, strict=True)
-    ]
+    ]  # fmt: skip
 
-    def both(attend):
+    def both(attend, *mapped):
         def total(*x):
             return jnp.square(jax.vmap(attend, in_axes=axes)(*x)).sum()
 
         return jax.value_and_grad(total, (0, 1, 2))(*mapped)
 
-    ours = both(lambda q, k, v: cudnn.cudnn_attention(q, k, v, True, 0.3, implementation="xla"))
-    plain = both(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True, scale=0.3))
-    for found, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+    def ours(q, k, v):
+        return cudnn.cudnn_attention(q, k, v, True, 0.3, implementation="xla")
+
+    def plain(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, scale=0.3)
+
+    mine, theirs = jax.jit(lambda *mapped: (both(ours, *mapped), both(plain, *mapped)))(*mapped)
+    for found, expected in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_attention_and_the_layer_hand_over_to_it(monkeypatch):
+def test_attention_and_the_layer_hand_over_to_it(monkeypatch, weights):
     seen = []
 
     def kernel(q, k, v, causal, scale):
@@ -233,13 +240,14 @@ def test_attention_and_the_layer_hand_over_to_it(monkeypatch):
 
     monkeypatch.setattr(cudnn, "chosen", lambda q, k, mask, segments, sharding: mask is None and segments is None)
     monkeypatch.setattr(cudnn, "cudnn_attention", kernel)
-    x = jnp.ones((2, 4, 2, 8))
-    np.testing.assert_array_equal(L.attention(2 * x, x, x, causal=True, scale=0.5), 2 * x)
+    x, segments = np.ones((2, 4, 2, 8), "float32"), np.zeros((2, 4), "int32")
+    attend = jax.jit(lambda q, k, v: L.attention(q, k, v, causal=True, scale=0.5))
+    np.testing.assert_array_equal(attend(2 * x, x, x), 2 * x)
     assert seen == [(True, 0.5)]
-    np.testing.assert_array_equal(L.attention(x, x, x, segments=jnp.zeros((2, 4), int)), x)
+    np.testing.assert_array_equal(jax.jit(lambda x: L.attention(x, x, x, segments=segments))(x), x)
     assert len(seen) == 1
-    layer = L.MultiHeadAttention(2, causal=True)
-    layer(sw.init(layer, 0, x[:, :, 0])[0], x[:, :, 0])
+    layer, x = L.MultiHeadAttention(2, causal=True), x[:, :, 0]
+    jax.eval_shape(layer, weights(layer, x), x)
     assert seen[-1] == (True, None)
 
 

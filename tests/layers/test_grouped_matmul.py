@@ -49,40 +49,39 @@ def with_gradients(x, kernels, sizes, dy):
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_it_is_one_product_for_each_group(sizes, draw):
-    x, kernels, dy = draw(33, 5), draw(4, 5, 6), draw(33, 6)
-    y, dx, dk = with_gradients(x, kernels, jnp.array(sizes), dy)
+def test_it_is_one_product_for_each_group(sizes, sample):
+    x, kernels, dy = sample(33, 5), sample(4, 5, 6), sample(33, 6)
+    y, dx, dk = with_gradients(x, kernels, np.array(sizes, "int32"), dy)
     np.testing.assert_allclose(y, by_hand(x, kernels, sizes), rtol=1e-5, atol=1e-5)
     for ours, theirs in zip((dx, dk), gradients_by_hand(x, kernels, sizes, dy), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_what_lies_behind_the_groups_does_not_matter(draw):
-    x, kernels, sizes, dy = draw(40, 5), draw(3, 5, 4), jnp.array([9, 0, 12]), draw(40, 4)
-    dirty = x.at[21:].set(jnp.nan)
-    for ours, theirs in zip(
-        with_gradients(dirty, kernels, sizes, dy.at[21:].set(jnp.inf)), with_gradients(x, kernels, sizes, dy),
-        strict=True,
-    ):  # fmt: skip
+def test_what_lies_behind_the_groups_does_not_matter(sample):
+    x, kernels, sizes, dy = sample(33, 5), sample(4, 5, 6), np.array([9, 0, 12, 0], "int32"), sample(33, 6)
+    clean = with_gradients(x, kernels, sizes, dy)
+    behind = np.arange(33)[:, None] >= 21
+    x, dy = np.where(behind, np.float32(np.nan), x), np.where(behind, np.float32(np.inf), dy)
+    for ours, theirs in zip(with_gradients(x, kernels, sizes, dy), clean, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_no_rows_at_all(groups, draw):
-    x, kernels, sizes = jnp.zeros((0, 5)), draw(groups, 5, 6), jnp.zeros(groups, int)
-    y, dx, dk = with_gradients(x, kernels, sizes, jnp.zeros((0, 6)))
+def test_no_rows_at_all(groups, sample):
+    x, dy = np.zeros((0, 5), "float32"), np.zeros((0, 6), "float32")
+    y, dx, dk = with_gradients(x, sample(groups, 5, 6), np.zeros(groups, "int32"), dy)
     assert (y.shape, dx.shape) == ((0, 6), (0, 5))
     np.testing.assert_array_equal(dk, np.zeros((groups, 5, 6)))
 
 
-def test_second_derivatives(draw):
+def test_second_derivatives(sample):
     """The gradient's own gradient, against the same by one dense product for all groups."""
-    x, kernels, sizes = draw(12, 3), draw(3, 3, 4), jnp.array([5, 0, 6])
-    group = jnp.array([0] * 5 + [2] * 6 + [3])
+    x, kernels, sizes = sample(12, 3), sample(3, 3, 4), np.array([5, 0, 6], "int32")
+    group = np.array([0] * 5 + [2] * 6 + [3])
 
     def dense(x, kernels):
         each = jnp.einsum("nf,gfo->gno", x, kernels)
-        return jnp.sum(each * (group == jnp.arange(3)[:, None])[..., None], 0)
+        return jnp.sum(each * (group == np.arange(3)[:, None])[..., None], 0)
 
     def penalty(multiply, x, kernels):
         gradients = jax.grad(lambda *a: jnp.sum(jnp.sin(multiply(*a))), (0, 1))(x, kernels)
@@ -96,9 +95,9 @@ def test_second_derivatives(draw):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_bfloat16_is_summed_in_float32(draw):
-    x, kernels, dy = (a.astype("bfloat16") for a in (draw(600, 8), draw(2, 8, 8), draw(600, 8)))
-    y, dx, dk = with_gradients(x, kernels, jnp.array([590, 10]), dy)
+def test_bfloat16_is_summed_in_float32(sample):
+    x, kernels, dy = (sample(*shape, dtype="bfloat16") for shape in ((600, 8), (2, 8, 8), (600, 8)))
+    y, dx, dk = jax.device_get(with_gradients(x, kernels, np.array([590, 10], "int32"), dy))
     assert {a.dtype for a in (y, dx, dk)} == {jnp.dtype("bfloat16")}
     _, right = gradients_by_hand(x, kernels, [590, 10], dy)
     np.testing.assert_allclose(dk.astype("float32"), right, rtol=8e-3, atol=1e-2)
@@ -109,6 +108,11 @@ def loads(rows, groups):
     random = np.random.default_rng(0)
     for share in (np.ones(groups) / groups, random.dirichlet(np.full(groups, 2.0))):
         yield np.bincount(random.choice(groups, rows, p=share), minlength=groups)
+
+
+def times(load, block, rows):
+    """How often the loop runs."""
+    return int(jax.jit(lambda load: blocked_matmul.blocks(load, block, rows)[0])(np.asarray(load, "int32")))
 
 
 @pytest.mark.parametrize(("rows", "groups"), [(8192, 8), (4096, 64), (1024, 16)])
@@ -122,43 +126,53 @@ def test_it_does_at_most_half_again_the_ideal_work(rows, groups):
     body, ideal = 2 * block * features * out, 2 * rows * features * out
     assert body <= cost["flops"] < 1.05 * body + 100 * rows  # no product but the loop's, once
     for load in loads(rows, groups):
-        times, _, _ = blocked_matmul.blocks(jnp.asarray(load), block, rows)
-        assert ideal <= times * body <= 1.5 * ideal
+        assert ideal <= times(load, block, rows) * body <= 1.5 * ideal
 
 
 def test_most_of_a_padded_buffer_costs_nothing():
-    load = jnp.array([100, 120, 90, 110])
     block = module.block_size(400, 4)
-    times, _, _ = blocked_matmul.blocks(load, block, 10_000)
-    assert times * block <= 1.5 * 420
+    assert times([100, 120, 90, 110], block, 10_000) * block <= 1.5 * 420
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def tpu_and_plain(turned, x, y, kernels, sizes):
+    """Both products, each by the kernel of a TPU (run as plain operations) and by what it is held against."""
+    products = (
+        module._kernel_multiply(64, turned, x, kernels, sizes, interpret=True),
+        module._ragged_multiply(64, turned, x, kernels, sizes),
+    )
+    return products, (module._kernel_outer(64, x, y, sizes, interpret=True), blocked_matmul.outer(64, x, y, sizes))
+
+
+@pytest.mark.costs("Pallas kernels, which run as long programs of plain operations")
+@pytest.mark.parametrize("sizes", [[100, 0, 116, 40], [256, 0, 0, 0]])
+@pytest.mark.parametrize(("rows", "turned"), [(300, False), (256, True)])  # the kernel's tiles have 128 rows
+def test_the_kernel_of_a_tpu_is_the_same(rows, sizes, turned, sample):
+    x, y, kernels = sample(rows, 40), sample(rows, 24), sample(4, 24, 40) if turned else sample(4, 40, 24)
+    (ours, theirs), outer = jax.device_get(tpu_and_plain(turned, x, y, kernels, np.array(sizes, "int32")))
+    np.testing.assert_allclose(ours[: sum(sizes)], theirs[: sum(sizes)], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(*outer, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize(("rows", "sizes"), [(300, [100, 0, 130, 40]), (256, [256, 0, 0, 0])])
-def test_the_kernel_of_a_tpu_is_the_same(rows, sizes, turned, draw):
-    """Run as plain operations."""
-    x, y, kernels = draw(rows, 40), draw(rows, 24), draw(4, 24, 40) if turned else draw(4, 40, 24)
-    used, sizes = sum(sizes), jnp.array(sizes, jnp.int32)
-    ours = module._kernel_multiply(64, turned, x, kernels, sizes, interpret=True)
-    theirs = module._ragged_multiply(64, turned, x, kernels, sizes)
-    np.testing.assert_allclose(ours[:used], theirs[:used], rtol=1e-4, atol=1e-4)
-    ours = module._kernel_outer(64, x, y, sizes, interpret=True)
-    np.testing.assert_allclose(ours, blocked_matmul.outer(64, x, y, sizes), rtol=1e-4, atol=1e-4)
+def test_the_ragged_form_is_the_same(turned, sample):
+    x, y, kernels = sample(30, 5), sample(30, 4), sample(3, 4, 5) if turned else sample(3, 5, 4)
 
+    @jax.jit
+    def run(x, y, kernels, sizes):
+        multiply, outer = (
+            (blocked_matmul.multiply, module._ragged_multiply),
+            (blocked_matmul.outer, module._ragged_outer),
+        )
+        return [f(8, turned, x, kernels, sizes)[:27] for f in multiply], [f(8, x, y, sizes) for f in outer]
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_the_ragged_form_is_the_same(turned, draw):
-    x, y, kernels = draw(30, 5), draw(30, 4), draw(3, 4, 5) if turned else draw(3, 5, 4)
-    sizes = jnp.array([7, 0, 20], jnp.int32)
-    ours = blocked_matmul.multiply(8, turned, x, kernels, sizes)[:27]
-    theirs = module._ragged_multiply(8, turned, x, kernels, sizes)[:27]
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
-    ours, theirs = (f(8, x, y, sizes) for f in (blocked_matmul.outer, module._ragged_outer))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    products, outer = run(x, y, kernels, np.array([7, 0, 20], "int32"))
+    np.testing.assert_allclose(*products, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(*outer, rtol=1e-5, atol=1e-5)
 
 
 def test_each_platform_has_its_way(monkeypatch):
-    x, half = jnp.ones((2, 2)), jnp.ones((2, 2), "float16")
+    x, half = np.ones((2, 2), "float32"), np.ones((2, 2), "float16")
     assert [module._way(p, x) for p in ("cpu", "gpu", None)] == ["blocked", "ragged", "blocked"]
     assert module._way("tpu", x) == "ragged"  # eight devices, and nothing says how x is split
     monkeypatch.setattr(jax, "device_count", lambda: 1)
@@ -171,4 +185,4 @@ def test_each_platform_has_its_way(monkeypatch):
 )
 def test_shapes_that_do_not_fit(x, kernels, sizes):
     with pytest.raises(sw.core.errors.InputError, match=r"grouped_matmul expects x \(rows, features\)"):
-        L.grouped_matmul(jnp.ones(x), jnp.ones(kernels), jnp.ones(sizes, int))
+        L.grouped_matmul(*(np.ones(shape, "float32") for shape in (x, kernels)), np.ones(sizes, "int32"))

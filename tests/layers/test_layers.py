@@ -24,7 +24,7 @@ CASES = [
     (L.GlobalAvgPool(), IMAGE),
     (L.Flatten(), IMAGE),
     (L.MultiHeadAttention(2, kv_heads=1, causal=True, rotary=L.Rotary(500.0)), SEQUENCE),
-    (L.MixtureOfExperts(2, 8, k=2), SEQUENCE),
+    (L.MixtureOfExperts(2, 8, k=2, gated=False), SEQUENCE),
     (L.Rotary(), IMAGE),
     (L.LearnedPositions(8), SEQUENCE),
     (L.Sequential((L.Dense(4), L.Sequential((("act", L.Dropout(0.1)),)))), SEQUENCE),
@@ -35,10 +35,11 @@ CASES = [
 EVERY = pytest.mark.parametrize(("layer", "shape"), CASES, ids=[type(layer).__name__ for layer, _ in CASES])
 
 
-def variables(layer, x, draw):
-    spec = sw.spec(layer, x)
-    return jax.tree.map(lambda p: draw(*p.shape) / 2, spec.params), jax.tree.map(
-        lambda p: jnp.ones(p.shape), spec.state
+def variables(layer, x, sample):
+    params, state = sw.spec(layer, x)
+    return (
+        jax.tree.map(lambda p: jnp.asarray(sample(*p.shape) / 2), params),
+        jax.tree.map(lambda p: jnp.asarray(np.ones(p.shape, "float32")), state),
     )
 
 
@@ -58,10 +59,11 @@ def test_is_a_value(layer, shape):
         layer.features = 3
 
 
+@pytest.mark.costs("each layer in three precisions, with gradients; a mixture takes four seconds")
 @EVERY
-def test_one_dict_is_a_cursor_and_any_precision_is_close(layer, shape, draw):
-    x = draw(*shape)
-    params, state = variables(layer, x, draw)
+def test_one_dict_is_a_cursor_and_any_precision_is_close(layer, shape, sample):
+    x = jnp.asarray(sample(*shape))
+    params, state = variables(layer, x, sample)
 
     def low(dtype):
         def run(params, x):
@@ -74,7 +76,7 @@ def test_one_dict_is_a_cursor_and_any_precision_is_close(layer, shape, draw):
     def everything():
         return layer({**params, **state}, x), sw.apply(layer, params, state, x), low("bfloat16"), low("float16")
 
-    by_dict, (high, after), *lows = everything()
+    by_dict, (high, after), *lows = jax.device_get(everything())
     np.testing.assert_array_equal(by_dict, high)
     jax.tree.map(np.testing.assert_array_equal, after, state)  # evaluation changes nothing
     for dtype, (y, (for_params, for_x)) in zip(("bfloat16", "float16"), lows, strict=True):
@@ -87,13 +89,14 @@ def test_one_dict_is_a_cursor_and_any_precision_is_close(layer, shape, draw):
 @EVERY
 def test_integers_are_refused_with_a_reason(layer, shape):
     if isinstance(layer, L.Flatten):
-        assert layer({}, jnp.ones(shape, "uint8")).dtype == "uint8"
+        assert jax.eval_shape(lambda x: layer({}, x), jax.ShapeDtypeStruct(shape, "uint8")).dtype == "uint8"
         return
     with pytest.raises(sw.SapwoodError, match=r"floating numbers, got uint8\[.*x.astype"):
-        sw.spec(layer, jnp.ones(shape, "uint8"))
+        sw.spec(layer, jax.ShapeDtypeStruct(shape, "uint8"))
 
 
 @EVERY
 def test_something_that_is_no_cursor_is_refused(layer, shape):
+    x = jnp.asarray(np.ones(shape, "float32"))
     with pytest.raises(TypeError, match=f"{type(layer).__name__}.* takes its variables first"):
-        layer(jnp.ones(shape), jnp.ones(shape))
+        layer(x, x)

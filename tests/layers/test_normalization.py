@@ -11,16 +11,21 @@ import sapwood as sw
 from sapwood import layers as L
 from sapwood.core.calls import trace_calls
 
+START = {"mean": np.zeros(3, "float32"), "var": np.ones(3, "float32")}
+
 
 @pytest.mark.parametrize("shape", [(4, 3), (2, 5, 7), (6,), (2, 1, 3, 8)])
-def test_layer_and_rms_norm_match_numpy(shape, draw):
-    x, scale, bias = 3 * draw(*shape) + 10, draw(shape[-1]), draw(shape[-1])
+def test_layer_and_rms_norm_match_numpy(shape, sample):
+    x, scale, bias = 3 * sample(*shape) + 10, sample(shape[-1]), sample(shape[-1])
+    centred_and_scaled, scaled = jax.jit(lambda *xs: (L.layer_norm(*xs, 1e-3), L.rms_norm(*xs[:2], 1e-3)))(
+        x, scale, bias
+    )
     wide = np.asarray(x, np.float64)
     centred = wide - wide.mean(-1, keepdims=True)
     expected = centred / np.sqrt(wide.var(-1, keepdims=True) + 1e-3) * scale + bias
-    np.testing.assert_allclose(L.layer_norm(x, scale, bias, 1e-3), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(centred_and_scaled, expected, rtol=1e-4, atol=1e-5)
     expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-3) * scale
-    np.testing.assert_allclose(L.rms_norm(x, scale, 1e-3), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scaled, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_layer_norm_matches_keras(keras, agree, draw):
@@ -54,23 +59,21 @@ def test_group_norm_matches_keras(groups, keras, agree, draw):
     )  # fmt: skip
 
 
-def test_group_norm_of_vectors_and_sequences(draw):
-    for shape in ((3, 6), (2, 5, 6)):
-        x = draw(*shape)
+def test_group_norm_of_vectors_and_sequences(sample):
+    given = sample(3, 6), sample(2, 5, 6)
+    found = jax.jit(lambda given: [L.group_norm(x, 2) for x in given])(given)
+    for x, y in zip(given, found, strict=True):
+        shape = x.shape
         wide = np.asarray(x, np.float64).reshape(shape[0], -1, 2, 3)
         expected = (wide - wide.mean((1, 3), keepdims=True)) / np.sqrt(wide.var((1, 3), keepdims=True) + 1e-5)
-        np.testing.assert_allclose(L.group_norm(x, 2), expected.reshape(shape), rtol=1e-4, atol=1e-5)
-
-
-def batch_norm_variables(draw, n):
-    return {"scale": draw(n), "bias": draw(n), "mean": draw(n), "var": draw(n) ** 2 + 0.1}
+        np.testing.assert_allclose(y, expected.reshape(shape), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_batch_norm_matches_keras(train, keras, agree, draw):
+def test_batch_norm_matches_keras(train, keras, agree, sample):
     layer = keras.layers.BatchNormalization(momentum=0.8, epsilon=1e-5)
     layer.build((None, 4, 5, 3))
-    start = batch_norm_variables(draw, 3)
+    start = {"mean": sample(3), "var": sample(3) ** 2 + np.float32(0.1)}
 
     def ours(x, scale, bias):
         params = {"scale": scale, "bias": bias}
@@ -82,7 +85,7 @@ def test_batch_norm_matches_keras(train, keras, agree, draw):
         y, state = layer.stateless_call([scale, bias], [start["mean"], start["var"]], x, training=train)
         return jnp.concatenate([y.ravel(), *state])
 
-    agree(ours, oracle, draw(4, 4, 5, 3), draw(3), draw(3), rtol=1e-3, atol=1e-4)
+    agree(ours, oracle, sample(4, 4, 5, 3), sample(3), sample(3), rtol=1e-3, atol=1e-4)
 
 
 def written_out(x, scale, bias):
@@ -97,23 +100,27 @@ def ours(x, scale, bias):
     return L.batch_norm(x, mean, var, scale, bias), mean.ravel(), var.ravel()
 
 
-def test_derivatives_of_batch_norm_are_those_of_its_definition_up_to_the_second(draw):
-    xs = draw(4, 5, 3), draw(3), draw(3)
-    weights = draw(4, 5, 3), draw(3), draw(3)
+@pytest.mark.costs("six derivatives, three of them second ones, in one program")
+def test_derivatives_of_batch_norm_are_those_of_its_definition_up_to_the_second(sample):
+    shapes = (4, 5, 3), (3,), (3,)
+    xs, weights = ([sample(*shape, dtype="float64") for shape in shapes] for _ in range(2))
+
+    def summed(f, weights):
+        return lambda *xs: sum(jnp.vdot(w, jnp.sin(y)) for w, y in zip(weights, f(*xs), strict=True))
+
+    @jax.jit
+    def derived(weights, *xs):
+        f, by = summed(ours, weights), (0, 1, 2)
+        first = {"reverse": jax.grad(f, by)(*xs), "forward": jax.jacfwd(f, by)(*xs)}
+        twice = {"forward over reverse": jax.hessian(f, by)(*xs), "reverse twice": jax.jacrev(jax.grad(f, by), by)(*xs)}
+        f = summed(written_out, weights)
+        return (first, jax.grad(f, by)(*xs)), (twice, jax.hessian(f, by)(*xs))
+
     with jax.enable_x64():
-        xs, weights = (jax.tree.map(lambda x: jnp.asarray(x, "float64"), tree) for tree in (xs, weights))
-
-        def summed(f):
-            return lambda *xs: sum(jnp.vdot(w, jnp.sin(y)) for w, y in zip(weights, f(*xs), strict=True))
-
-        for derive in (
-            lambda f: jax.grad(f, (0, 1, 2)),
-            lambda f: jax.jacfwd(f, (0, 1, 2)),
-            lambda f: jax.hessian(f, (0, 1, 2)),  # forward over reverse
-            lambda f: jax.jacrev(jax.grad(f, (0, 1, 2)), (0, 1, 2)),
-        ):
-            for a, b in zip(*(jax.tree.leaves(derive(summed(f))(*xs)) for f in (ours, written_out)), strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+        for found, expected in derived(weights, *xs):
+            for name, derivative in found.items():
+                for a, b in zip(jax.tree.leaves(derivative), jax.tree.leaves(expected), strict=True):
+                    np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11, err_msg=name)
 
 
 def test_a_step_of_batch_norm_sums_over_its_input_four_times(draw):
@@ -128,13 +135,12 @@ def test_a_step_of_batch_norm_sums_over_its_input_four_times(draw):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_gradients_cross_a_named_axis(masked, draw):
-    x, weights = draw(8, 6, 3) * jnp.arange(1.0, 9)[:, None, None], draw(8, 6, 3)
+def test_gradients_cross_a_named_axis(masked, sample):
+    x, weights = sample(8, 6, 3) * np.arange(1, 9, dtype="float32")[:, None, None], sample(8, 6, 3)
     mask = np.arange(48).reshape(8, 6) % 3 > 0 if masked else None
-    state = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
 
     def loss(layer, x, mask, weights):
-        y, _ = sw.apply(layer, {}, state, x, mask, train=True)
+        y, _ = sw.apply(layer, {}, START, x, mask, train=True)
         return jnp.sum(y * weights, where=None if mask is None else mask[..., None])
 
     plain = jax.jit(jax.grad(lambda x: loss(L.BatchNorm(scale=False, bias=False), x, mask, weights)))
@@ -150,14 +156,14 @@ def test_gradients_cross_a_named_axis(masked, draw):
 
 
 @pytest.mark.parametrize("mask_shape", [(4,), (4, 5)])
-def test_masked_batch_statistics_are_those_of_the_rest(mask_shape, draw):
-    x = draw(4, 5, 3)
+def test_masked_batch_statistics_are_those_of_the_rest(mask_shape, sample):
+    x = sample(4, 5, 3)
     mask = np.random.default_rng(0).random(mask_shape) < 0.6
     rest = x[mask].reshape(-1, 3)
-    layer, state = L.BatchNorm(scale=False, bias=False), {"mean": jnp.zeros(3), "var": jnp.ones(3)}
-    run = jax.jit(lambda *xs: sw.apply(layer, {}, state, *xs, train=True))
-    y, after = run(np.where(mask.reshape(mask.shape + (1,) * (3 - mask.ndim)), x, np.nan), mask)
-    expected, expected_after = run(rest)
+    layer = L.BatchNorm(scale=False, bias=False)
+    hidden = np.where(mask.reshape(mask.shape + (1,) * (3 - mask.ndim)), x, np.float32(np.nan))
+    run = jax.jit(lambda *inputs: [sw.apply(layer, {}, START, *xs, train=True) for xs in inputs])
+    (y, after), (expected, expected_after) = jax.device_get(run((hidden, mask), (rest,)))
     np.testing.assert_allclose(y[mask].reshape(-1, 3), expected, rtol=1e-4, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after, expected_after)
     for leaf in after.values():
@@ -165,54 +171,62 @@ def test_masked_batch_statistics_are_those_of_the_rest(mask_shape, draw):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_statistics_cross_a_named_axis(masked, draw):
-    x = draw(4, 6, 3) * jnp.arange(1.0, 5)[:, None, None]  # rows differ, so row statistics would show
+def test_statistics_cross_a_named_axis(masked, sample):
+    x = sample(4, 6, 3) * np.arange(1, 5, dtype="float32")[:, None, None]  # rows differ: row statistics would show
     mask = np.arange(24).reshape(4, 6) % 3 > 0 if masked else np.ones((4, 6), bool)
-    state = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
 
     def one(x, mask):
         layer = L.BatchNorm(scale=False, bias=False, axis_name="rows")
-        return sw.apply(layer, {}, state, x, *([mask] if masked else []), train=True)
+        return sw.apply(layer, {}, START, x, *([mask] if masked else []), train=True)
 
     plain = L.BatchNorm(scale=False, bias=False)
-    y, after = jax.jit(jax.vmap(one, axis_name="rows"))(x, mask)
-    whole, expected = jax.jit(lambda x: sw.apply(plain, {}, state, x, mask, train=True))(x)
+
+    @jax.jit
+    def run(x, mask):
+        return jax.vmap(one, axis_name="rows")(x, mask), sw.apply(plain, {}, START, x, mask, train=True)
+
+    (y, after), (whole, expected) = run(x, mask)
     np.testing.assert_allclose(y, whole, rtol=1e-4, atol=1e-5)
     for name, value in after.items():
         np.testing.assert_allclose(value, np.broadcast_to(expected[name], (4, 3)), rtol=1e-5, atol=1e-6)
 
 
-def test_batch_statistics_do_not_depend_on_the_mesh(draw):
-    x, state = draw(16, 3), {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+def test_batch_statistics_do_not_depend_on_the_mesh(sample):
+    x = sample(16, 3)
     layer = L.BatchNorm(scale=False, bias=False)
-    run = jax.jit(lambda x: sw.apply(layer, {}, state, x, train=True))
+    run = jax.jit(lambda x: sw.apply(layer, {}, START, x, train=True))
     sharding = jax.NamedSharding(sw.parallel.mesh("data=8"), jax.P("data"))
     for a, b in zip(jax.tree.leaves(run(x)), jax.tree.leaves(run(jax.device_put(x, sharding))), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_a_large_mean_costs_no_digits(draw):
-    x = draw(1000, 2) + 4096
-    mean, var = L.moments(x, (0,))
+def test_a_large_mean_costs_no_digits(sample):
+    x = sample(1000, 2) + 4096
+    mean, var = jax.device_get(jax.jit(lambda x: L.moments(x, (0,)))(x))
     np.testing.assert_allclose(var[0], np.asarray(x, np.float64).var(0), rtol=1e-3)
     assert mean.shape == (1, 2)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("layer", [L.LayerNorm(), L.RMSNorm(), L.GroupNorm(2), L.BatchNorm()], ids=repr)
-def test_statistics_are_float32_in_low_precision(layer, dtype, draw):
-    x = (draw(64, 8) + 200).astype(dtype)  # squares overflow float16, sums of bfloat16 lose all digits
-    spec = sw.spec(layer, x)
-    params, state = (jax.tree.map(lambda p: 1 + jnp.arange(8.0), tree) for tree in spec)
-    low, after = jax.jit(lambda x: sw.apply(layer, params, state, x, train=True, policy=dtype))(x)
-    high, _ = jax.jit(lambda x: sw.apply(layer, params, state, x, train=True))(x.astype("float32"))
+def test_statistics_are_float32_in_low_precision(layer, dtype, sample):
+    """The bits of the float32 layer, rounded last: in one program, as LLVM may or may not fuse `* scale + bias`."""
+    x = (sample(64, 8) + 200).astype(jnp.dtype(dtype))  # squares overflow float16, sums of bfloat16 lose all digits
+    params, state = (jax.tree.map(lambda p: np.arange(1, 9, dtype="float32"), tree) for tree in sw.spec(layer, x))
+
+    @jax.jit
+    def run(x):
+        wide, _ = sw.apply(layer, params, state, x.astype("float32"), train=True)
+        return sw.apply(layer, params, state, x, train=True, policy=dtype), wide.astype(dtype)
+
+    (low, after), high = run(x)
     assert low.dtype == dtype
-    np.testing.assert_array_equal(low, high.astype(dtype))
+    np.testing.assert_array_equal(low, high)
     assert all(leaf.dtype == jnp.float32 for leaf in after.values())
 
 
 def test_variables_can_be_left_out():
-    x = jnp.ones((2, 4))
+    x = np.ones((2, 4), "float32")
     for layer in (L.LayerNorm, L.GroupNorm, L.BatchNorm):
         options = {"groups": 2} if layer is L.GroupNorm else {}
         assert sw.spec(layer(**options, scale=False), x).params.keys() == {"bias"}
@@ -240,15 +254,19 @@ def test_refuses_bad_options(make, message):
         make()
 
 
+def described(*shape, dtype="float32"):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
 @pytest.mark.parametrize(
     ("layer", "xs", "message"),
     [
-        (L.GroupNorm(4), (jnp.ones((2, 6)),), r"6 channels do not divide into groups=4"),
-        (L.LayerNorm(), (jnp.ones((2, 6), int),), r"floating numbers, got int32\[2,6\]"),
-        (L.BatchNorm(), (jnp.ones(6),), r"\(batch, \.\.\., features\), got float32\[6\] of rank 1"),
-        (L.BatchNorm(), (jnp.ones((4, 6)), jnp.ones(4)), r"boolean mask .* got mask float32\[4\]"),
-        (L.BatchNorm(), (jnp.ones((4, 6)), jnp.ones(6, bool)), r"mask bool\[6\] for x float32\[4,6\]"),
-        (L.BatchNorm(), (jnp.ones((4, 6)), jnp.ones((4, 6), bool)), r"leading dimensions"),
+        (L.GroupNorm(4), (described(2, 6),), r"6 channels do not divide into groups=4"),
+        (L.LayerNorm(), (described(2, 6, dtype="int32"),), r"floating numbers, got int32\[2,6\]"),
+        (L.BatchNorm(), (described(6),), r"\(batch, \.\.\., features\), got float32\[6\] of rank 1"),
+        (L.BatchNorm(), (described(4, 6), described(4)), r"boolean mask .* got mask float32\[4\]"),
+        (L.BatchNorm(), (described(4, 6), described(6, dtype="bool")), r"mask bool\[6\] for x float32\[4,6\]"),
+        (L.BatchNorm(), (described(4, 6), described(4, 6, dtype="bool")), r"leading dimensions"),
     ],
 )
 def test_explains_an_input_that_does_not_fit(layer, xs, message):
@@ -257,7 +275,7 @@ def test_explains_an_input_that_does_not_fit(layer, xs, message):
 
 
 def test_it_is_declared_and_initialised_without_its_axis():
-    layer, x = L.BatchNorm(axis_name="rows"), jnp.arange(12.0).reshape(4, 3)
+    layer, x = L.BatchNorm(axis_name="rows"), np.arange(12, dtype="float32").reshape(4, 3)
     assert sw.spec(layer, x) == sw.spec(L.BatchNorm(), x)
 
     def model(v, x):
@@ -267,7 +285,7 @@ def test_it_is_declared_and_initialised_without_its_axis():
     np.testing.assert_array_equal(params["shift"], x.mean(0))
     np.testing.assert_array_equal(state["norm"]["mean"], 0)
     with pytest.raises(NameError, match="unbound axis name"):
-        sw.apply(model, params, state, x, train=True)
+        jax.eval_shape(lambda x: sw.apply(model, params, state, x, train=True), x)
 
 
 def test_what_is_looked_at_inside_its_axis_has_the_sum():

@@ -34,13 +34,19 @@ def place(mesh, **options):
     return parallel.placement(sw.mesh(mesh), rules(**options))
 
 
-def traced(model, params, x, *args, on, state=None, train=False):
+def shapes(model, x):
+    """The shapes of a model's parameters and state, which no run needs."""
+    spec = sw.spec(model, x)
+    return tuple(jax.tree.map(lambda p: p.struct, found) for found in (spec.params, spec.state))
+
+
+def traced(model, x, *args, on, params=None, train=False):
     """The shapes that come out of a run on a mesh: what only tracing can find, it has found then."""
 
-    def run(params, x, *args):
+    def run(params, state, x, *args):
         return sw.pure(model)(sw.bind(params, state, rng=0, train=train, place=on), x, *args)
 
-    return jax.eval_shape(run, params, x, *args)
+    return jax.eval_shape(run, *(shapes(model, x) if params is None else (params, {})), x, *args)
 
 
 # ---- the same numbers ------------------------------------------------------------------------------------------------
@@ -58,8 +64,8 @@ def piped(remat=None):
 
 
 def inputs():
-    x = jax.random.normal(jax.random.key(1), (16, 8))
-    return x, jax.random.uniform(jax.random.key(2), (16,)), jnp.float32(0.1)
+    random = np.random.default_rng(1)
+    return random.normal(size=(16, 8)).astype("float32"), random.random(16, "float32"), np.float32(0.1)
 
 
 def everything(remat=None, policy=None, on=None):
@@ -80,28 +86,29 @@ def stack():
 
 @pytest.fixture(scope="module")
 def expected(stack):
-    return {name: jax.block_until_ready(everything(policy=name)(stack, *inputs())) for name in ("float32", "bfloat16")}
+    return {name: jax.device_get(everything(policy=name)(stack, *inputs())) for name in ("float32", "bfloat16")}
 
 
+@pytest.mark.costs("a pipeline with its gradients, for eight devices")
 @pytest.mark.parametrize(
     ("mesh", "schedule", "remat", "policy"),
     [
-        (DEEP, "gpipe", None, "float32"),
         (DEEP, "interleaved", None, "float32"),
         (DEEP, "1f1b", None, "float32"),
         (WIDE, "gpipe", "full", "float32"),
         (WIDE, "1f1b", "full", "bfloat16"),
-        *(pytest.param(DEEP, s, "full", "float32", marks=pytest.mark.slow) for s in SCHEDULES),
-        *(pytest.param(WIDE, s, None, "float32", marks=pytest.mark.slow) for s in SCHEDULES),
-        pytest.param(DEEP, "gpipe", None, "bfloat16", marks=pytest.mark.slow),
+        pytest.param(DEEP, "gpipe", None, "float32", marks=pytest.mark.slow),
         pytest.param(WIDE, "interleaved", "full", "bfloat16", marks=pytest.mark.slow),
+        pytest.param(DEEP, "gpipe", None, "bfloat16", marks=pytest.mark.long),
+        *(pytest.param(DEEP, s, "full", "float32", marks=pytest.mark.long) for s in SCHEDULES),
+        *(pytest.param(WIDE, s, None, "float32", marks=pytest.mark.long) for s in SCHEDULES),
     ],
 )
 def test_pipeline_gives_the_numbers_of_the_stack(mesh, schedule, remat, policy, stack, expected):
     on = place(mesh, schedule=schedule, microbatches=8 if mesh == DEEP else 4)
     shardings = parallel.param_shardings(sw.spec(piped(), *inputs()).params, on.mesh, on.rules)
     assert all(s.spec[0] == "stage" for s in jax.tree.leaves(shardings))
-    got = jax.block_until_ready(everything(remat, policy, on)(jax.device_put(stack, shardings), *inputs()))
+    got = jax.device_get(everything(remat, policy, on)(jax.device_put(stack, shardings), *inputs()))
     # Sums in another order; in bfloat16 each of eight blocks rounds to 8 bits, and so does each micro-batch's share.
     exact = 1e-5 if policy == "float32" else 3e-2
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected[policy]), strict=True):
@@ -128,6 +135,11 @@ def train(mesh=None, policy=None, remat=None, **options):
     return losses, jax.device_get(state.params)
 
 
+@pytest.fixture(scope="module")
+def trained():
+    return train()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "options"),
@@ -138,8 +150,8 @@ def train(mesh=None, policy=None, remat=None, **options):
         ("stage=2,fsdp=2,tensor=2", {"schedule": "interleaved"}),
     ],
 )
-def test_pipeline_trains_a_transformer_as_one_device_does(mesh, options):
-    losses, params = train()
+def test_pipeline_trains_a_transformer_as_one_device_does(mesh, options, trained):
+    losses, params = trained
     piped, moved = train(mesh, **options)
     np.testing.assert_allclose(piped, losses, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max()), moved, params)
@@ -170,18 +182,21 @@ def test_an_argument_of_the_size_of_the_batch_is_what_it_is_said_to_be():
     def add(v, x, positions):
         return x + (positions[:, None] if positions.ndim == 1 else positions)
 
-    x, on = jnp.zeros((8, 8, 4)), place("stage=8")
-    for positions, batched in ((jnp.arange(8.0), False), (jnp.arange(8.0)[:, None, None], True)):
+    x, on = np.zeros((8, 8, 4), "float32"), place("stage=8")
+    for positions, batched in ((np.arange(8.0), False), (np.arange(8.0)[:, None, None], True)):
         model = L.Scan(add, 8, batched=batched)
-        got = jax.jit(lambda x, p, model=model: sw.pure(model)(sw.bind({}, place=on), x, p)[0])(x, positions)
-        np.testing.assert_array_equal(got, model({}, x, positions))
+        run = jax.jit(lambda x, p, model=model: sw.pure(model)(sw.bind({}, place=on), x, p)[0])
+        got = run(x, positions.astype("float32"))
+        np.testing.assert_array_equal(got, x + 8 * (positions if batched else positions[:, None]))
 
 
+@pytest.mark.costs("about running without jit, where each operation is a program")
 def test_pipeline_needs_no_jit():
-    x = jnp.arange(8.0).reshape(8, 1)
+    x = np.arange(2, dtype="float32").reshape(2, 1)
     model = L.Scan(L.Dense(1, bias=False), 2)
-    params = {"kernel": jnp.array([2.0, 3.0]).reshape(2, 1, 1)}
-    run = lambda x: sw.apply(model, params, {}, x, place=place("stage=2,data=4"))[0]  # noqa: E731
+    params = {"kernel": np.float32([2, 3]).reshape(2, 1, 1)}
+    on = parallel.placement(sw.mesh("stage=2", devices=jax.devices()[:2]), rules())
+    run = lambda x: sw.apply(model, params, {}, x, place=on)[0]  # noqa: E731
     np.testing.assert_array_equal(run(x), 6 * x)
     with jax.disable_jit():  # as Trainer(jit=False) has it
         np.testing.assert_array_equal(jax.grad(lambda x: (run(x) * x).sum())(x), 12 * x)
@@ -190,13 +205,14 @@ def test_pipeline_needs_no_jit():
 # ---- what a block may do ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.costs("a pipeline with its gradients, for eight devices")
 @pytest.mark.parametrize("schedule", ["gpipe", pytest.param("1f1b", marks=pytest.mark.slow)])
 def test_each_microbatch_and_block_drops_its_own_and_the_backward_pass_the_same(schedule):
     @sw.layer
     def drop(v, x):
         return x * (1 + L.Dropout(0.5)(v.drop, jnp.ones_like(x)))  # 1 or 3 times x
 
-    on, x = place("stage=4,data=2", schedule=schedule, microbatches=8), jnp.ones((16, 64))
+    on, x = place("stage=4,data=2", schedule=schedule, microbatches=8), np.ones((16, 64), "float32")
     model = L.Scan(drop, 4)
 
     def run(x):
@@ -219,11 +235,11 @@ def test_nothing_of_an_idle_tick_leaks(schedule):
         v.sow("least", jnp.min(most - x))
         return x - 2 + jnp.log(most - x)
 
-    x = jnp.linspace(10.0, 10.5, 8)[:, None]
+    x = np.linspace(10.0, 10.5, 8, dtype="float32")[:, None]
     model, most, y = L.Scan(falls, 4), [], x
     for _ in range(4):  # what each block takes is just above what it gets
         most.append(float(y.max()) + 0.5)
-        y = y - 2 + jnp.log(most[-1] - y)
+        y = y - 2 + np.log(most[-1] - y)
     assert max(most[1:]) < float(x.min())  # so what waits for the first block is too much for any other
 
     def run(on):
@@ -231,10 +247,10 @@ def test_nothing_of_an_idle_tick_leaks(schedule):
             y, updates = sw.pure(model)(sw.bind(params, train=True, place=on), x)
             return jnp.sum(y) + updates.losses["log"], (y, updates)
 
-        return jax.jit(jax.value_and_grad(objective, (0, 1), has_aux=True))({"most": jnp.array(most)}, x)
+        return jax.jit(jax.value_and_grad(objective, (0, 1), has_aux=True))({"most": np.float32(most)}, x)
 
     ((got, (y, updates)), slopes), ((value, (z, others)), like) = (
-        jax.block_until_ready(run(on)) for on in (place("stage=4,data=2", schedule=schedule, microbatches=4), None)
+        jax.device_get(run(on)) for on in (place("stage=4,data=2", schedule=schedule, microbatches=4), None)
     )
     np.testing.assert_allclose(got, value, rtol=1e-5)
     np.testing.assert_allclose(y, z, rtol=1e-5)
@@ -250,26 +266,26 @@ def test_what_blocks_sow_and_check_comes_back_as_from_the_stack():
         v.check(x[:, 0] < 12.0, "too large")
         return x + 1
 
-    model, x = L.Scan(tells, 4), jnp.arange(16.0).reshape(8, 2)
+    model, x = L.Scan(tells, 4), np.arange(16, dtype="float32").reshape(8, 2)
 
     def run(on):
-        return jax.jit(lambda x: sw.pure(model)(sw.bind({}, place=on), x)[1])(x)
+        return jax.device_get(jax.jit(lambda x: sw.pure(model)(sw.bind({}, place=on), x)[1])(x))
 
     got, want = run(place("stage=2,data=4", schedule="interleaved")), run(None)
     jax.tree.map(np.testing.assert_allclose, got.captured, want.captured)
-    assert {k: bool(jnp.all(ok)) for k, ok in got.checks.items()} == {"too large": False}
+    assert {k: bool(np.all(ok)) for k, ok in got.checks.items()} == {"too large": False}
 
 
 def test_convolutions_on_a_cpu_are_unrolled_in_a_pipeline_too():
-    model, x, on = L.Scan(L.Conv(2, (3,), bias=False), 4), jnp.ones((8, 5, 2)), place("stage=2,data=4")
+    model, x, on = L.Scan(L.Conv(2, (3,), bias=False), 4), np.ones((8, 5, 2), "float32"), place("stage=2,data=4")
     run = jax.jit(jax.grad(lambda p, x: sw.pure(model)(sw.bind(p, place=on), x)[0].sum()))
-    assert "stablehlo.while" not in run.lower(sw.init(model, 0, x)[0], x).as_text()
+    assert "stablehlo.while" not in run.lower(shapes(model, x)[0], x).as_text()
 
 
 def test_a_placement_of_ones_own_has_no_stages():
-    y, _ = sw.apply(L.Scan(L.Dense(2, bias=False), 2), {"kernel": jnp.ones((2, 2, 2))}, {}, jnp.ones((3, 2)),
-                    place=lambda axes, shape: None)  # fmt: skip
-    np.testing.assert_array_equal(y, 4)
+    model, kernel = L.Scan(L.Dense(2, bias=False), 2), np.ones((2, 2, 2), "float32")
+    run = jax.jit(lambda kernel, x: sw.apply(model, {"kernel": kernel}, {}, x, place=lambda axes, shape: None)[0])
+    np.testing.assert_array_equal(run(kernel, np.ones((3, 2), "float32")), 4)
 
 
 def test_declaring_and_first_values_see_the_whole_stack(stack):
@@ -285,9 +301,8 @@ def test_a_nested_stack_runs_inside_its_stage():
     def outer(v, x):
         return L.Scan(L.Dense(2), 3)(v.inner, x)
 
-    x = jnp.ones((8, 2))
-    params, _ = sw.init(L.Scan(outer, 4), 0, x)
-    assert traced(L.Scan(outer, 4), params, x, on=place(DEEP))[0].shape == x.shape
+    x = np.ones((8, 2), "float32")
+    assert traced(L.Scan(outer, 4), x, on=place(DEEP))[0].shape == x.shape
 
 
 @pytest.mark.parametrize(
@@ -304,9 +319,8 @@ def test_stages_that_do_not_divide_the_blocks(n, options, message):
     def model(v, x):
         return L.Scan(L.Dense(2), n)(v.blocks, x)
 
-    x = jnp.ones((16, 2))
     with pytest.raises(sw.ConfigError, match=message):
-        traced(model, sw.init(model, 0, x)[0], x, on=place(DEEP, **options))
+        traced(model, np.ones((16, 2), "float32"), on=place(DEEP, **options))
 
 
 @pytest.mark.parametrize(
@@ -326,27 +340,27 @@ def test_microbatches_that_do_not_divide_the_batch(rows, options, message):
     def model(v, x):
         return L.Scan(L.Dense(2), 8)(v.blocks, x)
 
-    x = jnp.ones((rows, 2))
     with pytest.raises(sw.ConfigError, match=message):
-        traced(model, sw.init(model, 0, x)[0], x, on=place(DEEP, **options))
+        traced(model, np.ones((rows, 2), "float32"), on=place(DEEP, **options))
 
 
 def test_batch_statistics_are_refused_in_training_and_read_otherwise():
-    model, x = L.Scan(L.BatchNorm(), 4), jnp.ones((8, 2))
-    params, state = sw.init(model, 0, x)
-    assert traced(model, params, x, on=place(DEEP), state=state)[0].shape == x.shape
+    model, x = L.Scan(L.BatchNorm(), 4), np.ones((8, 2), "float32")
+    assert traced(model, x, on=place(DEEP))[0].shape == x.shape
     with pytest.raises(sw.EffectError, match=r"mean: the blocks of a pipeline cannot put state: each sees one micro"):
-        traced(model, params, x, on=place(DEEP), state=state, train=True)
+        traced(model, x, on=place(DEEP), train=True)
 
 
 @pytest.mark.parametrize(
     ("batched", "args", "error", "message"),
     [
-        (None, (1.0, jnp.ones(8)), sw.ConfigError,
+        (None, (1.0, np.ones(8, "float32")), sw.ConfigError,
          r"^blocks: args\[1\] of the stack, of shape \(8,\), has a first dimension of the size of the batch, .* "
          r"Say whether it goes with the examples, Scan\(batched=True\), or is the same for all, Scan\(batched=False\)"),
-        ((False, None), (1.0, {"mask": jnp.ones((8, 2))}), sw.ConfigError, r"args\[1\]\['mask'\] of the stack, of sh"),
-        (True, (jnp.ones((1, 2)),), sw.InputError, r"args\[0\] of .*\(1, 2\), is batched: a first dimension of 8, the"),
+        ((False, None), (1.0, {"mask": np.ones((8, 2), "float32")}), sw.ConfigError,
+         r"args\[1\]\['mask'\] of the stack, of sh"),
+        (True, (np.ones((1, 2), "float32"),), sw.InputError,
+         r"args\[0\] of .*\(1, 2\), is batched: a first dimension of 8, the"),
         ((True, False), (1.0,), sw.ConfigError, r"batched=\(True, False\) speaks for 2 arguments beside x, .* 1"),
     ],
 )  # fmt: skip
@@ -354,16 +368,16 @@ def test_whether_an_argument_goes_with_the_examples_must_be_said(batched, args, 
     def model(v, x, *args):
         return L.Scan(lambda v, x, *args: L.Dense(2)(v, x), 4, batched=batched)(v.blocks, x, *args)
 
-    x = jnp.ones((8, 2))
-    params = {"blocks": sw.init(L.Scan(L.Dense(2), 4), 0, x)[0]}
+    x = np.ones((8, 2), "float32")
+    params = {"blocks": shapes(L.Scan(L.Dense(2), 4), x)[0]}
     with pytest.raises(error, match=message):
-        traced(model, params, x, *args, on=place(DEEP))
+        traced(model, x, *args, on=place(DEEP), params=params)
 
 
 def test_what_is_handed_on_must_have_the_batch():
     model = L.Scan(lambda v, x: (x[0] + x[1], x[1]), 4)
     with pytest.raises(sw.InputError, match=r"the leading dimension of all .* got arrays of shapes \(8, 2\), \(\)"):
-        traced(model, {}, (jnp.ones((8, 2)), jnp.ones(())), on=place(DEEP))
+        traced(model, (np.ones((8, 2), "float32"), np.float32(1)), on=place(DEEP), params={})
 
 
 def test_whole_numbers_of_microbatches_have_no_mean():
@@ -372,7 +386,7 @@ def test_whole_numbers_of_microbatches_have_no_mean():
         return x
 
     with pytest.raises(sw.EffectError, match=r"positive: int32\[\] was sown in each of 4 micro-batches"):
-        traced(L.Scan(counts, 4), {}, jnp.ones((8, 2)), on=place(DEEP))
+        traced(L.Scan(counts, 4), np.ones((8, 2), "float32"), on=place(DEEP), params={})
 
 
 def test_a_model_without_a_stack_is_split_by_its_batch():

@@ -18,12 +18,12 @@ def block(v, x):
     return x + L.Dropout(0.5)(v.drop, y)
 
 
-@pytest.mark.parametrize("policy", [None, jax.checkpoint_policies.dots_saveable])
-def test_gives_the_same_result_effects_and_gradient(policy, draw, weights):
+def test_gives_the_same_result_effects_and_gradient(draw, weights):
     x = draw(8, 4)
-    params, state = weights(block, x), {"norm": {"mean": jnp.zeros(4), "var": jnp.ones(4)}}
+    params, state = weights(block, x), {"norm": {"mean": np.zeros(4, "float32"), "var": np.ones(4, "float32")}}
+    policies = (None, jax.checkpoint_policies.dots_saveable)
 
-    def run(layer):
+    def run(layer, params, state, x):
         def objective(params):
             y, updates = sw.pure(lambda v, x: layer(v.place, x))(
                 sw.bind(params, {"place": state}, rng=3, train=True), x
@@ -32,9 +32,14 @@ def test_gives_the_same_result_effects_and_gradient(policy, draw, weights):
 
         return jax.value_and_grad(objective, has_aux=True)({"place": params})
 
-    plain, again = jax.jit(lambda: (run(block), run(L.Remat(block, policy))))()
-    assert again[0][1][1].checks["place"] == {"not finite": True}
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), again, plain)
+    layers = [block, *(L.Remat(block, policy) for policy in policies)]
+    plain, *others = jax.jit(lambda *arrays: [run(layer, *arrays) for layer in layers])(params, state, x)
+    for policy, again in zip(policies, others, strict=True):
+        assert again[0][1][1].checks["place"] == {"not finite": True}
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=str(policy)),  # noqa: B023
+            again, plain,
+        )  # fmt: skip
 
 
 def test_keeps_the_paths_and_the_first_values():
@@ -46,7 +51,7 @@ def test_keeps_the_paths_and_the_first_values():
 def test_saves_what_the_policy_says():
     def residuals(policy):
         model = L.Remat(lambda v, x: jnp.sin(jnp.sin(jnp.sin(x))), policy)
-        _, pull = jax.vjp(lambda x: model({}, x), jnp.ones(7))
+        pull = jax.eval_shape(lambda x: jax.vjp(lambda x: model({}, x), x)[1], np.ones(7, "float32"))
         return sum(leaf.size for leaf in jax.tree.leaves(pull))
 
     assert residuals(None) == residuals("nothing_saveable") == 7
@@ -55,8 +60,12 @@ def test_saves_what_the_policy_says():
 
 def test_passes_options_on(draw, weights):
     layer, x = L.MultiHeadAttention(2), draw(1, 3, 4)
-    params, mask = weights(layer, x), jnp.eye(3, dtype=bool)[None, None]
-    np.testing.assert_allclose(L.Remat(layer)(params, x, mask=mask), layer(params, x, mask=mask), rtol=1e-5)
+    params, mask = weights(layer, x), np.eye(3, dtype=bool)[None, None]
+    ours, plain, blind = jax.jit(
+        lambda params, x, mask: (L.Remat(layer)(params, x, mask=mask), layer(params, x, mask=mask), layer(params, x))
+    )(params, x, mask)
+    np.testing.assert_allclose(ours, plain, rtol=1e-5)
+    assert not np.allclose(plain, blind, rtol=1e-3)  # so the mask says something
 
 
 def test_refuses_an_unknown_policy():
@@ -74,9 +83,10 @@ def test_what_is_no_array_is_left_alone(draw, weights):
     x = draw(2, 4)
     params = weights(flagged, x, True)
 
-    def run(layer):
-        return jax.jit(jax.value_and_grad(lambda p, x: layer(p, x, True, how="sin").sum(), (0, 1)))(params, x)
+    def run(layer, params, x):
+        return jax.value_and_grad(lambda p, x: layer(p, x, True, how="sin").sum(), (0, 1))(params, x)
 
     again = L.Remat(flagged)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), run(again), run(flagged))
+    ours, plain = jax.jit(lambda params, x: (run(again, params, x), run(flagged, params, x)))(params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, plain)
     assert "remat" in str(jax.make_jaxpr(lambda p, x: again(p, x, True))(params, x))

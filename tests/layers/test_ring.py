@@ -1,5 +1,6 @@
 """Ring attention on eight simulated devices against the formula that holds every score."""
 
+import functools
 import importlib.util
 import os
 import re
@@ -24,24 +25,31 @@ MESHES = {
     "sequence=8": PartitionSpec(None, "sequence", None, None),
     "data=2,sequence=2,tensor=2": PartitionSpec("data", "sequence", "tensor", None),
     "fsdp=2,sequence=4": PartitionSpec("fsdp", "sequence", None, None),
+    "sequence=4,tensor=2": PartitionSpec(None, "sequence", "tensor", None),
 }
 
 
-def formula(q, k, v, causal=False, segments=None, scale=None):
-    """softmax(q k^T * scale) v over what each query may see, every pair worked out."""
-    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if causal:
-        scores = jnp.where(np.tril(np.ones(scores.shape[2:], bool)), scores, -jnp.inf)
+def formula(q, k, v, dy, causal=False, segments=None, scale=None, mask=True):
+    """softmax(q k^T * scale) v over what each query may see, every pair worked out in float64, and its gradients."""
+    q, k, v, dy = (np.asarray(x, "float64").swapaxes(1, 2) for x in (q, k, v, dy))
+    groups, scale = q.shape[1] // k.shape[1], q.shape[-1] ** -0.5 if scale is None else scale
+    k, v = (np.repeat(x, groups, axis=1) for x in (k, v))
+    seen = mask & (np.tri(q.shape[2], k.shape[2], dtype=bool) if causal else np.True_)
     if segments is not None:
-        scores = jnp.where((segments[:, :, None] == segments[:, None, :])[:, None], scores, -jnp.inf)
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v)
+        seen = seen & (segments[:, :, None] == segments[:, None, :])[:, None]
+    scores = np.where(seen, q @ k.mT * scale, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    slopes = dy @ v.mT
+    slopes = weights * (slopes - (slopes * weights).sum(-1, keepdims=True)) * scale
+    dk, dv = (x.reshape(len(x), -1, groups, *x.shape[2:]).sum(2) for x in (slopes.mT @ q, weights.mT @ dy))
+    return tuple(x.swapaxes(1, 2) for x in (weights @ v, slopes @ k, dk, dv))
 
 
 def packed(batch, length, count=5):
     """Segments of uneven lengths, others in each row."""
     random = np.random.default_rng(1)
-    return jnp.asarray(np.sort(random.integers(0, count, (batch, length)), 1), "int32")
+    return np.sort(random.integers(0, count, (batch, length), "int32"), 1)
 
 
 def on(mesh):
@@ -55,62 +63,147 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(ring, "LEAST", 1)
 
 
+def with_gradients(f):
+    """`(q, k, v, dy, *others)` to the output of `f(q, k, v, *others)` and the gradients of q, k and v."""
+
+    @jax.jit
+    def run(q, k, v, dy, *others):
+        y, pull = jax.vjp(lambda q, k, v: f(q, k, v, *others), q, k, v)
+        return y, *pull(dy.astype(y.dtype))
+
+    return run
+
+
+def uneven(q):
+    """A gradient of the output that tells all places apart."""
+    return np.cos(np.arange(q.size, dtype="float32")).reshape(q.shape)
+
+
+def agree(ours, theirs, dtype="float32", rtol=2e-5, atol=5e-6):
+    """The same output and gradients, each of which says something."""
+    for name, mine, right in zip(("y", "dq", "dk", "dv"), jax.device_get(ours), theirs, strict=True):
+        most = np.abs(right).max()
+        assert (mine.shape, mine.dtype) == (right.shape, dtype)
+        assert most > 0, f"{name} says nothing"
+        scale = 1 if name == "y" else max(1, most)
+        np.testing.assert_allclose(mine.astype("float64"), right, rtol=rtol, atol=atol * scale, err_msg=name)
+
+
+def compiled(mesh, q, k, causal, packs, gradients=True):
+    """What calls a program of ring attention for arrays that lie on a mesh, and how many hops it holds."""
+    return _compiled(mesh, q.shape, k.shape, causal, packs, gradients, (ring.BLOCK, ring.LEAST))
+
+
+@functools.cache
+def _compiled(mesh, q, k, causal, packs, gradients, blocks):
+    sharding = on(mesh)
+    rows = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:2]))
+    keys = rows if k[2] % sharding.mesh.shape.get("tensor", 1) else sharding  # they may be too few to lie as queries do
+    q, k = (jax.ShapeDtypeStruct(x, "float32", sharding=s) for x, s in ((q, sharding), (k, keys)))
+    segments = [jax.ShapeDtypeStruct(q.shape[:2], "int32", sharding=rows)] if packs else []
+
+    def forward(q, k, v, segments=None):
+        return ring.ring_attention(q, k, v, causal, None, sharding, segments)
+
+    run, dy = (with_gradients(forward), [q]) if gradients else (jax.jit(forward), [])
+    arguments = [q, k, k, *dy, *segments]
+    program = run.lower(*arguments).compile()
+
+    def call(*arrays):
+        return jax.device_get(program(*jax.device_put(list(arrays), [x.sharding for x in arguments])))
+
+    return call, hops(program)
+
+
+def hops(program):
+    """How many permutations, and what other collectives, a compiled program holds."""
+    found = r" (collective-permute|all-gather|all-reduce|all-to-all|reduce-scatter)(?:-start)?\("
+    return Counter(re.findall(found, program.as_text()))
+
+
+# Without a mask, k and v take one hop before the loop and one in its body. Backward, what comes before the loop is what
+# forward has done; the loop passes on k, v and their gradients, which then go home. Segments go along with the keys of
+# both loops. In and out of the zigzag layout arrays go in two halves each: q, k, v and y; dy, delta and three
+# gradients. Segments go in, too.
+FORWARD = {(False, False): 2 + 2, (False, True): 3 + 3, (True, False): 4 + 6 + 2, (True, True): 12 + 2 + 2}
+BACKWARD = {(False, False): 4 + 2, (False, True): 5 + 2, (True, False): 6 + 4 + 6, (True, True): 16 + 1}
+
+
+@pytest.mark.costs("a program with four loops over blocks, for eight devices")
 @pytest.mark.parametrize(
-    ("mesh", "causal", "packs", "kv_heads", "length"),
+    ("mesh", "causal", "packs", "kv_heads", "length", "halved"),
     [
-        ("sequence=8", True, False, 1, 96),
-        ("sequence=8", True, True, 2, 96),
-        ("data=2,sequence=2,tensor=2", True, True, 2, 36),
-        ("data=2,sequence=2,tensor=2", True, False, 1, 36),  # fewer heads of keys than shards
-        ("data=2,sequence=2,tensor=2", False, False, 4, 36),
-        ("fsdp=2,sequence=4", False, True, 1, 52),
-        ("fsdp=2,sequence=4", True, False, 4, 56),
-        ("fsdp=2,sequence=4", True, True, 2, 52),  # 13 a device: no halves, so in order
+        ("sequence=8", True, False, 1, 112, True),  # halves of 7: their last blocks are filled up
+        ("sequence=8", True, True, 2, 96, True),
+        ("data=2,sequence=2,tensor=2", True, True, 1, 36, True),  # fewer heads of keys than shards
+        pytest.param("data=2,sequence=2,tensor=2", True, True, 2, 36, True, marks=pytest.mark.long),
+        pytest.param("data=2,sequence=2,tensor=2", True, False, 1, 36, True, marks=pytest.mark.long),
+        pytest.param("data=2,sequence=2,tensor=2", False, False, 4, 36, False, marks=pytest.mark.long),
+        ("fsdp=2,sequence=4", False, True, 1, 52, False),
+        pytest.param("fsdp=2,sequence=4", True, False, 4, 56, True, marks=pytest.mark.long),
+        ("fsdp=2,sequence=4", True, True, 2, 52, False),  # 13 a device: no halves, so in order
     ],
 )
-def test_it_is_attention(mesh, causal, packs, kv_heads, length, small_blocks, agree, draw):
-    sharding, segments = on(mesh), packed(2, length) if packs else None
-    agree(
-        lambda q, k, v: ring.ring_attention(q, k, v, causal, None, sharding, segments),
-        lambda q, k, v: formula(q, k, v, causal, segments),
-        draw(2, length, 4, 8), draw(2, length, kv_heads, 8), draw(2, length, kv_heads, 8),
-        rtol=2e-5, atol=5e-6, apart=True,
-    )  # fmt: skip
+def test_it_is_attention_with_the_collectives_it_needs(
+    mesh, causal, packs, kv_heads, length, halved, small_blocks, draw
+):
+    segments = [packed(2, length)] if packs else []
+    q, k, v = (np.asarray(draw(2, length, n, 8)) for n in (4, kv_heads, kv_heads))
+    run, sent = compiled(mesh, q, k, causal, packs)
+    agree(run(q, k, v, uneven(q), *segments), formula(q, k, v, uneven(q), causal, *segments))
+    if mesh != "data=2,sequence=2,tensor=2":  # where the loop over two devices is none
+        assert sent == {"collective-permute": FORWARD[halved, packs] + BACKWARD[halved, packs]}
 
 
-@pytest.mark.parametrize("block", [7, 64])
-@pytest.mark.parametrize("packs", [False, True])
-def test_on_one_device_it_is_attention_in_blocks(block, packs, monkeypatch, agree, draw):
+def test_segments_need_not_be_sorted(small_blocks, draw):
+    segments = np.random.default_rng(0).integers(0, 3, (2, 96), "int32")
+    q, k, v = (np.asarray(draw(2, 96, n, 8)) for n in (4, 2, 2))  # as above, so that it is the same program
+    run, _ = compiled("sequence=8", q, k, True, True)
+    agree(run(q, k, v, uneven(q), segments), formula(q, k, v, uneven(q), True, segments))
+
+
+def test_large_scores_stay_finite(small_blocks, draw):
+    q, k, v = (100 * np.asarray(draw(2, 112, n, 8)) for n in (4, 1, 1))  # as above
+    run, _ = compiled("sequence=8", q, k, True, False)
+    assert all(np.isfinite(x).all() for x in run(q, k, v, np.ones_like(q)))
+
+
+@pytest.mark.costs("a program with four loops over blocks, for eight devices")
+def test_keys_of_another_length(small_blocks, draw):
+    mesh = "sequence=4,tensor=2"
+    q, k, v = (np.asarray(draw(2, *n, 4)) for n in ((12, 4), (28, 2), (28, 2)))
+    run, sent = compiled(mesh, q, k, False, False)
+    agree(run(q, k, v, uneven(q)), formula(q, k, v, uneven(q)))
+    assert sent == {"collective-permute": FORWARD[False, False] + BACKWARD[False, False]}
+    _, forward = compiled(mesh, q, k, False, False, gradients=False)
+    assert forward == {"collective-permute": FORWARD[False, False]}
+
+
+@pytest.mark.parametrize(
+    ("block", "packs"),
+    [
+        (7, True),
+        (64, False),
+        pytest.param(7, False, marks=pytest.mark.long),
+        pytest.param(64, True, marks=pytest.mark.long),
+    ],
+)
+def test_on_one_device_it_is_attention_in_blocks(block, packs, monkeypatch, draw):
     monkeypatch.setattr(ring, "BLOCK", block)
     monkeypatch.setattr(ring, "LEAST", 1)
-    segments = packed(1, 30) if packs else None
-    agree(
-        lambda q, k, v: ring.ring_attention(q, k, v, True, 0.3, None, segments),
-        lambda q, k, v: formula(q, k, v, True, segments, 0.3),
-        draw(1, 30, 2, 4), draw(1, 30, 1, 4), draw(1, 30, 1, 4),
-        rtol=2e-5, atol=5e-6, apart=True,
-    )  # fmt: skip
+    segments = [packed(1, 30)] if packs else []
+    q, k, v = (np.asarray(draw(1, 30, n, 4)) for n in (2, 1, 1))
+    run = with_gradients(lambda q, k, v, *s: ring.ring_attention(q, k, v, True, 0.3, None, *s))
+    agree(run(q, k, v, uneven(q), *segments), formula(q, k, v, uneven(q), True, *segments or [None], 0.3))
 
 
-def test_keys_of_another_length(small_blocks, agree, draw):
-    sharding = on("fsdp=2,sequence=4")
-    agree(
-        lambda q, k, v: ring.ring_attention(q, k, v, sharding=sharding), formula,
-        draw(2, 12, 2, 4), draw(2, 28, 2, 4), draw(2, 28, 2, 4), rtol=2e-5, atol=5e-6, apart=True,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("mesh", [None, "sequence=8"])
+@pytest.mark.costs("a program with four loops over blocks, for eight devices")
+@pytest.mark.parametrize("mesh", [pytest.param(None, marks=pytest.mark.long), "sequence=8"])
 def test_float64_stays_float64(mesh, small_blocks, draw):
     with jax.enable_x64():
-        q, k, v = (jnp.asarray(draw(1, 48, n, 4), "float64") / 3 for n in (2, 1, 1))
-        ours, theirs = (
-            jax.jit(jax.value_and_grad(lambda *x, f=f: jnp.sin(f(*x)).sum(), (0, 1, 2)))(q, k, v)
-            for f in (lambda *x: ring.ring_attention(*x, True, None, mesh and on(mesh)), lambda *x: formula(*x, True))
-        )
-        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-            assert a.dtype == "float64"
-            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
+        q, k, v = (np.asarray(draw(1, 96, n, 4), "float64") / 3 for n in (2, 1, 1))
+        run = with_gradients(lambda q, k, v: ring.ring_attention(q, k, v, True, None, mesh and on(mesh)))
+        agree(run(q, k, v, uneven(q)), formula(q, k, v, uneven(q), True), "float64", rtol=1e-11, atol=1e-13)
 
 
 def test_it_is_exported_with_a_symbolic_batch(draw):
@@ -118,51 +211,34 @@ def test_it_is_exported_with_a_symbolic_batch(draw):
     run = jax.jit(lambda q, k: ring.ring_attention(q, k, k, True))
     exported = jax.export.export(run)(*(jax.ShapeDtypeStruct((b, 16, n, 4), "float32") for n in (4, 2)))
     q, k = draw(3, 16, 4, 4), draw(3, 16, 2, 4)
-    np.testing.assert_allclose(exported.call(q, k), formula(q, k, k, True), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(exported.call(q, k), formula(q, k, k, q, True)[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("mesh", "packs"), [(None, True), ("sequence=8", False)])
 def test_a_batch_of_nothing_gives_nothing(mesh, packs):
-    q, k = jnp.zeros((0, 16, 4, 8)), jnp.zeros((0, 16, 2, 8))
-    options = {"causal": True, "sharding": mesh and on(mesh), "segments": jnp.zeros((0, 16), int) if packs else None}
-
-    @jax.jit
-    def with_gradients(q, k):
-        y, pull = jax.vjp(lambda q, k: L.ring_attention(q, k, k, **options), q, k)
-        return y, *pull(y)
-
-    assert L.attention(q, k, k, causal=True).shape == q.shape
-    assert [x.shape for x in with_gradients(q, k)] == [q.shape, q.shape, k.shape]
+    q, k = np.zeros((0, 16, 4, 8), "float32"), np.zeros((0, 16, 2, 8), "float32")
+    segments = np.zeros((0, 16), "int32") if packs else None
+    options = {"causal": True, "sharding": mesh and on(mesh), "segments": segments}
+    run = with_gradients(lambda q, k, v: L.ring_attention(q, k, v, **options))
+    assert [x.shape for x in run(q, k, k, q)] == [q.shape, q.shape, k.shape, k.shape]
+    assert jax.jit(lambda q, k: L.attention(q, k, k, causal=True))(q, k).shape == q.shape
 
 
-def test_segments_need_not_be_sorted(small_blocks, agree, draw):
-    sharding, segments = on("sequence=8"), jnp.asarray(np.random.default_rng(0).integers(0, 3, (1, 48)))
-    agree(
-        lambda q, k, v: ring.ring_attention(q, k, v, True, None, sharding, segments),
-        lambda q, k, v: formula(q, k, v, True, segments),
-        draw(1, 48, 1, 4), draw(1, 48, 1, 4), draw(1, 48, 1, 4), rtol=2e-5, atol=5e-6, apart=True,
-    )  # fmt: skip
-
-
-def test_large_scores_stay_finite(small_blocks, draw):
-    q, k, v = (100 * draw(1, 48, 1, 4) for _ in range(3))
-    run = jax.jit(jax.value_and_grad(lambda q: ring.ring_attention(q, k, v, True, None, on("sequence=8")).sum()))
-    assert all(bool(jnp.isfinite(x).all()) for x in run(q))
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_low_precision_keeps_its_dtype_and_a_float32_softmax(dtype, draw):
-    q, k, v = (draw(1, 64, 2, 8).astype(dtype) for _ in range(3))
-
-    def run(f, *args):
-        return jax.jit(jax.value_and_grad(lambda *args: (f(*args).astype("float32") ** 2).sum(), (0, 1, 2)))(*args)
-
-    sharding = on("sequence=8")
-    _, low = run(lambda *x: ring.ring_attention(*x, True, None, sharding), q, k, v)
-    _, high = run(lambda *x: formula(*x, True), *(x.astype("float32") for x in (q, k, v)))
-    for mine, right in zip(low, high, strict=True):
+@pytest.mark.costs("a program with four loops over blocks, for eight devices")
+@pytest.mark.parametrize(
+    ("dtype", "mesh"),
+    [
+        ("bfloat16", "sequence=8"),
+        ("float16", None),  # is float32 before it comes to the mesh
+        pytest.param("float16", "sequence=8", marks=pytest.mark.long),
+    ],
+)
+def test_low_precision_keeps_its_dtype_and_a_float32_softmax(dtype, mesh, draw):
+    q, k, v = (draw(1, 64, 2, 8, dtype=dtype) for _ in range(3))
+    run = with_gradients(lambda q, k, v: ring.ring_attention(q, k, v, True, None, mesh and on(mesh)))
+    for mine, right in zip(run(q, k, v, uneven(q)), formula(q, k, v, uneven(q), True), strict=True):
         assert mine.dtype == dtype
-        np.testing.assert_allclose(mine.astype("float32"), right, atol=0.06 * float(jnp.abs(right).max()))
+        np.testing.assert_allclose(np.asarray(mine, "float32"), right, atol=0.06 * np.abs(right).max())
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8])
@@ -174,68 +250,44 @@ def test_zigzag_gives_each_device_its_halves_and_takes_them_back(n):
         places = zigzag.starts(lax.axis_index("x"), n, 3)[:, None] + jnp.arange(3)
         return zigzag.enter(x, ("x",), n), places.reshape(1, -1)
 
-    back = jax.shard_map(lambda x: zigzag.leave(x, ("x",), n), mesh=mesh, in_specs=split, out_specs=split)
-    x = jnp.arange(6 * n)[None]
-    moved, places = jax.shard_map(there, mesh=mesh, in_specs=split, out_specs=(split, split))(x)
+    @jax.jit
+    def there_and_back(x):
+        moved, places = jax.shard_map(there, mesh=mesh, in_specs=split, out_specs=(split, split))(x)
+        leave = jax.shard_map(lambda x: zigzag.leave(x, ("x",), n), mesh=mesh, in_specs=split, out_specs=split)
+        return moved, places, leave(moved)
+
+    x = np.arange(6 * n)[None]
+    moved, places, back = jax.device_get(there_and_back(x))
     np.testing.assert_array_equal(moved, places)
-    np.testing.assert_array_equal(back(moved), x)
-    halves = np.asarray(moved).reshape(n, 2, 3)[:, :, 0] // 3
+    np.testing.assert_array_equal(back, x)
+    halves = moved.reshape(n, 2, 3)[:, :, 0] // 3
     assert [sorted(row) for row in halves.tolist()] == [[i, 2 * n - 1 - i] for i in range(n)]
-
-
-def hops(f, *args):
-    """How many permutations, and what other collectives, the compiled program holds."""
-    text = jax.jit(f).lower(*args).compile().as_text()
-    return Counter(
-        re.findall(r" (collective-permute|all-gather|all-reduce|all-to-all|reduce-scatter)(?:-start)?\(", text)
-    )
-
-
-@pytest.mark.parametrize(
-    ("causal", "packs", "forward", "backward"),
-    [
-        # k and v: one hop before the loop, one in its body. Backward, what comes before the loop is what forward has
-        # done; the loop passes on k, v and their gradients, which then go home.
-        (False, False, 2 + 2, 4 + 2),
-        # In and out of the zigzag layout in two halves each: q, k, v and y; dy, delta and three gradients.
-        (True, False, 4 + 6 + 2, 6 + 4 + 6),
-        # Segments go in, and along with the keys of both loops.
-        (True, True, 12 + 2 + 2, 16 + 1),
-    ],
-)
-def test_collectives_are_what_the_ring_needs_and_no_others(causal, packs, forward, backward, draw):
-    sharding = NamedSharding(sw.mesh("data=2,sequence=4"), PartitionSpec("data", "sequence", None, None))
-    q, k, v = (jax.device_put(draw(2, 32, 2, 4), sharding) for _ in range(3))
-    segments = jax.device_put(packed(2, 32), NamedSharding(sharding.mesh, PartitionSpec("data", "sequence")))
-
-    def run(q, k, v):
-        return ring.ring_attention(q, k, v, causal, None, sharding, segments if packs else None)
-
-    assert hops(run, q, k, v) == {"collective-permute": forward}
-    both = hops(lambda q, k, v, dy: jax.vjp(run, q, k, v)[1](dy), q, k, v, q)
-    assert both == {"collective-permute": forward + backward}
 
 
 def test_what_a_causal_mask_hides_is_left_out(draw):
     """Row c has a NaN among the values of half-chunk c: zero times NaN would carry it to the queries before."""
-    chunks = jnp.arange(16)
-    at = jnp.repeat(chunks, 4)[None, :, None, None] == chunks[:, None, None, None]
-    q, k, v = draw(16, 64, 1, 4), draw(16, 64, 1, 4), jnp.where(at, jnp.nan, draw(16, 64, 1, 4))
-    y = jax.jit(lambda *x: ring.ring_attention(*x, True, None, on("sequence=8")))(q, k, v)
-    touched = jnp.isnan(y).reshape(16, 16, 16).any(-1)
+    chunks = np.arange(16)
+    at = np.repeat(chunks, 4)[None, :, None, None] == chunks[:, None, None, None]
+    q, k, v = (np.asarray(draw(16, 64, 1, 4)) for _ in range(3))
+    run, sent = compiled("sequence=8", q, k, True, False, gradients=False)
+    touched = np.isnan(run(q, k, np.where(at, np.float32("nan"), v))).reshape(16, 16, 16).any(-1)
     np.testing.assert_array_equal(touched, chunks[None, :] >= chunks[:, None])
+    assert sent == {"collective-permute": FORWARD[True, False]}
 
 
-def test_other_segments_are_left_out(monkeypatch, draw):
+@pytest.mark.parametrize("causal", [False, True])
+def test_other_segments_are_left_out(causal, monkeypatch, draw):
     monkeypatch.setattr(ring, "BLOCK", 4)
     monkeypatch.setattr(ring, "LEAST", 1)
-    segments = jnp.repeat(jnp.arange(4), 8)[None]
-    q, k, v = draw(1, 32, 1, 4), draw(1, 32, 1, 4), draw(1, 32, 1, 4).at[:, 16].set(jnp.nan)
-    for causal in (False, True):
-        y = jax.jit(lambda *x: ring.ring_attention(*x, causal, None, on("sequence=8"), segments))(q, k, v)  # noqa: B023
-        assert bool(jnp.isfinite(y[:, :16]).all())
-        assert bool(jnp.isfinite(y[:, 24:]).all())
-        assert bool(jnp.isnan(y[:, 16:24]).any())
+    segments = np.repeat(np.arange(4, dtype="int32"), 8)[None]
+    q, k, v = (np.array(draw(1, 32, 1, 4)) for _ in range(3))
+    v[:, 16] = np.nan
+    run, sent = compiled("sequence=8", q, k, causal, True, gradients=False)
+    y = run(q, k, v, segments)
+    assert np.isfinite(y[:, :16]).all()
+    assert np.isfinite(y[:, 24:]).all()
+    assert np.isnan(y[:, 16:24]).any()
+    assert sent == {"collective-permute": FORWARD[causal, True]}
 
 
 @pytest.mark.parametrize(
@@ -253,7 +305,7 @@ def test_other_segments_are_left_out(monkeypatch, draw):
 )
 def test_explains_sizes_that_do_not_divide(shape, kv, spec, message):
     sharding = NamedSharding(sw.mesh("sequence=8"), spec)
-    q, k = jnp.ones(shape), jnp.ones(kv or shape)
+    q, k = np.ones(shape, "float32"), np.ones(kv or shape, "float32")
     with pytest.raises(ValueError, match=message):
         ring.ring_attention(q, k, k, sharding=sharding)
 
@@ -261,59 +313,70 @@ def test_explains_sizes_that_do_not_divide(shape, kv, spec, message):
 @pytest.mark.parametrize(
     ("segments", "keys", "message"),
     [
-        (jnp.zeros((1, 8)), 8, r"expects integers, got float32\[1,8\]"),
-        (jnp.zeros((8,), int), 8, r"segments \(batch, length\) .* got segments int32\[8\]"),
-        (jnp.zeros((1, 8), int), 12, r"queries and keys that are the same positions"),
+        (np.zeros((1, 8), "float32"), 8, r"expects integers, got float32\[1,8\]"),
+        (np.zeros(8, "int32"), 8, r"segments \(batch, length\) .* got segments int32\[8\]"),
+        (np.zeros((1, 8), "int32"), 12, r"queries and keys that are the same positions"),
     ],
 )
 def test_explains_segments_that_do_not_fit(segments, keys, message):
-    q, k = jnp.ones((1, 8, 1, 4)), jnp.ones((1, keys, 1, 4))
+    q, k = np.ones((1, 8, 1, 4), "float32"), np.ones((1, keys, 1, 4), "float32")
     with pytest.raises(ValueError, match=message):
         L.attention(q, k, k, segments=segments)
 
 
-@pytest.mark.parametrize("length", [24, 150])  # below and above what causal attention in blocks is for
-@pytest.mark.parametrize("causal", [False, True])
-def test_segments_without_a_mesh(length, causal, agree, draw):
+@pytest.mark.parametrize(
+    ("causal", "length"),  # below and above what causal attention in blocks is for
+    [(False, 24), (True, 24), (True, 150), pytest.param(False, 150, marks=pytest.mark.long)],
+)
+def test_segments_without_a_mesh(length, causal, draw):
     segments = packed(2, length)
-    agree(
-        lambda q, k, v: L.attention(q, k, v, causal=causal, segments=segments),
-        lambda q, k, v: formula(q, k, v, causal, segments),
-        draw(2, length, 4, 8), draw(2, length, 2, 8), draw(2, length, 2, 8), apart=True,
-    )  # fmt: skip
+    q, k, v = (np.asarray(draw(2, length, n, 8)) for n in (4, 2, 2))
+    run = with_gradients(lambda q, k, v, segments: L.attention(q, k, v, causal=causal, segments=segments))
+    right = formula(q, k, v, uneven(q), causal, segments)
+    agree(run(q, k, v, uneven(q), segments), right, rtol=1e-4, atol=1e-5)
 
 
-def test_segments_beside_a_mask(agree, draw):
-    segments, mask = (
-        packed(2, 12),
-        jnp.asarray(np.random.default_rng(0).random((2, 1, 12, 12)) < 0.6) | jnp.eye(12, dtype=bool),
-    )
-    both = mask & (segments[:, :, None] == segments[:, None, :])[:, None]
-    agree(
-        lambda q, k, v: L.attention(q, k, v, mask, segments=segments), lambda q, k, v: L.attention(q, k, v, both),
-        draw(2, 12, 2, 4), draw(2, 12, 2, 4), draw(2, 12, 2, 4), apart=True,
-    )  # fmt: skip
+def test_segments_beside_a_mask(draw):
+    segments = packed(2, 12)
+    mask = (np.random.default_rng(0).random((2, 1, 12, 12)) < 0.6) | np.eye(12, dtype=bool)
+    q, k, v = (np.asarray(draw(2, 12, 2, 4)) for _ in range(3))
+    run = with_gradients(lambda q, k, v, segments: L.attention(q, k, v, mask, segments=segments))
+    right = formula(q, k, v, uneven(q), segments=segments, mask=mask)
+    agree(run(q, k, v, uneven(q), segments), right, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_takes_the_ring_where_a_mesh_splits_the_length(monkeypatch, draw):
+def test_attention_takes_the_ring_where_a_mesh_splits_the_length(monkeypatch):
     seen = []
     monkeypatch.setattr(ring, "ring_attention", lambda *args: seen.append(args) or args[0])
-    q, sharding = draw(1, 16, 2, 4), on("sequence=8")
-    L.attention(q, q, q, causal=True, sharding=sharding)
+    sharding = on("sequence=8")
+    q, less = (jax.ShapeDtypeStruct((1, n, 2, 4), "float32") for n in (16, 9))
+
+    def attend(q, k, *mask, **options):
+        jax.eval_shape(lambda q, k: L.attention(q, k, k, *mask, **options), q, k)
+
+    attend(q, q, causal=True, sharding=sharding)
     assert len(seen) == 1
-    L.attention(q, q, q, jnp.ones((1, 1, 16, 16), bool), sharding=sharding)  # a general mask
-    L.attention(q, q[:, :9], q[:, :9], sharding=sharding)  # keys that do not divide
-    L.attention(q, q, q, causal=True, sharding=NamedSharding(sw.mesh("data=8"), PartitionSpec("data")))
-    L.attention(q, q, q, causal=True, sharding=NamedSharding(sharding.mesh, PartitionSpec()))
-    L.attention(q, q, q, causal=True)
+    attend(q, q, np.ones((1, 1, 16, 16), bool), sharding=sharding)  # a general mask
+    attend(q, less, sharding=sharding)  # keys that do not divide
+    attend(q, q, causal=True, sharding=NamedSharding(sw.mesh("data=8"), PartitionSpec("data")))
+    attend(q, q, causal=True, sharding=NamedSharding(sharding.mesh, PartitionSpec()))
+    attend(q, q, causal=True)
     assert len(seen) == 1
 
 
+ITSELF, CONTEXT = {"causal": True, "kv_heads": 2, "rotary": L.Rotary(), "segments": True}, {"context": True}
+
+
+@pytest.mark.costs("a layer with its gradients, for eight devices and for one")
 @pytest.mark.parametrize(
-    "options",
-    [{"causal": True, "kv_heads": 2, "rotary": L.Rotary()}, {"causal": True, "segments": True}, {"context": True}],
+    ("rules", "options"),
+    [
+        ("default", ITSELF),
+        ("default", CONTEXT),
+        ("ulysses", ITSELF),
+        pytest.param("ulysses", CONTEXT, marks=pytest.mark.long),
+    ],
 )
-@pytest.mark.parametrize("rules", ["default", "ulysses"])
 def test_a_layer_on_a_mesh_has_the_same_numbers(rules, options, draw, weights):
     options = dict(options)
     context = (draw(4, 8, 8),) if options.pop("context", False) else ()
@@ -322,18 +385,22 @@ def test_a_layer_on_a_mesh_has_the_same_numbers(rules, options, draw, weights):
     params = weights(layer, x, *context)
     weighting = draw(4, 16, 8)
 
-    def loss(params, x, place):
+    def loss(arrays, others, place):
+        params, x, *context = arrays
+        segments, weighting = others
         y, _ = sw.apply(lambda v, x: layer(v, x, *context, segments=segments), params, {}, x, place=place)
         return jnp.sum(y * weighting), y
 
-    run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), static_argnums=2)
-    place = sw.parallel.placement(sw.mesh("data=2,sequence=4"), rules)
-    (_, mine), slopes = run(params, x, place)
-    (_, right), others = run(params, x, None)
+    def run(place):
+        found = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=2)
+        return jax.device_get(found((params, x, *context), (segments, weighting), place))
+
+    (_, mine), slopes = run(sw.parallel.placement(sw.mesh("data=2,sequence=4"), rules))
+    (_, right), others = run(None)
     np.testing.assert_allclose(mine, right, rtol=1e-4, atol=2e-5)
     assert jax.tree.structure(slopes) == jax.tree.structure(others)
     for a, b in zip(jax.tree.leaves(slopes), jax.tree.leaves(others), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(1.0, np.abs(b).max()))
 
 
 def test_a_layer_inside_a_shard_map_over_the_batch(draw, weights):
@@ -357,20 +424,18 @@ def test_it_runs_without_jit(draw):
     mesh = sw.mesh("sequence=2", devices=jax.devices()[:2])
     q, sharding = draw(1, 16, 1, 4), NamedSharding(mesh, MESHES["sequence=8"])
     slope = jax.grad(lambda q: ring.ring_attention(q, q, q, True, None, sharding).sum())(q)
-    right = jax.grad(lambda q: formula(q, q, q, True).sum())(q)
-    np.testing.assert_allclose(slope, right, rtol=1e-4, atol=1e-5)
+    _, *right = formula(q, q, q, np.ones(q.shape), True)
+    np.testing.assert_allclose(slope, sum(right), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packs", [False, True])
-def test_at_4096_tokens_it_is_attention(packs, agree, draw):
-    segments = packed(1, 4096, 7) if packs else None
-    sharding = on("sequence=8")
-    agree(
-        lambda q, k, v: ring.ring_attention(q, k, v, True, None, sharding, segments),
-        lambda q, k, v: formula(q, k, v, True, segments),
-        draw(1, 4096, 1, 64), draw(1, 4096, 1, 64), draw(1, 4096, 1, 64), apart=True,
-    )  # fmt: skip
+def test_at_4096_tokens_it_is_attention(packs, draw):
+    segments = [packed(1, 4096, 7)] if packs else []
+    q, k, v = (np.asarray(draw(1, 4096, 1, 64)) for _ in range(3))
+    run, _ = compiled("sequence=8", q, k, True, packs)
+    right = formula(q, k, v, uneven(q), True, *segments)
+    agree(run(q, k, v, uneven(q), *segments), right, rtol=1e-4, atol=1e-5)
 
 
 ON_A_TPU = """

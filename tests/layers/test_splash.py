@@ -15,7 +15,7 @@ from sapwood.layers import splash
 def arrays(batch=1, length=256, heads=2, kv_heads=2, head_dim=128, dtype="float32", keys=None):
     shapes = [(length, heads), (keys or length, kv_heads), (keys or length, kv_heads), (length, heads)]
     random = np.random.default_rng(0)
-    return [jnp.asarray(random.standard_normal((batch, n, h, head_dim)), dtype) for n, h in shapes]
+    return [random.standard_normal((batch, n, h, head_dim)).astype(jnp.dtype(dtype)) for n, h in shapes]
 
 
 def both(run, q, k, v, dy):
@@ -29,6 +29,7 @@ def both(run, q, k, v, dy):
     return compiled(q, k, v, dy)
 
 
+@pytest.mark.costs("the kernel and its gradients, interpreted")
 @pytest.mark.parametrize(
     ("options", "causal", "scale"),
     [
@@ -40,7 +41,7 @@ def both(run, q, k, v, dy):
 def test_it_is_attention(monkeypatch, options, causal, scale):
     monkeypatch.setattr(splash, "BLOCK", 128)  # so that there are several
     q, k, v, dy = arrays(**options)
-    plain = both(lambda *x: L.attention(*x, causal=causal, scale=scale), q, k, v, dy)
+    plain = both(lambda *x: jax.nn.dot_product_attention(*x, is_causal=causal, scale=scale), q, k, v, dy)
     kernel = both(lambda *x: splash.splash_attention(*x, causal, scale, interpret=True), q, k, v, dy)
     for name, ours, theirs in zip(("y", "dq", "dk", "dv"), kernel, plain, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5, err_msg=name)
@@ -59,12 +60,14 @@ def test_in_bfloat16_it_is_as_near_the_truth_as_plain_attention():
         assert error < 2 * allowed + 0.01, name
 
 
+@pytest.mark.costs("the kernel and its gradients, interpreted, for one device and for eight")
 @pytest.mark.parametrize(
-    ("mesh", "spec", "heads", "kv_heads"),  # the last has fewer heads of keys than shards
+    ("mesh", "spec", "heads", "kv_heads"),  # the first and the last have fewer heads of keys than shards
     [
-        pytest.param("data=4,fsdp=2", PartitionSpec(("data", "fsdp"), None, None, None), 2, 2, marks=pytest.mark.slow),
-        ("data=2,tensor=4", PartitionSpec("data", None, "tensor", None), 4, 4),
-        pytest.param("data=2,tensor=4", PartitionSpec("data", None, "tensor", None), 4, 2, marks=pytest.mark.slow),
+        ("data=2,fsdp=2,tensor=2", PartitionSpec(("data", "fsdp"), None, "tensor", None), 2, 1),
+        pytest.param("data=4,fsdp=2", PartitionSpec(("data", "fsdp"), None, None, None), 2, 2, marks=pytest.mark.long),
+        pytest.param("data=2,tensor=4", PartitionSpec("data", None, "tensor", None), 4, 4, marks=pytest.mark.long),
+        pytest.param("data=2,tensor=4", PartitionSpec("data", None, "tensor", None), 4, 2, marks=pytest.mark.long),
     ],
 )
 def test_on_a_mesh_it_is_the_same(mesh, spec, heads, kv_heads):
@@ -94,7 +97,7 @@ def test_it_is_chosen_on_a_tpu_alone(monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [{"length": 100}, {"length": 64}, {"keys": 200}, {"dtype": "float16"}, {"devices": 4}, {"mask": jnp.ones(1)}],
+    [{"length": 100}, {"length": 64}, {"keys": 200}, {"dtype": "float16"}, {"devices": 4}, {"mask": np.ones(1)}],
 )
 def test_it_is_not_chosen_for_what_it_cannot_do(monkeypatch, options):
     assert not chosen(monkeypatch, **options)
@@ -112,9 +115,9 @@ def test_the_devices_of_the_mesh_say_what_we_compile_for(monkeypatch):
     )
 
 
-def test_attention_and_the_layer_hand_over_to_it(monkeypatch):
+def test_attention_and_the_layer_hand_over_to_it(monkeypatch, weights):
     """With the choice forced, both run the kernel, the layer with the sharding of its mesh."""
-    seen = []
+    seen, mesh = [], sw.mesh("data=4,tensor=2")
 
     def kernel(q, k, v, causal, scale, sharding, segments):
         seen.append((causal, sharding))
@@ -123,10 +126,9 @@ def test_attention_and_the_layer_hand_over_to_it(monkeypatch):
     monkeypatch.setattr(splash, "chosen", lambda q, k, mask, sharding: mask is None)
     monkeypatch.setattr(splash, "splash_attention", kernel)
     q, k, v, _ = arrays(batch=8, length=4, head_dim=4)
-    np.testing.assert_array_equal(L.attention(q, k, v, causal=True), q)
-    layer, x = L.MultiHeadAttention(2), jnp.ones((8, 4, 8))
-    params, _ = sw.init(layer, 0, x)
-    sw.apply(layer, params, {}, x, place=sw.parallel.placement(sw.mesh("data=4,tensor=2")))
+    np.testing.assert_array_equal(jax.jit(lambda *x: L.attention(*x, causal=True))(q, k, v), q)
+    layer, x, place = L.MultiHeadAttention(2), np.ones((8, 4, 8), "float32"), sw.parallel.placement(mesh)
+    jax.eval_shape(lambda params, x: sw.apply(layer, params, {}, x, place=place)[0], weights(layer, x), x)
     assert seen[0] == (True, None)
     assert seen[-1][0] is False
     assert seen[-1][1].spec == PartitionSpec("data", None, "tensor", None)
@@ -136,7 +138,7 @@ def test_attention_and_the_layer_hand_over_to_it(monkeypatch):
 @pytest.mark.parametrize("sharding", [None, "data=4,tensor=2"])
 def test_packed_segments_see_themselves_alone(sharding):
     q, k, v, dy = arrays(batch=4, heads=2)
-    segments = jnp.asarray(np.sort(np.random.default_rng(1).integers(0, 3, (4, 256)), 1), "int32")
+    segments = np.sort(np.random.default_rng(1).integers(0, 3, (4, 256), "int32"), 1)
     split = sharding and NamedSharding(sw.mesh(sharding), PartitionSpec("data", None, "tensor", None))
     mask = (segments[:, :, None] == segments[:, None, :])[:, None]
     plain = both(lambda *x: L.attention(*x, mask=mask, causal=True), q, k, v, dy)

@@ -1,7 +1,9 @@
 """All-to-all attention on eight simulated devices against plain attention on one."""
 
+import functools
 import re
 import warnings
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -26,63 +28,109 @@ def on(mesh):
 
 
 def packed(batch, length):
-    return jnp.asarray(np.sort(np.random.default_rng(1).integers(0, 5, (batch, length)), 1), "int32")
+    return np.sort(np.random.default_rng(1).integers(0, 5, (batch, length), "int32"), 1)
 
 
+def formula(q, k, v, dy, causal=False, segments=None, mask=np.True_):
+    """Attention by what each query may see, every pair worked out in float64, and its gradients."""
+    q, k, v, dy = (np.asarray(x, "float64").swapaxes(1, 2) for x in (q, k, v, dy))
+    groups, scale = q.shape[1] // k.shape[1], q.shape[-1] ** -0.5
+    k, v = (np.repeat(x, groups, axis=1) for x in (k, v))
+    seen = mask & (np.tri(q.shape[2], k.shape[2], dtype=bool) if causal else np.True_)
+    if segments is not None:
+        seen = seen & (segments[:, :, None] == segments[:, None, :])[:, None]
+    scores = np.where(seen, q @ k.mT * scale, -1e30)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    slopes = dy @ v.mT
+    slopes = np.where(seen, weights * (slopes - (slopes * weights).sum(-1, keepdims=True)) * scale, 0)
+    dk, dv = (x.reshape(len(x), -1, groups, *x.shape[2:]).sum(2) for x in (slopes.mT @ q, weights.mT @ dy))
+    return tuple(x.swapaxes(1, 2) for x in (weights @ v, slopes @ k, dk, dv))
+
+
+def with_gradients(f):
+    """`(q, k, v, dy, *others)` to the output of `f(q, k, v, *others)` and the gradients of q, k and v."""
+
+    @jax.jit
+    def run(q, k, v, dy, *others):
+        y, pull = jax.vjp(lambda q, k, v: f(q, k, v, *others), q, k, v)
+        return y, *pull(dy.astype(y.dtype))
+
+    return run
+
+
+def uneven(q):
+    """A gradient of the output that tells all places apart."""
+    return np.cos(np.arange(q.size, dtype="float32")).reshape(q.shape)
+
+
+def agree(ours, theirs, dtype="float32", rtol=2e-5, atol=5e-6, why=""):
+    """The same output and gradients, each of which says something."""
+    for name, mine, right in zip(("y", "dq", "dk", "dv"), jax.device_get(ours), theirs, strict=True):
+        most = np.abs(right).max()
+        assert (mine.shape, mine.dtype) == (right.shape, dtype), f"{name} {why}"
+        assert most > 0, f"{name} says nothing {why}"
+        scale = 1 if name == "y" else max(1, most)
+        np.testing.assert_allclose(mine.astype("float64"), right, rtol=rtol, atol=atol * scale, err_msg=f"{name} {why}")
+
+
+def collectives(program):
+    """How many of each a compiled program holds."""
+    found = r" (all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute)(?:-start)?\("
+    return Counter(re.findall(found, program.as_text()))
+
+
+@pytest.mark.costs("attention in blocks with its gradients, for eight devices")
 @pytest.mark.parametrize(
     ("mesh", "causal", "packs", "kv_heads", "length"),
     [
         ("sequence=8", True, True, 2, 40),  # fewer heads of keys than shards
         ("sequence=8", True, False, 8, 136),  # long enough for causal attention in blocks
         ("data=2,sequence=2,tensor=2", True, True, 4, 36),
-        ("data=2,sequence=2,tensor=2", False, False, 2, 36),
+        pytest.param("data=2,sequence=2,tensor=2", False, False, 2, 36, marks=pytest.mark.long),
         ("fsdp=2,sequence=4", False, True, 1, 52),
-        ("fsdp=2,sequence=4", True, False, 4, 52),
+        pytest.param("fsdp=2,sequence=4", True, False, 4, 52, marks=pytest.mark.long),
     ],
 )
-def test_it_is_attention(mesh, causal, packs, kv_heads, length, agree, draw):
-    sharding, segments = on(mesh), packed(2, length) if packs else None
-    mask = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
-    agree(
-        lambda q, k, v: ulysses_attention(q, k, v, causal, None, sharding, segments),
-        lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal),
-        draw(2, length, 8, 4), draw(2, length, kv_heads, 4), draw(2, length, kv_heads, 4),
-        rtol=2e-5, atol=5e-6, apart=True,
-    )  # fmt: skip
+def test_it_is_attention(mesh, causal, packs, kv_heads, length, draw):
+    sharding, segments = on(mesh), [packed(2, length)] if packs else []
+    q, k, v = (np.asarray(draw(2, length, n, 4)) for n in (8, kv_heads, kv_heads))
+    run = with_gradients(lambda q, k, v, *s: ulysses_attention(q, k, v, causal, None, sharding, *s))
+    agree(run(q, k, v, uneven(q), *segments), formula(q, k, v, uneven(q), causal, *segments))
 
 
-def test_keys_of_another_length(agree, draw):
-    sharding = on("fsdp=2,sequence=4")
-    agree(
-        lambda q, k, v: ulysses_attention(q, k, v, sharding=sharding), L.attention,
-        draw(2, 12, 4, 4), draw(2, 28, 4, 4), draw(2, 28, 4, 4), apart=True,
-    )  # fmt: skip
+def test_keys_of_another_length(draw):
+    sharding = on("data=2,sequence=2,tensor=2")
+    q, k, v = (np.asarray(draw(2, *n, 4)) for n in ((12, 8), (28, 2), (28, 2)))
+    run = with_gradients(lambda q, k, v: ulysses_attention(q, k, v, sharding=sharding))
+    agree(run(q, k, v, uneven(q)), formula(q, k, v, uneven(q)))
 
 
 def test_bfloat16_keeps_its_dtype(draw):
-    q, k, v = (draw(1, 64, 8, 8) for _ in range(3))
-    narrow = jax.jit(lambda *x: ulysses_attention(*x, True, None, on("sequence=8")))(
-        *(x.astype("bfloat16") for x in (q, k, v))
-    )
+    q, k, v = (np.asarray(draw(1, 64, 8, 8)) for _ in range(3))
+    run = jax.jit(lambda *x: ulysses_attention(*x, True, None, on("sequence=8")))
+    narrow = run(*(x.astype("bfloat16") for x in (q, k, v)))
     assert narrow.dtype == jnp.bfloat16
-    np.testing.assert_allclose(narrow.astype("float32"), L.attention(q, k, v, causal=True), atol=0.05)
+    np.testing.assert_allclose(np.asarray(narrow, "float32"), formula(q, k, v, q, True)[0], atol=0.05)
 
 
 WAYS = {
-    "attention": L.attention,
-    "causal": lambda *x: L.attention(*x, causal=True),
-    "ring": lambda *x: ring.ring_attention(*x, sharding=on("sequence=8")),
-    "ulysses": lambda *x: ulysses_attention(*x, sharding=on("sequence=8")),
+    "attention": (L.attention, 16),
+    "causal": (lambda *x: L.attention(*x, causal=True), 128),  # long enough for blocks
+    "ring": (ring.ring_attention, 16),
+    "ulysses": (lambda *x: ulysses_attention(*x, sharding=on("sequence=8")), 16),
 }
 
 
+@pytest.mark.costs("two programs, one with gradients, for eight devices")
 @pytest.mark.parametrize("way", WAYS)
 def test_arrays_of_several_dtypes_are_promoted(way, draw):
-    q, k, v = (jnp.asarray(draw(1, 128, 8, 4), dtype) for dtype in ("bfloat16", "float32", "float16"))
-    y, pull = jax.vjp(WAYS[way], q, k, v)
+    run, length = WAYS[way]
+    q, k, v = (draw(1, length, 8, 4, dtype=dtype) for dtype in ("bfloat16", "float32", "float16"))
+    y, *gradients = jax.device_get(with_gradients(run)(q, k, v, uneven(q)))
     assert y.dtype == jnp.float32
-    assert [g.dtype for g in pull(y)] == ["bfloat16", "float32", "float16"]
-    np.testing.assert_allclose(y, WAYS[way](*(x.astype("float32") for x in (q, k, v))), rtol=1e-6, atol=1e-6)
+    assert [g.dtype for g in gradients] == ["bfloat16", "float32", "float16"]
+    np.testing.assert_allclose(y, jax.jit(run)(*(np.asarray(x, "float32") for x in (q, k, v))), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("way", [ring.ring_attention, ulysses_attention])
@@ -93,50 +141,57 @@ def test_what_is_no_sharding(way, sharding, draw):
         way(x, x, x, sharding=sharding)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("mask", [None, "segments", "padding"])
-def test_float64_stays_float64_at_any_length(causal, mask, draw):
+def in_float64(draw):
+    return [np.asarray(draw(2, 16, n, 4), "float64") / 3 for n in (8, 4, 4)]
+
+
+def test_float64_stays_float64_at_any_length(draw):
+    """With and without a causal mask, segments and padding: six small computations in one program."""
+    sees = np.asarray([[True] * 16, [False] * 16])[:, None, None]  # the second sequence nothing
+    masks = ({}, {"segments": packed(2, 16)}, {"mask": sees})
+    cases = [{"causal": causal, **mask} for causal in (True, False) for mask in masks]
     with jax.enable_x64():
-        q, k, v = (jnp.asarray(draw(2, 16, n, 4), "float64") / 3 for n in (8, 4, 4))
-        segments = packed(2, 16) if mask == "segments" else None
-        sees = jnp.asarray([[True] * 16, [False] * 16])[:, None, None]  # the second sequence nothing
-        valid = sees if mask == "padding" else None
+        q, k, v = in_float64(draw)
+        run = jax.jit(lambda *x: [with_gradients(functools.partial(L.attention, **options))(*x) for options in cases])
+        for options, found in zip(cases, run(q, k, v, uneven(q)), strict=True):
+            right = formula(q, k, v, uneven(q), options["causal"], options.get("segments"), options.get("mask", True))
+            agree(found, right, "float64", rtol=1e-11, atol=1e-13, why=str(options))
 
-        def formula(q, k, v):
-            k, v = (jnp.repeat(x, 2, 2) for x in (k, v))
-            seen = jnp.tril(jnp.ones((16, 16), bool)) if causal else jnp.ones((16, 16), bool)
-            seen = seen & (segments[:, :, None] == segments[:, None])[:, None] if mask == "segments" else seen
-            seen = seen & valid if mask == "padding" else seen
-            scores = jnp.where(seen, jnp.einsum("bqhd,bkhd->bhqk", q, k) / 2, -1e30)
-            return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v)
 
-        def found(f):
-            return jax.tree.leaves(jax.jit(jax.value_and_grad(lambda *x: jnp.sin(f(*x)).sum(), (0, 1, 2)))(q, k, v))
-
-        expected = found(formula)
-        ways = [lambda *x: L.attention(*x, valid, causal, segments=segments)]
-        if valid is None:
-            ways.append(lambda *x: ulysses_attention(*x, causal, None, on("sequence=8"), segments))
-        for way in ways:
-            for a, b in zip(found(way), expected, strict=True):
-                assert a.dtype == "float64"
-                np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
+@pytest.mark.parametrize(
+    ("causal", "packs"),
+    [
+        (True, True),
+        pytest.param(True, False, marks=pytest.mark.long),
+        pytest.param(False, True, marks=pytest.mark.long),
+        pytest.param(False, False, marks=pytest.mark.long),
+    ],
+)
+def test_float64_stays_float64_on_a_mesh(causal, packs, draw):
+    segments = [packed(2, 16)] if packs else []
+    with jax.enable_x64():
+        q, k, v = in_float64(draw)
+        run = with_gradients(lambda q, k, v, *s: ulysses_attention(q, k, v, causal, None, on("sequence=8"), *s))
+        right = formula(q, k, v, uneven(q), causal, *segments)
+        agree(run(q, k, v, uneven(q), *segments), right, "float64", rtol=1e-11, atol=1e-13)
 
 
 def test_collectives_are_four_all_to_alls_each_way(draw):
     sharding = on("fsdp=2,sequence=4")
-    q, k, v = (jax.device_put(draw(2, 32, 4, 4), sharding) for _ in range(3))
-
-    def count(f, *args):
-        text = jax.jit(f).lower(*args).compile().as_text()
-        assert not re.search(r" (all-gather|all-reduce|reduce-scatter|collective-permute)(-start)?\(", text)
-        return len(re.findall(r" all-to-all(?:-start)?\(", text))
+    q, k, v = (np.asarray(draw(2, 52, n, 4)) for n in (8, 4, 4))
 
     def run(q, k, v):
         return ulysses_attention(q, k, v, True, None, sharding)
 
-    assert count(run, q, k, v) == 4
-    assert count(lambda q, k, v, dy: jax.vjp(run, q, k, v)[1](dy), q, k, v, q) in (7, 8)  # y itself is not needed
+    def count(f, *args):
+        program = f.lower(*(jax.ShapeDtypeStruct(x.shape, "float32", sharding=sharding) for x in args)).compile()
+        return collectives(program), program
+
+    assert count(jax.jit(run), q, k, v)[0] == {"all-to-all": 4}
+    sent, both = count(with_gradients(run), q, k, v, q)
+    assert sent == {"all-to-all": 8}
+    ours = both(*jax.device_put((q, k, v, uneven(q)), sharding))
+    agree(ours, formula(q, k, v, uneven(q), True))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +206,7 @@ def test_collectives_are_four_all_to_alls_each_way(draw):
     ],
 )
 def test_explains_heads_that_do_not_divide(heads, mesh, message):
-    q = jnp.ones((2, 16, heads, 4))
+    q = np.ones((2, 16, heads, 4), "float32")
     with pytest.raises(ValueError, match=message):
         ulysses_attention(q, q, q, sharding=on(mesh))
 
@@ -176,17 +231,17 @@ def ways(monkeypatch):
     ],
 )
 def test_the_rules_choose_the_way(rules, mesh, heads, way, ways, weights):
-    layer, x = L.MultiHeadAttention(heads), jnp.ones((4, 16, 8))
+    layer, x = L.MultiHeadAttention(heads), np.ones((4, 16, 8), "float32")
     place = sw.parallel.placement(sw.mesh(mesh), rules)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sw.apply(layer, weights(layer, x), {}, x, place=place)
+        jax.eval_shape(lambda params, x: sw.apply(layer, params, {}, x, place=place)[0], weights(layer, x), x)
     assert ways == way
 
 
 def test_heads_that_do_not_divide_are_left_to_the_ring_with_a_warning(ways, weights):
-    layer, x = L.MultiHeadAttention(2), jnp.ones((4, 16, 8))
+    layer, x = L.MultiHeadAttention(2), np.ones((4, 16, 8), "float32")
     place = sw.parallel.placement(sw.mesh("data=2,sequence=4"), "ulysses")
     with pytest.warns(sw.parallel.ShardingWarning, match="attention_heads"):
-        sw.apply(layer, weights(layer, x), {}, x, place=place)
+        jax.eval_shape(lambda params, x: sw.apply(layer, params, {}, x, place=place)[0], weights(layer, x), x)
     assert ways == ["ring_attention"]

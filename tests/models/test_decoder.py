@@ -1,7 +1,8 @@
 """`Decoder` against the same network written by hand, what its options do, and how it lies on a mesh."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,54 +10,108 @@ import sapwood as sw
 from sapwood import layers as L
 from sapwood.models import Decoder
 
-TOKENS = jnp.arange(10).reshape(2, 5) % 7
+TOKENS = np.arange(10).reshape(2, 5) % 7
 OPTIONS = [{}, {"gated": False, "bias": True}, {"kv_heads": 1, "mlp": 12}, {"experts": 3, "k": 2, "mlp": 12}]
 
 
-def by_hand(model, p, tokens):
-    """The formulas, block by block, in NumPy but for the rotation and the attention."""
-    silu = lambda x: x / (1 + np.exp(-x))  # noqa: E731
+def weights(model, size=0.5):
+    """Random parameters for it, biases too, without compiling an initialiser."""
+    draw = np.random.default_rng(0).normal
+    return jax.tree.map(lambda p: draw(scale=size, size=p.shape).astype("float32"), sw.spec(model, TOKENS).params)
 
-    def norm(p, x):
-        return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6) * p["scale"]
 
-    def dense(p, x):
-        return x @ p["kernel"] + p.get("bias", 0)
+def softmax(x):
+    x = np.exp(x - x.max(-1, keepdims=True))
+    return x / x.sum(-1, keepdims=True)
 
-    def mixed(p, x):
-        q, k, v = (np.einsum("ble,ehd->blhd", x, p[name]["kernel"]) for name in ("query", "key", "value"))
-        y = L.attention(L.rotary(jnp.asarray(q)), L.rotary(jnp.asarray(k)), jnp.asarray(v), causal=True)
-        return np.einsum("blhd,hde->ble", y, p["out"]["kernel"])
 
-    x = p["embed"]["table"][tokens]
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def gelu(x):
+    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def norm(p, x):
+    return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6) * p["scale"]
+
+
+def dense(p, x):
+    return x @ p["kernel"] + p.get("bias", 0)
+
+
+def turned(x):
+    """Pairs of features, one of each half, as complex numbers: the rotation is a product."""
+    first, second = np.split(x, 2, -1)
+    angles = np.multiply.outer(np.arange(x.shape[1]), 10000.0 ** -np.linspace(0, 1, first.shape[-1], endpoint=False))
+    z = (first + 1j * second) * np.exp(1j * angles)[:, None]
+    return np.concatenate([z.real, z.imag], -1)
+
+
+def attended(p, x):
+    q, k, v = (np.einsum("ble,ehd->blhd", x, p[name]["kernel"]) for name in ("query", "key", "value"))
+    k, v = (np.repeat(a, q.shape[2] // a.shape[2], axis=2) for a in (k, v))
+    scores = np.einsum("bqhd,bkhd->bhqk", turned(q), turned(k)) / np.sqrt(q.shape[-1])
+    seen = softmax(np.where(np.tri(x.shape[1], dtype=bool), scores, -np.inf))
+    return np.einsum("bhqk,bkhd,hde->bqe", seen, v, p["out"]["kernel"])
+
+
+def mixed(p, x, k, most):
+    """Every expert on every token, weighed by the k largest probabilities; and the losses `balance` and `z`.
+
+    Without `k=1`, which experts take at most so many tokens of a sequence depends on the order of choices: not here.
+    """
+    logits = dense(p["router"], x)
+    chances = softmax(logits)
+    chosen = chances >= np.sort(chances, -1)[..., -k, None]
+    assert most is None or k == 1
+    taken = chosen if most is None else chosen & (np.cumsum(chosen, 1) <= most)
+    weights = chances * taken / (chances * chosen).sum(-1, keepdims=True)
+    gate, up = (np.einsum("ble,xeh->blxh", x, p[name]["kernel"]) for name in ("gate", "up"))
+    y = np.einsum("blxh,xhe->blxe", silu(gate) * up, p["down"]["kernel"])
+    balance = chances.shape[-1] * np.sum(chosen.mean((0, 1)) / k * chances.mean((0, 1)))
+    z = np.mean(np.log(np.exp(logits).sum(-1)) ** 2)
+    return np.einsum("blx,blxe->ble", weights, y), {"balance": 0.01 * balance, "z": 0.001 * z}
+
+
+def by_hand(model, p, tokens, most=None):
+    """The formulas, block by block, in NumPy: the logits, and the losses of all blocks."""
+    x, losses = p["embed"]["table"][tokens], []
     for i in range(model.depth):
         b = jax.tree.map(lambda a, i=i: a[i], p["blocks"])
-        x = x + mixed(b["attention"], norm(b["norm1"], x))
+        x = x + attended(b["attention"], norm(b["norm1"], x))
         h = norm(b["norm2"], x)
         if model.experts is not None:
-            x = x + np.asarray(L.MixtureOfExperts(model.experts, model.mlp, model.k)(b["experts"], jnp.asarray(h)))
+            y, loss = mixed(b["experts"], h, model.k, most)
+            x, losses = x + y, [*losses, loss]
             continue
-        h = silu(dense(b["gate"], h)) * dense(b["up"], h) if model.gated else np.asarray(jax.nn.gelu(dense(b["up"], h)))
+        h = silu(dense(b["gate"], h)) * dense(b["up"], h) if model.gated else gelu(dense(b["up"], h))
         x = x + dense(b["down"], h)
-    return dense(p["logits"], norm(p["norm"], x))
+    return dense(p["logits"], norm(p["norm"], x)), losses
 
 
+@pytest.mark.costs("a whole decoder twice, once by its halves; with a mixture that takes over two seconds to compile")
 @pytest.mark.parametrize("options", OPTIONS)
 def test_it_is_the_network_of_its_formulas(options):
     model = Decoder(vocabulary=7, depth=2, width=8, heads=2, **options)
-    params, _ = sw.init(model, 0, TOKENS)
-    params = jax.tree.map(lambda a: a + 0.1 * jnp.sin(jnp.arange(a.size)).reshape(a.shape), params)  # biases too
-    expected = by_hand(model, jax.tree.map(np.asarray, params), np.asarray(TOKENS))
-    np.testing.assert_allclose(jax.jit(model)(params, TOKENS), expected, rtol=2e-4, atol=2e-5)
-    kernel, bias = model.head(params)
-    halves = L.dense(jax.jit(model.features)(params, TOKENS), kernel, bias)
+    params = weights(model)
+
+    @jax.jit
+    def run(params):
+        return model(params, TOKENS), L.dense(model.features(params, TOKENS), *model.head(params))
+
+    expected, _ = by_hand(model, params, TOKENS)
+    whole, halves = run(params)
+    np.testing.assert_allclose(whole, expected, rtol=2e-4, atol=2e-5)
     np.testing.assert_allclose(halves, expected, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.costs("two programs: the gradient of a whole decoder with dropout, with and without remat")
 @pytest.mark.parametrize("remat", ["full", pytest.param("minimal", marks=pytest.mark.slow)])
 def test_remat_changes_no_number_and_saves_less(remat):
     plain, saving = (Decoder(7, 2, 8, 2, dropout=0.5, remat=policy) for policy in (None, remat))
-    params, _ = sw.init(plain, 0, TOKENS)
+    params = weights(plain)
 
     def gradient(model):
         loss = lambda params: sw.apply(model, params, {}, TOKENS, rng=1, train=True)[0].sum()  # noqa: E731
@@ -72,39 +127,56 @@ def test_remat_changes_no_number_and_saves_less(remat):
     assert residuals(saving) < residuals(plain)
 
 
+@pytest.mark.costs("the gradient of a decoder with a mixture in each block, the largest program of this file")
 def test_the_losses_of_all_mixtures_are_added_up():
-    """Scanned, with remat, as unrolled; and their gradient reaches the routers of all blocks."""
+    """Scanned, with remat, as by hand; and their gradient reaches the routers of all blocks."""
     model = Decoder(7, 3, 8, 2, mlp=12, experts=4, k=1, capacity=1.5, remat="full")
-    params, _ = sw.init(model, 0, TOKENS)
+    params = weights(model)
+    router = params["blocks"]["experts"]["router"]
 
-    def total(params):
-        _, updates = sw.pure(model)(sw.bind(params, rng=0, train=True), TOKENS)
+    def total(router):
+        blocks = params["blocks"] | {"experts": params["blocks"]["experts"] | {"router": router}}
+        logits, updates = sw.pure(model)(sw.bind(params | {"blocks": blocks}, rng=0, train=True), TOKENS)
         losses = updates.losses["blocks"]["experts"]
-        return losses["balance"] + losses["z"], losses
+        return losses["balance"] + losses["z"], (logits, losses)
 
-    gradient, losses = jax.jit(jax.grad(total, has_aux=True))(params)
-    x, expected = params["embed"]["table"][TOKENS], {"balance": 0.0, "z": 0.0}
-    block = jax.jit(lambda params, x: sw.pure(model._block)(sw.bind(params, rng=0, train=True), x))
-    for i in range(model.depth):
-        x, updates = block(jax.tree.map(lambda a, i=i: a[i], params["blocks"]), x)
-        expected = {name: value + updates.losses["experts"][name] for name, value in expected.items()}
-    for name, value in expected.items():
-        np.testing.assert_allclose(losses[name], value, rtol=1e-5)
-    router = gradient["blocks"]["experts"]["router"]["kernel"]
-    assert (jnp.abs(router).max((1, 2)) > 0).all()
+    gradient, (logits, losses) = jax.device_get(jax.jit(jax.grad(total, has_aux=True))(router))
+    expected, all_losses = by_hand(model, params, TOKENS, most=2)  # of 5 tokens, 1.5 times the share of 4 experts
+    np.testing.assert_allclose(logits, expected, rtol=2e-4, atol=2e-5)
+    for name, value in losses.items():
+        np.testing.assert_allclose(value, sum(loss[name] for loss in all_losses), rtol=1e-5)
+    assert losses.keys() == {"balance", "z"}
+    assert (np.abs(gradient["kernel"]).max((1, 2)) > 0).all()
 
 
+@pytest.fixture(scope="module")
+def on_one_device():
+    """A model with kernels large enough to be split, its parameters, tokens, and the logits of one device."""
+    model, tokens = Decoder(64, 2, 128, 4), np.arange(64).reshape(8, 8)
+    params = weights(model, 0.1)
+    return model, params, tokens, np.asarray(jax.jit(model)(params, tokens))
+
+
+@pytest.mark.costs("a decoder on one device, and on a mesh")
 @pytest.mark.parametrize("mesh", ["data=2,fsdp=4", "fsdp=2,tensor=4"])
-def test_on_a_mesh_every_kernel_is_split_and_the_numbers_are_the_same(mesh):
-    model, tokens = Decoder(64, 2, 128, 4), jnp.arange(64).reshape(8, 8)
-    mesh = sw.mesh(mesh)
-    params, _ = sw.init(model, 0, tokens)
-    spread, _ = sw.parallel.init(model, 0, tokens, mesh=mesh)
+def test_on_a_mesh_every_kernel_is_split_and_the_numbers_are_the_same(mesh, on_one_device):
+    (model, params, tokens, expected), mesh = on_one_device, sw.mesh(mesh)
+    spread = jax.device_put(params, sw.parallel.param_shardings(sw.spec(model, tokens).params, mesh))
     for path, leaf in jax.tree_util.tree_leaves_with_path(spread["blocks"]):
         split = leaf.size // leaf.addressable_shards[0].data.size
         assert split == (1 if "norm" in str(path) else mesh.size // mesh.shape.get("data", 1)), path
     run = jax.jit(lambda params: sw.apply(model, params, {}, tokens, place=sw.parallel.placement(mesh))[0])
-    np.testing.assert_allclose(run(spread), jax.jit(model)(params, tokens), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(spread), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_on_a_mesh_it_is_born_split_and_with_the_same_numbers(on_one_device):
+    (model, _, tokens, _), mesh = on_one_device, sw.mesh("data=2,fsdp=4")
+    born, _ = sw.parallel.init(model, 0, tokens, mesh=mesh)
+    planned = sw.parallel.param_shardings(sw.spec(model, tokens).params, mesh)
+    jax.tree.map(lambda leaf, sharding: np.testing.assert_equal(leaf.sharding, sharding), born, planned)
+    alike = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)  # the last bit is each program's
+    jax.tree.map(alike, born, sw.init(model, 0, tokens)[0])
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """The matrix: every layout of eight devices, each with every kind of model, against one device.
 
-`pytest -k matrix -s` prints it. A cell is ten steps of training. Its three numbers
-are the worst relative errors of the losses of all steps, of the variables after the last, and of the gradients of the
-first; an array's error is the largest difference over its largest entry. All is deterministic, so what differs is the
-order of float32 sums. A second test moves a trained state through the checkpoints of all layouts.
+A cell is three steps of training. Its three numbers are the worst relative errors of the losses of all steps, of the
+variables after the last, and of the gradients of the first; an array's error is the largest difference over its largest
+entry. All is deterministic, so what differs is the order of float32 sums. A second test moves a trained state through
+the checkpoints of the layouts.
+
+CI runs a diagonal: each layout with one model, each model somewhere (`pytest -k matrix -s` prints it), three of these
+cells in a plain run. The rest is `long`: `pytest -m "slow or not slow" -k matrix -s` runs and prints all.
 """
 
 import dataclasses
@@ -32,7 +35,8 @@ from sapwood.train.checkpoints import Checkpoints
 from sapwood.train.digest import digests, named_leaves
 from sapwood.train.metrics import compute
 
-STEPS = 10
+STEPS = 3
+COMPILES = "a training step is compiled for eight devices, and that of one device to hold it against"
 
 
 class Row(NamedTuple):
@@ -40,42 +44,63 @@ class Row(NamedTuple):
 
     `parameters` are the mesh axes that parameters are split over, all of them and no others; `moments` those of the
     optimizer's, where they are not the same; `activations` some of those that activations are split over. `sends` is
-    in the compiled step. `plain` are the models whose cells are not slow.
+    in the compiled step. `model` is the one whose cell is not long, `plain` whether it is not slow either.
     """
 
     name: str
+    model: str
     rules: str
     mesh: str
     parameters: str = ""
     moments: str | None = None
     activations: str = ""
     sends: str = "all-reduce"
-    plain: tuple[str, ...] = ()
+    plain: bool = False
     pipeline: Pipeline = Pipeline()
+
+    def marks(self, model: str) -> tuple:
+        if model != self.model:
+            return (pytest.mark.long,)
+        return (pytest.mark.costs(COMPILES),) if self.plain else (pytest.mark.slow,)
 
 
 RING, EXCHANGE = "collective-permute", "all-to-all"
+STAGES = "stage=4,data=2"
 ROWS = (
-    Row("data", "data", "data=8", activations="data", plain=("conv",)),
-    Row("fsdp", "fsdp", "fsdp=8", "fsdp", activations="fsdp", sends="all-gather", plain=("transformer",)),
-    Row("zero1", "zero1", "data=8", "", "data", "data", sends="all-gather", plain=("mlp",)),
-    Row("tensor", "tensor", "data=2,tensor=4", "tensor", activations="data tensor", plain=("mlp",)),
-    Row("fsdp+tensor", "fsdp+tensor", "fsdp=4,tensor=2", "fsdp tensor", activations="fsdp tensor", plain=("conv",)),
-    Row("sequence", "sequence", "data=2,sequence=4", activations="sequence", sends=RING, plain=("transformer",)),
-    Row("ulysses", "ulysses", "data=2,sequence=4", activations="sequence", sends=EXCHANGE, plain=("transformer",)),
-    Row("expert", "expert", "data=2,expert=4", "expert", activations="expert", sends=EXCHANGE, plain=("mixture",)),
-    Row("pipeline", "pipeline", "stage=8", "stage", activations="stage", sends=RING, plain=("mlp",)),
-    Row("replica", "replica", "replica=2,data=4", activations="replica data"),
-    Row("replica+fsdp+tensor", "replica+fsdp+tensor", "replica=2,fsdp=2,tensor=2", "fsdp tensor"),
-    Row("replica+zero1", "replica+zero1", "replica=2,data=4", "", "replica data", "replica data", "all-gather"),
-    Row("zero1+tensor", "zero1+tensor", "data=4,tensor=2", "tensor", "data tensor", "data tensor", "all-gather"),
-    Row("fsdp+sequence+tensor", "fsdp+sequence+tensor", "fsdp=2,sequence=2,tensor=2", "fsdp tensor", sends=RING),
-    Row("expert+tensor", "expert+tensor", "expert=4,tensor=2", "expert tensor", sends=EXCHANGE),
-    Row("pipeline+data", "pipeline+data", "stage=4,data=2", "stage", activations="data", sends=RING),
-    Row("interleaved", "pipeline+data", "stage=4,data=2", "stage", sends=RING, pipeline=Pipeline(None, "interleaved")),
-    Row("1f1b", "pipeline+data", "stage=4,data=2", "stage", sends=RING, pipeline=Pipeline(None, "1f1b")),
-    Row("pipeline+fsdp+tensor", "pipeline+fsdp+tensor", "stage=2,fsdp=2,tensor=2", "stage fsdp tensor", sends=RING),
-    Row("default", "default", "data=2,fsdp=2,tensor=2", "fsdp tensor", activations="data fsdp tensor", plain=("conv",)),
+    Row("data", "conv", "data", "data=8", activations="data"),
+    Row("fsdp", "transformer", "fsdp", "fsdp=8", "fsdp", activations="fsdp", sends="all-gather"),
+    Row("zero1", "mlp", "zero1", "data=8", "", "data", "data", "all-gather", plain=True),
+    Row("tensor", "mlp", "tensor", "data=2,tensor=4", "tensor", activations="data tensor", plain=True),
+    Row("fsdp+tensor", "conv", "fsdp+tensor", "fsdp=4,tensor=2", "fsdp tensor", activations="fsdp tensor"),
+    Row("sequence", "transformer", "sequence", "data=2,sequence=4", activations="sequence", sends=RING),
+    Row("ulysses", "transformer", "ulysses", "data=2,sequence=4", activations="sequence", sends=EXCHANGE),
+    Row("expert", "mixture", "expert", "data=2,expert=4", "expert", activations="expert", sends=EXCHANGE),
+    Row("pipeline", "mlp", "pipeline", "stage=8", "stage", activations="stage", sends=RING, plain=True),
+    Row("replica", "conv", "replica", "replica=2,data=4", activations="replica data"),
+    Row("replica+fsdp+tensor", "conv", "replica+fsdp+tensor", "replica=2,fsdp=2,tensor=2", "fsdp tensor"),
+    Row("replica+zero1", "mlp", "replica+zero1", "replica=2,data=4", "", "replica data", "replica data", "all-gather"),
+    Row("zero1+tensor", "mlp", "zero1+tensor", "data=4,tensor=2", "tensor", "data tensor", "data tensor", "all-gather"),
+    Row(
+        "fsdp+sequence+tensor",
+        "mixture",
+        "fsdp+sequence+tensor",
+        "fsdp=2,sequence=2,tensor=2",
+        "fsdp tensor",
+        sends=RING,
+    ),
+    Row("expert+tensor", "mixture", "expert+tensor", "expert=4,tensor=2", "expert tensor", sends=EXCHANGE),
+    Row("pipeline+data", "mlp", "pipeline+data", STAGES, "stage", activations="data", sends=RING),
+    Row("interleaved", "mlp", "pipeline+data", STAGES, "stage", sends=RING, pipeline=Pipeline(None, "interleaved")),
+    Row("1f1b", "transformer", "pipeline+data", STAGES, "stage", sends=RING, pipeline=Pipeline(None, "1f1b")),
+    Row(
+        "pipeline+fsdp+tensor",
+        "mlp",
+        "pipeline+fsdp+tensor",
+        "stage=2,fsdp=2,tensor=2",
+        "stage fsdp tensor",
+        sends=RING,
+    ),
+    Row("default", "conv", "default", "data=2,fsdp=2,tensor=2", "fsdp tensor", activations="data fsdp tensor"),
 )
 
 
@@ -160,9 +185,6 @@ def remember() -> optax.GradientTransformation:
 # parameter as far as any other.
 OPTIMIZER = optax.chain(remember(), optax.adam(1e-2, eps=1e-3))
 
-# What runs ten times is compiled without LLVM's optimisation, in half the time; XLA partitions it as ever.
-QUICK = {"xla_backend_optimization_level": 0}
-
 # ---- a run ----------------------------------------------------------------------------------------------------------
 
 
@@ -228,7 +250,7 @@ def run(model: str, row: Row | None = None) -> Run:
     train, first = trainer(model, row), batches(model)[0]
     shardings = birth.plan(train, first).shardings
     state = jax.device_put(start(model).replace(rng=jax.random.key(0)), shardings)
-    step = train.compiled.train(shardings).lower(state, train.put(first)).compile(QUICK)
+    step = train.compiled.train(shardings).lower(state, train.put(first)).compile()
     losses, gradients = [], {}
     for batch in batches(model):
         state, found = jax.block_until_ready(step(state, train.put(batch)))
@@ -276,13 +298,19 @@ def empty(row: Row, model: str) -> str | None:
     return missing[0] if missing else "balance" if "stage" in row.mesh and "experts" in has else None
 
 
-def cells(legal: bool = True) -> list:
-    pairs = [(row, model) for row in ROWS for model in MODELS if (empty(row, model) is None) == legal]
+def cells() -> list:
+    pairs = [(row, model) for row in ROWS for model in MODELS if empty(row, model) is None]
+    return [pytest.param(row, model, id=f"{row.name}-{model}", marks=row.marks(model)) for row, model in pairs]
+
+
+def empty_cells() -> list:
+    """Those of the convolutions are traced at once; of the others one of each kind is not long."""
+    pairs = [(row, model) for row in ROWS for model in MODELS if empty(row, model)]
+    also = [("pipeline", "mixture"), ("expert", "transformer"), ("sequence", "mlp")]
+    short = [model == "conv" or (row.name, model) in also for row, model in pairs]
     return [
-        pytest.param(
-            row, model, id=f"{row.name}-{model}", marks=() if not legal or model in row.plain else pytest.mark.slow
-        )
-        for row, model in pairs
+        pytest.param(row, model, id=f"{row.name}-{model}", marks=() if quick else pytest.mark.long)
+        for (row, model), quick in zip(pairs, short, strict=True)
     ]
 
 
@@ -332,8 +360,9 @@ def test_the_matrix(row, model, activations):
     FOUND[row.name, model] = numbers
 
 
+@pytest.mark.slow
 def test_no_token_of_the_matrix_is_between_two_experts(monkeypatch):
-    """Ten steps on one device: a token's last expert is ahead of the next by far more than float32 may be off."""
+    """All steps on one device: a token's last expert is ahead of the next by far more than float32 may be off."""
     gaps, route = [], routing.top_k_routing
 
     def noting(logits, k, *args):
@@ -349,7 +378,7 @@ def test_no_token_of_the_matrix_is_between_two_experts(monkeypatch):
     assert min(gaps) > 5e-5
 
 
-@pytest.mark.parametrize(("row", "model"), cells(legal=False))
+@pytest.mark.parametrize(("row", "model"), empty_cells())
 def test_an_empty_cell_of_the_matrix_is_one(row, model, activations):
     across, batch = trainer(model, row), batches(model)[0]
     shapes = birth.plan(across, batch).shapes
@@ -365,16 +394,34 @@ def test_an_empty_cell_of_the_matrix_is_one(row, model, activations):
         assert {"experts": "expert", "blocks": "stage"}[why] not in held
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_checkpoints_move_through_the_matrix(model, tmp_path):
-    """From one device through every layout in turn and back: each reads what the one before wrote, and writes.
+def legal(model: str) -> list[Row]:
+    return [row for row in ROWS if empty(row, model) is None]
+
+
+def diagonal(model: str, plain: bool) -> list[Row]:
+    return [row for row in ROWS if row.model == model and row.plain == plain]
+
+
+@pytest.mark.parametrize(
+    ("model", "through"),
+    [
+        pytest.param("mlp", diagonal("mlp", plain=True), marks=pytest.mark.costs(COMPILES), id="mlp"),
+        *(
+            pytest.param(name, diagonal(name, plain=False), marks=pytest.mark.slow, id=f"{name}-more")
+            for name in MODELS
+        ),
+        *(pytest.param(name, legal(name), marks=pytest.mark.long, id=f"{name}-all") for name in MODELS),
+    ],
+)
+def test_checkpoints_move_through_the_matrix(model, through, tmp_path):
+    """From one device through layouts in turn and back: each reads what the one before wrote, and writes.
 
     As each finds and leaves the same digests, it would find them in what any other wrote.
     """
     state = alone(model).state
     expected = digests(named_leaves(state))
     expected_params = by_path(state.params)
-    for number, row in enumerate((*(row for row in ROWS if empty(row, model) is None), None)):
+    for number, row in enumerate((*through, None)):
         with Checkpoints(tmp_path / str(number)) as checkpoints:
             checkpoints.save(STEPS, state)
         with warnings.catch_warnings():

@@ -1,5 +1,6 @@
 """Two real processes joined by `jax.distributed` (gloo): shardings, batches from each process's rows, one update."""
 
+import functools
 import json
 import os
 import socket
@@ -13,9 +14,9 @@ PROGRAM = r"""
 import json, sys
 import jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
-port, index, text = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+port, index, *layouts = sys.argv[1:]
 if port != "0":
-    jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index))
 import jax.numpy as jnp, numpy as np, optax
 import sapwood.core as core
 from dataclasses import replace
@@ -27,40 +28,44 @@ def model(v, x):
     v.norm.put(mean=0.5 * mean + 0.5 * h.mean(0))  # over the rows of both processes
     return v.shard(jnp.tanh(h), "batch", "mlp") @ v.down.param("kernel", (32, 4), jax.nn.initializers.normal(0.1))
 
-mesh, rules = parallel.mesh(text), replace(parallel.DEFAULT, min_size=16)
-x = np.random.RandomState(0).randn(8, 16).astype("f")
-y = np.random.RandomState(1).randn(8, 4).astype("f")
-sharding = parallel.batch_sharding(mesh)
-part = parallel.feed(sharding)
-rows = slice(part.index * 8 // part.count, (part.index + 1) * 8 // part.count)
-batch = parallel.put_batch({"x": x[rows], "y": y[rows]}, sharding)
-assert batch["x"].shape == (8, 16)
-params, state = parallel.init(model, 0, x, mesh=mesh, rules=rules)
-optimizer = optax.adam(1e-2)
-place, whole = parallel.placement(mesh, rules), parallel.replicated(mesh)
-spec = core.spec(model, x).params
-opts = parallel.opt_shardings(optimizer, spec, parallel.param_shardings(spec, mesh, rules), mesh)
-opt_state = jax.jit(optimizer.init, out_shardings=opts)(params)
+def layout(text):
+    mesh, rules = parallel.mesh(text), replace(parallel.DEFAULT, min_size=16)
+    x = np.random.RandomState(0).randn(8, 16).astype("f")
+    y = np.random.RandomState(1).randn(8, 4).astype("f")
+    sharding = parallel.batch_sharding(mesh)
+    part = parallel.feed(sharding)
+    rows = slice(part.index * 8 // part.count, (part.index + 1) * 8 // part.count)
+    batch = parallel.put_batch({"x": x[rows], "y": y[rows]}, sharding)
+    assert batch["x"].shape == (8, 16)
+    params, state = parallel.init(model, 0, x, mesh=mesh, rules=rules)
+    optimizer = optax.adam(1e-2)
+    place, whole = parallel.placement(mesh, rules), parallel.replicated(mesh)
+    spec = core.spec(model, x).params
+    opts = parallel.opt_shardings(optimizer, spec, parallel.param_shardings(spec, mesh, rules), mesh)
+    opt_state = jax.jit(optimizer.init, out_shardings=opts)(params)
 
-def step(params, state, opt_state, batch):
-    def loss(params):
-        out, new = core.apply(model, params, state, batch["x"], train=True, place=place)
-        return ((out - batch["y"]) ** 2).mean(), new
-    (value, new), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    updates, _ = optimizer.update(grads, opt_state, params)
-    return value, optax.apply_updates(params, updates), new
+    def step(params, state, opt_state, batch):
+        def loss(params):
+            out, new = core.apply(model, params, state, batch["x"], train=True, place=place)
+            return ((out - batch["y"]) ** 2).mean(), new
+        (value, new), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, _ = optimizer.update(grads, opt_state, params)
+        return value, optax.apply_updates(params, updates), new
 
-value, params, state = jax.jit(step, out_shardings=whole)(params, state, opt_state, batch)
-message = ""
-if parallel.shards(sharding) == 4:  # two rows cannot be split over four devices, whichever process brings them
-    try:
-        parallel.put_batch({"x": x[:1], "y": y[:1]}, sharding)
-    except parallel.batches.ConfigError as error:
-        message = str(error)
-print(json.dumps({
-    "devices": jax.device_count(), "loss": float(value), "feed": part, "message": message,
-    "mean": np.asarray(state["norm"]["mean"]).tolist(), "down": np.asarray(params["down"]["kernel"]).tolist(),
-}))
+    value, params, state = jax.jit(step, out_shardings=whole)(params, state, opt_state, batch)
+    message = ""
+    if parallel.shards(sharding) == 4:  # two rows cannot be split over four devices, whichever process brings them
+        try:
+            parallel.put_batch({"x": x[:1], "y": y[:1]}, sharding)
+        except parallel.batches.ConfigError as error:
+            message = str(error)
+    print(json.dumps({
+        "devices": jax.device_count(), "loss": float(value), "feed": part, "message": message,
+        "mean": np.asarray(state["norm"]["mean"]).tolist(), "down": np.asarray(params["down"]["kernel"]).tolist(),
+    }))
+
+for text in layouts:
+    layout(text)
 """
 
 
@@ -70,40 +75,40 @@ def _free_port():
         return s.getsockname()[1]
 
 
-def _run(text, processes):
-    """The program's last line from each process; four devices in all."""
+LAYOUTS = {
+    "data=2,fsdp=2": [[0, 2], [1, 2]],
+    "fsdp=4": [[0, 2], [1, 2]],
+    "tensor=4": [[0, 1], [0, 1]],  # no data axis: both processes feed every row
+    "data=2,tensor=2": [[0, 2], [1, 2]],
+}
+"""Of each mesh, the part of a batch that each process feeds."""
+
+
+@functools.cache
+def _run(processes):
+    """What the program found for each layout, from each process; four devices in all."""
     port = _free_port() if processes > 1 else 0
     flags = f"--xla_force_host_platform_device_count={4 // processes}"
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", PROGRAM, str(port)]
-    running = [
-        subprocess.Popen([*command, str(i), text], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for i in range(processes)
-    ]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": env}
+    running = [subprocess.Popen([*command, str(i), *LAYOUTS], **options) for i in range(processes)]
     try:
-        results = [process.communicate(timeout=300) for process in running]
+        results = [process.communicate(timeout=600) for process in running]
     finally:
         for process in running:
             process.kill()
     for process, (_, err) in zip(running, results, strict=True):
         assert process.returncode == 0, err[-3000:]
-    return [json.loads(out.splitlines()[-1]) for out, _ in results]
+    lines = ([line for line in out.splitlines() if line.startswith("{")] for out, _ in results)
+    return [dict(zip(LAYOUTS, map(json.loads, each), strict=True)) for each in lines]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("text", "feeds"),
-    [
-        ("data=2,fsdp=2", [[0, 2], [1, 2]]),
-        ("fsdp=4", [[0, 2], [1, 2]]),
-        ("tensor=4", [[0, 1], [0, 1]]),  # no data axis: both processes feed every row
-        ("data=2,tensor=2", [[0, 2], [1, 2]]),
-    ],
-)
-def test_two_processes_have_the_numbers_of_one(text, feeds):
-    (one,) = _run(text, 1)
-    two = _run(text, 2)
-    assert [result["feed"] for result in two] == feeds
+@pytest.mark.parametrize("text", LAYOUTS)
+def test_two_processes_have_the_numbers_of_one(text):
+    one, *two = (found[text] for found in (*_run(1), *_run(2)))
+    assert [result["feed"] for result in two] == LAYOUTS[text]
     for result in two:
         assert result["devices"] == 4
         np.testing.assert_allclose(result["loss"], one["loss"], 1e-6)

@@ -1,5 +1,6 @@
 """The gate of speed: the step of a recipe lowers to the operations of the same step written by hand, one for one."""
 
+import functools
 import importlib.util
 import re
 from collections import Counter
@@ -7,17 +8,19 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import sapwood as sw
 from sapwood.recipes.digits import Digits
 from sapwood.recipes.digits_mlp import DigitsMLP
+from sapwood.train import birth
 
 _spec = importlib.util.spec_from_file_location("handwritten", Path(__file__).with_name("handwritten.py"))
 handwritten = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(handwritten)
 
-BATCH = {"image": jnp.zeros((32, 8, 8, 1), "uint8"), "label": jnp.zeros(32, "int32")}
+BATCH = {"image": np.zeros((32, 8, 8, 1), "uint8"), "label": np.zeros(32, "int32")}
 RECIPES = {"digits-mlp": (DigitsMLP(), handwritten.mlp_loss), "digits": (Digits(), handwritten.conv_loss)}
 
 
@@ -47,18 +50,20 @@ def operations(lowered) -> Counter:
     return count
 
 
-def ours(recipe, **options) -> Counter:
-    metrics = options.pop("metrics", ())
+@functools.cache
+def ours(recipe, metrics=(), **options) -> Counter:
+    """The operations of a step, of states that are only described: nothing is drawn, and nothing compiled."""
     trainer = sw.Trainer(sw.supervised(recipe.model, metrics=metrics), recipe.optimizer(100), **options)
-    return operations(jax.jit(trainer.step).lower(trainer.init(0, BATCH), BATCH))
+    return operations(jax.jit(trainer.step).lower(birth.plan(trainer, BATCH).shapes, BATCH))
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_step_is_the_handwritten_one(name):
     recipe, loss = RECIPES[name]
     optimizer = recipe.optimizer(100)
-    params, state = sw.init(recipe.model, 0, BATCH["image"])
-    whole = params, state, optimizer.init(params), jax.random.key(0), jnp.int32(0)
+    params, state = jax.tree.map(lambda p: p.struct, tuple(sw.spec(recipe.model, BATCH["image"])))
+    opt_state, key = jax.eval_shape(lambda params: (optimizer.init(params), jax.random.key(0)), params)
+    whole = params, state, opt_state, key, jax.ShapeDtypeStruct((), "int32")
     floor = jax.jit(lambda state, batch: handwritten.train_step(loss, optimizer, state, batch))
     assert ours(recipe, checks=False) == operations(floor.lower(whole, BATCH))
 

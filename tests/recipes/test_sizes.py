@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import sapwood as sw
@@ -42,6 +43,7 @@ def test_the_default_is_the_small_size():
     assert Text().decoder == sw.models.Decoder(len(Text().vocabulary), 4, 128, 4, gated=False, bias=True)
 
 
+@pytest.mark.costs("a training step of a whole decoder, and the program that writes")
 def test_a_large_vocabulary_is_learned_and_written_from(tmp_path):
     """A small model of the large kind: only the text's characters come out, and a step lowers the loss."""
     (tmp_path / "line.txt").write_text(60 * "the sea is deep and the sky is wide, ")
@@ -50,7 +52,11 @@ def test_a_large_vocabulary_is_learned_and_written_from(tmp_path):
         batch_size=8, vocabulary_size=50, policy="float32", prompt="the", sample=5, learning_rate=1e-2,
     )  # fmt: skip
     data, _ = recipe.data()
-    state, history = recipe.trainer(60).fit(data, epochs=3, batch_size=8, progress=False)
+    trainer, tokens = recipe.trainer(60), jax.ShapeDtypeStruct((8, 16), "int32")
+    draw = np.random.default_rng(0).normal
+    params = jax.tree.map(lambda p: draw(scale=0.2, size=p.shape).astype("float32"), shapes(recipe).params)
+    first = trainer.init(0, {"tokens": tokens, "targets": tokens}, params=params)
+    state, history = trainer.fit(data, epochs=3, batch_size=8, state=first, progress=False)
     assert history[-1]["loss"] < history[0]["loss"]
     assert set(recipe.report(state.params, state.state)) <= set(recipe.vocabulary)
 

@@ -187,7 +187,7 @@ def test_processes_whose_clocks_differ_stop_at_the_same_step(tmp_path):
     commands = [[sys.executable, "-c", PROGRAM, str(port), str(i), str(tmp_path)] for i in range(2)]
     running = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for command in commands]
     try:
-        printed = [process.communicate(timeout=180)[0].splitlines()[-4:] for process in running]
+        printed = [process.communicate(timeout=1200)[0].splitlines()[-4:] for process in running]
     finally:
         for process in running:
             process.kill()

@@ -34,6 +34,8 @@ def fit(**options):
     return trainer.fit(data, steps=6, batch_size=2, progress=False, **options)
 
 
+@pytest.mark.fresh_compile
+@pytest.mark.costs("the programs of two runs have to be compiled anew")
 def test_fit_keeps_its_programs_and_puts_the_settings_back(tmp_path):
     before = [getattr(jax.config, name) for name in SETTINGS]
     plain = fit()
@@ -47,6 +49,8 @@ def test_fit_keeps_its_programs_and_puts_the_settings_back(tmp_path):
     assert tree_digest(plain.state) == tree_digest(cold.state) == tree_digest(warm.state)
 
 
+@pytest.mark.fresh_compile
+@pytest.mark.costs("a second start is a second process")
 def test_a_second_start_compiles_nothing(tmp_path):
     script = """
 import sys, jax, numpy as np, optax
@@ -95,6 +99,7 @@ def test_the_oldest_make_room(tmp_path, monkeypatch):
     assert entries(tmp_path) == ["2-cache", "3-cache"]
 
 
+@pytest.mark.fresh_compile
 def test_the_users_own_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("SAPWOOD_CACHE", str(tmp_path))
     with compile_cache.compile_cache(True) as directory:
@@ -109,6 +114,7 @@ def test_the_users_own_directory(tmp_path, monkeypatch):
             assert directory is None
 
 
+@pytest.mark.fresh_compile
 def test_a_place_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"compile_cache='.*file': the directory cannot be made"):

@@ -30,6 +30,8 @@ def handed_over(text):
     return {op for name in called for op in re.findall(r" ([a-z][a-z-]*)\(", bodies[name])}
 
 
+@pytest.mark.fresh_compile
+@pytest.mark.costs("four programs with a convolution have to be compiled anew")
 def test_no_convolution_is_handed_to_a_library_that_takes_one_thread_for_it():
     trainer = sw.Trainer(sw.supervised(net), optax.sgd(0.1))
     batch = {"image": IMAGES, "label": jnp.zeros(8, int)}
@@ -45,6 +47,7 @@ def test_no_convolution_is_handed_to_a_library_that_takes_one_thread_for_it():
         assert "convolution" not in handed_over(text)
 
 
+@pytest.mark.fresh_compile
 def test_nothing_else_is_compiled_otherwise():
     def f(x):
         return jax.nn.softmax(x @ x.T) @ x, x.sum(0), jnp.sin(x).max()
@@ -54,6 +57,8 @@ def test_nothing_else_is_compiled_otherwise():
     assert body(plain) == body(ours)
 
 
+@pytest.mark.fresh_compile
+@pytest.mark.slow
 def test_a_step_has_the_same_numbers_with_less_of_llvm(step):
     lowered, args = step
     found = [lowered.compile(options)(*args) for options in (compiling.OWN_CONVOLUTIONS, compiling.options("cpu"))]
@@ -100,6 +105,7 @@ def large():
     return jax.jit(jax.grad(f)).trace(jnp.ones((2**16, 64)))
 
 
+@pytest.mark.fresh_compile
 def test_what_a_cache_keeps_on_disk_is_in_one_piece_and_hands_over_to_the_same_in_several(large, tmp_path, monkeypatch):
     x = jax.random.normal(jax.random.key(0), (2**16, 64))
     for found in ("compiled", "read"):
@@ -131,23 +137,41 @@ def test_a_cached_program_goes_on_where_its_successor_cannot_be_made(large, tmp_
         assert program.successor is None
 
 
-def test_the_end_of_a_cache_waits_for_what_is_compiled_beside(tmp_path):
+class Watched:
+    """A lock that says when somebody begins to wait for it."""
+
+    def __init__(self, waiting):
+        self.lock, self.waiting = threading.Lock(), waiting
+
+    def __enter__(self):
+        if not self.lock.acquire(blocking=False):
+            self.waiting.set()
+            self.lock.acquire()
+
+    def __exit__(self, *_):
+        self.lock.release()
+
+
+def test_the_end_of_a_cache_waits_for_what_is_compiled_beside(tmp_path, monkeypatch):
     before = jax.config.jax_persistent_cache_min_compile_time_secs
-    begun, end = threading.Event(), threading.Event()
+    begun, waiting = threading.Event(), threading.Event()
+    monkeypatch.setattr(compiling.compile_cache, "_settings", Watched(waiting))
 
     def beside():
         with compiling.compile_cache.unwritten():
             begun.set()
-            end.wait(5)
+            waiting.wait(600)
 
     thread = threading.Thread(target=beside)
-    with compile_cache(tmp_path):
-        thread.start()
-        begun.wait(5)
-        threading.Timer(0.2, end.set).start()
-    assert end.is_set()
-    assert jax.config.jax_persistent_cache_min_compile_time_secs == before
-    thread.join()
+    try:
+        with compile_cache(tmp_path):
+            thread.start()
+            assert begun.wait(600)
+        assert waiting.is_set()
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == before
+    finally:
+        waiting.set()
+        thread.join()
 
 
 def test_options_that_xla_does_not_know_or_the_user_sets_are_left_out(monkeypatch):

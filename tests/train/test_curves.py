@@ -104,7 +104,7 @@ def test_the_running_mean_passes_over_nan_and_starts_at_the_first_value():
 
 def test_in_a_process_of_its_own(tmp_path):
     process = curves.start(write(tmp_path / "metrics.jsonl", run()), "a run")
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=1200)
     assert (process.returncode, errors) == (0, b"")
     assert has(tmp_path / "curves.png", ORANGE)
 

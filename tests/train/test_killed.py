@@ -9,6 +9,8 @@ import time
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.fresh_compile  # the bits of the programs that users run
+
 SCRIPT = """
 import sys
 import jax, jax.numpy as jnp, numpy as np, optax
@@ -36,19 +38,31 @@ def start(directory, steps_per_call=1):
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What an unbroken process prints."""
+    printed = start(tmp_path_factory.mktemp("whole") / "run").communicate()[0].splitlines()[-1]
+    assert printed.startswith("digest")
+    return printed
+
+
+def rows(directory):
+    log = directory / "metrics.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+# Of at least 40 that a run writes; it is killed wherever it has come to by the time that so many are seen.
+DRAWN = [int(row) for row in np.random.default_rng(0).uniform(0, 40, 4)]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("after", [pytest.param(n, marks=pytest.mark.long if i else pytest.mark.slow)
+                                   for i, n in enumerate(DRAWN)])  # fmt: skip
 @pytest.mark.parametrize("steps_per_call", [1, 8, "auto"])
-def test_killed_at_drawn_moments(tmp_path, steps_per_call):
-    began = time.monotonic()
-    whole = start(tmp_path / "whole").communicate()[0].splitlines()[-1]
-    lasted = time.monotonic() - began
-    assert whole.startswith("digest")
-    for i, share in enumerate(np.random.default_rng(0).uniform(0, 1, 4)):
-        process = start(tmp_path / str(i), steps_per_call)
-        time.sleep(share * lasted)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert start(tmp_path / str(i), steps_per_call).communicate()[0].splitlines()[-1] == whole, (
-            f"killed after {share:.0%}"
-        )
+def test_killed_at_drawn_moments(tmp_path, whole, steps_per_call, after):
+    process = start(tmp_path / "run", steps_per_call)
+    while rows(tmp_path / "run") < after and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert start(tmp_path / "run", steps_per_call).communicate()[0].splitlines()[-1] == whole

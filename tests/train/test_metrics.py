@@ -1,5 +1,7 @@
 """Metrics against scikit-learn, over batches cut unevenly, masked, and on eight devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,28 +48,39 @@ def test_every_metric_has_an_oracle():
     assert set(EXPECTED) == set(metrics.METRICS)
 
 
+PARTS = np.split(np.arange(N), [1, 30])
+
+
+@functools.cache
+def measured(name):
+    """A metric of the uneven parts without weights and with them; with the last 41 masked; and without those at all."""
+    metric = metrics.METRICS[name]
+
+    def all_of_it(outputs, bad, target, weight):
+        parts = [
+            [metric(outputs[rows], target[rows], weight[rows] if weighted else None) for rows in PARTS]
+            for weighted in (False, True)
+        ]
+        return *parts, metric(bad, target, jnp.asarray(np.arange(N) < 60)), metric(outputs[:60], target[:60], None)
+
+    outputs, target, _ = EXPECTED[name]
+    bad = outputs.copy()
+    bad[60:] = np.nan
+    return jax.device_get(jax.jit(all_of_it)(outputs, bad, target, WEIGHT))
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", EXPECTED)
 def test_against_scikit_learn_in_uneven_batches(name, weighted):
-    outputs, target, expected = EXPECTED[name]
-    parts = []
-    for rows in np.split(np.arange(N), [1, 30, 64]):
-        weight = jnp.asarray(WEIGHT[rows]) if weighted else None
-        parts.append({name: metrics.METRICS[name](jnp.asarray(outputs[rows]), jnp.asarray(target[rows]), weight)})
-    got = metrics.compute(metrics.merge(parts))[name]
+    expected = EXPECTED[name][2](WEIGHT if weighted else None)
+    got = metrics.compute(metrics.merge([{name: part} for part in measured(name)[weighted]]))[name]
     tolerance = TOLERANCE.get(name, 2e-6)
-    np.testing.assert_allclose(got, expected(WEIGHT if weighted else None), rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_mask_leaves_out_what_it_covers_even_nan(name):
-    outputs, target, _ = EXPECTED[name]
-    mask = np.arange(N) < 60
-    outputs = outputs.copy()
-    bad = outputs.copy()
-    bad[60:] = np.nan
-    masked = metrics.METRICS[name](jnp.asarray(bad), jnp.asarray(target), jnp.asarray(mask))
-    plain = metrics.METRICS[name](jnp.asarray(outputs[:60]), jnp.asarray(target[:60]), None)
+    _, _, masked, plain = measured(name)
     np.testing.assert_allclose(
         np.asarray(masked.compute(), float), np.asarray(plain.compute(), float), rtol=1e-5, atol=1e-6
     )
@@ -76,8 +89,9 @@ def test_a_mask_leaves_out_what_it_covers_even_nan(name):
 @pytest.mark.parametrize("name", ["confusion", "f1", "accuracy"])
 def test_labels_of_few_bits_count_as_wide_ones(name):
     """uint8 holds the 21 classes, but not their 441 cells."""
-    logits, target = jnp.eye(21), jnp.arange(21)
-    wide, narrow = (metrics.METRICS[name](logits, target.astype(dtype), None) for dtype in ("int32", "uint8"))
+    logits, target, metric = np.eye(21, dtype="float32"), np.arange(21), metrics.METRICS[name]
+    run = jax.jit(lambda logits, *targets: [metric(logits, each, None) for each in targets])
+    wide, narrow = jax.device_get(run(logits, target.astype("int32"), target.astype("uint8")))
     np.testing.assert_array_equal(wide.compute(), narrow.compute())
 
 
@@ -89,9 +103,9 @@ def test_mean_is_exact_beyond_the_integers_of_float32():
 
 
 def test_a_weight_per_position_and_one_per_example():
-    values = jnp.arange(6.0).reshape(2, 3)
-    per_example = metrics.Mean.of(values, jnp.array([1.0, 0.0]))
-    per_position = metrics.Mean.of(values, jnp.array([[True, True, True], [False, False, False]]))
+    values = np.arange(6, dtype="float32").reshape(2, 3)
+    weights = np.float32([1.0, 0.0]), np.array([[True, True, True], [False, False, False]])
+    per_example, per_position = jax.jit(lambda x, *weights: [metrics.Mean.of(x, w) for w in weights])(values, *weights)
     assert float(per_example.compute()) == float(per_position.compute()) == 1.0
     assert float(per_example.weight) == float(per_position.weight) == 3.0
 
@@ -114,17 +128,17 @@ def test_unknown_names_come_with_the_nearest():
 @pytest.mark.parametrize("name", ["mean_squared_error", "mean_absolute_error", "binary_accuracy", "r2", "auc"])
 def test_a_column_against_a_vector_is_an_error_and_no_broadcast(name):
     with pytest.raises(DataError, match=r"\(4, 1\).*\(4,\)"):
-        metrics.METRICS[name](jnp.zeros((4, 1)), jnp.zeros(4))
+        metrics.METRICS[name](np.zeros((4, 1), "f4"), np.zeros(4, "f4"))
 
 
 def test_labels_of_a_wrong_shape_are_an_error():
     with pytest.raises(DataError, match=r"need class labels of shape \(4,\)"):
-        metrics.accuracy(jnp.zeros((4, 3)), jnp.zeros((4, 1), jnp.int32))
+        metrics.accuracy(np.zeros((4, 3), "f4"), np.zeros((4, 1), "int32"))
 
 
 def test_a_mask_of_a_wrong_shape_is_an_error():
     with pytest.raises(DataError, match="does not lead"):
-        metrics.Mean.of(jnp.zeros((4, 3)), jnp.ones(3))
+        metrics.Mean.of(np.zeros((4, 3), "f4"), np.ones(3, "f4"))
 
 
 def test_scalars_count_with_their_weight():

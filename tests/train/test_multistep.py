@@ -1,6 +1,7 @@
 """Several steps in one dispatch: the same bits, rows and errors as one at a time, and used only where that holds."""
 
-import time
+import importlib
+import types
 import warnings
 from concurrent.futures import Future
 
@@ -19,7 +20,11 @@ from sapwood.train.schedule import Schedule
 
 RNG = np.random.default_rng(0)
 DATA = {"x": RNG.normal(size=(90, 6)).astype("float32"), "label": (np.arange(90) % 3).astype("int32")}
-PICTURES = {"x": RNG.normal(size=(40, 6, 6, 1)).astype("float32"), "label": (np.arange(40) % 3).astype("int32")}
+PICTURES = {"x": RNG.normal(size=(40, 4, 4, 1)).astype("float32"), "label": (np.arange(40) % 3).astype("int32")}
+
+
+def linear(v, x):
+    return L.Dense(3)(v.head, x)
 
 
 def mlp(v, x):
@@ -31,12 +36,15 @@ def dropout(v, x):
 
 
 def convolution(v, x):
-    x = jax.nn.relu(L.BatchNorm()(v.norm, L.Conv(4, (3, 3))(v.conv, x)))
+    x = jax.nn.relu(L.BatchNorm()(v.norm, L.Conv(2, (3, 3))(v.conv, x)))
     return L.Dense(3)(v.head, x.mean((1, 2)))
 
 
 def made(model=mlp, optimizer=None, metrics=("accuracy",), **options):
     return Trainer(supervised(model, metrics=metrics, inputs="x"), optimizer or optax.adam(0.01), **options)
+
+
+SGD = optax.sgd(0.01)
 
 
 def fit(trainer, steps_per_call, data=DATA, **options):
@@ -74,18 +82,23 @@ def blocks(monkeypatch):
 
 RUNS = {
     "adam": (lambda: made(), DATA),
-    "convolution and batch norm": (lambda: made(convolution), PICTURES),
-    "dropout in micro-batches": (lambda: made(dropout, accumulate=2), DATA),
+    "convolution and batch norm": (lambda: made(convolution, SGD), PICTURES),
+    "dropout in micro-batches": (lambda: made(dropout, SGD, accumulate=2), DATA),
     "a part trains, with a running mean": (lambda: made(trainable="head", ema=0.9, clip=1.0), DATA),
-    "float16": (lambda: made(policy="float16"), DATA),
-    "a mesh": (lambda: made(dropout, mesh=sw.mesh("data=2,fsdp=2", devices=jax.devices()[:4])), DATA),
+    "float16": (lambda: made(linear, SGD, policy="float16"), DATA),
+    "a mesh": (lambda: made(dropout, SGD, mesh=sw.mesh("data=2,fsdp=2", devices=jax.devices()[:4])), DATA),
 }
+# As users compile them: a loop, and steps one after the other.
+OPTIMISED = {"adam", "convolution and batch norm"}
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.costs("two runs, one of them with a block beside its step, some compiled anew")
+@pytest.mark.parametrize(
+    "run", [pytest.param(run, marks=pytest.mark.fresh_compile) if run in OPTIMISED else run for run in RUNS]
+)
 def test_blocks_give_the_bits_and_rows_of_single_steps(run, blocks):
     make, data = RUNS[run]
-    size = 4 if data is PICTURES else 8  # a convolution is unrolled on a CPU
+    size = 3 if data is PICTURES else 8  # a convolution is unrolled on a CPU
     one = fit(make(), 1, data)
     assert not blocks
     assert_same(fit(make(), size, data), one)
@@ -93,8 +106,8 @@ def test_blocks_give_the_bits_and_rows_of_single_steps(run, blocks):
 
 
 def test_a_block_that_divides_no_row(blocks):
-    one = fit(made(), 1, validation=DATA, epochs=2)
-    assert_same(fit(made(), 5, validation=DATA, epochs=2), one)
+    one = fit(made(linear, SGD), 1, validation=DATA, epochs=2)
+    assert_same(fit(made(linear, SGD), 5, validation=DATA, epochs=2), one)
     assert set(blocks) == {5}
 
 
@@ -134,7 +147,7 @@ def test_a_failed_check_inside_a_block_names_the_same_step_and_entry():
     def error(steps_per_call):
         data = {**DATA, "label": np.where(np.arange(90) == 77, 5, DATA["label"])}
         with pytest.raises(CheckError) as caught:
-            fit(made(), steps_per_call, data)
+            fit(made(linear, SGD), steps_per_call, data)
         return str(caught.value), caught.value.__notes__
 
     stream = np.random.RandomState([0, 0]).permutation(90)
@@ -158,13 +171,18 @@ def test_callbacks_stop_a_run_at_the_same_step(tmp_path):
 def test_the_best_checkpoint_is_the_same(tmp_path):
     for size in (1, 5):
         options = {"epochs": 3, "validation": DATA, "best": "-validation_loss", "keep": 1, "run": tmp_path / str(size)}
-        fit(made(optimizer=optax.sgd(1.0)), size, **options)
+        fit(made(linear, optax.sgd(1.0)), size, **options)
     best = [Checkpoints(tmp_path / size / "checkpoints", best="-validation_loss").best() for size in ("1", "5")]
     assert best[0] == best[1] is not None
 
 
+@pytest.mark.costs("three runs, two of them with a block beside their step, compiled anew")
 @pytest.mark.parametrize(
-    ("first", "then"), [(8, 3), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((1, 8), (8, 1)))]
+    ("first", "then"),
+    [
+        pytest.param(8, 3, marks=pytest.mark.fresh_compile),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((1, 8), (8, 1))),
+    ],
 )
 def test_a_run_goes_on_with_other_blocks(tmp_path, first, then):
     class Killed(BaseException):
@@ -183,7 +201,8 @@ def test_a_run_goes_on_with_other_blocks(tmp_path, first, then):
 
 
 def test_without_jit_steps_go_one_at_a_time(blocks):
-    one = fit(made(jit=False), 2, steps=2)
+    """Every operation by itself, so with the least model that there is."""
+    one = fit(made(linear, SGD, (), jit=False), 2, steps=2)
     assert not blocks
     assert int(one.state.step) == 2
 
@@ -192,8 +211,18 @@ def test_without_jit_steps_go_one_at_a_time(blocks):
 
 
 @pytest.fixture
-def at_once(monkeypatch):
-    """Any run is worth a second program, which is compiled on the spot."""
+def clock(monkeypatch):
+    """The clock that "auto" looks at: it goes on by what a call is said to take, a step or a block, and by that alone.
+
+    A block is compiled on the spot, in no time or in the seconds that are said.
+    """
+    takes = types.SimpleNamespace(step=0.001, block=0.001, compiling=0.0, now=0.0)
+    call, start = sending.Sender._call, importlib.import_module("sapwood.train.start")
+    compiled = start._compile
+
+    def timed(self, program, *args):
+        takes.now += takes.step if program is self.programs.step else takes.block
+        return call(self, program, *args)
 
     class Pool:
         def __init__(self, *_, **__):
@@ -207,55 +236,51 @@ def at_once(monkeypatch):
         def shutdown(self, wait):
             pass
 
+    monkeypatch.setattr(sending, "time", types.SimpleNamespace(perf_counter=lambda: takes.now))
+    monkeypatch.setattr(sending.Sender, "_call", timed)
     monkeypatch.setattr(sending, "ThreadPoolExecutor", Pool)
-    monkeypatch.setattr(sending, "MARGIN", 0.0)
-    monkeypatch.setattr(sending, "SHORT", 60.0)
+    monkeypatch.setattr(start, "_compile", lambda *args: (compiled(*args)[0], takes.compiling))
+    return takes
 
 
-def test_auto_switches_where_that_is_faster(tmp_path, blocks, at_once, monkeypatch):
-    call = sending.Sender._call
-
-    def dear(self, program, *args):
-        """A single step costs 2 ms more, so that a block is faster whatever else the machine does."""
-        time.sleep(0.002 * (program is self.programs.step))
-        return call(self, program, *args)
-
-    monkeypatch.setattr(sending.Auto, "_call", dear)
-    trainer = made(optimizer=optax.sgd(0.01))
-    options = {"steps": 1200, "log_every": 100, "checkpoint_every": 600}
+def test_auto_switches_where_that_is_faster(tmp_path, blocks, clock):
+    clock.step, clock.block = 0.003, 0.010
+    trainer = made(optimizer=SGD)
+    options = {"steps": 600, "log_every": 100, "checkpoint_every": 300}
     several = fit(trainer, "auto", run=tmp_path, **options)
-    chosen = Checkpoints(tmp_path / "checkpoints").info(1200).info["steps_per_call"]
+    chosen = Checkpoints(tmp_path / "checkpoints").info(600).info["steps_per_call"]
     assert chosen > 1
-    assert len(blocks) > 30
+    assert len(blocks) > 10
     assert_same(several, fit(trainer, 1, **options))
     held = len(blocks)
-    again = fit(trainer, "auto", run=tmp_path, resume=True, **{**options, "steps": 1400})
+    again = fit(trainer, "auto", run=tmp_path, resume=True, **{**options, "steps": 700})
     assert set(blocks[held:]) == {chosen}  # as before, from the first row on
-    assert_same(again, fit(trainer, 1, **{**options, "steps": 1400}))
+    assert_same(again, fit(trainer, 1, **{**options, "steps": 700}))
 
 
-def test_auto_leaves_a_short_run_alone(blocks, monkeypatch):
-    monkeypatch.setattr(multistep.Programs, "compile", lambda *_: pytest.fail("compiled a block"))
-    fit(made(), "auto", steps=60)
+def forbidden(*_):
+    pytest.fail("compiled a block")
+
+
+def test_auto_leaves_a_short_run_alone(blocks, clock, monkeypatch):
+    clock.compiling = 0.1
+    monkeypatch.setattr(multistep.Programs, "compile", forbidden)
+    fit(made(linear, SGD), "auto", steps=200)
     assert not blocks
 
 
-def test_auto_leaves_long_steps_alone(blocks, at_once, monkeypatch):
-    monkeypatch.setattr(sending, "SHORT", 0.0)
-    monkeypatch.setattr(multistep.Programs, "compile", lambda *_: pytest.fail("compiled a block"))
-    fit(made(), "auto", steps=200)
+def test_auto_leaves_long_steps_alone(blocks, clock, monkeypatch):
+    clock.step = 1.1 * sending.SHORT
+    monkeypatch.setattr(multistep.Programs, "compile", forbidden)
+    fit(made(linear, SGD), "auto", steps=200)
     assert not blocks
 
 
-def test_auto_goes_back_where_blocks_are_slower(tmp_path, at_once, monkeypatch):
-    compiled = multistep.Programs.compile
-
-    def slow(self, size):
-        block = compiled(self, size)
-        return lambda *args: (time.sleep(0.05), block(*args))[1]
-
-    monkeypatch.setattr(multistep.Programs, "compile", slow)
-    fit(made(), "auto", steps=600, log_every=30, checkpoint_every=600, run=tmp_path)
+@pytest.mark.parametrize("block", [0.050, 0.0228])  # 23 steps of a millisecond, less a hundredth
+def test_auto_goes_back_where_blocks_are_no_faster_by_a_fiftieth(tmp_path, blocks, clock, block):
+    clock.block = block
+    fit(made(linear, SGD), "auto", log_every=30, steps=600, checkpoint_every=600, run=tmp_path)
+    assert blocks
     assert Checkpoints(tmp_path / "checkpoints").info(600).info["steps_per_call"] == 1
 
 
@@ -280,12 +305,14 @@ def test_what_does_not_agree_goes_one_at_a_time(tmp_path, blocks):
     assert Checkpoints(tmp_path / "checkpoints").info(30).info["steps_per_call"] == 1
 
 
-def test_a_difference_costs_no_step(blocks, at_once, monkeypatch):
-    monkeypatch.setattr(sending, "same_bits", lambda one, several: False)
+def test_a_difference_costs_no_step(blocks, clock, monkeypatch):
+    compared = []
+    monkeypatch.setattr(sending, "same_bits", lambda *both: compared.append(both) is not None)
     one = fit(made(dropout), 1, steps=400)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_same(fit(made(dropout), "auto", steps=400), one)
+    assert len(compared) == 1
     assert not blocks
 
 

@@ -1,7 +1,13 @@
-"""`sw.train.profile`: real traces of small steps on the CPU, held against the clock and what is known of the steps."""
+"""`sw.train.profile`: real traces of small steps on the CPU, held against what is known of the steps.
+
+What ran, how often and in what is the trace's. How long it took is not, for another process may stop a step anywhere:
+each operation is said to have taken what it has to compute (`by_work`).
+"""
 
 import dataclasses
+import math
 import re
+import time
 from html.parser import HTMLParser
 
 import jax
@@ -13,9 +19,64 @@ import pytest
 import sapwood as sw
 from sapwood import layers as L
 from sapwood.core.errors import ConfigError
-from sapwood.train import Profile, Trainer, profile, supervised, timeline
+from sapwood.train import Profile, Trainer, profile, profiling, supervised, timeline
 from sapwood.train.attribution import OBJECTIVE, OPTIMIZER, Program
 from sapwood.train.compile_cache import compile_cache
+
+INSTRUCTION = re.compile(r"^ *(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\(([^)]*)\)(.*)$")
+NOTHING = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call")
+
+
+def dimensions(shape):
+    return [int(n) for n in re.search(r"\[([\d,]*)\]", shape)[1].split(",") if n]
+
+
+def work(text):
+    """What each operation of a compiled program has to compute: products for a matrix product, else its elements."""
+    found = {}
+    for part in re.split(r"\n(?=%|ENTRY)", text):
+        body = [m.groups() for m in map(INSTRUCTION.match, part.splitlines()) if m]
+        shapes = {name: shape for name, shape, *_ in body}
+        total = 0
+        for name, shape, what, operands, rest in body:
+            size = 0 if what in NOTHING else math.prod(dimensions(shape))
+            if what == "dot":
+                left = dimensions(shapes[operands.split(",")[0].split()[-1].lstrip("%")])
+                contracted = re.search(r"lhs_contracting_dims={([\d,]*)}", rest)[1].split(",")
+                size *= math.prod(left[int(n)] for n in contracted)
+            elif what == "fusion":
+                size = found[re.search(r"calls=%([^\s,]+)", rest)[1]]
+            found[name] = size
+            total += size
+        found[part.split()[0].lstrip("%")] = total
+    return found
+
+
+def one_after_the_other(trace, sizes):
+    """The same operations in their order, each as long as its work, in ns."""
+    devices, end = {}, 1.0
+    for device, spans in trace.devices.items():
+        now, devices[device] = 0.0, []
+        for span in sorted(spans):
+            begin, now = now, now + (0 if span.name is None else sizes[span.name])
+            devices[device].append(span._replace(start=begin, end=now))
+        end = max(end, now)
+    return timeline.Trace(devices, (0.0, end), [])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def by_work():
+    """Profiles in which time is work."""
+    read, texts = timeline.read, []
+
+    def kept(text, calls):
+        texts.append(text)
+        return Program(text, calls)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiling, "Program", kept)
+        patch.setattr(timeline, "read", lambda file, name: one_after_the_other(read(file, name), work(texts[-1])))
+        yield read
 
 
 def batch(rows: int = 32, width: int = 64, classes: int = 10):
@@ -61,6 +122,7 @@ def tops(found: Profile):
     return [row for row in found.rows if len(row.path) == 1]
 
 
+@pytest.mark.costs("the profiles that most tests look at are taken here")
 @pytest.mark.parametrize("which", ["mlp", "scan"])
 def test_rows_add_up_to_the_time_of_a_step(which, request):
     found = request.getfixturevalue(which)
@@ -72,15 +134,26 @@ def test_rows_add_up_to_the_time_of_a_step(which, request):
         assert row.forward + row.backward <= row.seconds * (1 + 1e-6)
 
 
-def test_the_clock_says_the_same(monkeypatch):
-    """The window that the trace saw is the time that `time.perf_counter` measured around the same steps."""
-    from sapwood.train import profiling
+def test_the_clock_says_the_same(monkeypatch, by_work):
+    """The window that the trace saw lies within what `time.perf_counter` measured around the same steps, and around
+    what it measured between the first of them and the last."""
+    measured, inner, run = [], [], profiling._Loop.run
 
-    measured, run = [], profiling._Loop.run
-    monkeypatch.setattr(profiling._Loop, "run", lambda self, steps: measured.append(run(self, steps)) or measured[-1])
+    def watched(self, steps):
+        following, step, times = self.following, self.step, []
+        self.following = lambda: (times.append(time.perf_counter()), following())[1]
+        self.step = lambda *args: (step(*args), times.append(time.perf_counter()))[0]
+        measured.append(run(self, steps))
+        inner.append(times[-1] - times[0])
+        self.following, self.step = following, step
+        return measured[-1]
+
+    monkeypatch.setattr(profiling._Loop, "run", watched)
+    monkeypatch.setattr(timeline, "read", by_work)
     found = profile(trainer(uneven), batch(), steps=4)
-    assert found.seconds == pytest.approx(measured[-1] / 4, rel=0.05, abs=2e-4)
+    assert 0.999 * inner[-1] <= 4 * found.seconds <= 1.001 * measured[-1]
     assert found.untraced == measured[-2] / 4
+    assert sum(row.seconds for row in tops(found)) == pytest.approx(found.seconds, rel=1e-6)
 
 
 def test_the_heavy_layer_is_on_top():
@@ -117,6 +190,7 @@ def test_a_data_set_is_read_as_it_is_trained_on():
     assert found.steps == 2
 
 
+@pytest.mark.costs("a scanned stack and its gradient are compiled for two devices")
 def test_several_devices_are_averaged():
     found = profile(trainer(scanned, mesh=sw.mesh(data=2, devices=jax.devices()[:2])), batch(), steps=2)
     assert found.devices == 2
@@ -124,6 +198,8 @@ def test_several_devices_are_averaged():
     assert any("communication" in row.kinds for row in found.rows)
 
 
+@pytest.mark.costs("two programs are compiled anew")
+@pytest.mark.fresh_compile
 def test_names_are_those_of_this_model_whatever_the_cache_holds(tmp_path):
     """The same operations under another name are the same entry of JAX's persistent cache."""
 

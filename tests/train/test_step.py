@@ -1,5 +1,6 @@
 """The pure step against the same computation written by hand in plain JAX and optax."""
 
+import functools
 import re
 from collections import Counter
 
@@ -25,7 +26,9 @@ def normal(key, shape, dtype):
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 4)).astype("float32")
-BATCH = {"x": jnp.asarray(X), "label": jnp.asarray(RNG.integers(0, 3, 12), jnp.int32)}
+BATCH = {"x": X, "label": RNG.integers(0, 3, 12).astype("int32")}
+# One value for each, so that trainers of several tests are the same one, and what it compiles is kept.
+ADAM, SGD, SLOW_SGD = optax.adam(0.1), optax.sgd(1.0), optax.sgd(0.1)
 
 
 def mlp(v, x):
@@ -46,15 +49,26 @@ def by_hand(params, x, label):
     return optax.softmax_cross_entropy_with_integer_labels(h @ params["head"]["kernel"], label).mean()
 
 
-def make(model=mlp, optimizer=None, metrics=(), **options):
-    return Trainer(supervised(model, metrics=metrics, inputs="x"), optimizer or optax.adam(0.1), **options)
+@functools.cache
+def make(model=mlp, optimizer=ADAM, metrics=(), **options):
+    return Trainer(supervised(model, metrics=metrics, inputs="x"), optimizer, **options)
+
+
+@functools.cache
+def step_of(trainer):
+    return jax.jit(trainer.step)
+
+
+@jax.jit
+def gradient_by_hand(params, batch):
+    """The loss and its gradient."""
+    return jax.value_and_grad(by_hand)(params, batch["x"], batch["label"])
 
 
 def run(trainer, batches, state=None):
     state = trainer.init(0, batches[0]) if state is None else state
-    step = jax.jit(trainer.step)
     for batch in batches:
-        state, metrics = step(state, batch)
+        state, metrics = step_of(trainer)(state, batch)
     return state, metrics
 
 
@@ -71,15 +85,20 @@ def assert_trees_equal(a, b):
 
 
 def test_three_steps_by_hand():
-    trainer = make()
+    trainer, tx = make(), optax.adam(0.1)
     state = trainer.init(0, BATCH)
-    params, tx = state.params, optax.adam(0.1)
-    opt_state = tx.init(params)
-    for _ in range(3):
-        loss, grads = jax.value_and_grad(by_hand)(params, BATCH["x"], BATCH["label"])
-        updates, opt_state = tx.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
-    after, metrics = run(trainer, [BATCH] * 3)
+
+    @jax.jit
+    def three(params):
+        opt_state = tx.init(params)
+        for _ in range(3):
+            loss, grads = gradient_by_hand(params, BATCH)
+            updates, opt_state = tx.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+        return params, loss
+
+    params, loss = three(state.params)
+    after, metrics = run(trainer, [BATCH] * 3, state)
     assert_trees_close(after.params, params)
     assert int(after.step) == 3
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
@@ -95,14 +114,18 @@ def test_the_parameters_are_those_of_init():
     assert_trees_equal(trainer.init(7, BATCH).params, params)
 
 
+def shapes(trainer):
+    """The state before the first step, undrawn."""
+    return jax.eval_shape(lambda: trainer.init(0, BATCH))
+
+
 def ops(lowered):
     return Counter(re.findall(r"= \"?stablehlo\.(\w+)", lowered.as_text()))
 
 
 def test_the_lean_step_lowers_to_what_is_written_by_hand():
-    tx = optax.adam(0.1)
-    trainer = make(optimizer=tx, checks=False)
-    state = trainer.init(0, BATCH)
+    tx, trainer = ADAM, make(checks=False)
+    state = shapes(trainer)
 
     def step(params, opt_state, count, batch):
         loss, grads = jax.value_and_grad(by_hand)(params, batch["x"], batch["label"])
@@ -115,10 +138,9 @@ def test_the_lean_step_lowers_to_what_is_written_by_hand():
 
 def test_what_checks_add_is_a_few_comparisons_and_one_choice_a_parameter():
     lean, checked = make(checks=False), make()
-    extra = ops(jax.jit(checked.step).lower(checked.init(0, BATCH), BATCH))
-    extra -= ops(jax.jit(lean.step).lower(lean.init(0, BATCH), BATCH))
-    state = lean.init(0, BATCH)
-    kinds = {(x.shape, x.dtype) for x in jax.tree.leaves(state.params)}
+    extra = ops(jax.jit(checked.step).lower(shapes(checked), BATCH))
+    extra -= ops(jax.jit(lean.step).lower(shapes(lean), BATCH))
+    kinds = {(x.shape, x.dtype) for x in jax.tree.leaves(shapes(lean).params)}
     assert set(extra) <= {"select", "compare", "and", "reduce", "is_finite", "constant", "broadcast_in_dim", "return"}
     assert extra["select"] <= len(kinds)  # jnp.where lowers to one shared function for each kind of leaf
 
@@ -128,9 +150,9 @@ def test_what_checks_add_is_a_few_comparisons_and_one_choice_a_parameter():
 def test_accumulated_is_the_whole_batch(n, weighted):
     batch = dict(BATCH)
     if weighted:  # some micro-batches hold nothing that counts
-        batch |= {"mask": jnp.arange(12) % 6 != 1, "weight": jnp.asarray(RNG.uniform(0, 2, 12), jnp.float32)}
-    whole, metrics = run(make(optimizer=optax.sgd(1.0), metrics=("accuracy",)), [batch])
-    parts, found = run(make(optimizer=optax.sgd(1.0), metrics=("accuracy",), accumulate=n), [batch])
+        batch |= {"mask": np.arange(12) % 6 != 1, "weight": RNG.uniform(0, 2, 12).astype("float32")}
+    whole, metrics = run(make(optimizer=SGD, metrics=("accuracy",)), [batch])
+    parts, found = run(make(optimizer=SGD, metrics=("accuracy",), accumulate=n), [batch])
     assert_trees_close(whole.params, parts.params)
     for name in ("loss", "accuracy"):
         np.testing.assert_allclose(compute(metrics)[name], compute(found)[name], rtol=1e-5)
@@ -144,8 +166,7 @@ def test_gradients_accumulate_in_float32_whatever_the_parameters_are(dtype):
     def gradient(trained, model_state, key, batch):
         return {"w": batch["value"][0]}, Pass(batch["weight"][0], batch["weight"][0], {}, model_state, {})
 
-    batch = {"value": jnp.asarray(values), "weight": jnp.asarray(weights)}
-    grads, out = accumulate(gradient, 64)({}, {}, jax.random.key(0), batch)
+    grads, out = jax.jit(accumulate(gradient, 64))({}, {}, jax.random.key(0), {"value": values, "weight": weights})
     assert grads["w"].dtype == dtype
     expected = np.average(values.astype("float64"), weights=weights)
     np.testing.assert_allclose(float(grads["w"]), expected, rtol=float(jnp.finfo(dtype).eps))
@@ -159,8 +180,8 @@ def test_a_micro_batch_that_weighs_nothing_adds_nothing_not_even_nan():
         error = jnp.square(batch["x"] @ v.param("kernel", (4, 1), normal))[:, 0] * batch["mask"]
         return error.sum() / batch["mask"].sum(), {"scalar": error.sum() / batch["mask"].sum()}
 
-    batch = {"x": jnp.asarray(X), "mask": (jnp.arange(12) % 2).astype("float32")}
-    (whole, metrics), (parts, found) = (run(Trainer(objective, optax.sgd(1.0), accumulate=n), [batch]) for n in (1, 2))
+    batch = {"x": X, "mask": (np.arange(12) % 2).astype("float32")}
+    (whole, metrics), (parts, found) = (run(Trainer(objective, SGD, accumulate=n), [batch]) for n in (1, 2))
     assert_trees_close(whole.params, parts.params)
     for name in ("loss", "scalar"):
         np.testing.assert_allclose(compute(found)[name], compute(metrics)[name], rtol=1e-5)
@@ -184,24 +205,26 @@ def test_accumulation_over_a_convolution_is_unrolled_on_cpu_and_equal():
         y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return jnp.tanh(y).mean((1, 2))
 
-    batch = {"x": jnp.asarray(RNG.normal(size=(8, 6, 6, 1)), jnp.float32), "label": jnp.arange(8) % 3}
-    whole, _ = run(make(conv, optax.sgd(1.0)), [batch])
-    trainer = make(conv, optax.sgd(1.0), accumulate=4)
+    batch = {"x": RNG.normal(size=(8, 6, 6, 1)).astype("float32"), "label": np.arange(8) % 3}
+    whole, _ = run(make(conv, SGD), [batch])
+    trainer = make(conv, SGD, accumulate=4)
     parts, _ = run(trainer, [batch])
     assert_trees_close(whole.params, parts.params)
-    text = jax.jit(trainer.step).lower(parts, batch).as_text()
+    text = step_of(trainer).lower(parts, batch).as_text()
     if jax.default_backend() == "cpu":
         assert "stablehlo.while" not in text
 
 
 def test_clipping_is_by_the_global_norm():
-    clipped, metrics = run(make(optimizer=optax.sgd(1.0), clip=0.1), [BATCH])
-    tx = optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(1.0))
+    trainer = make(optimizer=SGD, clip=0.1)
+    start = trainer.init(0, BATCH)
+    clipped, metrics = run(trainer, [BATCH], start)
+    tx = optax.chain(optax.clip_by_global_norm(0.1), SGD)
     expected, _ = run(make(optimizer=tx), [BATCH])
     assert_trees_close(clipped.params, expected.params)
-    start = make().init(0, BATCH).params
-    grads = jax.grad(by_hand)(start, BATCH["x"], BATCH["label"])
-    np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(grads), rtol=1e-5)
+    _, grads = gradient_by_hand(start.params, BATCH)
+    norm = np.sqrt(sum(np.sum(np.square(x, dtype="float64")) for x in jax.tree.leaves(jax.device_get(grads))))
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
     assert metrics["gradient_norm"] > 0.1
 
 
@@ -213,27 +236,27 @@ def test_ema_of_bfloat16_parameters_is_float32_and_moves():
     """0.999 is 1 in bfloat16: the first parameters would never be forgotten."""
     trainer = make(ema=0.999, policy=sw.Policy("bfloat16", param="bfloat16"))
     state = trainer.init(0, BATCH)
-    ema = jax.tree.map(lambda x: x.astype("float32"), state.params)
+    wide = lambda params: jax.tree.map(lambda x: x.astype("float32"), jax.device_get(params))  # noqa: E731
+    ema = wide(state.params)
     for _ in range(3):
         state, _ = run(trainer, [BATCH], state)
-        ema = jax.tree.map(lambda e, p: 0.999 * e + 0.001 * p.astype("float32"), ema, state.params)
+        ema = jax.tree.map(lambda e, p: np.float32(0.999) * e + np.float32(0.001) * p, ema, wide(state.params))
     assert_trees_close(state.ema, ema)
     assert {x.dtype for x in jax.tree.leaves(trainer.eval_params(state))} == {jnp.dtype("bfloat16")}
-    assert np.isfinite(trainer.evaluate(state, {name: np.asarray(x) for name, x in BATCH.items()})["loss"])
+    assert np.isfinite(trainer.evaluate(state, BATCH)["loss"])
 
 
 def test_ema_follows_its_formula_and_is_what_is_evaluated():
     trainer = make(ema=0.75)
     state = trainer.init(0, BATCH)
-    ema = state.params
-    step = jax.jit(trainer.step)
+    ema = jax.device_get(state.params)
     for _ in range(3):
-        state, _ = step(state, BATCH)
-        ema = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, ema, state.params)
+        state, _ = run(trainer, [BATCH], state)
+        ema = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, ema, jax.device_get(state.params))
     assert_trees_close(state.ema, ema)
-    found = trainer.evaluate(state, {name: np.asarray(x) for name, x in BATCH.items()})
-    np.testing.assert_allclose(found["loss"], by_hand(ema, BATCH["x"], BATCH["label"]), rtol=1e-5)
-    assert found["loss"] != pytest.approx(float(by_hand(state.params, BATCH["x"], BATCH["label"])), rel=1e-4)
+    found = trainer.evaluate(state, BATCH)
+    np.testing.assert_allclose(found["loss"], gradient_by_hand(ema, BATCH)[0], rtol=1e-5)
+    assert found["loss"] != pytest.approx(float(gradient_by_hand(state.params, BATCH)[0]), rel=1e-4)
 
 
 def test_what_is_frozen_has_no_gradient_and_no_optimizer_memory():
@@ -262,7 +285,7 @@ def test_a_skipped_step_of_float16_changes_nothing_but_the_scale():
         counting, optax.inject_hyperparams(optax.adam)(schedule), policy="float16", ema=0.9,
         scaling=LossScale(initial=2.0**10, interval=2),
     )  # fmt: skip
-    good, bad = BATCH, {**BATCH, "x": BATCH["x"] * 6e4}
+    good, bad = BATCH, {**BATCH, "x": X * np.float32(6e4)}
     one, metrics = run(trainer, [good])
     assert np.isfinite(metrics["loss"])
     two, _ = run(trainer, [bad], one)
@@ -282,8 +305,9 @@ def test_gradients_of_float16_parameters_survive_a_scale_that_float16_does_not_h
     def model(v, x):
         return x @ v.param("kernel", (4, 3), lambda *args: normal(*args) / 100, dtype="float16")
 
-    batch = {**BATCH, "x": BATCH["x"] / 100}  # small gradients, for which the scale has grown
-    trainer, full = make(model, optax.sgd(0.5), scaling=LossScale(initial=2.0**17)), make(model, optax.sgd(0.5))
+    batch = {**BATCH, "x": X / 100}  # small gradients, for which the scale has grown
+    tx = optax.sgd(0.5)
+    trainer, full = make(model, tx, scaling=LossScale(initial=2.0**17)), make(model, tx)
     before = trainer.init(0, batch)
     after, expected = run(trainer, [batch], before)[0], run(full, [batch])[0]
     assert int(after.scale.skipped) == 0
@@ -292,9 +316,9 @@ def test_gradients_of_float16_parameters_survive_a_scale_that_float16_does_not_h
 
 
 def test_float16_and_bfloat16_stay_near_float32():
-    full, _ = run(make(optimizer=optax.sgd(0.1)), [BATCH] * 3)
+    full, _ = run(make(optimizer=SLOW_SGD), [BATCH] * 3)
     for dtype, tolerance in (("float16", 5e-3), ("bfloat16", 5e-2)):
-        low, metrics = run(make(optimizer=optax.sgd(0.1), policy=dtype), [BATCH] * 3)
+        low, metrics = run(make(optimizer=SLOW_SGD, policy=dtype), [BATCH] * 3)
         assert_trees_close(full.params, low.params, rtol=tolerance, atol=tolerance)
         assert jax.tree.leaves(low.params)[0].dtype == jnp.float32
         assert metrics["loss"].dtype == jnp.float32
@@ -307,31 +331,33 @@ def test_auxiliary_losses_are_added_and_have_a_gradient():
         v.loss("l2", 0.5 * jnp.sum(kernel**2))
         return x @ kernel
 
-    trainer = make(regular, optax.sgd(0.1))
+    trainer = make(regular, SLOW_SGD)
     before = trainer.init(0, BATCH)
     after, metrics = run(trainer, [BATCH], before)
 
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
     def expected(kernel):
         loss = losses.softmax_cross_entropy(BATCH["x"] @ kernel, BATCH["label"]).mean()
         return loss + 0.5 * jnp.sum(kernel**2), loss
 
-    kernel = before.params["kernel"]
-    (_, loss), gradient = jax.value_and_grad(expected, has_aux=True)(kernel)
-    np.testing.assert_allclose(after.params["kernel"], kernel - 0.1 * gradient, rtol=1e-5, atol=1e-6)
+    kernel = np.asarray(before.params["kernel"])
+    (_, loss), gradient = expected(kernel)
+    np.testing.assert_allclose(after.params["kernel"], kernel - 0.1 * np.asarray(gradient), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
-    np.testing.assert_allclose(metrics["auxiliary_loss"], 0.5 * jnp.sum(kernel**2), rtol=1e-6)
+    np.testing.assert_allclose(metrics["auxiliary_loss"], 0.5 * np.sum(kernel**2), rtol=1e-6)
 
 
 def test_each_step_draws_anew_and_the_same_again():
     def draw(v, batch):
         return jnp.sum(v.param("w", (1,), normal)) * 0, {"draw": jax.random.uniform(v.rng("x"))}
 
-    trainer = Trainer(draw, optax.sgd(0.1))
+    trainer = Trainer(draw, SLOW_SGD)
 
     def values():
         state, seen = trainer.init(3, BATCH), []
         for _ in range(4):
-            state, metrics = jax.jit(trainer.step)(state, BATCH)
+            state, metrics = run(trainer, [BATCH], state)
             seen.append(float(metrics["draw"]))
         return seen
 
@@ -346,13 +372,14 @@ def test_reduce_on_plateau_gets_the_value():
     assert compute({"x": metrics["plateau_scale"]})["x"] == 0.25
 
 
+@pytest.mark.costs("a line search, alone and over micro-batches, is a large program each")
 def test_lbfgs_with_its_line_search_solves_least_squares():
     target = X @ np.array([[1.0], [-2.0], [0.5], [3.0]], "float32")
 
     def linear(v, x):
         return x @ v.param("w", (4, 1), zeros)
 
-    batch = {"x": jnp.asarray(X), "y": jnp.asarray(target)}
+    batch = {"x": X, "y": target}
     objective = supervised(linear, "squared_error", (), inputs="x", target="y")
     for n in (1, 3):
         state, metrics = run(Trainer(objective, optax.lbfgs(), accumulate=n), [batch] * 12)
@@ -377,7 +404,7 @@ def test_a_failed_check_stops_the_state_where_it_was():
     trainer = make(counting, ema=0.9)
     one, metrics = run(trainer, [BATCH])
     assert metrics["checks"].compute() is True
-    bad = {**BATCH, "label": BATCH["label"].at[5].set(3)}
+    bad = {**BATCH, "label": np.where(np.arange(12) == 5, 3, BATCH["label"]).astype("int32")}
     two, metrics = run(trainer, [bad], one)
     assert "(root): label outside the 3 classes 0 to 2" in metrics["checks"].failed()
     three, metrics = run(trainer, [BATCH], two)
@@ -388,10 +415,11 @@ def test_a_failed_check_stops_the_state_where_it_was():
 
 
 def test_a_loss_that_is_not_finite_is_flagged():
-    bad = {**BATCH, "x": BATCH["x"].at[3, 1].set(jnp.nan)}
+    bad = {**BATCH, "x": X.copy()}
+    bad["x"][3, 1] = np.nan
     state, metrics = run(make(), [bad])
     assert metrics["checks"].failed() == ["the loss is not finite"]
-    assert bool(jnp.isfinite(state.params["head"]["kernel"]).all())
+    assert np.isfinite(state.params["head"]["kernel"]).all()
 
 
 def test_without_checks_there_are_no_bits():
@@ -400,26 +428,31 @@ def test_without_checks_there_are_no_bits():
     assert state.ok is None
 
 
+@pytest.mark.costs("un-jitted, every operation is a program")
 def test_plain_python_gives_the_same_and_really_runs_as_python():
-    options = {"optimizer": optax.sgd(0.1), "accumulate": 2, "clip": 0.5}
+    """Un-jitted, so with the least model that there is."""
+    options = {"optimizer": SLOW_SGD, "accumulate": 2, "clip": 0.5}
     seen = []
+
+    def linear(v, x):
+        return x @ v.head.param("kernel", (4, 3), normal)
 
     def watched(v, x):
         seen.append(isinstance(x, jax.core.Tracer))
-        return mlp(v, x)
+        return linear(v, x)
 
     trainer = make(watched, jit=False, **options)
     state = trainer.init(0, BATCH)
     seen.clear()
     after, _ = trainer.compiled.train(None)(state, BATCH)
     assert seen[-1:] == [False]  # the inputs are arrays one can print
-    expected, _ = run(make(**options), [BATCH])
+    expected, _ = run(make(linear, **options), [BATCH])
     assert_trees_close(after.params, expected.params)
 
 
 def test_the_step_keeps_every_shape_and_dtype():
     trainer = make(counting, ema=0.9, policy="float16", clip=1.0)
-    state = trainer.init(0, BATCH)
+    state = shapes(trainer)
     after, _ = jax.eval_shape(trainer.step, state, BATCH)
     described = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype), getattr(x, "weak_type", False)), tree)  # noqa: E731
     assert described(jax.eval_shape(lambda x: x, state)) == described(after)

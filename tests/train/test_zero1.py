@@ -66,6 +66,7 @@ def assert_same(found, expected):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.costs("the training of a mesh is compiled")
 @pytest.mark.parametrize(
     ("rules", "mesh", "params", "moments"),
     [
@@ -97,6 +98,7 @@ def test_the_compiled_step_holds_no_whole_moments():
     assert memory.argument_size_in_bytes < params + 2 * params // 8 + batch + 256  # else 3 times the parameters
 
 
+@pytest.mark.costs("training is compiled with and without a mesh")
 def test_micro_batches_add_up_in_pieces():
     found, expected = (run(trainer(*where, accumulate=2)) for where in (("data=8", "zero1"), ()))
     assert set(pieces(found[0].opt_state[0].mu).values()) == {8}

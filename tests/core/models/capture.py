@@ -10,7 +10,7 @@ import pytest
 import sapwood as sw
 from sapwood import layers as L
 
-DEPTH = 3
+DEPTH = 2
 
 apply = jax.jit(sw.apply, static_argnums=0, static_argnames=("rng", "train", "policy", "capture"))
 
@@ -39,7 +39,7 @@ X = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
 
 @functools.cache
 def weights():
-    return sw.init(unrolled, 0, X)[0]
+    return jax.device_get(sw.init(unrolled, 0, X)[0])
 
 
 def test_the_same_from_both():
@@ -48,7 +48,7 @@ def test_the_same_from_both():
     z, _, other = apply(scanned, {"blocks": sw.stack(params["blocks"])}, {}, X, capture="blocks/*/attn")
     assert jax.tree.map(jnp.shape, one) == {"blocks": {str(i): {"attn": (5, 5)} for i in range(DEPTH)}}
     assert jax.tree.map(jnp.shape, other) == {"blocks": {"attn": (DEPTH, 5, 5)}}
-    assert np.allclose(sw.stack(one["blocks"])["attn"], other["blocks"]["attn"], atol=1e-6)
+    assert np.allclose(sw.stack(jax.device_get(one["blocks"]))["attn"], other["blocks"]["attn"], atol=1e-6)
     assert np.allclose(y, z, atol=1e-5)
 
 
@@ -72,7 +72,7 @@ def test_a_second_value_of_one_name_makes_a_tuple():
 
 def test_sowing_inside_a_bare_scan():
     params = weights()
-    bare = lambda v, x: jax.lax.scan(lambda x, _: (block(v.blocks[0], x), None), x, None, 3)[0]  # noqa: E731
+    bare = lambda v, x: jax.lax.scan(lambda x, _: (block(v.blocks[0], x), None), x, None, DEPTH)[0]  # noqa: E731
     part = {"blocks": {"0": params["blocks"]["0"]}}
     with pytest.raises(sw.EffectError, match=r"blocks/0: sow\('attn'\) cannot work: it belongs to another JAX trace"):
         apply(bare, part, {}, X, capture="**/attn")

@@ -59,7 +59,7 @@ def weights():
 def test_only_the_branch_that_ran_moves_its_state(go_left):
     params, state = weights()
     assert sorted(params) == ["left", "right"]
-    y, after = apply(branching, params, state, X, jnp.array(go_left), train=True)
+    y, after = apply(branching, params, state, X, np.array(go_left), train=True)
     moved, still = ("left", "right") if go_left else ("right", "left")
     assert not np.any(after[still]["mean"])
     assert np.allclose(after[moved]["mean"], 0.1 * X.mean(0), rtol=1e-4)
@@ -67,9 +67,9 @@ def test_only_the_branch_that_ran_moves_its_state(go_left):
 
 
 def test_the_loop_counts_its_steps():
-    params = {"shrink": {"kernel": jnp.eye(4)}}
-    y, state = jax.jit(lambda: apply(until_small, params, {"calls": jnp.int32(10)}, X))()
-    steps = int(jnp.ceil(jnp.log(jnp.abs(X).max() / 1e-3) / jnp.log(4)))
+    params = {"shrink": {"kernel": np.eye(4, dtype="float32")}}
+    y, state = jax.jit(lambda: apply(until_small, params, {"calls": np.int32(10)}, X))()
+    steps = int(np.ceil(np.log(np.abs(X).max() / 1e-3) / np.log(4)))
     assert int(state["calls"]) == 10 + steps
     assert np.allclose(y, X / 4**steps)
 

@@ -23,7 +23,7 @@ X = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
 
 @functools.cache
 def weights():
-    return sw.init(model, 0, X)
+    return jax.device_get(sw.init(model, 0, X))
 
 
 def exported(f):
@@ -36,7 +36,8 @@ def test_one_program_for_every_batch():
     program = exported(lambda x: sw.apply(model, params, state, x)[0])
     assert str(program.out_avals[0].shape) == "(batch, 2)"
     for batch in (1, 6):
-        assert np.allclose(program.call(X[:batch]), sw.apply(model, params, state, X[:batch])[0], atol=1e-5)
+        here, _ = jax.jit(sw.apply, static_argnums=0)(model, params, state, X[:batch])
+        assert np.allclose(jax.jit(program.call)(X[:batch]), here, atol=1e-5)
 
 
 def test_spec_of_a_symbolic_batch():
@@ -50,7 +51,7 @@ def test_a_parameter_shaped_by_the_batch():
 
     message = r"gate/scale: a variable's shape must be plain integers, got \('batch', '4'\); a symbolic or traced size"
     with pytest.raises(sw.DeclarationError, match=message):
-        exported(lambda x: sw.apply(wrong, {"gate": {"scale": jnp.ones((6, 4))}}, {}, x)[0])
+        exported(lambda x: sw.apply(wrong, {"gate": {"scale": np.ones((6, 4), "float32")}}, {}, x)[0])
 
 
 if __name__ == "__main__":

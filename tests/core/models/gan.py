@@ -40,6 +40,7 @@ def generator_loss(v, z, real):
     return jax.nn.softplus(-fake).mean()
 
 
+@functools.partial(jax.jit, static_argnames=("names", "loss"))
 def step(params, names, loss, z, real, rate=0.1):
     """A gradient step on the children called ``names``; the others stay."""
 
@@ -55,7 +56,7 @@ Z, REAL = (np.random.default_rng(i).normal(i, size=(16, 2)).astype("float32") fo
 
 @functools.cache
 def weights():
-    return sw.init(both, 0, Z, REAL)
+    return jax.device_get(sw.init(both, 0, Z, REAL))
 
 
 def test_each_player_moves_its_own_part():

@@ -23,7 +23,7 @@ X = np.random.default_rng(0).normal(size=(8, 2)).astype("float32")
 
 @functools.cache
 def weights():
-    return sw.init(loss, 0, X)
+    return jax.device_get(sw.init(loss, 0, X))
 
 
 def value(params):
@@ -37,7 +37,8 @@ def hvp(params, tangent):
 def test_against_differences_of_the_gradient():
     params, _ = weights()
     tangent = jax.tree.map(lambda p: np.sin(np.arange(p.size, dtype="float32")).reshape(p.shape), params)
-    gradient, eps = jax.jit(jax.grad(value)), 1e-2
+    compiled, eps = jax.jit(jax.grad(value)), np.float32(1e-2)
+    gradient = lambda p: jax.device_get(compiled(p))  # noqa: E731
     ahead, behind = (gradient(jax.tree.map(lambda p, t, s=s: p + s * t, params, tangent)) for s in (eps, -eps))
     expected = jax.tree.map(lambda a, b: (a - b) / (2 * eps), ahead, behind)
     found = jax.jit(hvp)(params, tangent)

@@ -8,6 +8,8 @@ import pytest
 import sapwood as sw
 from sapwood import layers as L
 
+apply = jax.jit(sw.apply, static_argnums=0)
+
 
 def target(v, x):
     return L.Dense(1)(v.out, jnp.tanh(L.Dense(4)(v.hidden, x)))
@@ -25,23 +27,23 @@ def dense_from(v, task, x):
     return L.Dense(3)({"kernel": L.Dense(6)(v.kernel, task).reshape(2, 3), "bias": jnp.zeros(3)}, x)
 
 
-TASK, X = jnp.array([1.0, -1.0, 0.5]), np.random.default_rng(0).normal(size=(5, 2)).astype("float32")
+TASK, X = np.array([1.0, -1.0, 0.5], "float32"), np.random.default_rng(0).normal(size=(5, 2)).astype("float32")
 
 
 def test_only_the_hypernetwork_has_parameters():
     params, state = sw.init(hyper, 0, TASK, X)
     assert {name: list(tree) for name, tree in params.items()} == {"heads": ["0", "1", "2", "3"]}
     assert state == {}
-    y, _ = sw.apply(hyper, params, {}, TASK, X)
-    other, _ = sw.apply(hyper, params, {}, -TASK, X)
+    y, _ = apply(hyper, params, {}, TASK, X)
+    other, _ = apply(hyper, params, {}, -TASK, X)
     assert y.shape == (5, 1)
     assert not np.allclose(y, other)
 
 
 def test_gradients_reach_the_hypernetwork():
     params, _ = sw.init(dense_from, 0, TASK, X)
-    gradient = jax.grad(lambda p: sw.apply(dense_from, p, {}, TASK, X)[0].sum())(params)
-    expected = jnp.outer(TASK, (X.T @ jnp.ones((5, 3))).ravel())
+    gradient = jax.jit(jax.grad(lambda p: sw.apply(dense_from, p, {}, TASK, X)[0].sum()))(params)
+    expected = np.outer(TASK, (X.T @ np.ones((5, 3))).ravel())
     assert np.allclose(gradient["kernel"]["kernel"], expected, atol=1e-5)
 
 
@@ -56,7 +58,7 @@ def test_generated_parameters_of_another_shape():
 
 def test_a_generated_parameter_is_missing():
     with pytest.raises(sw.DeclarationError, match=r"params has no 'bias' \(shape \(3,\), float32\).*holds kernel"):
-        L.Dense(3)({"kernel": jnp.ones((2, 3))}, X)
+        L.Dense(3)({"kernel": np.ones((2, 3), "float32")}, X)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,10 @@ def model(v, batch, mode="mean"):
     return {"pair": pair, "chosen": pair.mean if mode == "mean" else pair.scale}
 
 
-BATCH = {"image": np.random.default_rng(0).normal(size=(4, 5)).astype("float32"), "label": jnp.array([0, 1, 2, 0])}
+BATCH = {
+    "image": np.random.default_rng(0).normal(size=(4, 5)).astype("float32"),
+    "label": np.array([0, 1, 2, 0], "int32"),
+}
 
 
 @functools.cache
@@ -43,7 +46,7 @@ def test_spec_takes_shapes_and_passes_on_what_is_no_array():
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), BATCH)
     spec = sw.spec(model, shapes, "scale")
     assert jax.tree.map(lambda p: p.shape, spec.params) == jax.tree.map(jnp.shape, weights())
-    out, _ = sw.apply(model, weights(), {}, BATCH, "scale")
+    out, _ = jax.jit(lambda p, b: sw.apply(model, p, {}, b, "scale"))(weights(), BATCH)
     assert np.array_equal(out["chosen"], out["pair"].scale)
     assert sw.init(model, 0, shapes, "scale")[0]["image"]["kernel"].shape == (5, 8)
 
@@ -55,10 +58,10 @@ def test_an_input_left_out_leaves_parameters_over():
 
 def test_an_input_that_does_not_fit_names_the_layer():
     with pytest.raises(sw.DeclarationError, match=r"params image/kernel: the model declares shape \(6, 8\)") as caught:
-        sw.apply(model, weights(), {}, {**BATCH, "image": jnp.ones((4, 6))})
+        sw.apply(model, weights(), {}, {**BATCH, "image": np.ones((4, 6), "float32")})
     assert "in image: Dense(features=8) on float32[4,6]" in caught.value.__notes__
     with pytest.raises(sw.InputError, match=r"Embed expects integers, got float32\[4\]"):
-        sw.spec(model, {**BATCH, "label": jnp.ones(4)})
+        sw.spec(model, {**BATCH, "label": np.ones(4, "float32")})
 
 
 if __name__ == "__main__":
