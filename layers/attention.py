@@ -83,7 +83,7 @@ class MultiHeadAttention(Layer):
     >>> import sapwood as sw
     >>> layer, x = MultiHeadAttention(4, kv_heads=2, causal=True), jnp.ones((1, 5, 8))
     >>> params, _ = sw.init(layer, 0, x)
-    >>> params["query"]["kernel"].shape, params["key"]["kernel"].shape, layer(params, x).shape
+    >>> params["query"]["kernel"].shape, params["key"]["kernel"].shape, jax.jit(layer)(params, x).shape
     ((8, 4, 2), (8, 2, 2), (1, 5, 8))
     """
 

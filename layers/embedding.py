@@ -46,7 +46,7 @@ def embed_split(ids: jax.Array, table: jax.Array, rows: NamedSharding, out: Name
     >>> import sapwood as sw
     >>> mesh = sw.mesh("tensor=-1")
     >>> rows, out = NamedSharding(mesh, PartitionSpec("tensor", None)), NamedSharding(mesh, PartitionSpec())
-    >>> embed_split(jnp.array([3, 8]), jnp.arange(8.0)[:, None], rows, out)[:, 0]
+    >>> jax.jit(lambda ids: embed_split(ids, jnp.arange(8.0)[:, None], rows, out)[:, 0])(jnp.array([3, 8]))
     Array([ 3., nan], dtype=float32)
     """
     ids = expect.integer("embed_split", ids)

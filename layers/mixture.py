@@ -64,9 +64,9 @@ class MixtureOfExperts(Layer):
     >>> import sapwood as sw
     >>> layer, x = MixtureOfExperts(experts=4, hidden=16, k=2), jnp.ones((2, 5, 8))
     >>> params, _ = sw.init(layer, 0, x)
-    >>> params["up"]["kernel"].shape, layer(params, x).shape
+    >>> params["up"]["kernel"].shape, jax.jit(layer)(params, x).shape
     ((4, 8, 16), (2, 5, 8))
-    >>> _, updates = sw.pure(layer)(sw.bind(params, train=True), x)
+    >>> _, updates = jax.jit(sw.pure(layer))(sw.bind(params, train=True), x)
     >>> sorted(updates.losses)
     ['balance', 'z']
     """

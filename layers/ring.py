@@ -83,7 +83,8 @@ def ring_attention(
     >>> mesh = sw.mesh("sequence=-1")
     >>> x = jnp.arange(16.0).reshape(1, 16, 1, 1)
     >>> sharding = NamedSharding(mesh, PartitionSpec(None, "sequence", None, None))
-    >>> ring_attention(jnp.zeros_like(x), x, x, causal=True, sharding=sharding)[0, :4, 0, 0]
+    >>> attend = jax.jit(lambda x: ring_attention(0 * x, x, x, causal=True, sharding=sharding)[0, :4, 0, 0])
+    >>> attend(x)
     Array([0. , 0.5, 1. , 1.5], dtype=float32)
     """
     q, k, v, segments = fit("ring_attention", q, k, v, causal, segments)

@@ -54,7 +54,7 @@ def ulysses_attention(
     >>> mesh = sw.mesh("sequence=-1")
     >>> x = jnp.ones((1, 16, 8, 4))
     >>> sharding = NamedSharding(mesh, PartitionSpec(None, "sequence", None, None))
-    >>> ulysses_attention(x, x, x, sharding=sharding).shape
+    >>> jax.jit(lambda x: ulysses_attention(x, x, x, sharding=sharding))(x).shape
     (1, 16, 8, 4)
     """
     q, k, v, segments = fit("ulysses_attention", q, k, v, causal, segments)

@@ -33,7 +33,7 @@ class Decoder(Layer):
     >>> import jax.numpy as jnp, sapwood as sw
     >>> model, tokens = Decoder(vocabulary=10, depth=2, width=8, heads=2), jnp.zeros((1, 5), int)
     >>> params, _ = sw.init(model, 0, tokens)
-    >>> params["blocks"]["gate"]["kernel"].shape, model(params, tokens).shape
+    >>> params["blocks"]["gate"]["kernel"].shape, jax.jit(model)(params, tokens).shape
     ((2, 8, 32), (1, 5, 10))
     """
 

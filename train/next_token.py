@@ -57,7 +57,7 @@ def next_token(model: Any, inputs: str = "tokens", target: str = "targets") -> N
     >>> objective = next_token(Decoder(vocabulary=10, depth=1, width=8, heads=2))
     >>> batch = {"tokens": jnp.zeros((2, 4), int), "targets": jnp.ones((2, 4), int)}
     >>> params, state = sw.init(objective, 0, batch)
-    >>> (loss, metrics), _ = sw.apply(objective, params, state, batch)
+    >>> loss, metrics = jax.jit(objective)(sw.bind(params, state), batch)
     >>> loss.shape, list(metrics)
     ((), ['accuracy'])
     """

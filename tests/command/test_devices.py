@@ -45,8 +45,9 @@ def test_text_on_eight_devices_as_on_one(sapwood, losses, tmp_path):
     assert many == pytest.approx(few, rel=1e-4)
 
 
-def test_a_run_goes_on_on_another_mesh(sapwood, losses, stripes, tmp_path):
-    """Begun on eight devices and gone on with on one: the numbers of a run that stayed."""
+def test_a_run_goes_on_on_another_mesh(sapwood, process, losses, stripes, tmp_path):
+    """Begun on eight devices and gone on with on one: the numbers of a run that stayed. Where there are but two, it is
+    evaluated on those."""
     words = ("train", stripes, "--epochs", 8, "--checkpoint-every", 12)
     whole = sapwood(*words, "--run", "whole", "--mesh", "data=2,fsdp=4")
     again = sapwood(*words, "--run", "moved", "--mesh", "data=2,fsdp=4")
@@ -58,3 +59,4 @@ def test_a_run_goes_on_on_another_mesh(sapwood, losses, stripes, tmp_path):
     resumed = sapwood(*words, "--run", "moved", "--resume")
     assert accuracy(resumed) == accuracy(whole)
     assert losses(tmp_path / "moved", 8) == pytest.approx(losses(tmp_path / "whole", 8), rel=1e-4)
+    assert accuracy(process("evaluate", "whole", "--devices", 2, "--mesh", "fsdp=2")) == accuracy(whole)

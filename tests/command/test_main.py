@@ -7,6 +7,7 @@ import pytest
 
 import sapwood as sw
 from sapwood.__main__ import COMMANDS, main
+from sapwood.train.checkpoints import Checkpoints
 
 
 def test_version(sapwood):
@@ -184,6 +185,25 @@ def test_an_interrupt_is_130(sapwood, stripes, monkeypatch):
     done = sapwood("train", stripes)
     assert done.code == 130
     assert done.err[-1] == "sapwood: stopped; --resume goes on from the last checkpoint"
+
+
+def test_an_interrupt_while_it_trains_leaves_a_run_that_goes_on(run, sapwood, stripes, monkeypatch):
+    words = ("train", stripes, "--run", "s", "--checkpoint-every", 2)
+    save = Checkpoints.save
+
+    def interrupted(self, step, *rest):
+        save(self, step, *rest)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", interrupted)
+        stopped = sapwood(*words)
+    assert (stopped.code, stopped.err) == (130, ["sapwood: stopped; --resume goes on from the last checkpoint"])
+    assert Checkpoints("s/checkpoints").steps()[-1] == 4
+    resumed = sapwood(*words, "--resume")
+    assert resumed.digest == run.digest
+    assert resumed.out[-2] == run.out[-2]  # the test accuracy
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pipe that breaks as in POSIX")

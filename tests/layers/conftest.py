@@ -1,11 +1,18 @@
 """How a layer is held against its oracle: one call compares the values and every gradient."""
 
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sapwood as sw
+
+sys.path.append(
+    str(Path(__file__).resolve().parents[2])
+)  # `tests.layers`: at the end, so that nothing shadows a package
 
 
 def _values_and_gradients(f, args):

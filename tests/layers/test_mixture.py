@@ -380,6 +380,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
+@pytest.mark.fresh_compile  # as it is for a TPU
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='libtpu is not installed: pip install "sapwood[plan]"'
 )

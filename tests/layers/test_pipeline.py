@@ -443,6 +443,7 @@ print(jax.jit(trainer.step, donate_argnums=0).lower(state, batch).compile().as_t
 
 
 @pytest.mark.slow
+@pytest.mark.fresh_compile  # as it is for a TPU
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='libtpu is not installed: pip install "sapwood[plan]"'
 )

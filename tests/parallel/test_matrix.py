@@ -6,7 +6,7 @@ entry. All is deterministic, so what differs is the order of float32 sums. A sec
 the checkpoints of the layouts.
 
 CI runs a diagonal: each layout with one model, each model somewhere (`pytest -k matrix -s` prints it), three of these
-cells in a plain run. The rest is `long`: `pytest -m "slow or not slow" -k matrix -s` runs and prints all.
+cells in a plain run. The rest is `long`: `pytest -m "long or not long" -k matrix -s` runs and prints all.
 """
 
 import dataclasses

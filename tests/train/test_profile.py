@@ -9,6 +9,7 @@ import math
 import re
 import time
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -136,16 +137,18 @@ def test_rows_add_up_to_the_time_of_a_step(which, request):
 
 def test_the_clock_says_the_same(monkeypatch, by_work):
     """The window that the trace saw lies within what `time.perf_counter` measured around the same steps, and around
-    what it measured between the first of them and the last."""
-    measured, inner, run = [], [], profiling._Loop.run
+    what it measured from the first of them being fed to the last being done."""
+    measured, inner, run, ready = [], [], profiling._Loop.run, jax.block_until_ready
 
     def watched(self, steps):
-        following, step, times = self.following, self.step, []
+        following, times = self.following, []
         self.following = lambda: (times.append(time.perf_counter()), following())[1]
-        self.step = lambda *args: (step(*args), times.append(time.perf_counter()))[0]
-        measured.append(run(self, steps))
-        inner.append(times[-1] - times[0])
-        self.following, self.step = following, step
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "block_until_ready", lambda x: (ready(x), times.append(time.perf_counter()))[0])
+            measured.append(run(self, steps))
+        fed = times[1]  # the state was waited for before
+        inner.append(times[-1] - fed)
+        self.following = following
         return measured[-1]
 
     monkeypatch.setattr(profiling._Loop, "run", watched)
@@ -319,6 +322,45 @@ def test_an_operation_of_many_paths_in_a_name():
     assert program.label("reduce_sum") is None
     assert program.label("jit(train_step)/jvp(a/0)/vmap(up)/mul;jit(train_step)") == (("a", "0", "up"), "forward")
     assert program.label("jit(train_step)/jvp(optimizer)/mul") == ((OBJECTIVE,), "forward")
+
+
+def traced(name, start, end, **stats):
+    return SimpleNamespace(name=name, start_ns=start, duration_ns=end - start, stats=list(stats.items()))
+
+
+def test_what_is_read_of_a_trace(monkeypatch, by_work):
+    """When operations began and ended: one that goes on in other threads ends where its "end:" does."""
+    ours = {"hlo_module": "jit_train_step", "run_id": 7}
+    host = {
+        "python": [
+            traced("sapwood.steps", 10.0, 900.0),
+            traced("sapwood.feed", 20.0, 30.0),
+            traced("ThunkExecutor::Execute", 0.0, 5.0, hlo_op="none"),
+        ],
+        "thread": [
+            traced("dot.1", 100.0, 110.0, hlo_op="dot.1", device_ordinal=0, _p=42, **ours),
+            traced("end: dot.1", 290.0, 300.0, _c=42),
+            traced("add.2", 300.0, 320.0, hlo_op="add.2", device_ordinal=1, _p=43, **ours),
+            traced("sine", 400.0, 450.0, hlo_op="sine", hlo_module="jit_other", device_ordinal=0),
+            traced("some call", 500.0, 550.0),
+        ],
+    }
+    chip = {
+        "Steps": [traced("1", 0.0, 900.0)],
+        "XLA Ops": [traced("%fusion.3 = f32[8,8]{1,0} fusion(%p)", 50.0, 60.0, run_id=8)],
+    }
+    planes = [
+        SimpleNamespace(name=name, lines=[SimpleNamespace(name=n, events=events) for n, events in lines.items()])
+        for name, lines in {"/host:CPU": host, "/device:TPU:0": chip}.items()
+    ]
+    monkeypatch.setattr(jax.profiler, "ProfileData", SimpleNamespace(from_file=lambda _: SimpleNamespace(planes=planes)))
+    found = by_work("a.xplane.pb", "jit_train_step")
+    assert (found.window, found.waits) == ((10.0, 900.0), [(20.0, 30.0)])
+    assert found.devices == {
+        0: [timeline.Span(100.0, 300.0, "dot.1", 7), timeline.Span(400.0, 450.0, None)],
+        1: [timeline.Span(300.0, 320.0, "add.2", 7)],
+        "/device:TPU:0": [timeline.Span(50.0, 60.0, "fusion.3", 8)],
+    }
 
 
 def test_moments_are_shared_and_gaps_told_apart():

@@ -123,6 +123,7 @@ print(json.dumps(trainer.compiled.train(plan.shardings).lower(plan.shapes, batch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.fresh_compile  # as it is for a TPU
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='libtpu is not installed: pip install "sapwood[plan]"'
 )
