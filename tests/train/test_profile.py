@@ -353,7 +353,9 @@ def test_what_is_read_of_a_trace(monkeypatch, by_work):
         SimpleNamespace(name=name, lines=[SimpleNamespace(name=n, events=events) for n, events in lines.items()])
         for name, lines in {"/host:CPU": host, "/device:TPU:0": chip}.items()
     ]
-    monkeypatch.setattr(jax.profiler, "ProfileData", SimpleNamespace(from_file=lambda _: SimpleNamespace(planes=planes)))
+    monkeypatch.setattr(
+        jax.profiler, "ProfileData", SimpleNamespace(from_file=lambda _: SimpleNamespace(planes=planes))
+    )
     found = by_work("a.xplane.pb", "jit_train_step")
     assert (found.window, found.waits) == ((10.0, 900.0), [(20.0, 30.0)])
     assert found.devices == {
