@@ -125,7 +125,12 @@ def _fresh_compile() -> Iterator[None]:
 
     names = ["JAX_COMPILATION_CACHE_DIR", *CHEAP]
     environment = {name: os.environ.pop(name) for name in names if name in os.environ}
-    settings = {"jax_compilation_cache_dir": None, "jax_disable_most_optimizations": False}
+    settings = {
+        "jax_compilation_cache_dir": None,
+        "jax_persistent_cache_min_compile_time_secs": 1.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+        "jax_disable_most_optimizations": False,
+    }
     before = {name: jax.config.values[name] for name in settings}
 
     def update(values: dict) -> None:

@@ -20,6 +20,7 @@ def test_is_stored_without_output(path):
 
 
 @pytest.mark.slow
+@pytest.mark.fresh_compile
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path, tmp_path, monkeypatch):
     for name in ("MPLBACKEND", "XLA_FLAGS"):  # as on a user's machine, not as in the tests

@@ -113,7 +113,7 @@ class Gated(Source):
         return 100
 
     def read(self, index):
-        self.gate.wait()
+        self.gate.wait(600)
         if self.fail and index >= 20:
             raise DataError(f"example {index} is bad")
         self.reads.append(index)

@@ -5,18 +5,21 @@ import numpy as np
 
 
 def formula(q, k, v, dy, causal=False, segments=None, scale=None, mask=np.True_):
-    """softmax(q k^T * scale) v over what each query may see, every pair worked out in float64, and its gradients."""
+    """softmax(q k^T * scale) v over what each query may see, every pair worked out in float64, and its gradients.
+
+    A query that may see nothing has the mean of all values, and no gradient.
+    """
     q, k, v, dy = (np.asarray(x, "float64").swapaxes(1, 2) for x in (q, k, v, dy))
     groups, scale = q.shape[1] // k.shape[1], q.shape[-1] ** -0.5 if scale is None else scale
     k, v = (np.repeat(x, groups, axis=1) for x in (k, v))
     seen = mask & (np.tri(q.shape[2], k.shape[2], dtype=bool) if causal else np.True_)
     if segments is not None:
         seen = seen & (segments[:, :, None] == segments[:, None, :])[:, None]
-    scores = np.where(seen, q @ k.mT * scale, -np.inf)
+    scores = np.where(seen, q @ k.mT * scale, -1e30)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     slopes = dy @ v.mT
-    slopes = weights * (slopes - (slopes * weights).sum(-1, keepdims=True)) * scale
+    slopes = np.where(seen, weights * (slopes - (slopes * weights).sum(-1, keepdims=True)) * scale, 0)
     dk, dv = (x.reshape(len(x), -1, groups, *x.shape[2:]).sum(2) for x in (slopes.mT @ q, weights.mT @ dy))
     return tuple(x.swapaxes(1, 2) for x in (weights @ v, slopes @ k, dk, dv))
 

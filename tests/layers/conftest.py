@@ -10,9 +10,7 @@ import pytest
 
 import sapwood as sw
 
-sys.path.append(
-    str(Path(__file__).resolve().parents[2])
-)  # `tests.layers`: at the end, so that nothing shadows a package
+sys.path.append(str(Path(__file__).parent))  # for `attention_formula`; at the end, so that it shadows no package
 
 
 def _values_and_gradients(f, args):
@@ -32,13 +30,13 @@ def _values_and_gradients(f, args):
 
 @pytest.fixture(scope="session")
 def agree():
-    """`agree(ours, oracle, *args)`: the same values and the same gradient by each floating argument."""
+    """`agree(ours, oracle, *args)`: the same values and the same gradient by each floating argument, in one program.
 
-    def check(ours, oracle, *args, rtol=1e-4, atol=1e-5, apart=False):
-        if apart:  # two programs: XLA:CPU does not order independent collectives alike on all devices, and hangs
-            mine, theirs = (jax.jit(lambda *args, f=f: _values_and_gradients(f, args))(*args) for f in (ours, oracle))
-        else:
-            mine, theirs = jax.jit(lambda *args: [_values_and_gradients(f, args) for f in (ours, oracle)])(*args)
+    Not for a mesh: XLA:CPU does not order independent collectives alike on all devices, and hangs.
+    """
+
+    def check(ours, oracle, *args, rtol=1e-4, atol=1e-5):
+        mine, theirs = jax.jit(lambda *args: [_values_and_gradients(f, args) for f in (ours, oracle)])(*args)
         mine, theirs = jax.device_get((mine, theirs))
         assert mine[0].shape == theirs[0].shape
         assert mine[0].dtype == theirs[0].dtype

@@ -88,6 +88,16 @@ def test_a_split_table_gives_nan_and_no_gradient_outside():
     np.testing.assert_array_equal(slope, [[1, 1], *[[0, 0]] * 7])
 
 
+@pytest.mark.slow
+def test_a_split_table_needs_no_jit(sample):
+    mesh = sw.mesh("tensor=2", devices=jax.devices()[:2])
+    rows, out = NamedSharding(mesh, PartitionSpec("tensor", None)), NamedSharding(mesh, PartitionSpec())
+    table = sample(8, 2)
+    y = np.asarray(embed_split(np.array([-1, 0, 5, 8]), table, rows, out))
+    np.testing.assert_array_equal(y[1:3], table[[0, 5]])
+    assert np.isnan(y[[0, 3]]).all()
+
+
 def test_declares_its_table():
     ids = np.zeros(3, int)
     table = sw.spec(L.Embed(100, 16), ids).params["table"]

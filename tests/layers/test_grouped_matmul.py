@@ -145,8 +145,15 @@ def tpu_and_plain(turned, x, y, kernels, sizes):
 
 
 @pytest.mark.costs("Pallas kernels, which run as long programs of plain operations")
-@pytest.mark.parametrize("sizes", [[100, 0, 116, 40], [256, 0, 0, 0]])
-@pytest.mark.parametrize(("rows", "turned"), [(300, False), (256, True)])  # the kernel's tiles have 128 rows
+@pytest.mark.parametrize(
+    ("rows", "turned", "sizes"),  # the kernel's tiles have 128 rows
+    [
+        (300, False, [100, 0, 130, 40]),  # the last group reaches into the last tile, which is not full
+        (300, False, [256, 0, 0, 0]),  # nothing is in the last tile
+        (256, True, [100, 0, 116, 40]),
+        (256, True, [256, 0, 0, 0]),
+    ],
+)
 def test_the_kernel_of_a_tpu_is_the_same(rows, sizes, turned, sample):
     x, y, kernels = sample(rows, 40), sample(rows, 24), sample(4, 24, 40) if turned else sample(4, 40, 24)
     (ours, theirs), outer = jax.device_get(tpu_and_plain(turned, x, y, kernels, np.array(sizes, "int32")))

@@ -52,6 +52,7 @@ def test_matches_keras_and_its_gradient(name, window, strides, padding, keras, a
     agree(lambda x: ours({}, x), oracle, sample(2, 7, 6, 3))
 
 
+@pytest.mark.fresh_compile  # the bits of the programs that users run
 @pytest.mark.parametrize(("shape", "window", "strides", "padding", "amounts"), CASES[1:6:2])
 def test_max_pool_is_bit_equal_to_reduce_window(shape, window, strides, padding, amounts, sample):
     x = np.round(2 * sample(*shape))  # many equal values: the gradient goes to the first

@@ -13,6 +13,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_formula import agree, formula, uneven, with_gradients
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -20,7 +21,6 @@ import sapwood as sw
 from sapwood import layers as L
 from sapwood.layers import ring, zigzag
 from sapwood.parallel.topology import ENVIRONMENT
-from tests.layers.attention_formula import agree, formula, uneven, with_gradients
 
 MESHES = {
     "sequence=8": PartitionSpec(None, "sequence", None, None),

@@ -67,6 +67,7 @@ def test_trains_as_the_unrolled_stack(remat, start, expected):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), a, b)
 
 
+@pytest.mark.fresh_compile  # the bits of the programs that users run
 def test_evaluates_bit_for_bit_as_the_unrolled_stack(start):
     x, params, state = start
     scanned = jax.jit(lambda p, s: sw.apply(L.Scan(block, N), p, s, x)[0])(params, state)

@@ -62,9 +62,9 @@ def test_in_bfloat16_it_is_as_near_the_truth_as_plain_attention():
 
 @pytest.mark.costs("the kernel and its gradients, interpreted, for one device and for eight")
 @pytest.mark.parametrize(
-    ("mesh", "spec", "heads", "kv_heads"),  # the first and the last have fewer heads of keys than shards
+    ("mesh", "spec", "heads", "kv_heads"),  # in the first and the last shards do not divide the heads of keys
     [
-        ("data=2,fsdp=2,tensor=2", PartitionSpec(("data", "fsdp"), None, "tensor", None), 2, 1),
+        ("data=2,fsdp=2,tensor=2", PartitionSpec(("data", "fsdp"), None, "tensor", None), 6, 3),
         pytest.param("data=4,fsdp=2", PartitionSpec(("data", "fsdp"), None, None, None), 2, 2, marks=pytest.mark.long),
         pytest.param("data=2,tensor=4", PartitionSpec("data", None, "tensor", None), 4, 4, marks=pytest.mark.long),
         pytest.param("data=2,tensor=4", PartitionSpec("data", None, "tensor", None), 4, 2, marks=pytest.mark.long),

@@ -1,4 +1,4 @@
-"""All-to-all attention on eight simulated devices against plain attention on one."""
+"""All-to-all attention on eight simulated devices against the formula that holds every score."""
 
 import functools
 import re
@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_formula import agree, formula, uneven, with_gradients
 from jax.sharding import NamedSharding, PartitionSpec
 
 import sapwood as sw
 from sapwood import layers as L
 from sapwood.layers import ring, ulysses
 from sapwood.layers.ulysses import ulysses_attention
-from tests.layers.attention_formula import agree, formula, uneven, with_gradients
 
 MESHES = {
     "sequence=8": PartitionSpec(None, "sequence", None, None),
@@ -72,6 +72,14 @@ def test_bfloat16_keeps_its_dtype(draw):
     np.testing.assert_allclose(np.asarray(narrow, "float32"), formula(q, k, v, q, True)[0], atol=0.05)
 
 
+@pytest.mark.slow
+def test_it_runs_without_jit(sample):
+    sharding = NamedSharding(sw.mesh("sequence=2", devices=jax.devices()[:2]), MESHES["sequence=8"])
+    q, k, v = (sample(1, 4, 2, 4) for _ in range(3))
+    y = ulysses_attention(q, k, v, sharding=sharding)
+    np.testing.assert_allclose(y, formula(q, k, v, q)[0], rtol=1e-4, atol=1e-5)
+
+
 WAYS = {
     "attention": (L.attention, 16),
     "causal": (lambda *x: L.attention(*x, causal=True), 128),  # long enough for blocks
@@ -112,7 +120,7 @@ def test_float64_stays_float64_at_any_length(draw):
         q, k, v = in_float64(draw)
         run = jax.jit(lambda *x: [with_gradients(functools.partial(L.attention, **options))(*x) for options in cases])
         for options, found in zip(cases, run(q, k, v, uneven(q)), strict=True):
-            right = formula(q, k, v, uneven(q), options["causal"], options.get("segments"), options.get("mask", True))
+            right = formula(q, k, v, uneven(q), **options)
             agree(found, right, "float64", rtol=1e-11, atol=1e-13, why=str(options))
 
 

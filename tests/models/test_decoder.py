@@ -60,7 +60,8 @@ def attended(p, x):
 def mixed(p, x, k, most):
     """Every expert on every token, weighed by the k largest probabilities; and the losses `balance` and `z`.
 
-    Without `k=1`, which experts take at most so many tokens of a sequence depends on the order of choices: not here.
+    `most`: an expert takes the first so many of a sequence's tokens that chose it. For k = 1 alone: with more choices
+    their order counts, too.
     """
     logits = dense(p["router"], x)
     chances = softmax(logits)

@@ -78,7 +78,7 @@ ROWS = (
     Row("pipeline", "mlp", "pipeline", "stage=8", "stage", activations="stage", sends=RING, plain=True),
     Row("replica", "conv", "replica", "replica=2,data=4", activations="replica data"),
     Row("replica+fsdp+tensor", "conv", "replica+fsdp+tensor", "replica=2,fsdp=2,tensor=2", "fsdp tensor"),
-    Row("replica+zero1", "mlp", "replica+zero1", "replica=2,data=4", "", "replica data", "replica data", "all-gather"),
+    Row("replica+zero1", "conv", "replica+zero1", "replica=2,data=4", "", "replica data", "replica data", "all-gather"),
     Row("zero1+tensor", "mlp", "zero1+tensor", "data=4,tensor=2", "tensor", "data tensor", "data tensor", "all-gather"),
     Row(
         "fsdp+sequence+tensor",

@@ -152,6 +152,7 @@ class Watched:
         self.lock.release()
 
 
+@pytest.mark.fresh_compile
 def test_the_end_of_a_cache_waits_for_what_is_compiled_beside(tmp_path, monkeypatch):
     before = jax.config.jax_persistent_cache_min_compile_time_secs
     begun, waiting = threading.Event(), threading.Event()

@@ -94,7 +94,15 @@ OPTIMISED = {"adam", "convolution and batch norm"}
 
 @pytest.mark.costs("two runs, one of them with a block beside its step, some compiled anew")
 @pytest.mark.parametrize(
-    "run", [pytest.param(run, marks=pytest.mark.fresh_compile) if run in OPTIMISED else run for run in RUNS]
+    "run",
+    [
+        *(pytest.param(run, marks=pytest.mark.fresh_compile) if run in OPTIMISED else run for run in RUNS),
+        *(
+            pytest.param(run, marks=[pytest.mark.fresh_compile, pytest.mark.slow], id=f"{run}, optimised")
+            for run in RUNS
+            if run not in OPTIMISED
+        ),
+    ],
 )
 def test_blocks_give_the_bits_and_rows_of_single_steps(run, blocks):
     make, data = RUNS[run]
