@@ -3,13 +3,17 @@
 The environment is set while this file is imported, so before any test imports jax.
 """
 
+import atexit
 import contextlib
 import ipaddress
 import os
 import random
+import re
 import shutil
 import socket
 import tempfile
+import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +41,7 @@ def _environment(home: Path) -> None:
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = "localhost,127.0.0.1,::1"
 
 
-CHEAP = {
+CHEAP = {  # what the caller has set, stays: JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles all as for users
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -51,11 +55,23 @@ def _cheap_compiling(home: Path) -> None:
     XLA's own passes (fusion, partitioning) run as ever. Tests marked `fresh_compile` see none of this.
     """
     if os.environ["JAX_PLATFORMS"] == "cpu":
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(home / "programs"))
-        os.environ.update(CHEAP)
+        programs = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or home / "programs").expanduser().absolute()
+        programs.mkdir(parents=True, exist_ok=True)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
+        for name, value in CHEAP.items():
+            os.environ.setdefault(name, value)
 
 
 HOME = Path(tempfile.mkdtemp(prefix="sapwood-tests-"))
+PROCESS = os.getpid()
+
+
+@atexit.register  # where pytest ends before it has begun, too
+def _leave() -> None:
+    if os.getpid() == PROCESS:  # not in a fork of it
+        shutil.rmtree(HOME, ignore_errors=True)
+
+
 _environment(HOME)
 _cheap_compiling(HOME)
 
@@ -98,28 +114,42 @@ def _block_network() -> None:
 
 
 def _whole_files() -> None:
-    """Let JAX put a program into its cache in one piece: another process never reads the half of one."""
+    """Let JAX put a program into its cache in one piece, and take none that is damaged: a child that is killed, or
+    writes while this process reads, leaves the half of one. JAX would warn of it at each use, for ever."""
     try:
         from jax._src.lru_cache import LRUCache
     except ImportError:  # a newer JAX keeps it elsewhere: then a torn file costs a warning, once in many runs
         return
-    put = LRUCache.put
+    put, get = LRUCache.put, LRUCache.get
 
-    def whole(self, key, value):
+    def put_whole(self, key, value):
         file = self.path / f"{key}-cache"
-        part = self.path / f"{key}-{os.getpid()}"
+        part = self.path / f"{key}-{os.getpid()}-{threading.get_ident()}"
         if self.eviction_enabled:
             put(self, key, value)
         elif not file.exists():
             part.write_bytes(value)
             part.replace(file)
 
-    LRUCache.put = whole
+    def get_whole(self, key):
+        value = get(self, key)
+        try:
+            return value if value is None else zlib.decompress(value) and value
+        except zlib.error:
+            if value[:4] == b"\x28\xb5\x2f\xfd":  # packed by zstandard, where that is installed
+                return value
+            (self.path / f"{key}-cache").unlink(missing_ok=True)
+            return None
+
+    LRUCache.put, LRUCache.get = put_whole, get_whole
 
 
 @contextlib.contextmanager
 def _fresh_compile() -> Iterator[None]:
-    """Programs are compiled as they are for users: optimised, and none taken from the directory of the tests."""
+    """Programs are compiled as they are for users: optimised, and none taken from the directory of the tests.
+
+    A function that was jitted before in this process keeps its program: such a test jits its own.
+    """
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -149,7 +179,8 @@ def _fresh_compile() -> Iterator[None]:
 class _Markers:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item):
-        item.user_properties += [("costs", mark.args[0]) for mark in item.iter_markers("costs")]  # for .ci/times
+        for mark in item.iter_markers("costs"):  # for .ci/times
+            item.user_properties.append(("costs", mark.args[0] if mark.args else mark.kwargs.get("why", "")))
         with _fresh_compile() if item.get_closest_marker("fresh_compile") else contextlib.nullcontext():
             return (yield)
 
@@ -168,10 +199,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--first-parameters", action="store_true", help="run each test with the first of its parameters")
 
 
+PLAIN = "not slow and not long"
+"""What pyproject.toml says of tests that nobody chose."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.keyword and "-m" not in config.invocation_params.args:
+    if config.option.keyword and config.option.markexpr == PLAIN:
         config.option.markexpr = ""  # what is asked for by name with -k runs, slow or not
-    if "long" not in config.option.markexpr:  # and what is long, only where that is asked for
+    if not re.search(r"\blong\b", config.option.markexpr):  # and what is long, only where that is asked for
         config.option.markexpr = f"({config.option.markexpr or 'slow or not slow'}) and not long"
     config.pluginmanager.register(_RootIsNoTestPackage(), "root-is-no-test-package")
     config.pluginmanager.register(_Markers(), "markers")
@@ -187,10 +222,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     seed = config.getoption("--shuffle")
     if seed is not None:
         random.Random(seed).shuffle(items)
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    shutil.rmtree(HOME, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,8 @@ def environment(**more: str) -> dict[str, str]:
 
 def reach(directory: Path, arguments: list[str]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
+    for path in (*directory.glob("*.txt"), *directory.glob("*.xml")):  # of an earlier list or other tests
+        path.unlink()
     command = [sys.executable, "-m", "pytest", "-m", "", "-p", "no:cacheprovider", *arguments]
     command += [
         f"--junitxml={directory / 'tests.xml'}",
@@ -60,6 +62,10 @@ def reach(directory: Path, arguments: list[str]) -> None:
         "junit_duration_report=total",
     ]
     subprocess.run(command, cwd=ROOT, env=environment(MUTATION_REACHED=str(directory)))
+
+
+def _listed() -> list[mutate.Site]:
+    return [mutate.Site(**x) for x in json.loads(MUTANTS.read_text(encoding="utf-8"))]
 
 
 def _reached(directory: Path) -> dict[int, set[str]]:
@@ -72,13 +78,13 @@ def _reached(directory: Path) -> dict[int, set[str]]:
 
 
 def _durations(directory: Path) -> dict[tuple[str, str], float]:
-    """Seconds of each test by its file and name; a test that failed is not in it."""
+    """Seconds of each test by its file and name; a test that failed or was skipped is not in it."""
     import xml.etree.ElementTree as xml
 
     found = {}
     for path in directory.glob("*.xml"):
         for case in xml.parse(path).iter("testcase"):
-            if not len(case):
+            if not {"failure", "error", "skipped"} & {child.tag for child in case}:
                 found[case.attrib["file"], case.attrib["name"]] = float(case.attrib["time"])
     return found
 
@@ -88,7 +94,8 @@ def _chosen(site: mutate.Site, tests: set[str], durations) -> list[str]:
     timed = []
     for test in tests:
         file, _, name = test.partition("::")
-        seconds = durations.get((file, name.rpartition("::")[2]))
+        plain, bracket, parameters = name.partition("[")
+        seconds = durations.get((file, plain.rpartition("::")[2] + bracket + parameters))
         if seconds is not None:
             timed.append((not file.startswith(room), seconds, test))
     chosen, spent = [], 0.0
@@ -122,11 +129,11 @@ def _outcome(number: int, tests: list[str], log: Path) -> str:
             with contextlib.suppress(ProcessLookupError):  # what the tests started ends with them
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    return {0: "survived", 5: "no test"}.get(code, "killed")
+    return {0: "survived", 1: "killed", 5: "no test"}.get(code, "broken")  # such as a test that is no longer there
 
 
-def run(directory: Path, out: Path, at_once: int) -> None:
-    listed = [mutate.Site(**x) for x in json.loads(MUTANTS.read_text(encoding="utf-8"))]
+def run(directory: Path, out: Path, at_once: int, only: list[int]) -> None:
+    listed = _listed()
     reached, durations = _reached(directory), _durations(directory)
     (directory / "logs").mkdir(exist_ok=True)
 
@@ -148,7 +155,7 @@ def run(directory: Path, out: Path, at_once: int) -> None:
         }
 
     with ThreadPoolExecutor(at_once) as pool:
-        found = list(pool.map(judge, range(len(listed))))
+        found = list(pool.map(judge, only or range(len(listed))))
     counts = collections.Counter(x["outcome"] for x in found)
     lines = ",\n".join(map(json.dumps, found))
     out.write_text(f'{{"counts": {json.dumps(counts)}, "mutants": [\n{lines}\n]}}\n', encoding="utf-8")
@@ -160,15 +167,24 @@ def main() -> None:
     parser.add_argument("what", choices=["draw", "reach", "run"])
     parser.add_argument("out", nargs="?", type=Path, help="run: the file of the results")
     parser.add_argument("--reached", type=Path, default=Path("/tmp/reached"), help="where `reach` keeps what it found")
+    parser.add_argument("--only", type=int, nargs="+", metavar="NUMBER", help="run: these faults, counted from 0")
     parser.add_argument("-j", type=int, default=2, help="faults at once")
     options, rest = parser.parse_known_args()
+    if rest and options.what != "reach":
+        parser.error(f"{options.what} does not know {' '.join(rest)}")
     match options.what:
         case "draw":
             draw()
         case "reach":
             reach(options.reached, [x for x in rest if x != "--"])
         case "run":
-            run(options.reached, options.out, options.j)
+            if options.out is None or not options.out.absolute().parent.is_dir():
+                parser.error("run: the file of the results is expected, in a folder that is there")
+            if not any(options.reached.glob("*.xml")):
+                parser.error(f"run: {options.reached} has no tests; `reach` first")
+            if options.only and not all(0 <= number < len(_listed()) for number in options.only):
+                parser.error(f"run: --only takes numbers from 0 to {len(_listed()) - 1}")
+            run(options.reached, options.out, options.j, options.only)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,17 @@ from sapwood.core.hlo import Instruction, Program
 from sapwood.parallel import collectives
 from sapwood.parallel.collectives import KINDS, axes_of, groups_of, place
 
+
+@pytest.fixture(autouse=True)
+def _names_of_this_program():
+    """A program is taken from the cache whatever its operations are called; here their names are looked at."""
+    name = "jax_compilation_cache_include_metadata_in_key"
+    before = jax.config.values[name]
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)
+
+
 MESH = AbstractMesh((4, 2), ("data", "tensor"))
 
 
