@@ -214,6 +214,7 @@ def test_groups_of_one_send_nothing():
 @pytest.mark.parametrize(
     ("op_name", "path", "backward"),
     [
+        ("jit(f)/layer/while/body/eval_jaxpr/psum", "layer", False),  # since JAX 0.12
         ("jit(train_step)/jvp(blocks)/while/body/closed_call/attention/query/dot_general", "blocks/attention/query", 0),
         ("jit(train_step)/transpose(jvp(blocks))/while/body/checkpoint/rematted_computation/up/dot_general",
          "blocks/up", 1),

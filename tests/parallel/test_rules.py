@@ -27,7 +27,7 @@ from sapwood.parallel.rules import (
 
 
 def on(**sizes):
-    return AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 @pytest.mark.parametrize(
