@@ -261,8 +261,8 @@ def axes_of(groups: Groups, mesh: AnyMesh) -> tuple[str, ...]:
 
 
 _TRANSFORMS = {
-    "while", "body", "cond", "closed_call", "eval_jaxpr", "checkpoint", "rematted_computation", "shard_map", "branch", "remat",
-    "core_call", "pjit", "custom_jvp_call", "custom_vjp_call", "scan",
+    "while", "body", "cond", "closed_call", "eval_jaxpr", "checkpoint", "rematted_computation", "shard_map", "branch",
+    "remat", "core_call", "pjit", "custom_jvp_call", "custom_vjp_call", "scan",
 }  # fmt: skip
 
 
