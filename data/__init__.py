@@ -13,9 +13,9 @@ from sapwood.data.dataset import Dataset
 from sapwood.data.device import DeviceBatches, to_device
 from sapwood.data.directory import data_directory
 from sapwood.data.features import Feature
+from sapwood.data.images import decode as decode_image
 from sapwood.data.load import load
 from sapwood.data.source import Source
-from sapwood.data.sources.folder import decode as decode_image
 from sapwood.data.text import characters, decode, encode
 
 __all__ = [

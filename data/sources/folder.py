@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data.features import Feature
+from sapwood.data.images import Pictures
 from sapwood.data.source import Source
 from sapwood.data.sources.labels import Classes
 
@@ -18,9 +18,9 @@ SPLITS = ("train", "validation", "valid", "val", "test")
 class Folder(Source):
     """Images by class: `root/cat/1.png` has label "cat"; or `root/train/cat/1.png` with split "train".
 
-    Images are "image", uint8 `(height, width, channels)`, with 1 channel where the first image is grey and 3
-    otherwise, and resized to `size` (bilinear) where that is given. Classes are the folders' names in order, those of
-    all splits, so that a class has one number in each.
+    Images are "image", uint8 `(height, width, channels)`, as `sapwood.data.decode_image` reads them: with 1 channel
+    where those of all splits are grey and 3 otherwise, and resized to `size` (bilinear) where that is given. Classes
+    are the folders' names in order, those of all splits, so that a class has one number in each.
     """
 
     def __init__(self, root: Path, split: str | None, classes: Classes, size: tuple[int, int] | None):
@@ -36,7 +36,7 @@ class Folder(Source):
             if unknown:
                 raise DataError(f"{home} has a folder {unknown[0]!r}; classes are {', '.join(map(repr, classes))}")
             names = list(classes)
-        self.root, self.size = home, size
+        self.root = home
         found = [(path, i) for i, name in enumerate(names) for path in _images(home / name)]
         if not found:
             raise DataError(
@@ -44,11 +44,10 @@ class Folder(Source):
             )
         self.paths = [path for path, _ in found]
         self.labels = np.array([label for _, label in found], np.int32)
-        self.grey = _is_grey(self.paths[0])
-        height, width = size or _common_size(self.paths)
-        shape = (height, width, 1 if self.grey else 3)
+        others = (path for h in homes if h != home for name in _classes(h) for path in _images(h / name))
+        self.pictures = Pictures(self.paths, lambda index: str(self.paths[index]), size=size, beside=others)
         self.features = {
-            "image": Feature(shape, "uint8", low=0, high=255),
+            "image": self.pictures.feature,
             "label": Feature((), "int32", classes=tuple(names)),
         }
 
@@ -56,62 +55,13 @@ class Folder(Source):
         return len(self.paths)
 
     def read(self, index: int) -> dict[str, np.ndarray]:
-        image = decode(self.paths[index], grey=self.grey, size=self.size)
-        return {"image": image, "label": self.labels[index]}
+        return {"image": self.pictures[index], "label": self.labels[index]}
 
     def column(self, name: str) -> np.ndarray:
         return self.labels if name == "label" else super().column(name)
 
     def where(self, index: int) -> str:
         return f"example {index} ({self.paths[index].relative_to(self.root)})"
-
-
-def decode(path: str | Path, *, grey: bool = False, size: tuple[int, int] | None = None) -> np.ndarray:
-    """An image file as uint8 `(height, width, channels)`, 1 channel if `grey`, else 3; resized to `size`, if given.
-
-    Grey values of 16 bits become the nearest of 8.
-
-    Raises:
-        DataError: the file is missing, is no image, is larger than Pillow takes for safe, or holds numbers of 32 bits,
-            of which nothing says what is white.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            mode = "L" if grey else "RGB"
-            image.load()
-            pixels = image if image.mode == mode else _of_8_bits(image, path).convert(mode)
-            if size is not None and pixels.size != (size[1], size[0]):
-                pixels = pixels.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-            array = np.asarray(pixels)
-    except DataError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
-    return array[..., None] if grey else array
-
-
-def _of_8_bits(image: Any, path: str | Path) -> Any:
-    """The image, with 8 bits where it was grey with more: Pillow's conversion would take all above 255 for white."""
-    from PIL import Image
-
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # PGM, scaled to 16 bits
-        return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        kind = "whole numbers" if image.mode == "I" else "floats"
-        raise DataError(f"{path} holds {kind} of 32 bits, and nothing says which is white; save it with 8 or 16 bits")
-    return image
-
-
-def _unreadable(path: str | Path, error: Exception) -> DataError:
-    """What Pillow said, with the path."""
-    if isinstance(error, FileNotFoundError):
-        return DataError(f"there is no file {path}")
-    cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if type(error).__name__ == "DecompressionBombError":
-        return DataError(f"{path} is too large: {cause} Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS")
-    return DataError(f"{path} is not an image that can be read: {cause}")
 
 
 def _homes(root: Path, split: str | None, classes: Sequence[str] | None) -> tuple[Path, list[Path]]:
@@ -158,29 +108,3 @@ def _images(folder: Path) -> list[Path]:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
-def _is_grey(path: Path) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _common_size(paths: list[Path]) -> tuple[int | None, int | None]:
-    """The size of all images, by their headers, or None where they differ. (A header takes about 50 us.)"""
-    from PIL import Image
-
-    sizes = set()
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                sizes.add((image.height, image.width))
-        except (OSError, Image.DecompressionBombError):
-            continue  # the error comes with the path when the image is read
-        if len(sizes) > 1:
-            return (None, None)
-    return sizes.pop() if sizes else (None, None)
