@@ -22,4 +22,4 @@ def file(name: str) -> Path:
     """The file to draw into."""
     if Path(name).suffix not in (".html", ".svg"):
         raise argparse.ArgumentTypeError(f"a name that ends in .html or .svg is expected, not {name!r}")
-    return Path(name)
+    return Path(name).expanduser()

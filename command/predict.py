@@ -1,6 +1,7 @@
 """``sapwood predict RUN FILES...``: class and probability of image files."""
 
 import functools
+import os
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,6 @@ def read(file: str, feature: Any, low: float, high: float, *, invert: bool) -> n
     from sapwood.data import decode_image
 
     height, width, channels = feature.shape
-    pixels = decode_image(file, grey=channels == 1, size=(height, width)).astype(np.float32) / 255
+    pixels = decode_image(os.path.expanduser(file), grey=channels == 1, size=(height, width)).astype(np.float32) / 255
     values = low + (1 - pixels if invert else pixels) * (high - low)
     return (np.rint(values) if np.issubdtype(feature.dtype, np.integer) else values).astype(feature.dtype)

@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
     found = parser.read(arguments)
     recipe = find(found.recipe)(**options.fields_of(found))
     where = options.machine(found)
-    page, trace = places(found.out or Path(f"profile-{Path(found.recipe).stem}"))
+    page, trace = places(found.out.expanduser() if found.out else Path(f"profile-{Path(found.recipe).stem}"))
 
     from sapwood.recipes.experiment import Experiment
     from sapwood.train import profile

@@ -65,4 +65,4 @@ def page(name: str) -> Path:
     """The file of the page."""
     if Path(name).suffix != ".html":
         raise argparse.ArgumentTypeError(f"a name that ends in .html is expected, not {name!r}")
-    return Path(name)
+    return Path(name).expanduser()

@@ -21,7 +21,9 @@ def main(arguments: list[str]) -> None:
     from sapwood.train.compile_cache import compile_cache
 
     where = {**options.machine(found), **({"jit": False} if found.eager else {})}
-    experiment = Experiment(full_name(name), kind(**options.fields_of(found)), Path(found.run or "."), where)
+    experiment = Experiment(
+        full_name(name), kind(**options.fields_of(found)), Path(found.run or ".").expanduser(), where
+    )
     if not found.run:
         experiment = dataclasses.replace(experiment, directory=own_directory(experiment, found.resume))
     more = {"checkpoint_every": found.checkpoint_every, "log_every": found.log_every, "keep": found.keep}

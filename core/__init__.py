@@ -9,7 +9,7 @@ from sapwood.core.policy import Policy
 from sapwood.core.run import apply, bind, params, pure, state
 from sapwood.core.spec import Spec, spec
 from sapwood.core.stacking import stack, unstack
-from sapwood.core.vars import Vars
+from sapwood.core.vars import Vars, frozen
 
 __all__ = [
     "Layer",
@@ -21,6 +21,7 @@ __all__ = [
     "Vars",
     "apply",
     "bind",
+    "frozen",
     "init",
     "layer",
     "params",

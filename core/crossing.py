@@ -19,7 +19,7 @@ class Static:
     def __init__(self, v: Vars, carry: bool):
         self.label = (v._path, v._stacked, v._scope, v._reads)
         self.fields = (v._train, v._policy, v._place, v._capture, v._recorder, carry, v._own_params, v._own_state,
-                       v._collected or v._collector is not None)  # fmt: skip
+                       v._collected or v._collector is not None, v._frozen)  # fmt: skip
         self.level = v._ledger.level if carry and v._ledger is not None else 0
         by_path = v._recorder is not None or isinstance(v._capture, str)
         self.key = (self.fields, self.level, self.label[:3] if by_path else None)
@@ -47,12 +47,12 @@ def flatten(v: Vars):
 def unflatten(static: Static, children) -> Vars:
     params, state, key, start = children
     path, stacked, scope, reads = static.label
-    train, policy, place, capture, recorder, carry, own_params, own_state, collected = static.fields
+    train, policy, place, capture, recorder, carry, own_params, own_state, collected, frozen = static.fields
     return Vars(
         _params=params, _state=state, _key=key, _start=(start, len(path)) if carry else (ROOT, 0), _carry=carry,
         _ledger=Ledger(level=static.level + 1) if carry else None, _path=path, _train=train, _policy=policy,
         _place=place, _capture=capture, _recorder=recorder, _stacked=stacked, _scope=scope, _reads=reads,
-        _collected=collected, _own_params=own_params, _own_state=own_state,
+        _collected=collected, _own_params=own_params, _own_state=own_state, _frozen=frozen,
     )  # fmt: skip
 
 

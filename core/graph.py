@@ -101,7 +101,7 @@ class Graph:
 
     def save(self, file: Any) -> None:
         """Write the drawing where the name ends in `.svg` or `.html`. Raises `ConfigError` for another ending."""
-        file = Path(file)
+        file = Path(file).expanduser()
         if file.suffix not in (".svg", ".html"):
             raise ConfigError(f"graph: a drawing is written as .svg or .html, not {file.name!r}")
         file.write_text(self.svg() if file.suffix == ".svg" else self.html(), encoding="utf-8")

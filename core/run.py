@@ -13,11 +13,13 @@ from sapwood.core.traces import current_trace
 from sapwood.core.vars import Vars, _tree, as_vars, collecting, current_state
 
 
-def bind(params, state=None, *, rng=None, train=False, policy=None, place=None, capture: bool | str = True) -> Vars:
+def bind(params, state=None, *, rng=None, train=False, policy=None, place=None, capture: bool | str = True,
+         frozen: Any = False) -> Vars:  # fmt: skip
     """A cursor at the root of ``params`` and ``state`` (nested dicts of arrays).
 
     ``rng`` is a key or a seed, ``policy`` a `Policy` or compute dtype, ``place(axes, shape)`` gives the sharding of
-    an activation, and ``capture`` chooses by path pattern which sown values a run hands back.
+    an activation, ``capture`` chooses by path pattern which sown values a run hands back, and ``frozen`` says which
+    scopes train nothing: True, or pairs of a name and this again (a trainer makes them; `sw.frozen` asks).
 
     >>> import jax.numpy as jnp
     >>> v = bind({"dense": {"kernel": jnp.ones((2, 3))}})
@@ -27,7 +29,7 @@ def bind(params, state=None, *, rng=None, train=False, policy=None, place=None, 
     key = None if rng is None else as_key(rng)
     return Vars(
         _params=_tree(params, "params"), _state=_tree({} if state is None else state, "state"), _train=bool(train),
-        _policy=as_policy(policy), _place=place, _capture=capture, _key=key,
+        _policy=as_policy(policy), _place=place, _capture=capture, _frozen=frozen, _key=key,
         _ledger=None if key is None else Ledger(current_trace()),
     )  # fmt: skip
 

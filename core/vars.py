@@ -36,6 +36,7 @@ _DEFAULTS: dict[str, Any] = {
     "_reads": None,  # what the run has read, in `apply`
     "_recorder": None,  # weak: the `spec` that declarations go to
     "_stacked": (),
+    "_frozen": False,  # whether what is here and below trains: True, False, or pairs of name and this again
     "_scope": 0,  # how much of the path the enclosing layer has named in the profile
     "_lost": None,  # where the path left the tree of parameters, and what is there instead
 }
@@ -72,6 +73,7 @@ class Vars:
     _reads: set | None
     _recorder: weakref.ref[Recorder] | None
     _stacked: tuple[Stacked, ...]
+    _frozen: Any
     _scope: int
     _lost: tuple[paths.Path, tuple[str, ...]] | None
 
@@ -105,8 +107,9 @@ class Vars:
         if lost is None and self._params and name not in self._params:
             lost = (self._path, tuple(self._params))
         return self._with(
-            _params=self._below("params", name), _state=self._below("state", name), _path=self._full(name), _lost=lost
-        )
+            _params=self._below("params", name), _state=self._below("state", name), _path=self._full(name), _lost=lost,
+            _frozen=self._frozen if isinstance(self._frozen, bool) else dict(self._frozen).get(name, False),
+        )  # fmt: skip
 
     def _below(self, kind: str, name: str) -> dict:
         tree = self._params if kind == "params" else self._state
@@ -544,6 +547,18 @@ def declares(v: Vars) -> bool:
     """Whether this run declares variables or makes their first values, which needs no mesh and no named axis."""
     collector = v._collecting()
     return v._recorder is not None or (collector is not None and collector.init_key is not None)
+
+
+def frozen(v: Vars) -> bool:
+    """Whether a trainer trains nothing here and below; where no parameters are, it is as in the scope around it.
+
+    A layer whose state follows its batches keeps it then and works as in evaluation, as `BatchNorm` does. Nothing else
+    changes: dropout drops, and ``v.train`` is as it was. What is put into a frozen scope all the same is not kept.
+
+    >>> frozen(as_vars({"kernel": jnp.ones(2)}))
+    False
+    """
+    return as_vars(v, frozen)._frozen is True
 
 
 def current_state(v: Vars) -> dict:

@@ -10,7 +10,7 @@ from jax import lax
 from sapwood.core.errors import InputError
 from sapwood.core.initializers import Initializer, ones, zeros
 from sapwood.core.layer import Layer, describe
-from sapwood.core.vars import Vars, declares
+from sapwood.core.vars import Vars, declares, frozen
 from sapwood.layers import expect
 from sapwood.layers.once import once
 
@@ -162,9 +162,10 @@ class BatchNorm(Layer):
     """Normalise each channel over the batch and all positions; a running average of the statistics serves later.
 
     Takes x `(batch, ..., features)` and gives the same shape. When training, it uses the batch's statistics and moves
-    the state `mean` and `var` (features,) by `running = momentum * running + (1 - momentum) * batch`; else it uses the
-    state. Parameters: `scale`, `bias` (features,). `mask` (boolean, the leading dimensions of x, such as (batch,) or
-    (batch, length)) leaves padding out of the statistics.
+    the state `mean` and `var` (features,) by `running = momentum * running + (1 - momentum) * batch`; else, and where a
+    trainer freezes it (`Trainer(trainable=)`), it uses the state, as in Keras. Parameters: `scale`, `bias` (features,).
+    `mask` (boolean, the leading dimensions of x, such as (batch,) or (batch, length)) leaves padding out of the
+    statistics.
 
     Under `jax.jit` the batch is the whole batch on any mesh. Inside `jax.vmap` or `jax.shard_map`, `axis_name` averages
     over that axis; declaring needs shapes alone, and so no axis. The variance is the biased one in both places, as in
@@ -196,7 +197,7 @@ class BatchNorm(Layer):
         scale, bias = _scale_and_bias(self, v, features)
         mean = v.state("mean", (features,), zeros)
         var = v.state("var", (features,), ones)
-        if not v.train:
+        if not v.train or frozen(v):
             return batch_norm(x, mean, var, scale, bias, self.eps)
         where = None if mask is None else _where(mask, x)
         now = moments(x, tuple(range(x.ndim - 1)), where, self._axis(v))

@@ -31,7 +31,7 @@ class Experiment:
     @classmethod
     def open(cls, directory: str | os.PathLike, options: dict[str, Any] | None = None) -> "Experiment":
         """The experiment of a run directory. Raises `CheckpointError` where there is none."""
-        directory = Path(directory)
+        directory = Path(directory).expanduser()
         config = read_config(directory)
         if config is None:
             known = ", ".join(sorted(str(path.parent) for path in Path("runs").glob("*/config.json"))[-3:])

@@ -32,12 +32,12 @@ def find(name: str) -> type[Recipe]:
             f"there is no recipe {name!r}{nearest(name, BUILT_IN)} (recipes: {', '.join(BUILT_IN)}; or the path of a "
             "Python file that defines one)"
         )
-    return _only_recipe(_import(Path(name)), name)
+    return _only_recipe(_import(Path(name).expanduser()), name)
 
 
 def full_name(name: str) -> str:
     """What a run writes down to find its recipe again: a file's absolute path, a built-in recipe's name."""
-    return name if name in BUILT_IN else str(Path(name).resolve())
+    return name if name in BUILT_IN else str(Path(name).expanduser().resolve())
 
 
 def _import(file: Path) -> types.ModuleType:

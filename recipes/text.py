@@ -98,7 +98,7 @@ class Text(sw.Recipe):
         if self.experts == 1:  # each token goes to two of them
             raise sw.ConfigError("experts=1: at least 2 are expected, or 0 for no mixture")
         if self.file is not None:  # so that the run can be read from any folder
-            object.__setattr__(self, "file", str(Path(self.file).absolute()))
+            object.__setattr__(self, "file", str(Path(self.file).expanduser().absolute()))
 
     def data(self):
         len(self.start)  # a prompt that cannot be read is an error now, not after the training

@@ -7,7 +7,7 @@ model is and its options, the class names, the preprocessing, and a digest for e
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from sapwood.train.checkpoints import Checkpoints
 from sapwood.train.digest import describe, digests, named_leaves
 from sapwood.train.match import Report, match
 from sapwood.train.sealed import seal, unseal
+from sapwood.train.wording import some
 
 WEIGHTS, ABOUT = "weights.safetensors", "artifact.json"
 _FORMAT = 1
@@ -82,11 +83,13 @@ def save(
     >>> artifact.model(artifact.params, jnp.ones((1, 2)))
     Array([[2., 2., 2.]], dtype=float32)
     """
-    path = Path(path).absolute()
+    path = Path(path).expanduser().absolute()
     if path.exists() and not (path / ABOUT).exists() and not (path.is_dir() and not os.listdir(path)):
         raise ConfigError(f"{path} is there and is no saved model; choose another path")
     if not isinstance(params, dict) or not isinstance(state or {}, dict):
         raise ConfigError("params and state are nested dicts, as sw.init returns them")
+    for kind, tree in (("params", params), ("state", state or {})):
+        _check_names(kind, tree)
     named = named_leaves({"params": params, "state": state or {}})
     arrays = {name: storage.as_array(name, leaf) for name, leaf in named.items()}
     marks = digests(arrays)
@@ -109,6 +112,20 @@ def save(
         except Exception as error:  # safetensors has an exception of its own for a full disk
             raise CheckpointError(f"{path} could not be written: {error}") from error
     return path
+
+
+def _check_names(where: str, tree: Any) -> None:
+    """ConfigError for what would come back as another tree: a name is a string without a slash, a leaf an array."""
+    for name, x in tree.items():
+        if not isinstance(name, str) or not name or "/" in name:
+            raise ConfigError(
+                f"{where} cannot hold the name {name!r}: a name is a string, is not empty and holds no slash, which "
+                'stands between names; nest dicts instead: {"a": {"b": x}} for "a/b"'
+            )
+        if isinstance(x, dict):
+            _check_names(f"{where}/{name}", x)
+        elif x is None or not jax.tree_util.all_leaves([x]):
+            raise ConfigError(f"{where}/{name} is of type {type(x).__name__}; nested dicts of arrays are expected")
 
 
 def _fetch(x: jax.Array) -> np.ndarray:
@@ -157,6 +174,7 @@ def load(
     of paths in the file to paths in `into`: `{"backbone/**": "encoder/**"}`; the first that fits decides, None leaves
     out: `{"head/**": None, "**": "**"}`. What nothing is loaded into stays as it is where `into` has arrays and is
     drawn with `key` where it has `Param`s. The result's `report` lists what was loaded, what is fresh, what is unused.
+    Where that is nothing at all, without a `match` that says so, it is an error.
 
     A shape that differs is an error, never a skip: leave the path out of `match` if it is meant to be fresh. The file
     is data: it is checked by digest, nothing in it is run, and its model is imported when `.model` is asked for.
@@ -172,7 +190,7 @@ def load(
       fresh: head/w
       unused: head/w
     """
-    source = _open(Path(path))
+    source = _open(Path(path).expanduser())
     if into is None:
         if match is not None:
             raise ConfigError("match= says what goes where in into=; give into= too")
@@ -269,12 +287,20 @@ def _trees(arrays: Mapping[str, Any]) -> tuple[dict, dict]:
 
 
 def _into(source: _Source, wanted: Spec, patterns: Mapping[str, str | None] | None, key: Any, path: Any) -> tuple:
+    for kind, tree in wanted._asdict().items():
+        _check_names(f"into= ({kind})", tree)
     leaves = {
         f"{kind}/{paths.join(where)}": leaf
         for kind, tree in wanted._asdict().items()
         for where, leaf in paths.leaves(tree)
     }
     pairs = _pairs(list(source.structs), list(leaves), patterns)
+    _check_values(leaves, pairs)
+    if not pairs and not patterns:
+        raise ConfigError(
+            f"nothing in {path} has a name of into=: it has {_some(source.structs)}, and into= has {_some(leaves)}; "
+            'say what goes where with match={"there/**": "here/**"}'
+        )
     targets = {here: storage.as_struct(here, leaves[here]) for here in pairs}
     _check(source, pairs, targets, path)
     placed = {there: _like(source.structs[there], targets[here]) for here, there in pairs.items()}
@@ -302,6 +328,16 @@ def _bare(name: str) -> str:
     return name.split("/", 1)[1]
 
 
+def _some(names: Iterable[str]) -> str:
+    return some([_bare(name) for name in names], quote=False) or "nothing"
+
+
+def _check_values(leaves: dict[str, Any], pairs: dict[str, str]) -> None:
+    empty = [name for name, x in leaves.items() if name not in pairs and isinstance(x, jax.ShapeDtypeStruct)]
+    if empty:
+        raise ConfigError(f"nothing is loaded into {', '.join(map(_bare, empty[:5]))}, and into= has no value for it")
+
+
 def _like(saved: jax.ShapeDtypeStruct, target: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=target.sharding)
 
@@ -324,9 +360,6 @@ def _check(source: _Source, pairs: dict[str, str], targets: dict[str, jax.ShapeD
 def _fresh(leaves: dict[str, Any], loaded: dict[str, jax.Array], key: Any) -> dict[str, jax.Array]:
     """Every entry in `into`'s order: what stays as it is, and what is drawn; loaded ones are written over it."""
     drawn = {name: leaf for name, leaf in leaves.items() if name not in loaded and isinstance(leaf, Param)}
-    empty = [name for name, x in leaves.items() if name not in loaded and isinstance(x, jax.ShapeDtypeStruct)]
-    if empty:
-        raise ConfigError(f"nothing is loaded into {', '.join(map(_bare, empty[:5]))}, and into= has no value for it")
     params, state = draw(Spec(*_trees(drawn)), as_key(key)) if drawn else ({}, {})
     born = named_leaves({"params": params, "state": state})
     return {name: loaded[name] if name in loaded else born.get(name, leaf) for name, leaf in leaves.items()}

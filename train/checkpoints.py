@@ -84,7 +84,7 @@ class Checkpoints:
             raise ConfigError(f"keep={keep}: at least the newest checkpoint is kept")
         if best is not None and not best.removeprefix("-"):
             raise ConfigError(f'best={best!r}: name a metric, "accuracy" (largest is best) or "-loss" (smallest is)')
-        self.directory = Path(directory).absolute()
+        self.directory = Path(directory).expanduser().absolute()
         self._disk = Directory(self.directory)
         self.keep = keep
         self._best = best
@@ -164,6 +164,8 @@ class Checkpoints:
         self._check_metrics(index["metrics"])
         marks = digests(arrays)  # before the write: these are the arrays as they were, whatever the disk makes of them
         index["arrays"] = {name: [*describe(x), marks[name]] for name, x in arrays.items()}
+        if slashed := _slashed(tree):
+            index["slashed"] = slashed
         try:
             text = seal(index)
         except (TypeError, ValueError) as error:
@@ -246,6 +248,11 @@ class Checkpoints:
         """The index, what arrays there shall be, and those as they are stored."""
         index = self._read_index(step)
         if wanted is None:
+            if "slashed" in index:
+                raise CheckpointError(
+                    f"checkpoint {step} in {self.directory} holds {some(index['slashed'])}, where a slash is part of a "
+                    "name; nested dicts cannot be told from that: give restore a target"
+                )
             wanted = _structs(index)
         else:
             self._check_same_model(step, index["arrays"], wanted, subset)
@@ -384,6 +391,13 @@ def _arrays(tree: Any) -> dict[str, Any]:
     if not any(x.size for x in arrays.values()):
         raise ConfigError("this tree cannot be saved: it holds no numbers")
     return arrays
+
+
+def _slashed(tree: Any) -> list[str]:
+    """The leaves by path that have a slash in one of their names."""
+    found = jax.tree_util.tree_flatten_with_path(tree)[0]
+    simple = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return [simple(path) for path, _ in found if any("/" in simple((name,)) for name in path)]
 
 
 def _info(index: dict[str, Any]) -> Info:

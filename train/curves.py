@@ -25,8 +25,8 @@ def draw(metrics: Any, picture: Any = None, title: str = "") -> Path:
 
     Raises FileNotFoundError where there is no log, ValueError where it has no numbers.
     """
-    metrics = Path(metrics)
-    picture = Path(picture) if picture is not None else metrics.with_name("curves.png")
+    metrics = Path(metrics).expanduser()
+    picture = Path(picture).expanduser() if picture is not None else metrics.with_name("curves.png")
     series = _series(metrics.read_text(encoding="utf-8"))
     panels = _panels(series)
     if not panels:

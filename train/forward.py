@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from sapwood.core.errors import ConfigError
 from sapwood.core.paths import join, leaves, overlay
 from sapwood.core.run import bind, pure
-from sapwood.train import checks, losses, metrics
+from sapwood.train import checks, losses, metrics, trainable
 
 AUXILIARY = "auxiliary_loss"
 """The metric that holds what layers add to the objective's "loss"; what is minimised is the sum of the two."""
@@ -29,7 +29,9 @@ def forward(trainer: Any, params: dict, state: dict, key: Any, batch: Any, *, tr
 
     Raises `ConfigError` where the objective does not return a scalar loss and a dict of metrics.
     """
-    v = bind(params, state, rng=key, train=train, policy=trainer.policy, place=trainer.place, capture=False)
+    frozen = trainable.frozen(params, trainer.trainable)
+    v = bind(params, state, rng=key, train=train, policy=trainer.policy, place=trainer.place, capture=False,
+             frozen=frozen)  # fmt: skip
     result, updates = pure(trainer.objective)(v, batch)
     loss, found = _unpack(result, trainer.objective)
     found.setdefault("loss", loss)
@@ -38,7 +40,7 @@ def forward(trainer: Any, params: dict, state: dict, key: Any, batch: Any, *, tr
         found[AUXILIARY] = sum(auxiliary[1:], auxiliary[0])
         loss = loss + found[AUXILIARY]
     ok = checks.flat(updates.checks) if trainer.checks else {}
-    return Pass(loss, weight, found, overlay(state, updates.state), ok)
+    return Pass(loss, weight, found, overlay(state, trainable.unfrozen(updates.state, frozen)), ok)
 
 
 def _unpack(result: Any, objective: Any) -> tuple[jax.Array, dict[str, Any]]:

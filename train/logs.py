@@ -37,7 +37,7 @@ class JsonlLog:
     """
 
     def __init__(self, path: str | os.PathLike, *, after: int | None = None):
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         keep = 0 if after is None else _length_until(self.path, after)
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -72,7 +72,7 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 
     Raises FileNotFoundError, and DataError naming the line that is no JSON object.
     """
-    return [row for row, _ in _rows(Path(path))]
+    return [row for row, _ in _rows(Path(path).expanduser())]
 
 
 def _rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
@@ -132,7 +132,7 @@ class TensorBoardLog:
     """
 
     def __init__(self, directory: str | os.PathLike, *, after: int | None = None):
-        directory = Path(directory)
+        directory = Path(directory).expanduser()
         directory.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time_ns():019d}.{socket.gethostname()}.{os.getpid()}"
         self._file = (directory / name).open("xb", buffering=0)

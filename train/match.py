@@ -8,6 +8,7 @@ from sapwood.core import paths
 from sapwood.core.errors import ConfigError
 
 _WILD = re.compile(r"\*\*|\*|\?")
+_SPLIT = re.compile(f"({_WILD.pattern})")
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,10 +39,12 @@ def match(there: Iterable[str], here: Iterable[str], patterns: Mapping[str, str 
     """For each path of the model, `here`, the path in the file, `there`, that is loaded into it.
 
     `patterns` maps patterns of paths in the file to paths in the model. What `*` (within one name), `**` (any number
-    of names) and `?` stand for on the left is put in their place on the right, in order. The first pattern that fits a
-    path decides; None leaves the path out. Without patterns each path is its own.
+    of names, also none) and `?` stand for on the left is put in their place on the right, in order. The first pattern
+    that fits a path decides, as in `Trainer(trainable=)`; None leaves the path out. Without patterns each path is its
+    own.
 
-    Raises ConfigError for a pattern that fits nothing, whose wildcards differ, or that leads two arrays to one place.
+    Raises ConfigError for a pattern that fits nothing, or nothing that an earlier one has not decided; whose wildcards
+    differ; or that leads two arrays to one place.
 
     >>> match(["backbone/0/w", "head/w"], ["encoder/0/w", "head/w"], {"backbone/**": "encoder/**"})
     {'encoder/0/w': 'backbone/0/w'}
@@ -72,6 +75,13 @@ def _check(table, led, there, here, patterns) -> None:
         if not any(regex.fullmatch(path) for path in there):
             near = paths.nearest(left, _scopes(there))
             raise ConfigError(f"match: nothing in the file fits {left!r}{near}; it has {', '.join(_tops(there))}")
+        if not led[left]:
+            path = next(path for path in there if regex.fullmatch(path))
+            before = next(earlier for earlier, _, fits in table if fits.fullmatch(path))
+            raise ConfigError(
+                f"match: {left!r} does nothing, because the first pattern that fits decides and {before!r} comes "
+                f"before it; put {left!r} first, or leave it out"
+            )
         if right is not None and led[left] and not any(target in here for target in led[left]):
             near = paths.nearest(right, _scopes(here))
             raise ConfigError(
@@ -82,15 +92,18 @@ def _check(table, led, there, here, patterns) -> None:
 def _compile(left: str, right: str | None) -> re.Pattern:
     if right is not None and _WILD.findall(right) != _WILD.findall(left):
         raise ConfigError(f"match: {left!r} and {right!r} must have the same wildcards in the same order")
-    text = ""
-    for part in re.split(r"(\*\*|\*|\?)", left):
-        text += {"**": "(.*)", "*": "([^/]*)", "?": "([^/])"}.get(part, re.escape(part))
-    return re.compile(text)
+    parts = []
+    for name in left.split("/"):
+        wild = {"**": "([^/]*)", "*": "([^/]*)", "?": "([^/])"}
+        parts.append("(.*)" if name == "**" else "".join(wild.get(x, re.escape(x)) for x in _SPLIT.split(name)))
+    # As in `paths.matches`: `**` may be no name at all, and its slash goes with it.
+    return re.compile("/".join(parts).replace("/(.*)", "(?:/(.*))?").replace("(.*)/", "(?:(.*)/)?"))
 
 
-def _fill(right: str, groups: tuple[str, ...]) -> str:
+def _fill(right: str, groups: tuple[str | None, ...]) -> str:
     taken = iter(groups)
-    return _WILD.sub(lambda _: next(taken), right)
+    names = [_WILD.sub(lambda _: next(taken) or "", name) for name in right.split("/")]
+    return "/".join(name for name in names if name)
 
 
 def _tops(names: Iterable[str]) -> list[str]:

@@ -141,7 +141,7 @@ def profile(
     steps = int(steps)
     if not trainer.jit:
         raise ConfigError("profile: Trainer(jit=False) runs every operation by itself; profile a trainer with jit=True")
-    directory = File(tempfile.mkdtemp(prefix="sapwood-profile-") if out is None else out)
+    directory = File(tempfile.mkdtemp(prefix="sapwood-profile-") if out is None else out).expanduser()
     directory.mkdir(parents=True, exist_ok=True)  # where that cannot be, it is said before anything compiles
     with _feed(trainer, data, batch_size, seed) as following:
         batch = following()

@@ -29,7 +29,7 @@ class Run:
         if directory is None and (resume or best is not None):
             option = "resume=True" if resume else f"best={best!r}"
             raise ConfigError(f"fit({option}) needs run=, the directory that holds the checkpoints")
-        self.directory = None if directory is None else Path(directory)
+        self.directory = None if directory is None else Path(directory).expanduser()
         self.checkpoints: Checkpoints | None = None
         self.newest: int | None = None
         self.logs: list[Any] = []

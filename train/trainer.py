@@ -30,7 +30,9 @@ class Trainer:
         mesh, rules: where arrays live: `sapwood.mesh` or its string, "replica=2,fsdp=2,tensor=2"; the name of a table,
             "fsdp+tensor", or `sapwood.parallel.Rules`. None is one device; without rules they follow the mesh.
         policy: a `Policy` or a compute dtype; "float16" brings dynamic loss scaling.
-        trainable: path patterns of what trains ("head", "**/lora_*", ("!stem", ...)); None is everything.
+        trainable: path patterns of what trains: "head", "**/lora_*", or ("!encoder/norm", "encoder"), of which the
+            first that fits decides; "!stem" is everything but the stem, None is everything. A layer of which nothing
+            trains keeps its state, and its batch norm runs as in evaluation (as in Keras; `sw.frozen` tells a layer).
         ema: decay of a running mean of the parameters, in float32 at least, which evaluation then uses.
         accumulate: micro-batches that a batch is cut into, one after the other, for one optimizer step.
         clip: largest global norm of the gradient.
@@ -75,8 +77,7 @@ class Trainer:
         object.__setattr__(self, "policy", policy)
         if policy.compute == "float16" and self.scaling is None:
             object.__setattr__(self, "scaling", LossScale())
-        if isinstance(self.trainable, list):
-            object.__setattr__(self, "trainable", tuple(self.trainable))
+        object.__setattr__(self, "trainable", trainable.read(self.trainable))
         if not callable(self.objective):
             raise ConfigError(
                 f"Trainer(objective=...): a function (v, batch) -> (loss, metrics) is expected, got "

@@ -177,6 +177,47 @@ def test_into_arrays_what_is_not_loaded_stays(tmp_path):
     assert sorted(artifact.report.unused) == ["head/bias", "head/kernel"]
 
 
+def test_into_a_model_with_no_name_in_common_is_an_error(tmp_path):
+    other = sw.spec(lambda v, x: L.Dense(3)(v.logits, x), X)
+    path = written(tmp_path / "model")
+    with pytest.raises(
+        ConfigError, match=r"has a name of into=: it has encoder/.*into= has logits/bias, logits/kernel"
+    ):
+        load(path, into=other)
+    report = load(path, into=other, match={"**": None}).report  # as said
+    assert (report.loaded, sorted(report.fresh)) == ({}, ["logits/bias", "logits/kernel"])
+    with pytest.raises(ConfigError, match=r"'head/\*\*' does nothing"):
+        load(path, into=trained(), match={"**": "**", "head/**": None})
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"a/b": np.ones(2)}, "params cannot hold the name 'a/b'"),
+        ({"a": {1: np.ones(2)}}, "params/a cannot hold the name 1"),
+        ({"a": {"": np.ones(2)}}, "params/a cannot hold the name ''"),
+        ({"a": [np.ones(2)]}, "params/a is of type list; nested dicts of arrays are expected"),
+        ({"a": None, "b": np.ones(2)}, "params/a is of type NoneType"),
+    ],
+)
+def test_what_would_come_back_as_another_tree_is_refused(tmp_path, params, message):
+    with pytest.raises(ConfigError, match=message):
+        save(tmp_path / "model", params)
+    with pytest.raises(ConfigError, match=message.replace("params", r"into= \(params\)", 1)):
+        load(written(tmp_path / "whole"), into=(params, {}))
+
+
+def test_the_users_home_is_known(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert written("~/model") == tmp_path / "model"
+    same(load("~/model").params, trained()[0])
+    with Checkpoints("~/run/checkpoints") as checkpoints:
+        checkpoints.save(1, {"params": {"w": jnp.ones(2)}})
+    assert load("~/run").extra == {"step": 1}
+    assert sorted(os.listdir(tmp_path)) == ["model", "run"]
+
+
 def test_floating_values_take_the_models_dtype(tmp_path):
     path = save(tmp_path / "model", {"w": np.arange(4).astype(jnp.bfloat16), "n": np.arange(2, dtype="int32")})
     artifact = load(path, into=({"w": jnp.zeros(4), "n": jnp.zeros(2, int)}, {}))

@@ -101,6 +101,15 @@ def test_without_a_target_it_is_nested_dicts_by_path(tmp_path):
     assert tree["params"]["blocks"]["10"]["w"].shape == (8,)
 
 
+def test_a_name_with_a_slash_needs_a_target(tmp_path):
+    tree = {"a/b": jnp.ones(2), "a": {"c": jnp.zeros(2)}}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, tree)
+    same(Checkpoints(tmp_path).restore(tree)[0], tree)
+    with pytest.raises(CheckpointError, match=r"holds 'a/b', where a slash is part of a name.*give restore a target"):
+        Checkpoints(tmp_path).restore()
+
+
 DTYPES = [
     "bool",
     "int8",

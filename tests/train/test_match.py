@@ -2,6 +2,7 @@
 
 import pytest
 
+from sapwood.core import paths
 from sapwood.core.errors import ConfigError
 from sapwood.train.match import Report, match
 
@@ -18,6 +19,13 @@ THERE = ["backbone/0/w", "backbone/0/b", "backbone/1/w", "head/w", "step"]
         (["head/w", "backbone/1/w"], {"head/**": None, "**": "**"}, {"backbone/1/w": "backbone/1/w"}),
         (["x/head/w"], {"**/w": "x/**/w"}, {"x/head/w": "head/w"}),
         (["x"], {"step": "x"}, {"x": "step"}),
+        (["x/step"], {"**/step": "x/**/step"}, {"x/step": "step"}),  # `**` may be no name at all
+        (
+            ["y/w", "y/0/w"],
+            {"head/**/w": "y/**/w", "backbone/**/w": "y/**/w"},
+            {"y/w": "head/w", "y/0/w": "backbone/0/w"},
+        ),
+        (["n"], {"step/**": "n/**"}, {"n": "step"}),
         (["a.b+c"], {"step": "a.b+c"}, {"a.b+c": "step"}),
     ],
 )
@@ -32,12 +40,23 @@ def test_pairs(here, patterns, expected):
         ({"backbone/**": "f/**"}, r"'backbone/\*\*' leads to 'f/\*\*', which the model has not.*it has e/\*\*"),
         ({"backbone/**": "e/*"}, "must have the same wildcards"),
         ({"*/*": "e/**"}, "must have the same wildcards"),
+        (
+            {"backbone/**": "e/**", "backbone/0/w": None},
+            "'backbone/0/w' does nothing.*'backbone/\\*\\*' comes before it",
+        ),
         ({"backbone/0/w": "e/0/w", "backbone/1/w": "e/0/w"}, "leads both backbone/0/w and backbone/1/w to e/0/w"),
     ],
 )
 def test_a_match_that_cannot_be_meant(patterns, message):
     with pytest.raises(ConfigError, match=message):
         match(THERE, ["e/0/w"], patterns)
+
+
+def test_the_wildcards_fit_what_they_fit_everywhere():
+    """One language of patterns: `paths.matches` says the same, which `Trainer(trainable=)` asks."""
+    for pattern in ("**", "**/w", "backbone/**", "backbone/**/w", "*/w", "head/?", "backbone/*/*", "b**/0/w", "s?ep"):
+        fitting = {path for path in THERE if paths.matches(pattern, path)}
+        assert set(match(THERE, THERE, {pattern: pattern}).values()) == fitting, pattern
 
 
 def test_without_patterns_nothing_has_to_fit():
