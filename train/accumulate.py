@@ -1,7 +1,8 @@
 """Gradient accumulation: one optimizer step from several micro-batches that together are the batch.
 
-Micro-batches count by the sum of their mask and weights, so the gradient is that of the whole batch however the padding
-falls, and it is summed in float32 at least, whatever the parameters are. Batch statistics are those of the
+Micro-batches count by what their loss counts (`Mean.weight`: examples, tokens, or the sum of mask and weights), so the
+gradient is that of the whole batch however tokens and padding fall, and it is summed in float32 at least, whatever the
+parameters are. A loss that does not say what it counts is refused (`forward.hold`). Batch statistics are those of the
 micro-batches, one after the other.
 """
 

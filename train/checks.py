@@ -16,6 +16,7 @@ from sapwood.core.errors import CheckError
 from sapwood.core.paths import join, leaves
 from sapwood.core.run import bind, pure
 from sapwood.train.metrics import Metric
+from sapwood.train.objective import takes_mask
 
 FLAGS = "checks"
 """Where a step's metrics hold its `Flags`, if it has any."""
@@ -51,7 +52,7 @@ def explain(trainer: Any, state: Any, batch: Mapping[str, Any], key: Any, *, tra
     """
     try:
         with jax.disable_jit():
-            _inputs(batch)
+            _inputs(batch, takes_mask(trainer.objective))
             _variables(state)
             if (found := _first_nan(trainer, state, batch, key, train)) is not None:
                 raise CheckError(found)
@@ -60,8 +61,8 @@ def explain(trainer: Any, state: Any, batch: Mapping[str, Any], key: Any, *, tra
         raise
 
 
-def _inputs(batch: Mapping[str, Any]) -> None:
-    mask = np.asarray(batch["mask"]) if "mask" in batch else None
+def _inputs(batch: Mapping[str, Any], masked: bool) -> None:
+    mask = np.asarray(batch["mask"]) if masked and "mask" in batch else None
     for name, x in batch.items():
         if not jnp.issubdtype(x.dtype, jnp.inexact):
             continue

@@ -1,4 +1,8 @@
-"""Evaluation and prediction: the last batch is padded and masked, so one compiled program serves and counts exactly."""
+"""Evaluation and prediction, exact whatever the batch size.
+
+The last batch is filled up, so that one compiled program serves. An objective that takes masks counts what fills it as
+nothing. Of any other, and of what layers add, the last batch is computed once more for its real examples alone.
+"""
 
 import dataclasses
 import math
@@ -17,7 +21,8 @@ from sapwood.data.dataset import Dataset
 from sapwood.data.device import to_device
 from sapwood.parallel.batches import batch_multiple
 from sapwood.train import checks, metrics
-from sapwood.train.forward import AUXILIARY, forward
+from sapwood.train.forward import AUXILIARY, forward, hold
+from sapwood.train.objective import takes_mask
 from sapwood.train.state import TrainState
 
 BATCH = 256
@@ -28,17 +33,21 @@ AHEAD = 16
 
 
 def evaluate_step(trainer: Any, params: dict, state: dict, batch: Any) -> dict[str, metrics.Metric]:
-    """The metrics of one batch in evaluation mode, scalars weighted by the batch's mask."""
+    """The metrics of one batch in evaluation mode. Scalars that count as `forward.hold` says are weighted so."""
     out = forward(trainer, params, state, None, batch, train=False)
-    found: dict[str, Any] = {name: metrics.as_metric(value, out.weight) for name, value in out.metrics.items()}
+    found: dict[str, Any] = {
+        name: metrics.as_metric(value, out.weight) if takes_mask(trainer.objective) or name == AUXILIARY else value
+        for name, value in out.metrics.items()
+    }
     return {**found, checks.FLAGS: checks.Flags(out.ok)} if out.ok else found
 
 
-def auxiliary_step(trainer: Any, params: dict, state: dict, batch: Any, rows: int) -> metrics.Metric:
-    """The auxiliary losses of the first `rows` examples of a batch: layers take their means and know no mask."""
+def remainder_step(trainer: Any, params: dict, state: dict, batch: Any, rows: int) -> dict[str, Any]:
+    """What `evaluate_step` gives for the first `rows` examples of a batch, of all that knows no mask: layers take their
+    means over every example, and so do objectives without ``takes_mask``."""
     some = jax.tree.map(lambda x: x[:rows], batch)
-    out = forward(of_any_rows(trainer), params, state, None, some, train=False)
-    return metrics.as_metric(out.metrics[AUXILIARY], out.weight)
+    found = evaluate_step(of_any_rows(trainer), params, state, some)
+    return {AUXILIARY: found[AUXILIARY]} if takes_mask(trainer.objective) else found
 
 
 def of_any_rows(trainer: Any) -> Any:
@@ -99,16 +108,28 @@ class Evaluation:
 
     def send(self, state: TrainState) -> list[dict[str, Any]]:
         """Start a pass with the state's parameters (their running mean, where it keeps one)."""
-        params, found, batch = self.trainer.eval_params(state), [], {}
-        for batch in stream(self.trainer, self.batches):
-            found.append(self.step(params, state.state, batch))
+        params, found = self.trainer.eval_params(state), []
+        masked, rows = takes_mask(self.trainer.objective), len(self.data) % self.batches.batch_size
+        for i, batch in enumerate(stream(self.trainer, self.batches)):
+            last = rows and i == self.batches.steps - 1
+            if masked or not last:
+                found.append(self.step(params, state.state, batch))
+                self.check(found[-1])
+            if last and (not masked or AUXILIARY in found[-1]):
+                with warnings.catch_warnings():  # what is left need not divide over a mesh
+                    warnings.simplefilter("ignore", parallel.ShardingWarning)
+                    more = self.trainer.compiled.remainder(params, state.state, batch, rows)
+                found[i:] = [{**found[i], **more} if masked else more]
             if len(found) > AHEAD:
                 jax.block_until_ready(found[-AHEAD])
-        if AUXILIARY in found[-1] and (rows := len(self.data) % self.batches.batch_size):
-            with warnings.catch_warnings():  # what is left need not divide over a mesh
-                warnings.simplefilter("ignore", parallel.ShardingWarning)
-                found[-1][AUXILIARY] = self.trainer.compiled.auxiliary(params, state.state, batch, rows)
         return found
+
+    def check(self, found: dict[str, Any]) -> None:
+        """Raise `ConfigError` where metrics, or the structure of one batch's, cannot be put together with others."""
+        if self.batches.steps > 1:
+            n, size = len(self.data), self.batches.batch_size
+            what = f"evaluating {n} examples in batches of {size} puts their metrics together (batch_size={n} does not)"
+            hold(self.trainer.objective, without_flags(found), what)
 
     def settle(self, found: list[dict[str, Any]], state: TrainState) -> dict[str, Any]:
         """The metrics of a pass; raises `CheckError` where a check failed in it."""
@@ -121,7 +142,7 @@ class Evaluation:
     def _explain(self, i: int, failed: list[str], state: TrainState) -> None:
         where = f"in batch {i} of the {self.what} data (examples from {i * self.batches.batch_size})"
         if jax.process_count() == 1:
-            batch = self.trainer.put(self.batches[i])
+            batch = self.trainer.put(as_given(self.trainer, self.batches, self.batches[i]))
             seen = state.replace(params=self.trainer.eval_params(state))
             checks.explain(self.trainer, seen, batch, None, train=False, where=where)
         raise CheckError(f"{'; '.join(failed)}, {where}")
@@ -136,9 +157,17 @@ def stream(trainer: Any, passed: Batches) -> Iterator[dict[str, Any]]:
     """The batches of a pass from its beginning, on the devices."""
     fed = to_device(passed.seek(0), trainer.batch_sharding if trainer.mesh is not None else None)
     try:
-        yield from fed
+        for batch in fed:
+            yield as_given(trainer, passed, batch)
     finally:
         fed.close()
+
+
+def as_given(trainer: Any, passed: Batches, batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch of a pass without the mask of what fills it up, unless the objective takes it or the data have one."""
+    if takes_mask(trainer.objective) or "mask" in passed.dataset.features:
+        return batch
+    return {name: x for name, x in batch.items() if name != "mask"}
 
 
 def predict(trainer: Any, state: TrainState, data: Any, batch_size: int | None) -> Any:

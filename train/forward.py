@@ -9,13 +9,17 @@ from sapwood.core.errors import ConfigError
 from sapwood.core.paths import join, leaves, overlay
 from sapwood.core.run import bind, pure
 from sapwood.train import checks, losses, metrics, trainable
+from sapwood.train.objective import takes_mask
 
 AUXILIARY = "auxiliary_loss"
 """The metric that holds what layers add to the objective's "loss"; what is minimised is the sum of the two."""
 
 
 class Pass(NamedTuple):
-    """What one pass gives: the total loss, what it weighs, metrics by name, the next model state, and check bits."""
+    """What one pass gives: the total loss, what it weighs, metrics by name, the next model state, and check bits.
+
+    The weight of a plain number is that of the batch's examples, whatever it counts: see `hold`.
+    """
 
     loss: jax.Array
     weight: Any
@@ -27,7 +31,7 @@ class Pass(NamedTuple):
 def forward(trainer: Any, params: dict, state: dict, key: Any, batch: Any, *, train: bool) -> Pass:
     """Run the trainer's objective on one batch.
 
-    Raises `ConfigError` where the objective does not return a scalar loss and a dict of metrics.
+    Raises `ConfigError` where the objective does not return a loss, a scalar or a `Mean`, and a dict of metrics.
     """
     frozen = trainable.frozen(params, trainer.trainable)
     v = bind(params, state, rng=key, train=train, policy=trainer.policy, place=trainer.place, capture=False,
@@ -35,7 +39,8 @@ def forward(trainer: Any, params: dict, state: dict, key: Any, batch: Any, *, tr
     result, updates = pure(trainer.objective)(v, batch)
     loss, found = _unpack(result, trainer.objective)
     found.setdefault("loss", loss)
-    weight = found["loss"].weight if isinstance(found["loss"], metrics.Mean) else _weight(batch)
+    weight = found["loss"].weight if isinstance(found["loss"], metrics.Mean) else _weight(trainer.objective, batch)
+    loss = losses.of_mean(loss) if isinstance(loss, metrics.Mean) else loss
     if auxiliary := jax.tree.leaves(updates.losses):
         found[AUXILIARY] = sum(auxiliary[1:], auxiliary[0])
         loss = loss + found[AUXILIARY]
@@ -44,17 +49,22 @@ def forward(trainer: Any, params: dict, state: dict, key: Any, batch: Any, *, tr
 
 
 def _unpack(result: Any, objective: Any) -> tuple[jax.Array, dict[str, Any]]:
-    name = getattr(objective, "__name__", type(objective).__name__)
+    name = _name(objective)
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
         raise ConfigError(
             f"the objective {name} returned {type(result).__name__}; an objective(v, batch) returns "
             f"(loss, metrics), where metrics is a dict, {{}} if there are none"
         )
     loss, found = result
-    if jnp.ndim(loss) != 0:
+    if not isinstance(loss, metrics.Mean) and (isinstance(loss, metrics.Metric) or jnp.ndim(loss) != 0):
+        got = type(loss).__name__ if isinstance(loss, metrics.Metric) else f"shape {jnp.shape(loss)}"
         raise ConfigError(
-            f"the objective {name} returned a loss of shape {jnp.shape(loss)}; it must be one number: "
-            f"take the mean over the batch (train.losses.reduce does it under a mask)"
+            f"the objective {name} returned a loss of {got}; it must be one number or a train.Mean: "
+            f"train.Mean.of(losses), or train.Mean.of(losses, weight) under a mask or weights"
+        )
+    if not isinstance(found.get("loss", loss), metrics.Mean) and "loss" in found:
+        raise ConfigError(
+            f"the objective {name} gives a metric called 'loss', where the loss itself is logged; call it otherwise"
         )
     for path, value in leaves(found):
         if not isinstance(value, metrics.Metric) and jnp.ndim(value) != 0:
@@ -62,12 +72,32 @@ def _unpack(result: Any, objective: Any) -> tuple[jax.Array, dict[str, Any]]:
                 f"the metric {join(path)!r} of the objective {name} has shape {jnp.shape(value)}; return "
                 f"a scalar, or an accumulator such as train.metrics.Mean.of(values)"
             )
-    return jnp.asarray(loss), dict(found)
+    return loss if isinstance(loss, metrics.Mean) else jnp.asarray(loss), dict(found)
 
 
-def _weight(batch: Any) -> Any:
+def hold(objective: Any, found: dict[str, Any], what: str) -> None:
+    """Raise `ConfigError` for plain numbers, where metrics of several batches are to be put together.
+
+    Those of layers (`AUXILIARY`) are means over the examples of a batch by contract; those of an objective with
+    ``takes_mask`` are means over what mask and weight leave.
+    """
+    plain = [name for name, x in found.items() if not isinstance(x, metrics.Metric) and name != AUXILIARY]
+    if plain and not takes_mask(objective):
+        one = "its loss" if "loss" in plain else f"the metric {plain[0]!r}"
+        raise ConfigError(
+            f"{what}, but the objective {_name(objective)} gives {one} as a plain number, which does not say how many "
+            f"examples or tokens it is a mean of. In its place give sapwood.train.Mean.of(values), a mean over the "
+            f"examples, or Mean.of(values, weight), where some count more, less or not at all"
+        )
+
+
+def _name(objective: Any) -> str:
+    return getattr(objective, "__name__", type(objective).__name__)
+
+
+def _weight(objective: Any, batch: Any) -> Any:
     """What a batch counts beside others: the sum of its mask and weights, or its number of examples."""
-    weight = losses.example_weight(batch)
+    weight = losses.example_weight(batch) if takes_mask(objective) else None
     if weight is None:
         return jnp.float32(jax.tree.leaves(batch)[0].shape[0])
     return jnp.sum(weight, dtype=jnp.float32)

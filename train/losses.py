@@ -187,9 +187,12 @@ def reduce(losses: jax.Array, weight: jax.Array | None = None) -> tuple[jax.Arra
     (2.0, 2.0)
     """
     mean = Mean.of(losses, weight)
-    if weight is None:
-        return mean.total / mean.weight, mean
-    return mean.total / jnp.where(mean.weight == 0, 1, mean.weight), mean
+    return (mean.total / mean.weight if weight is None else of_mean(mean)), mean
+
+
+def of_mean(mean: Mean) -> jax.Array:
+    """The loss that a mean is: 0 where nothing counts, and no NaN in its gradient."""
+    return mean.total / jnp.where(mean.weight == 0, 1, mean.weight)
 
 
 def check(v: Any, loss: Loss, outputs: jax.Array, target: jax.Array, mask: jax.Array | None = None) -> None:

@@ -12,11 +12,14 @@ from sapwood.parallel.place import placed
 from sapwood.train import losses
 from sapwood.train.linear_losses import linear_cross_entropy
 from sapwood.train.metrics import Mean, lead, wide
+from sapwood.train.objective import check_names
 
 
 @dataclasses.dataclass(frozen=True)
 class NextToken:
     """The objective `next_token` makes."""
+
+    takes_mask = True
 
     model: Any
     inputs: tuple[str, ...]
@@ -50,7 +53,8 @@ def next_token(model: Any, inputs: str = "tokens", target: str = "targets") -> N
     It is `supervised(model, inputs=..., target=...)` with the loss and the accuracy taken chunk by chunk
     (`train.linear_losses`), for vocabularies whose logits do not fit. The model gives its two halves:
     ``features(v, tokens)`` (batch, length, width) and ``head(v)``, a kernel (width, vocabulary) and a bias or None, as
-    `models.Decoder` does. Masks and weights enter as in `supervised`. Raises `ConfigError` for another model.
+    `models.Decoder` does. Masks and weights enter as in `supervised`. Raises `ConfigError` for another model, and for
+    an input or target called "mask" or "weight".
 
     >>> import sapwood as sw
     >>> from sapwood.models import Decoder
@@ -66,4 +70,5 @@ def next_token(model: Any, inputs: str = "tokens", target: str = "targets") -> N
             f"next_token(model=...): a model with features(v, tokens) and head(v), such as models.Decoder, is "
             f"expected, got {type(model).__name__}"
         )
+    check_names("next_token", (inputs,), target)
     return NextToken(model, (inputs,), target)

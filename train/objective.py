@@ -1,8 +1,23 @@
 """Objectives: what is minimised. Any pure function ``objective(v, batch) -> (loss, metrics)``; `supervised` makes one.
 
-``loss`` is a scalar; ``metrics`` is a dict of `Metric` accumulators or scalars. A batch is a dict of arrays, with
-"mask" (batch,) where it is padded and "weight" (batch,) where examples have weights. Auxiliary losses of layers
-(``v.loss``) are added by the training step, so an objective need not know of them.
+``loss`` is a scalar, or a `Mean`, which says what it counts too; ``metrics`` is a dict of `Metric` accumulators or
+scalars. A batch is a dict of arrays. Auxiliary losses of layers (``v.loss``) are added by the training step, so an
+objective need not know of them.
+
+**What several batches give together.** A scalar is the loss of its own batch: enough for a step, and for an evaluation
+in one batch. It does not say whether 32 examples or 900 tokens were counted, so where batches are put together (a
+longer evaluation, ``accumulate``) it is an error. `Mean.of(losses)`, or `Mean.of(losses, weight)` where some count
+more, less or not at all, is exact in any batches:
+
+    def objective(v, batch):
+        losses = softmax_cross_entropy(model(v, batch["tokens"]), batch["next"])        # (batch, length)
+        return Mean.of(losses, batch["next"] != PADDING), {}
+
+**Masks and weights.** An entry of a batch means what the objective makes of it. Those of `supervised` and `next_token`
+take "mask" and "weight", (batch,) or (batch, length), for what each example or position counts; they refuse either as
+an input or a target. An attribute ``takes_mask = True`` says so of an objective: evaluation fills its last batch up and
+masks what fills it, and a scalar is a mean over what mask and weight leave. Any other objective is given the last
+examples alone, as a smaller batch.
 """
 
 import dataclasses
@@ -22,12 +37,43 @@ Batch = Mapping[str, Any]
 class Objective(Protocol):
     """A pure function of a cursor and a batch: ``(loss, metrics)``. One with ``predict(v, batch)`` can predict too."""
 
-    def __call__(self, v: Any, batch: Batch, /) -> tuple[jax.Array, dict[str, Any]]: ...
+    def __call__(self, v: Any, batch: Batch, /) -> tuple[jax.Array | metrics_.Mean, dict[str, Any]]: ...
+
+
+def takes_mask(objective: Any) -> bool:
+    """Whether the objective counts by the entries "mask" and "weight" of a batch. To any other they mean nothing."""
+    return getattr(objective, "takes_mask", False)
+
+
+COUNTS = {"mask": "which examples or positions count", "weight": "how much an example counts"}
+"""The entries that objectives with ``takes_mask`` count by, and what they say."""
+
+
+def check_names(what: str, inputs: Sequence[str], target: str) -> None:
+    """Raise `ConfigError` where an input or the target has the name of what says how much an example counts.
+
+    >>> check_names("supervised", ("image",), "mask")
+    Traceback (most recent call last):
+    sapwood.core.errors.ConfigError: supervised(target='mask'): an entry "mask" says which examples or positions count \
+in the loss, so it cannot be the target too. If it is the target, give it another name, as in \
+data.map(lambda e: {"image": e["image"], "masks": e["mask"]}); if it says what counts, the target is another entry
+    """
+    for name in (*inputs, target):
+        if name in COUNTS:
+            role, one = ("target", "the target") if name == target else ("inputs", "an input")
+            others = ", ".join(f'"{x}": e["{x}"]' for x in (*inputs, target) if x not in COUNTS)
+            raise ConfigError(
+                f'{what}({role}={name!r}): an entry "{name}" says {COUNTS[name]} in the loss, so it cannot be {one} '
+                f"too. If it is {one}, give it another name, as in data.map(lambda e: "
+                f'{{{others}, "{name}s": e["{name}"]}}); if it says what counts, {one} is another entry'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Supervised:
     """The objective `supervised` makes: ``loss`` and ``metrics`` of ``model(v, *inputs)`` against ``batch[target]``."""
+
+    takes_mask = True
 
     model: Callable[..., Any]
     loss: losses_.Loss
@@ -84,9 +130,10 @@ def supervised(
     """The objective of learning ``target`` from ``inputs`` by example.
 
     ``model(v, *inputs)`` is any model. ``loss`` is a name or a function ``(outputs, target) -> per-example losses``;
-    ``metrics`` are names or functions ``(outputs, target, weight) -> Metric`` (or one value per example). Masks and
-    weights of the batch enter both. Labels outside the classes are flagged on the device. Raises `ConfigError` with
-    the nearest names for an unknown loss or metric, `DataError` for a feature the batch lacks.
+    ``metrics`` are names or functions ``(outputs, target, weight) -> Metric`` (or one value per example). The entries
+    "mask" and "weight" of the batch, where there are any, say what counts in both. Labels outside the classes are
+    flagged on the device. Raises `ConfigError` with the nearest names for an unknown loss or metric, and for an input
+    or target called "mask" or "weight"; `DataError` for a feature the batch lacks.
 
     >>> import jax.numpy as jnp
     >>> import sapwood as sw
@@ -102,5 +149,6 @@ def supervised(
     if isinstance(metrics, str):
         metrics = (metrics,)
     names = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+    check_names("supervised", names, target)
     chosen = tuple(metrics_.resolve(metric) for metric in metrics)
     return Supervised(model, losses_.resolve(loss), chosen, names, target)

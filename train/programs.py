@@ -8,7 +8,7 @@ import jax
 
 from sapwood import parallel
 from sapwood.train import compiling
-from sapwood.train.evaluation import auxiliary_step, evaluate_step, predict_step
+from sapwood.train.evaluation import evaluate_step, predict_step, remainder_step
 from sapwood.train.multistep import train_block, train_one
 from sapwood.train.step import train_step
 
@@ -27,9 +27,9 @@ class Programs:
         return self._compile(evaluate_step, self.whole)
 
     @functools.cached_property
-    def auxiliary(self) -> Callable[..., Any]:
-        """``(params, state, batch, rows) -> metric`` for the first so many examples, a Python number."""
-        return self._compile(auxiliary_step, self.whole, static_argnums=3)
+    def remainder(self) -> Callable[..., Any]:
+        """``(params, state, batch, rows) -> metrics`` of the first so many examples, a Python number."""
+        return self._compile(remainder_step, self.whole, static_argnums=3)
 
     @functools.cached_property
     def predict(self) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ from sapwood.data.batches import Batches
 from sapwood.data.device import to_device
 from sapwood.train import birth, compiling
 from sapwood.train.digest import describe, named_leaves
-from sapwood.train.evaluation import Evaluation
+from sapwood.train.evaluation import Evaluation, as_given
 from sapwood.train.multistep import Programs, copy
 from sapwood.train.run import Run
 from sapwood.train.state import TrainState
@@ -51,6 +51,7 @@ def start(
         block = _block(pool, programs, steps_per_call)
         if evaluation is not None:
             params, first = trainer.eval_params(plan.shapes), _first(trainer, evaluation.batches)
+            first = as_given(trainer, evaluation.batches, first)
             evaluated = pool.submit(_compile, how, evaluation.step, params, plan.shapes.state, _shapes(first))
         restored = record.restore(plan.shapes)
         if restored is not None:
@@ -66,6 +67,9 @@ def start(
         )
         if evaluation is not None:
             evaluation.step, _ = evaluated.result()
+            if trainer.jit:  # what could not be put together is said before the first epoch
+                tree = evaluation.step.out_tree
+                evaluation.check(jax.tree.unflatten(tree, [0] * tree.num_leaves))
         return Start(programs, begin, info)
 
 

@@ -8,7 +8,7 @@ import optax
 
 from sapwood.train import birth, checks, learning_rate
 from sapwood.train.accumulate import accumulate
-from sapwood.train.forward import Pass, forward
+from sapwood.train.forward import Pass, forward, hold
 from sapwood.train.scaling import all_finite, unscaled
 from sapwood.train.state import TrainState
 from sapwood.train.trainable import join, split
@@ -25,6 +25,8 @@ def train_step(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState,
 
     def loss(trained: dict, model_state: dict, key: Any, batch: Any) -> tuple[jax.Array, Pass]:
         out = forward(trainer, join(trained, frozen), model_state, key, batch, train=True)
+        if trainer.accumulate > 1:
+            hold(trainer.objective, out.metrics, f"Trainer(accumulate={trainer.accumulate}) adds micro-batches up")
         return (out.loss if scale is None else out.loss * scale), out
 
     gradient, plain = jax.grad(loss, has_aux=True), lambda *args: (None, loss(*args)[1])

@@ -365,9 +365,9 @@ def test_nan_in_an_input_that_the_data_did_not_check_is_named():
 def test_a_mask_of_positions_leaves_out_what_it_covers_and_fits_every_input():
     mask = np.array([[True, False], [False, False]])
     fine = {"x": np.array([[1, np.nan], [np.nan, 1]]), "weight": np.array([1, np.nan]), "mask": mask}
-    checks._inputs(jax.device_put(fine))
+    checks._inputs(jax.device_put(fine), True)
     with pytest.raises(CheckError, match="input 'weight' of the batch is nan at entry 0"):
-        checks._inputs(jax.device_put({"weight": np.array([np.nan, 1]), "mask": mask}))
+        checks._inputs(jax.device_put({"weight": np.array([np.nan, 1]), "mask": mask}), True)
 
 
 def test_nan_in_declared_data_stops_in_the_pipeline():

@@ -9,7 +9,7 @@ from scipy import special
 
 import sapwood as sw
 from sapwood import ConfigError, DataError
-from sapwood.train import Mean, Trainer, supervised
+from sapwood.train import Last, Trainer, supervised
 from sapwood.train.metrics import compute
 
 zeros = jax.nn.initializers.zeros
@@ -85,9 +85,11 @@ def test_what_it_was_made_of_compares_by_value():
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"loss": "crossentropy"}, "no loss is called 'crossentropy'"),
-     ({"metrics": "acuracy"}, "did you mean 'accuracy'"), ({"model": 3}, "a model is a function")],
+     ({"metrics": "acuracy"}, "did you mean 'accuracy'"), ({"model": 3}, "a model is a function"),
+     ({"target": "mask"}, r"target='mask'\): an entry \"mask\" says which examples .* so it cannot be the target too"),
+     ({"inputs": ("height", "weight")}, r"inputs='weight'\): .* how much an example counts .*\"weights\": e\[")],
 )  # fmt: skip
-def test_names_that_are_not_there(options, message):
+def test_names_that_cannot_be(options, message):
     with pytest.raises(ConfigError, match=message):
         supervised(**{"model": linear, **options})
 
@@ -106,7 +108,9 @@ def test_a_feature_with_a_name_nearby():
 @pytest.mark.parametrize(
     ("result", "message"),
     [(jnp.ones(3), "returned ArrayImpl|returned .*Tracer"), ((jnp.ones(3), {}), r"a loss of shape \(3,\)"),
-     ((jnp.ones(()), {"m": jnp.ones(2)}), r"metric 'm' .* shape \(2,\)"), ((jnp.ones(()), None), "returns")],
+     ((jnp.ones(()), {"m": jnp.ones(2)}), r"metric 'm' .* shape \(2,\)"), ((jnp.ones(()), None), "returns"),
+     ((Last(1.0), {}), "a loss of Last; it must be one number or a train.Mean"),
+     ((jnp.ones(()), {"loss": jnp.ones(())}), "a metric called 'loss', where the loss itself is logged")],
 )  # fmt: skip
 def test_an_objective_that_returns_something_else(result, message):
     def objective(v, batch):
@@ -116,18 +120,6 @@ def test_an_objective_that_returns_something_else(result, message):
     trainer = Trainer(objective, optax.sgd(0.1))
     with pytest.raises(ConfigError, match=message):
         trainer.step(trainer.init(0, BATCH), BATCH)
-
-
-def test_scalar_metrics_of_an_objective_are_exact_over_uneven_batches():
-    def objective(v, batch):
-        w = v.param("w", (), zeros)
-        count = Mean.of(batch["y"], batch.get("mask"))
-        return count.total / count.weight + w, {"mean": count.total / count.weight}
-
-    trainer = Trainer(objective, optax.sgd(0.1))
-    data = {"y": np.arange(7, dtype="float32")}
-    state = trainer.init(0, data)
-    assert trainer.evaluate(state, data, 4) == pytest.approx({"loss": 3.0, "mean": 3.0})
 
 
 @pytest.mark.parametrize(

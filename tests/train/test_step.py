@@ -14,7 +14,7 @@ import sapwood as sw
 from sapwood.train import LossScale, Trainer, losses, supervised
 from sapwood.train.accumulate import accumulate
 from sapwood.train.forward import Pass
-from sapwood.train.metrics import compute
+from sapwood.train.metrics import Mean, compute
 
 zeros = jax.nn.initializers.zeros
 
@@ -178,8 +178,10 @@ def test_a_micro_batch_that_weighs_nothing_adds_nothing_not_even_nan():
 
     def objective(v, batch):
         error = jnp.square(batch["x"] @ v.param("kernel", (4, 1), normal))[:, 0] * batch["mask"]
-        return error.sum() / batch["mask"].sum(), {"scalar": error.sum() / batch["mask"].sum()}
+        mean = error.sum() / batch["mask"].sum()
+        return mean, {"loss": Mean(error.sum(), batch["mask"].sum()), "scalar": mean}
 
+    objective.takes_mask = True
     batch = {"x": X, "mask": (np.arange(12) % 2).astype("float32")}
     (whole, metrics), (parts, found) = (run(Trainer(objective, SGD, accumulate=n), [batch]) for n in (1, 2))
     assert_trees_close(whole.params, parts.params)
