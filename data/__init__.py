@@ -14,6 +14,7 @@ from sapwood.data.device import DeviceBatches, to_device
 from sapwood.data.directory import data_directory
 from sapwood.data.features import Feature
 from sapwood.data.images import decode as decode_image
+from sapwood.data.learned import Learned
 from sapwood.data.load import load
 from sapwood.data.source import Source
 from sapwood.data.text import characters, decode, encode
@@ -23,6 +24,7 @@ __all__ = [
     "Dataset",
     "DeviceBatches",
     "Feature",
+    "Learned",
     "Source",
     "batches",
     "characters",

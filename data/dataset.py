@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import Any, overload
 
 import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data.features import Feature, check, even, infer, narrow, stack
+from sapwood.data.learned import meet
 from sapwood.data.order import checked
 from sapwood.data.source import CHUNK, Reader, positive
 
@@ -166,6 +168,38 @@ class Dataset:
         stored = {n: f for n, f in features.items() if n in self.reader.features}  # weights may lie beside the source
         return replace(self, reader=Reader(self.reader.source, stored), features=features)
 
+    def held_to(self, learned: Mapping[str, Feature]) -> "Dataset":
+        """The same examples as training understood its own: classes, columns and tokens by name, in its order.
+
+        `fit`, `evaluate` and `predict` do this with what the state carries; it is for loops of one's own. Entries that
+        only one side has stay as they are, and columns that training did not have are left out.
+
+        Args:
+            learned: the features of the data that was trained on, such as `TrainState.features`.
+
+        Raises:
+            DataError: a class is unknown, a column is missing, or a range or a type means something else; names both
+                sides.
+
+        Example:
+            >>> import numpy as np, sapwood.data
+            >>> train = sapwood.data.load({"x": np.zeros(3), "label": ["ant", "bee", "cat"]})
+            >>> test = sapwood.data.load({"x": np.zeros(2), "label": ["cat", "bee"]})
+            >>> test.column("label").tolist(), test.held_to(train.features).column("label").tolist()
+            ([1, 0], [2, 1])
+        """
+        features, turns = dict(self.features), {}
+        for name, there in learned.items():
+            if name in features and features[name] != replace(there, shape=features[name].shape):
+                features[name], turns[name] = meet(name, features[name], there, self)
+        if not turns:
+            return self
+        return replace(self, features=features, steps=(*self.steps, Step(partial(_turned, turns), batched=True)))
+
+    def where(self, index: int) -> str:
+        """How an error names example `index`."""
+        return self.reader.source.where(int(index if self.indices is None else self.indices[index]))
+
     def column(self, name: str) -> np.ndarray:
         """Entry `name` of all examples `(examples, ...)`, without decoding the others where the source can."""
         if name not in self.features:
@@ -287,6 +321,11 @@ class Dataset:
         """
         present = {n: f for n, f in self.features.items() if n in batch}
         check(present, batch, range(first_index, first_index + len(next(iter(batch.values())))))
+
+
+def _turned(turns: Mapping[str, Sequence[Callable[[Any], Any]]], batch: Batch) -> Batch:
+    """The batch with some entries turned, by one function after the other."""
+    return {name: reduce(lambda values, turn: turn(values), turns.get(name, ()), a) for name, a in batch.items()}
 
 
 def _no_dict(made: Any, what: str) -> DataError:

@@ -169,13 +169,16 @@ class Experiment:
 
     def restore(self) -> Any:
         """The state of the newest whole checkpoint, on the devices of this process."""
+        from sapwood.data.learned import Learned
         from sapwood.train.birth import plan
         from sapwood.train.checkpoints import Checkpoints
         from sapwood.train.restored import restored
 
         rows = self.batch_size
         batch = {name: jax.ShapeDtypeStruct((rows, *f.shape), f.dtype) for name, f in self.features.items()}
-        return restored(Checkpoints(self.directory / "checkpoints"), plan(self.trainer, batch).shapes)[0]
+        state, found = restored(Checkpoints(self.directory / "checkpoints"), plan(self.trainer, batch).shapes)
+        features = found.info.get("features")
+        return state.replace(features=None if features is None else Learned.from_json(features))
 
     def test(self, state: Any) -> dict[str, float]:
         """The metrics of a state on the test data."""
@@ -194,6 +197,7 @@ class Experiment:
             self.trainer.eval_params(state),
             state.state,
             model=self.recipe.model if self.name in BUILT_IN else None,
+            features=state.features,
             classes=target.classes if target else None,
             preprocessing={"inputs": inputs},
             extra={"recipe": self.name, "options": _options(self.recipe), "step": int(state.step)},

@@ -2,7 +2,8 @@
 
 `weights.safetensors` holds the arrays by path, in the format that the field exchanges weights in (the `safetensors`
 package: a few kB of code that cannot run any). `artifact.json` holds the rest under a checksum: which function the
-model is and its options, the class names, the preprocessing, and a digest for each array.
+model is and its options, what it learned of its features, the class names, the preprocessing, and a digest for each
+array.
 """
 
 import os
@@ -22,6 +23,8 @@ from sapwood.core.init import draw
 from sapwood.core.param import Param
 from sapwood.core.rng import as_key
 from sapwood.core.spec import Spec
+from sapwood.data.features import Feature
+from sapwood.data.learned import Learned
 from sapwood.train import reference, storage
 from sapwood.train.checkpoints import Checkpoints
 from sapwood.train.digest import describe, digests, named_leaves
@@ -37,12 +40,14 @@ _FORMAT = 1
 class Artifact:
     """A model from disk: nested dicts `params` and `state`, and what was saved beside them.
 
-    `reference` names the model and its options; `model` imports it. `report` says what a partial restore did.
+    `reference` names the model and its options; `model` imports it. `features` is what training learned of its data:
+    `Dataset.held_to` holds other data to it. `report` says what a partial restore did.
     """
 
     params: dict
     state: dict
     reference: dict[str, Any] | None = None
+    features: Learned | None = None
     classes: tuple[str, ...] | None = None
     preprocessing: Any = None
     extra: Any = None
@@ -63,6 +68,7 @@ def save(
     *,
     model: Any = None,
     options: Mapping[str, Any] | None = None,
+    features: Mapping[str, Feature] | None = None,
     classes: Sequence[str] | None = None,
     preprocessing: Any = None,
     extra: Any = None,
@@ -70,8 +76,10 @@ def save(
     """Write a model to the directory `path`, which appears whole or not at all, and return the path.
 
     `model` is what `sw.apply` is given: a top-level function, a `Layer`, a method of a recipe, or one of these by name,
-    "package.module:name", with its `options`. `preprocessing` and `extra` are anything that JSON holds. An artifact
-    that is there already is replaced. On several processes all of them call it, and the first one writes.
+    "package.module:name", with its `options`. `features` is what training learned of its data, `TrainState.features`;
+    `classes` are those of its "label" unless others are given. `preprocessing` and `extra` are anything that JSON
+    holds. An artifact that is there already is replaced. On several processes all of them call it, and the first one
+    writes.
 
     Raises ConfigError for a model that cannot be imported by name, for what JSON cannot hold, and where `path` holds
     something else; CheckpointError where it cannot be written.
@@ -91,12 +99,15 @@ def save(
     for kind, tree in (("params", params), ("state", state or {})):
         _check_names(kind, tree)
     named = named_leaves({"params": params, "state": state or {}})
+    if classes is None and features is not None and "label" in features:
+        classes = features["label"].classes
     arrays = {name: storage.as_array(name, leaf) for name, leaf in named.items()}
     marks = digests(arrays)
     about = {
         "format": _FORMAT,
         "arrays": {name: [*describe(x), marks[name]] for name, x in arrays.items()},
         "model": None if model is None else reference.write(model, options),
+        "features": None if features is None else Learned(features).to_json(),
         "classes": None if classes is None else [str(name) for name in classes],
         "preprocessing": preprocessing,
         "extra": extra,
@@ -231,6 +242,7 @@ def _open_artifact(path: Path) -> _Source:
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged: {ABOUT}: {error}") from error
     beside["classes"] = None if beside["classes"] is None else tuple(beside["classes"])
+    beside["features"] = _learned(about.get("features"))  # None in what 0.1 wrote
 
     def read(structs: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         found = _read_weights(path, structs)
@@ -270,7 +282,8 @@ def _open_checkpoints(checkpoints: Checkpoints, step: int | None) -> _Source:
     for newest in reversed(steps):
         try:
             contents = checkpoints.contents(newest)
-            about = {"extra": {"step": newest, **checkpoints.info(newest).info}}
+            info = dict(checkpoints.info(newest).info)
+            about = {"features": _learned(info.pop("features", None)), "extra": {"step": newest, **info}}
             break
         except CheckpointError:
             if newest == steps[0]:
@@ -279,6 +292,10 @@ def _open_checkpoints(checkpoints: Checkpoints, step: int | None) -> _Source:
     if not wanted:
         raise CheckpointError(f"the checkpoints in {checkpoints.directory} hold no params")
     return _Source(wanted, read, about)
+
+
+def _learned(said: Any) -> Learned | None:
+    return None if said is None else Learned.from_json(said)
 
 
 def _trees(arrays: Mapping[str, Any]) -> tuple[dict, dict]:

@@ -70,8 +70,9 @@ def predict_step(trainer: Any, params: dict, state: dict, batch: Any) -> Any:
     return pure(trainer.objective.predict)(v, batch)[0]
 
 
-def as_dataset(data: Any) -> Dataset:
-    """A data set as it is, and anything else `sapwood.data.load` takes as one. Raises `DataError` for an empty one."""
+def as_dataset(data: Any, learned: Any = None, what: str = "data") -> Dataset:
+    """A data set as it is, and anything else `sapwood.data.load` takes as one, held to what training ``learned`` of its
+    own. Raises `DataError` for an empty one, and one that means something else."""
     if isinstance(data, Batches):
         raise ConfigError("give the data set itself; fit, evaluate and predict make its batches")
     if not isinstance(data, Dataset):
@@ -80,7 +81,13 @@ def as_dataset(data: Any) -> Dataset:
         data = load(data)
     if len(data) == 0:
         raise DataError("the data set is empty: there is nothing to train on, evaluate or predict")
-    return data
+    try:
+        return data if learned is None else data.held_to(learned)
+    except DataError as error:
+        error.add_note(
+            f"in the {what}; state.features is what training learned, and state.replace(features=None) forgets it"
+        )
+        raise
 
 
 def whole_pass(trainer: Any, data: Dataset, batch_size: int | None) -> Batches:
@@ -101,8 +108,8 @@ class Evaluation:
     `send` starts a pass and returns at once; `settle` fetches what it gave and computes the metrics.
     """
 
-    def __init__(self, trainer: Any, data: Any, batch_size: int | None, what: str = "evaluation"):
-        self.trainer, self.data, self.what = trainer, as_dataset(data), what
+    def __init__(self, trainer: Any, data: Any, batch_size: int | None, what: str = "evaluation", learned: Any = None):
+        self.trainer, self.data, self.what = trainer, as_dataset(data, learned, f"{what} data"), what
         self.batches = whole_pass(trainer, self.data, batch_size)
         self.step = trainer.compiled.evaluate
 
@@ -177,7 +184,9 @@ def predict(trainer: Any, state: TrainState, data: Any, batch_size: int | None) 
             f"the objective {trainer.objective!r} has no predict(v, batch); sw.supervised makes one that "
             f"does, or run your model with sw.apply(model, state.params, state.state, ...)"
         )
-    data = as_dataset(data)
+    inputs, learned = getattr(trainer.objective, "inputs", None), state.features or {}
+    learned = {name: feature for name, feature in learned.items() if inputs is None or name in inputs}
+    data = as_dataset(data, learned, "data to predict")
     params, parts = trainer.eval_params(state), []
     for batch in stream(trainer, whole_pass(trainer, data, batch_size)):
         parts.append(trainer.compiled.predict(params, state.state, batch))

@@ -19,6 +19,7 @@ from sapwood.core.errors import CheckError, ConfigError
 from sapwood.core.loop import platform
 from sapwood.data.batches import batches
 from sapwood.data.device import to_device
+from sapwood.data.learned import Learned
 from sapwood.train import checks, learning_rate, metrics
 from sapwood.train.agreement import anyone, of_the_first, together
 from sapwood.train.callbacks import Callback, Event
@@ -68,7 +69,8 @@ def fit(
     Args:
         epochs, steps: how long; exactly one of them.
         batch_size: examples of a global batch; the last batch of an epoch is filled from the next one.
-        validation: data evaluated at the end of each epoch; its metrics are "validation_loss" and so on.
+        validation: data evaluated at the end of each epoch; its metrics are "validation_loss" and so on. Its classes
+            and columns are matched by name with those of ``data`` (`Dataset.held_to`), as in `evaluate` later.
         seed: of the first parameters, the order of the data and every random draw.
         state: start from this state instead of a fresh one; it is copied to where the trainer's mesh has it.
         run: directory for ``metrics.jsonl``, TensorBoard events and checkpoints; None writes nothing.
@@ -99,23 +101,26 @@ def fit(
     begun = time.time()
     trainer.check_batch_size(batch_size)
     several, asked = _steps_per_call(trainer, steps_per_call), check_callbacks(callbacks)
-    stream = batches(as_dataset(data), batch_size, seed=seed)
+    known = (Run.learned(run) if resume else None) or getattr(state, "features", None)
+    data = as_dataset(data, known, "data to train on")
+    features = Learned({**(known or {}), **data.features})
+    stream = batches(data, batch_size, seed=seed)
     if best is not None and best.removeprefix("-").startswith("validation_") and validation is None:
         raise ConfigError(f"fit(best={best!r}) needs fit(validation=...)")
     plan = schedule(
         stream.steps_per_epoch, epochs=epochs, steps=steps, log_every=log_every,
         checkpoint_every=checkpoint_every, best=best is not None,
     )  # fmt: skip
-    evaluation = None if validation is None else Evaluation(trainer, validation, None, "validation")
+    evaluation = None if validation is None else Evaluation(trainer, validation, None, "validation", features)
     with compiled_in(compile_cache), Run(run, resume=resume, keep=keep, best=best) as record:
         first = start(trainer, stream, evaluation, record, seed=seed, state=state, steps_per_call=several)
         sender = (Auto if first.programs.size is None else Sender)(plan, first.programs)
-        loop = Loop(trainer, sender, first.state, stream, plan, evaluation, record, asked, begun)
+        loop = Loop(trainer, sender, first.state, stream, features, plan, evaluation, record, asked, begun)
         loop.restore(first.info)
         show = Progress(plan.steps, epochs=epochs, start=loop.done, quiet=not progress or jax.process_index() > 0)
         with show as loop.progress:
             loop.run()
-    return Result(loop.state, loop.history)
+    return Result(loop.state.replace(features=features), loop.history)
 
 
 def _steps_per_call(trainer: Any, option: int | str) -> int | None:
@@ -142,11 +147,11 @@ class Loop:
     """The state of one run of `fit`, and the loop itself."""
 
     def __init__(
-        self, trainer: Any, sender: Sender, state: TrainState, stream: Any, plan: Schedule,
+        self, trainer: Any, sender: Sender, state: TrainState, stream: Any, features: Learned, plan: Schedule,
         evaluation: Evaluation | None, record: Run, callbacks: tuple[Callback, ...], begun: float,
     ):  # fmt: skip
         self.trainer, self.sender, self.state, self.stream, self.plan = trainer, sender, state, stream, plan
-        self.evaluation, self.record, self.callbacks = evaluation, record, callbacks
+        self.evaluation, self.record, self.callbacks, self.features = evaluation, record, callbacks, features
         self.asks = anyone(bool(callbacks))  # they may be of the first process alone
         self.progress = Progress(plan.steps, quiet=True)
         self.history: list[dict[str, Any]] = []
@@ -235,7 +240,8 @@ class Loop:
             self.read(self.late.popleft())
         if saves or (self.stopped and self.record.directory is not None):
             info = {"data": {**self.stream.state(), "position": self.done}, "stopped": self.stopped,
-                    "callbacks": self.memory, "steps_per_call": self.sender.chosen}  # fmt: skip
+                    "callbacks": self.memory, "steps_per_call": self.sender.chosen,
+                    "features": self.features.to_json()}  # fmt: skip
             row = self.history[-1] if self.plan.ends_epoch(self.done) else {}
             self.record.save(self.done, self.state, info, row)
 
@@ -254,7 +260,9 @@ class Loop:
         self.record.write(line)
         self.progress.row(line)
         ends = self.plan.ends_epoch(row.step)
-        event = Event(row.step, self.plan.steps, line["epoch"], ends, line, self.state, self.begun)
+        event = Event(
+            row.step, self.plan.steps, line["epoch"], ends, line, self.state.replace(features=self.features), self.begun
+        )
         for callback, memory in zip(self.callbacks, self.memory, strict=True):
             self.stopped = bool(callback(event, memory)) or self.stopped
         if self.asks:  # by their own clocks processes would end the run at different steps, and wait for each other

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from sapwood.core.errors import CheckpointError, ConfigError
+from sapwood.data.learned import Learned
 from sapwood.train.checkpoint_directory import Directory
 from sapwood.train.checkpoints import Checkpoints
 from sapwood.train.logs import JsonlLog, TensorBoardLog, read_rows
@@ -61,6 +62,16 @@ class Run:
             return None
         state, found = restored(self.checkpoints, shapes)
         return state, found.info
+
+    @staticmethod
+    def learned(directory: Any) -> Learned | None:
+        """What the run in a directory learned of its data; None where there is none, or one that did not write it."""
+        checkpoints = Checkpoints(Path(directory or ".") / "checkpoints")
+        for step in reversed([] if directory is None else checkpoints.steps()):
+            with contextlib.suppress(CheckpointError):  # damaged, which `restore` says
+                features = checkpoints.info(step).info.get("features")
+                return None if features is None else Learned.from_json(features)
+        return None
 
     def save(self, step: int, state: Any, info: dict[str, Any], metrics: dict[str, Any]) -> None:
         """Start to write a checkpoint."""

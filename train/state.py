@@ -14,7 +14,9 @@ class TrainState:
     ``step`` counts batches, ``params`` and ``state`` are the model's nested dicts, ``opt_state`` is optax's, ``rng``
     the run's key (each step folds its number into it), ``ema`` the running mean of the parameters that train,
     ``scale`` the `ScaleState` of float16, and ``ok`` turns false at a step whose checks failed: from there on
-    ``params`` and ``state`` stay as they are, so that step can be replayed when the host comes to look.
+    ``params`` and ``state`` stay as they are, so that step can be replayed when the host comes to look. ``features`` is
+    what `fit` learned of its data (`sapwood.data.Learned`), to which `evaluate` and `predict` hold theirs: a label, no
+    array, and None where nothing is known.
 
     (A plain registered dataclass: `flax.struct` gives the same but costs 0.17 s to import.)
 
@@ -30,6 +32,7 @@ class TrainState:
     ema: Any = None
     scale: Any = None
     ok: Any = None
+    features: Any = dataclasses.field(default=None, metadata={"static": True})
 
     def replace(self, **changes: Any) -> Self:
         """The same state with some fields changed."""

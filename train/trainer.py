@@ -123,8 +123,9 @@ class Trainer:
         where the optimizer holds it, and with ``checks`` the bits under "checks" (`Flags.failed` lists what failed).
         """
         with self.compiling():
-            after, metrics = train_step(self, state, dict(batch))
-        return (after if self.mesh is None else birth.laid_out(self, after, batch)), metrics
+            after, metrics = train_step(self, state.replace(features=None), dict(batch))
+        after = after if self.mesh is None else birth.laid_out(self, after, batch)
+        return after.replace(features=state.features), metrics
 
     def fit(self, data: Any, **options: Any) -> "loop.Result":
         """Train on a data set; see `sapwood.train.fit` for the options. Returns ``(state, history)``."""
@@ -135,17 +136,20 @@ class Trainer:
 
         As in training, "loss" is the objective's own, and "auxiliary_loss" what layers add to it in this mode: each
         batch's, weighed by its examples. (A mixture of experts adds its losses in training alone.)
-        ``data`` is a data set or anything `sapwood.data.load` takes. The running mean of the parameters is used where
-        there is one. Raises `DataError` for an empty data set, `CheckError` where a check fails.
+        ``data`` is a data set or anything `sapwood.data.load` takes; it is held to ``state.features``, what training
+        learned of its own: classes and columns are matched by name (`Dataset.held_to`). The running mean of the
+        parameters is used where there is one. Raises `DataError` for an empty data set and for one that means something
+        else, `CheckError` where a check fails.
         """
-        run = evaluation.Evaluation(self, data, batch_size)
+        run = evaluation.Evaluation(self, data, batch_size, learned=state.features)
         return run.settle(run.send(state), state)
 
     def predict(self, state: TrainState, data: Any, batch_size: int | None = None) -> Any:
         """The model's outputs for every example, in order, as NumPy arrays (examples, ...).
 
-        ``data`` is a data set, or a dict of arrays. The objective must have ``predict(v, batch)``, as those of
-        `supervised` do. Raises `ConfigError` where it has not, `DataError` for no data.
+        ``data`` is a data set, or a dict of arrays; its inputs are held to ``state.features``, as in `evaluate`. The
+        objective must have ``predict(v, batch)``, as those of `supervised` do. Raises `ConfigError` where it has not,
+        `DataError` for no data, or data that means something else.
         """
         return evaluation.predict(self, state, data, batch_size)
 
