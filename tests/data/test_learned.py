@@ -42,9 +42,7 @@ def parquet(words, path):
 
 
 def frame(words, path):
-    import pandas
-
-    return load(pandas.DataFrame({"x": range(len(words)), "label": words}))
+    return load(pytest.importorskip("pandas").DataFrame({"x": range(len(words)), "label": words}))
 
 
 def hub(words, path, features=None):
