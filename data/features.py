@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
+from sapwood.data.images import is_picture, pixels
 
 TEXT = "str"  # the dtype name of entries that hold Python strings, as object arrays
 RAW = "object"  # any other Python object: it can be mapped, never put on a device
@@ -121,11 +122,26 @@ def infer(values: np.ndarray) -> Feature:
 
 
 def array(name: str, values: Any) -> np.ndarray:
-    """`values` as an array; DataError where lists of several lengths make none."""
+    """`values` as an array; DataError, naming the entry, where they make none or hide something that one would lose."""
+    if hasattr(values, "toarray") or hasattr(values, "todense"):
+        kind = type(values).__name__
+        raise DataError(f"{name} is a sparse {kind}; make it an array with its toarray() or todense()")
+    if hasattr(values, "filled") and np.ma.is_masked(values):
+        raise DataError(f"{name} has masked values, which no array keeps; fill them first, as filled(0) does")
+    if isinstance(values, list | tuple) and any(map(is_picture, values[:1])):
+        values = [pixels(value) for value in values]
+    values = pixels(values)
     try:
-        return np.asarray(values)
-    except ValueError as error:
-        raise _uneven(name) from error
+        made = np.asarray(values)
+    except Exception as error:  # TypeError, RuntimeError, BufferError: whatever the values' own library raises
+        if isinstance(error, ValueError) and isinstance(values, list | tuple):
+            raise _uneven(name) from error
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{name} is a {type(values).__name__} that NumPy cannot read: {cause}") from error
+    if made.dtype.names:
+        fields = ", ".join(made.dtype.names[:5])
+        raise DataError(f"{name} has fields ({fields}); give each as an entry: {{n: x[n] for n in x.dtype.names}}")
+    return made
 
 
 def _uneven(name: str) -> DataError:
@@ -135,18 +151,40 @@ def _uneven(name: str) -> DataError:
     )
 
 
+def rows(name: str, values: Any) -> np.ndarray:
+    """`values` as an array `(examples, ...)`.
+
+    Raises:
+        DataError: they have no examples.
+    """
+    made = array(name, values)
+    if made.ndim == 0:
+        kind = made.dtype.name if made.dtype != object else type(values).__name__
+        raise DataError(f"{name} is a single {kind}; an array with one row an example is expected")
+    return made
+
+
+def on_disk(values: Any) -> bool:
+    """Whether an array lies in a file (`np.memmap`, or a view of one), so that a copy of it may not fit into memory."""
+    while values is not None and not isinstance(values, np.memmap):
+        values = getattr(values, "base", None)
+    return values is not None
+
+
 def narrow(name: str, values: Any) -> np.ndarray:
-    """`values` as an array of a type the device has: float64 to float32 and int64 to int32 unless JAX's 64-bit types
-    are on. An integer that does not fit is an error here, where JAX would wrap it around without a word. Text becomes
-    an array of Python strings."""
+    """`values` as an array of a type the device has: in its order of bytes, float64 to float32 and int64 to int32
+    unless JAX's 64-bit types are on. An integer that does not fit is an error here, where JAX would wrap it around
+    without a word. Text becomes an array of Python strings."""
     values = array(name, values)
     if values.dtype.kind in "UST":
         return _strings(name, values)
+    if not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
     if values.dtype.kind not in "iuf" or values.dtype.itemsize < 8:
         return values
     from jax.dtypes import canonicalize_dtype
 
-    dtype = np.dtype(canonicalize_dtype(values.dtype))
+    dtype = np.dtype(canonicalize_dtype(np.float64 if values.dtype == np.longdouble else values.dtype))
     if dtype.kind in "iu" and dtype != values.dtype and values.size:
         limits = np.iinfo(dtype)
         if values.min() < limits.min or values.max() > limits.max:
@@ -298,10 +336,7 @@ def _stack_entry(name: str, values: list, entries, where) -> np.ndarray:
         stacked = np.empty(len(values), object)
         stacked[:] = values
         return stacked
-    try:
-        arrays = [np.asarray(v) for v in values]
-    except ValueError as error:
-        raise _uneven(name) from error
+    arrays = [array(name, v) for v in values]
     if all(a.shape == arrays[0].shape for a in arrays):
         return narrow(name, np.stack(arrays))
     ragged = np.empty(len(arrays), object)

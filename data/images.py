@@ -1,7 +1,7 @@
 """Pictures: what Pillow reads, as a viewer shows it, in 8 bits, grey or in colour. The one decoder of all sources."""
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import DataError
-from sapwood.data.features import Feature
 
 GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes that have no colour."""
@@ -58,38 +57,6 @@ def decode(
     return array[..., None] if grey else array
 
 
-class Pictures(Sequence[np.ndarray]):
-    """Pictures that are decoded when they are asked for, held to what they have in common.
-
-    Attributes:
-        feature: their size, None where it differs, and 1 channel where *all* of them are grey, 3 otherwise.
-    """
-
-    def __init__(
-        self,
-        pictures: Sequence[Any],
-        where: Callable[[int], str],
-        *,
-        size: tuple[int, int] | None = None,
-        beside: Iterable[Any] = (),
-    ):
-        """`pictures` as `decode` takes them, `where` names each in errors. `beside` are others that count for the
-        channels, such as those of other splits."""
-        self.pictures, self.where, self.size = pictures, where, size
-        height, width, channels = survey(pictures, where, sizes=size is None)
-        if channels == 1:
-            channels = survey(beside, str, sizes=False)[2]
-        height, width = size or (height, width)
-        self.feature = Feature((height, width, channels), "uint8", low=0, high=255)
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
-        grey = self.feature.shape[-1] == 1
-        return decode(self.pictures[index], grey=grey, size=self.size, name=self.where(index))
-
-
 def survey(
     pictures: Iterable[Any], where: Callable[[int], str], *, sizes: bool = True
 ) -> tuple[int | None, int | None, int]:
@@ -125,12 +92,26 @@ def pixels(value: Any) -> Any:
     return decode(value, grey=value.mode in GREY) if is_picture(value) else value
 
 
+def class_numbers(picture: Any, name: str) -> np.ndarray:
+    """The numbers `(height, width)` of an image of Pillow's that is a label, such as a mask of classes; of a palette,
+    the numbers themselves.
+
+    Raises:
+        DataError: it has several numbers a pixel.
+    """
+    if picture.mode not in ("1", "L", "P", "I", "I;16"):
+        raise DataError(f"{name} is a picture in mode {picture.mode}; a label has one number a pixel: mode L, P or I")
+    return np.array(picture)
+
+
 @contextmanager
 def _opened(picture: Any, name: str | None) -> Iterator[tuple[Any, str]]:
     """The picture as an image of Pillow's, with its name. Pillow's own errors, of which its parsers raise all kinds on
     damaged files, become errors of the data."""
     from PIL import Image
 
+    if hasattr(picture, "as_py"):  # a cell of a pyarrow table
+        picture = picture.as_py()
     if isinstance(picture, dict):
         picture = picture.get("path") if picture.get("bytes") is None else picture["bytes"]
     called = name or (str(picture) if isinstance(picture, str | Path) else "the picture")

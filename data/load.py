@@ -9,6 +9,7 @@ import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data.dataset import Dataset
+from sapwood.data.images import is_picture
 from sapwood.data.source import Source
 
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
@@ -34,8 +35,8 @@ def load(
     | a TensorFlow data set: "mnist", "glue/cola", "mnist:3.0.1" | its own | split, target, data_dir |
     | a folder with `dataset_info.json` | its own | split, target |
     | a folder of images by class | image, label | split, classes, size |
-    | .csv, .tsv, .parquet; a pandas data frame; a pyarrow table | features, label, ... | target, classes, weight |
-    | a file .npz, or a dict of arrays | its own | target, classes |
+    | .csv, .tsv, .parquet; a pandas or polars frame; a pyarrow table | features, label, ... | target, classes, weight |
+    | a file .npz, or a dict of arrays or lists of Pillow images | its own | target, classes |
     | (inputs, labels), (inputs, labels, weights), or an array | features (image if 4-D), label, weight | classes |
     | a `datasets.Dataset` or a dict of them by split | its own | split, target, classes |
     | anything with `__len__` and `__getitem__` | its own | target, classes |
@@ -99,18 +100,16 @@ def _open(source: Any, options: Mapping[str, Any]) -> Source:
         return _named(os.fspath(source), options)
     if hub.is_hub(source):
         return _with(options, "a datasets.Dataset", _on(hub.Hub, source), "split", "target", "classes")
-    kind = f"{type(source).__module__.split('.')[0]}.{type(source).__name__}"
-    if kind == "pandas.DataFrame":
+    if table.is_frame(source):
         return _with(options, "a data frame", _on(table.from_frame, source), "target", "classes", "weight")
-    if kind == "pyarrow.Table":
-        name = _on(table.from_table, source, "the table")
-        return _with(options, "a table", name, "target", "classes", "weight")
     if isinstance(source, Mapping):
         return _with(options, "a dict of arrays", _on(arrays.from_arrays, source), "target", "classes")
     if isinstance(source, tuple):
         return _with(options, "a tuple of arrays", _on(arrays.from_tuple, source), "classes")
-    if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
+    if hasattr(source, "__array__") or hasattr(source, "toarray") or hasattr(source, "todense"):  # or a sparse one
         return _with(options, "an array", _on(arrays.from_tuple, (source,)), "classes")
+    if isinstance(source, list) and source and is_picture(source[0]):
+        return _with(options, "pictures", _on(arrays.from_tuple, (source,)), "classes")
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         return _with(options, type(source).__name__, _on(indexed.Indexed, source), "target", "classes")
     raise DataError(

@@ -4,7 +4,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import DataError
-from sapwood.data.features import RAW, TEXT, Feature, cast, check, stack
+from sapwood.data.features import RAW, TEXT, Feature, cast, check, narrow, stack
+from sapwood.data.pictures import Pictures
 
 REMEMBER = 1 << 30  # bytes of decoded examples that a reader keeps; a larger set is decoded anew each time
 ALIGNMENT = 64  # bytes: what XLA asks of memory that it is to use in place
@@ -82,21 +83,40 @@ def _pool() -> ThreadPoolExecutor:
 
 
 class ArraySource(Source):
-    """Examples that lie in memory as arrays `(examples, ...)`, one an entry."""
+    """Examples that lie in memory or in a file as arrays `(examples, ...)`, one an entry, or as `Pictures`.
 
-    remember = False
+    What lies in a file stays there: its rows get the dtype of their feature when they are read.
+    """
 
-    def __init__(self, arrays: dict[str, np.ndarray], features: dict[str, Feature]):
+    def __init__(self, arrays: Mapping[str, np.ndarray | Pictures], features: dict[str, Feature]):
         self.arrays, self.features = arrays, features
+        self.remember = any(isinstance(a, Pictures) for a in arrays.values())
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: take(a, indices) for name, a in self.arrays.items()}
+        return {name: self._rows(name, indices) for name in self.arrays}
 
     def column(self, name: str) -> np.ndarray:
-        return self.arrays[name]
+        values = self.arrays[name]
+        if isinstance(values, Pictures):
+            return self._rows(name, np.arange(len(values)))
+        return self._typed(name, values)
+
+    def _rows(self, name: str, indices: np.ndarray) -> np.ndarray:
+        values = self.arrays[name]
+        if isinstance(values, Pictures):
+            numbers = [int(i) for i in indices]
+            examples = self.in_parts(lambda part: [{name: values[i]} for i in part], numbers)
+            return stack(examples, numbers, self.where)[name]
+        return self._typed(name, take(values, indices))
+
+    def _typed(self, name: str, values: np.ndarray) -> np.ndarray:
+        """`values` in the dtype of their feature; an integer that does not fit is an error (`narrow`)."""
+        if values.dtype == object or (values.dtype.isnative and values.dtype.name == self.features[name].dtype):
+            return values
+        return narrow(name, values).astype(self.features[name].dtype, copy=False)
 
 
 class Reader:

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.data.features import Feature, array, infer, narrow
+from sapwood.data.features import Feature, array, infer, narrow, on_disk, rows
+from sapwood.data.images import is_picture
+from sapwood.data.pictures import Pictures
 from sapwood.data.source import ArraySource
 from sapwood.data.sources.labels import Classes, encode, rename
 
@@ -23,14 +25,13 @@ def from_arrays(arrays: Mapping[str, Any], target: str | None, classes: Classes)
     """
     if not arrays:
         raise DataError("no arrays were given; at least one entry is needed")
-    stacked: dict[str, np.ndarray] = {}
+    stacked: dict[str, Any] = {}
     features: dict[str, Feature] = {}
     for name, values in rename(arrays, target, classes).items():
         if name == "label":
             stacked[name], features[name] = encode(values, classes)
             continue
-        stacked[name] = _array(name, values)
-        features[name] = infer(stacked[name])
+        stacked[name], features[name] = _entry(name, values)
     if "weight" in stacked:
         stacked["weight"] = stacked["weight"].astype(np.float32)
         features["weight"] = Feature((), "float32", low=0)
@@ -45,19 +46,29 @@ def from_tuple(parts: tuple, classes: Classes) -> ArraySource:
         raise ConfigError(
             f"a tuple of {len(parts)} was given; (inputs, labels) or (inputs, labels, weights) is expected"
         )
-    inputs = array("the first of the tuple", parts[0])
-    names = ("image" if inputs.ndim == 4 else "features", "label", "weight")
+    pictures = _are_pictures(parts[0])
+    inputs = parts[0] if pictures else array("the first of the tuple", parts[0])
+    names = ("image" if pictures or inputs.ndim == 4 else "features", "label", "weight")
     return from_arrays(dict(zip(names, (inputs, *parts[1:]), strict=False)), None, classes)
 
 
-def _array(name: str, values: Any) -> np.ndarray:
-    rows = narrow(name, values)
-    if rows.ndim == 0:
-        raise DataError(f"{name} is a single {rows.dtype.name}; an array with one row an example is expected")
-    return rows
+def _entry(name: str, values: Any) -> tuple[np.ndarray | Pictures, Feature]:
+    """One entry with its feature. What lies in a file is not read, so it keeps the dtype that it has there."""
+    if _are_pictures(values):
+        pictures = Pictures(values, lambda index: f"{name} of example {index}")
+        return pictures, pictures.feature
+    values = rows(name, values)
+    if on_disk(values):
+        return values, infer(narrow(name, values[:1]))
+    values = narrow(name, values)
+    return values, infer(values)
 
 
-def _check_lengths(arrays: Mapping[str, np.ndarray]) -> None:
+def _are_pictures(values: Any) -> bool:
+    return isinstance(values, list | tuple) and any(map(is_picture, values[:1]))
+
+
+def _check_lengths(arrays: Mapping[str, Any]) -> None:
     lengths = {name: len(a) for name, a in arrays.items()}
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"{n} has {length}" for n, length in lengths.items())

@@ -7,7 +7,7 @@ import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data.features import Feature
-from sapwood.data.images import Pictures
+from sapwood.data.pictures import Pictures
 from sapwood.data.source import Source
 from sapwood.data.sources.labels import Classes
 

@@ -1,13 +1,14 @@
 """A data set of the Hugging Face `datasets` library, recognised by how it looks; the library is not imported here."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from sapwood.core.errors import DataError
 from sapwood.data.features import RAW, TEXT, Feature, narrow, stack
-from sapwood.data.source import Source
+from sapwood.data.pictures import Pictures
+from sapwood.data.source import THREADS, Source
 from sapwood.data.sources.labels import Classes, encode, rename
 
 
@@ -20,20 +21,30 @@ def is_hub(value: Any) -> bool:
 
 class Hub(Source):
     """Rows of a `datasets.Dataset`, as NumPy. The column `target` (default "label", if there) is "label", with the
-    classes of its `ClassLabel`, else those that its values tell; another column of that name is left out."""
-
-    threads = 1
+    classes of its `ClassLabel`, else those that its values tell; another column of that name is left out. Images are
+    read as `decode_image` says, with 1 channel where all are grey; `Image(mode=...)` says otherwise."""
 
     def __init__(self, rows: Any, split: str | None, target: str | None, classes: Classes):
         rows = _split(rows, split)
         if not hasattr(rows, "__len__"):
             raise DataError("a streamed data set has no random access; load it without streaming=True")
-        self.rows = rows.with_format("numpy")
         self.target = target or ("label" if "label" in rows.column_names else None)
+        images = [n for n, kind in rows.features.items() if n != self.target and _is_image(kind)]
+        self.rows = rows.with_format("numpy", columns=[n for n in rows.column_names if n not in images])
+        self.cells = rows.with_format(None).select_columns(images)
+        for name in images:
+            self.cells = self.cells.cast_column(name, type(rows.features[name])(decode=False))
+        self.threads = THREADS if images else 1
         self.labels = None
         self.features = {n: _feature(f) for n, f in rename(rows.features, self.target, classes).items()}
+        self.pictures = {n: self._pictures(n, rows.features[n].mode) for n in images if n in self.features}
+        self.features |= {n: pictures.feature for n, pictures in self.pictures.items()}
         if self.target is not None:
             self._label(rows.features[self.target], classes)
+
+    def _pictures(self, name: str, mode: str | None) -> Pictures:
+        cells = _Cells(self.cells, name)
+        return Pictures(cells, lambda i: f"{name} of example {i}", grey=None if mode is None else mode == "L")
 
     def _label(self, kind: Any, classes: Classes) -> None:
         values = np.asarray(self.rows[self.target][:]) if len(self.rows) else np.zeros(0, np.int32)
@@ -55,7 +66,17 @@ class Hub(Source):
                 batch[name] = narrow(name, values)
             else:
                 batch |= stack([{name: v} for v in values], indices, self.where)
-        return batch
+        return batch | self._seen([int(i) for i in indices])
+
+    def _seen(self, numbers: list[int]) -> dict[str, np.ndarray]:
+        if not self.pictures:
+            return {}
+        cells = self.cells[numbers]
+        read = {n: dict(zip(numbers, cells[n], strict=True)) for n in self.pictures}
+        examples = self.in_parts(
+            lambda part: [{n: p.seen(read[n][i], i) for n, p in self.pictures.items()} for i in part], numbers
+        )
+        return stack(examples, numbers, self.where)
 
     def read(self, index: int) -> dict[str, Any]:
         return {n: a[0] for n, a in self.gather(np.array([index])).items()}
@@ -64,6 +85,27 @@ class Hub(Source):
         if name == "label" and self.labels is not None:
             return self.labels
         return super().column(name)
+
+
+class _Cells:
+    """One column of a data set as it is stored."""
+
+    def __init__(self, rows: Any, name: str):
+        self.rows, self.name = rows, name
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index][self.name]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (row[self.name] for row in self.rows)
+
+
+def _is_image(kind: Any) -> bool:
+    """Whether a feature is an image to read as it is seen; one of another mode is left to `datasets`."""
+    return type(kind).__name__ == "Image" and getattr(kind, "decode", True) and kind.mode in (None, "L", "RGB")
 
 
 def _split(rows: Any, split: str | None) -> Any:

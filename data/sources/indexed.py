@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.data.features import RAW, TEXT, Feature, narrow, stack
+from sapwood.data.features import RAW, TEXT, Feature, array, narrow, stack
+from sapwood.data.images import GREY, class_numbers, decode, is_picture
 from sapwood.data.source import Source
 from sapwood.data.sources.labels import Classes, rename
 
@@ -17,7 +18,8 @@ class Indexed(Source):
     """Examples by `rows[i]`: a dict of arrays, a tuple (inputs, label), or the inputs alone ("features").
 
     Shapes and dtypes are learnt from a few examples spread over the set: a dimension in which those differ is None, and
-    the dtype is one that holds them all. `target` is called "label", in place of an entry that has that name.
+    the dtype is one that holds them all. Images of Pillow's become pixels, as `decode_image` says, with 1 channel where
+    those few are all grey. `target` is called "label", in place of an entry that has that name.
     An object with `__getitems__(list)` is asked for many examples at once. Examples are read in one thread, since
     nothing says that the object would bear more.
     """
@@ -29,7 +31,11 @@ class Indexed(Source):
         self._number = {n: i for i, n in enumerate(classes)} if classes and not isinstance(classes, int) else None
         if not len(rows):
             raise DataError("the data set is empty; at least one example is needed")
-        probes = [self.read(int(i)) for i in np.unique(np.linspace(0, len(rows) - 1, PROBES).astype(int))]
+        numbers = [int(i) for i in np.unique(np.linspace(0, len(rows) - 1, PROBES).astype(int))]
+        named = [self._named(rows[i], i) for i in numbers]
+        pictures = [n for n, value in named[0].items() if is_picture(value)]
+        self._grey = {n: all(getattr(row.get(n), "mode", "L") in GREY for row in named) for n in pictures}
+        probes = [self._typed(row, i) for row, i in zip(named, numbers, strict=True)]
         self.features = {name: _probe(name, [p[name] for p in probes if name in p]) for name in probes[0]}
         if classes is not None:
             if "label" not in self.features:
@@ -43,30 +49,43 @@ class Indexed(Source):
         return len(self.rows)
 
     def read(self, index: int) -> dict[str, Any]:
-        return self._entries(self.rows[index], index)
+        return self._typed(self._named(self.rows[index], index), index)
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         many = getattr(self.rows, "__getitems__", None)
         if many is None:
             return super().gather(indices)
         numbers = [int(i) for i in indices]
-        rows = [self._entries(row, i) for row, i in zip(many(numbers), numbers, strict=True)]
+        rows = [self._typed(self._named(row, i), i) for row, i in zip(many(numbers), numbers, strict=True)]
         return stack(rows, numbers, self.where)
 
-    def _entries(self, row: Any, index: int) -> dict[str, Any]:
+    def _named(self, row: Any, index: int) -> dict[str, Any]:
+        """An example as it comes, its entries by name."""
         if isinstance(row, tuple):
             row = dict(zip(("features", "label", "weight"), row, strict=False))
         elif not isinstance(row, Mapping):
             row = {"features": row}
-        if self.target is not None:
-            row = rename(row, self.target, where=f"example {index}")
-        entries = {n: _value(n, v) for n, v in row.items()}
+        return dict(row) if self.target is None else rename(row, self.target, where=f"example {index}")
+
+    def _typed(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
+        entries = {n: self._pixels(n, v, index) if is_picture(v) else _value(n, v) for n, v in row.items()}
         if self._number is not None and isinstance(entries.get("label"), str):
             if entries["label"] not in self._number:
                 known = ", ".join(map(repr, self._number))
                 raise DataError(f"label of example {index} is {entries['label']!r}; classes are {known}")
             entries["label"] = np.int32(self._number[entries["label"]])
         return entries
+
+    def _pixels(self, name: str, picture: Any, index: int) -> np.ndarray:
+        if name == "label":
+            return class_numbers(picture, f"{name} of example {index}")
+        grey = self._grey.get(name, False)
+        if grey and picture.mode not in GREY:
+            raise DataError(
+                f"{name} of example {index} is in colour ({picture.mode}), where those looked at first are grey; give "
+                'all of them one mode: picture.convert("RGB") or ("L")'
+            )
+        return decode(picture, grey=grey, name=f"{name} of example {index}")
 
 
 def _value(name: str, value: Any) -> Any:
@@ -76,7 +95,7 @@ def _value(name: str, value: Any) -> Any:
 def _probe(name: str, values: list) -> Feature:
     if isinstance(values[0], str | bytes):
         return Feature((), TEXT)
-    arrays = [np.asarray(v) for v in values]
+    arrays = [array(name, v) for v in values]
     dtype = _common(name, {a.dtype for a in arrays})
     if dtype.kind == "O":
         return Feature(arrays[0].shape, RAW)

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.data.features import Feature, array, narrow
+from sapwood.data.features import Feature, narrow, on_disk, rows
+from sapwood.data.images import class_numbers, is_picture
 
 Classes = int | Sequence[str] | None
 
@@ -46,18 +47,18 @@ def encode(values: Any, classes: Classes, name: str = "label") -> tuple[np.ndarr
         >>> encode(["dog", "cat", "dog"], None)[0].tolist(), encode(["dog", "cat"], None)[1].classes
         ([1, 0, 1], ('cat', 'dog'))
     """
-    values = array(name, values)
-    if values.dtype == bool:
-        values = values.astype(np.int32)
+    if isinstance(values, list | tuple) and any(map(is_picture, values[:1])):
+        values = [class_numbers(value, f"{name} of example {i}") for i, value in enumerate(values)]
+    values = rows(name, values)
     if values.dtype.kind in "UOST" and values.size:
         return _encode_text(narrow(name, values), classes, name)
-    values = narrow(name, values)
-    feature = Feature(values.shape[1:], values.dtype.name)
-    if values.dtype.kind not in "iu":
+    kept = on_disk(values)  # the source makes them int32 as they are read
+    values = values if kept else narrow(name, values)
+    if values.dtype.kind not in "biu":
         if classes is not None:
             raise ConfigError(f"classes were given, but {name} holds {values.dtype.name}; classes are integers or text")
-        return values, feature
-    values = values.astype(np.int32, copy=False)
+        return values, Feature(values.shape[1:], narrow(name, values[:1]).dtype.name)
+    values = values if kept else values.astype(np.int32, copy=False)
     if classes is None:
         if values.size and values.min() < 0:
             first = tuple(np.argwhere(values < 0)[0])

@@ -6,6 +6,7 @@ import struct
 import zlib
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image, ImageOps
 
@@ -277,3 +278,76 @@ def test_pictures_on_their_side_have_the_size_they_are_seen_in(tmp_path):
     assert data.gather([0, 1])["image"].shape == (2, 4, 2, 3)
     turned = ImageOps.exif_transpose(Image.open(tmp_path / "a" / "turned.jpg"))
     np.testing.assert_array_equal(data[0]["image"], np.asarray(turned))
+
+
+MIXED = [
+    Image.new("L", (3, 2), 9),
+    with_palette(np.full((2, 3), 5, np.uint8), PALETTE),
+    Image.new("RGB", (3, 2), "lime"),
+]
+SEEN = [[9, 9, 9], PALETTE[5].tolist(), [0, 255, 0]]
+
+
+def cells(images):
+    return [{"bytes": encoded(image, "PNG"), "path": None} for image in images]
+
+
+def hugging_face(images):
+    hub = pytest.importorskip("datasets")
+    features = hub.Features({"image": hub.Image(), "label": hub.ClassLabel(names=["a", "b"])})
+    return hub.Dataset.from_dict({"image": cells(images), "label": [0, 1, 0]}, features=features)
+
+
+SOURCES = {
+    "a list": list,
+    "a tuple": lambda images: (images, [0, 1, 0]),
+    "a dict": lambda images: {"image": images, "label": [0, 1, 0]},
+    "examples": lambda images: [{"image": image, "label": i % 2} for i, image in enumerate(images)],
+    "a frame": lambda images: pytest.importorskip("pandas").DataFrame({"image": images, "label": [0, 1, 0]}),
+    "a table": lambda images: pyarrow.table({"image": cells(images), "label": [0, 1, 0]}),
+    "Hugging Face": hugging_face,
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_source_reads_pictures_alike(source):
+    """A palette is no brightness, and one picture in colour makes all of them so."""
+    data = load(SOURCES[source](MIXED))
+    assert (data.features["image"].shape, data.features["image"].dtype) == ((2, 3, 3), "uint8")
+    batch = data.gather([2, 0, 1])["image"]
+    assert batch[:, 0, 0].tolist() == [SEEN[2], *SEEN[:2]]
+    np.testing.assert_array_equal(data.column("image"), np.roll(batch, -1, 0))
+    grey = load(SOURCES[source]([Image.new("L", (3, 2), i) for i in range(3)]))
+    assert grey.features["image"].shape == (2, 3, 1)
+    assert grey.gather([0, 2])["image"][:, 0, 0, 0].tolist() == [0, 2]
+
+
+def test_pictures_that_are_labels_keep_their_numbers():
+    mask = MIXED[1]
+    for data in (load((MIXED, [mask] * 3)), load([(image, mask) for image in MIXED])):
+        assert data.gather([0])["label"].tolist() == [[[5] * 3] * 2]
+    hub = pytest.importorskip("datasets")
+    features = hub.Features({"image": hub.Image(), "mask": hub.Image()})
+    rows = hub.Dataset.from_dict({"image": cells(MIXED), "mask": cells([mask] * 3)}, features=features)
+    assert load(rows, target="mask").gather([0])["label"].tolist() == [[[5] * 3] * 2]
+    with pytest.raises(DataError, match="label of example 1 is a picture in mode RGB; a label has one number a pixel"):
+        load((MIXED, [mask, MIXED[2], mask]))
+
+
+def test_pictures_that_do_not_fit_are_named():
+    grey = [{"image": Image.new("L", (3, 2))} for _ in range(40)]
+    grey[7] = {"image": MIXED[2]}
+    data = load(grey)
+    assert data.features["image"].shape == (2, 3, 1)
+    with pytest.raises(
+        DataError, match=r"image of example 7 is in colour \(RGB\), where those looked at first are grey"
+    ):
+        data.gather([6, 7])
+    broken = cells(MIXED)
+    broken[1]["bytes"] = b"what"
+    data = load(pyarrow.table({"image": broken}))
+    data.gather([0, 2])
+    cause = "is not an image that can be read: cannot identify image file$"
+    with pytest.raises(DataError, match=rf"image of example 1 \(row 1 of the table\) {cause}"):
+        data.gather([0, 1])
+    assert load(MIXED).map(lambda e: {"image": Image.fromarray(e["image"])})[1]["image"][0, 0].tolist() == SEEN[1]

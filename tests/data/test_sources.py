@@ -1,4 +1,5 @@
 import threading
+import tracemalloc
 import zlib
 from types import SimpleNamespace
 
@@ -6,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.sparse
 from PIL import Image
 
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.data import Feature, decode_image, load
+from sapwood.data import Feature, batches, decode_image, load, to_device
 from sapwood.data.source import LOOK, Reader, Source, _pool
 
 # arrays
@@ -48,6 +50,133 @@ def test_bad_arrays():
         load({"x": np.zeros(2)}, target="y")
     with pytest.raises(DataError, match="x is a single"):
         load({"x": 3.0})
+
+
+NATIVE = np.arange(12.0).reshape(4, 3)
+HIDDEN = np.ma.masked_array(NATIVE, NATIVE > 3)
+FIELDS = np.array([(1, 2.0), (3, 4.0)], [("a", int), ("b", float)])
+
+
+class Graded:
+    """As PyTorch's tensor that requires a gradient answers NumPy."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (scipy.sparse.csr_matrix(NATIVE), r"x is a sparse csr_matrix; make it an array with its toarray\(\)"),
+        (SimpleNamespace(todense=None, shape=(4, 3)), r"x is a sparse SimpleNamespace; .*todense\(\)"),  # as JAX's
+        (FIELDS, r"x has fields \(a, b\); give each as an entry: {n: x\[n\] for n in x.dtype.names}"),
+        (HIDDEN, "x has masked values, which no array keeps; fill them first"),
+        (Graded(), r"x is a Graded that NumPy cannot read: Can't call numpy.*tensor.detach\(\)"),
+        ((i for i in range(4)), "x is a single generator; an array with one row an example is expected"),
+        (np.float32(3), "x is a single float32; an array with one row"),
+    ],
+    ids=["sparse", "sparse of jax", "fields", "masked", "graded", "generator", "scalar"],
+)
+def test_what_makes_no_array_is_named(values, message):
+    with pytest.raises(DataError, match=message):
+        load({"x": values, "label": [0, 1, 0, 1]})
+    with pytest.raises(DataError, match=message.replace("x ", "label ", 1)):
+        load((NATIVE, values))
+    if not isinstance(values, np.generic):
+        with pytest.raises(DataError):
+            load(values)
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">f4", ">f2", ">i8", ">i4", ">u2", ">c8", "longdouble"])
+@pytest.mark.parametrize("lies", ["in memory", "on disk"])
+def test_numbers_in_another_order_of_bytes(dtype, lies, tmp_path):
+    values, labels = NATIVE.astype(dtype), np.array([0, 2, 1, 0], ">i8")
+    if lies == "on disk":
+        values, labels = on_disk(tmp_path / "x", values), on_disk(tmp_path / "y", labels)
+    data = load({"x": values, "label": labels})
+    batch = next(to_device(batches(data, 4, shuffle=False)))
+    assert batch["x"].dtype == data.features["x"].dtype
+    np.testing.assert_array_equal(batch["x"], NATIVE)
+    assert (batch["label"].tolist(), data.column("label").tolist()) == ([0, 2, 1, 0], [0, 2, 1, 0])
+
+
+def on_disk(path, values):
+    written = np.memmap(path, values.dtype, "w+", shape=values.shape)
+    written[:] = values
+    return written
+
+
+@pytest.mark.parametrize("dtype", ["float64", ">f4", "int64"])
+def test_an_array_in_a_file_is_not_copied(dtype, tmp_path):
+    values = on_disk(tmp_path / "x", np.arange(1e6, dtype=dtype).reshape(-1, 1000))
+    masks = on_disk(tmp_path / "y", np.arange(1e6).reshape(-1, 1000).astype("uint8") % 7)
+    tracemalloc.start()
+    data = load((values[:], masks), validation=0.1)[0].select([5, 3])
+    batch = data.gather([0, 1])
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert used < values.nbytes / 2
+    np.testing.assert_array_equal(batch["features"], values[data.indices])
+    np.testing.assert_array_equal(batch["label"], masks[data.indices])
+    assert (batch["label"].dtype, batch["features"].dtype) == (np.int32, data.features["features"].dtype)
+
+
+def test_a_number_in_a_file_that_does_not_fit_is_an_error(tmp_path):
+    data = load({"x": on_disk(tmp_path / "x", np.array([1, 2**40]))})
+    assert data[0]["x"] == 1
+    with pytest.raises(DataError, match="x holds 1099511627776, which does not fit int32"):
+        data[1]
+
+
+class Polars:
+    """What polars' frames look like: columns, an `__array__`, and Arrow's stream with views of text."""
+
+    columns = property(lambda self: ["x", "y", "label"])
+    table = pa.table({"x": [1.0, 2.0], "y": [3, 4], "label": pa.array(["b", "a"], pa.string_view())})
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array([[1.0, 3, 1], [2, 4, 0]])
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
+class Lazy:
+    columns, dtypes = ["x"], [float]
+
+
+FRAME = {"x": [1.0, 2.0], "y": [3, 4], "label": ["b", "a"]}
+
+
+def frames():
+    views = pa.array(["b", "a"], pa.string_view())
+    pandas = pytest.importorskip("pandas")
+    yield type("Subclass", (pandas.DataFrame,), {})(FRAME, index=[7, 8])
+    yield Polars()
+    yield pa.RecordBatch.from_pydict(FRAME)
+    codes = pa.DictionaryArray.from_arrays(pa.array([0, 1]), views)
+    yield pa.table({"x": FRAME["x"], "y": FRAME["y"], "label": codes})
+
+
+def test_the_label_of_any_frame_is_no_feature():
+    for frame in frames():
+        data = load(frame)
+        assert data.features["features"].columns == ("x", "y"), type(frame)
+        assert data.features["label"].classes == ("a", "b")
+        assert (data.column("features").tolist(), data.column("label").tolist()) == ([[1, 3], [2, 4]], [1, 0])
+    with pytest.raises(
+        DataError, match=r"Lazy cannot be read as it is; compute\(\), collect\(\) or to_pandas\(\) makes"
+    ):
+        load(Lazy())
+
+
+def test_frames_of_polars():
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame(FRAME)
+    for made in (frame, frame.with_columns(polars.col("label").cast(polars.Categorical))):
+        data = load(made)
+        assert (data.features["features"].columns, data.features["label"].classes) == (("x", "y"), ("a", "b"))
+        assert data.column("label").tolist() == [1, 0]
 
 
 def test_a_bad_label_is_named_with_its_example():
