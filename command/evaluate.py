@@ -1,4 +1,4 @@
-"""``sapwood evaluate RUN``: the test metrics of a run's newest whole checkpoint."""
+"""``sapwood evaluate RUN``: the test metrics of a run's best checkpoint, or of its last."""
 
 import numpy as np
 
@@ -7,12 +7,15 @@ from sapwood.command import options
 
 def main(arguments: list[str]) -> None:
     """Print every test metric of the run, one a line."""
-    parser = options.Parser("evaluate", "the test metrics of a run's newest whole checkpoint")
+    parser = options.Parser(
+        "evaluate", "the test metrics of a run: of its best checkpoint where it keeps one, else of its last"
+    )
     parser.add_argument("run", help="the run directory")
+    options.add_step(parser)
     options.add_machine(parser)
     found = parser.read(arguments)
     from sapwood.recipes.experiment import Experiment
 
     experiment = Experiment.open(found.run, options.machine(found))
-    for name, value in experiment.test(experiment.restore()).items():
+    for name, value in experiment.test(experiment.restore(found.step)).items():
         print(f"test {name} {np.asarray(value).tolist() if np.ndim(value) else f'{value:.4f}'}")

@@ -147,6 +147,21 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
                        help='how arrays are split over it: "fsdp+tensor"; by default the mesh says')  # fmt: skip
 
 
+def add_step(parser: argparse.ArgumentParser) -> None:
+    """The option that says which checkpoint of a run is meant."""
+    parser.add_argument(
+        "--step", type=step, metavar="N|best|last",
+        help="which checkpoint; default: the best where the run keeps one (train --best), else the last",
+    )  # fmt: skip
+
+
+def step(word: str) -> int | str:
+    """A whole number, "best" or "last", as `sw.load(step=)` takes it."""
+    if word not in ("best", "last") and not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"the number of a step, best or last is expected, not {word!r}")
+    return int(word) if word.isdecimal() else word
+
+
 def machine(found: argparse.Namespace) -> dict[str, Any]:
     """The trainer's options for that place: its mesh and rules, once the simulated devices are there."""
     import jax

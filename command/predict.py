@@ -15,12 +15,13 @@ SOFTMAX = ("softmax_cross_entropy", "kl_divergence")
 
 def main(arguments: list[str]) -> None:
     """Print file, class and probability, one file a line, in the order given."""
-    parser = options.Parser("predict", "class and probability of image files, by a run's newest whole checkpoint")
+    parser = options.Parser("predict", "class and probability of image files, by a run's best checkpoint, or its last")
     parser.add_argument("run", help="the run directory")
     parser.add_argument("files", nargs="+", help="image files; resized, and made grey where the model wants that")
     parser.add_argument(
         "--invert", action="store_true", help="for dark on light, where the model learned light on dark"
     )
+    options.add_step(parser)
     options.add_machine(parser)
     found = parser.read(arguments)
     from sapwood.recipes.experiment import Experiment
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> None:
     feature = experiment.features[names[0]]
     low, high = limits(names[0], feature)
     images = np.stack([read(file, feature, low, high, invert=found.invert) for file in found.files])
-    logits = experiment.trainer.predict(experiment.restore(), {names[0]: images})
+    logits = experiment.trainer.predict(experiment.restore(found.step), {names[0]: images})
     shape = np.shape(logits)[1:]
     if len(shape) != 1 or shape[0] < 2:
         raise ConfigError(

@@ -75,7 +75,7 @@ def parser(recipe: Any) -> options.Parser:
         "--best",
         metavar="METRIC",
         type=best,
-        help="also keep the best checkpoint: max:validation_accuracy, min:loss, ...",
+        help="end with the best checkpoint, not the last: max:validation_accuracy, min:loss, ...",
     )
     made.add_argument("--log-every", type=int, metavar="STEPS", help="steps between rows of metrics; default an epoch")
     made.add_argument(
@@ -99,11 +99,13 @@ def parser(recipe: Any) -> options.Parser:
 
 
 def best(word: str) -> str:
-    """``max:accuracy`` and ``min:loss`` as `fit` takes them: "accuracy" and "-loss"."""
-    mode, _, metric = word.partition(":")
-    if mode not in ("max", "min") or not metric:
-        raise argparse.ArgumentTypeError(f"max:METRIC or min:METRIC is expected, such as min:loss, not {word!r}")
-    return metric if mode == "max" else f"-{metric}"
+    """``max:accuracy`` or ``min:loss``, as `fit` takes it."""
+    from sapwood.train.goal import goal
+
+    try:
+        return str(goal(word))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def steps_per_call(word: str) -> int | str:

@@ -7,6 +7,7 @@ A run directory holds ``config.json`` (the recipe and its options), ``metrics.js
 import dataclasses
 import json
 import os
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,8 @@ class Experiment:
         return [f"{name} was {x} and is now {y}" for name, x, y in pairs if x != y and repr(x) != repr(y)]
 
     def train(self, resume: bool = False, **options: Any) -> Any:
-        """Train to the end; returns the last state. What data and mesh refuse is refused before anything is written."""
+        """Train to the end; returns the last state, or the best where that is asked for. What data and mesh refuse is
+        refused before anything is written."""
         data, held_out = self.train_data
         recipe, trainer = self.recipe, self.trainer
         trainer.check_batch_size(self.batch_size)
@@ -150,6 +152,7 @@ class Experiment:
                 seed=recipe.seed,
                 run=self.directory,
                 resume=resume,
+                callbacks=recipe.callbacks(),
                 **options,
             )
         except Exception:
@@ -167,8 +170,9 @@ class Experiment:
         written = (read_config(self.directory) or {})["features"]
         return {name: Feature.from_json(feature) for name, feature in written.items()}
 
-    def restore(self) -> Any:
-        """The state of the newest whole checkpoint, on the devices of this process."""
+    def restore(self, step: int | str | None = None) -> Any:
+        """The state of a checkpoint, on the devices of this process: the best where the run keeps one, else the last;
+        or that of ``step``, a number, "best" or "last"."""
         from sapwood.data.learned import Learned
         from sapwood.train.birth import plan
         from sapwood.train.checkpoints import Checkpoints
@@ -176,7 +180,12 @@ class Experiment:
 
         rows = self.batch_size
         batch = {name: jax.ShapeDtypeStruct((rows, *f.shape), f.dtype) for name, f in self.features.items()}
-        state, found = restored(Checkpoints(self.directory / "checkpoints"), plan(self.trainer, batch).shapes)
+        checkpoints = Checkpoints(self.directory / "checkpoints")
+        chosen = checkpoints.choose(step)
+        if step is None and chosen not in (None, last := checkpoints.latest()):
+            by = checkpoints.info(chosen).best
+            print(f"sapwood: the checkpoint of step {chosen}, the best by {by}; --step last is {last}", file=sys.stderr)
+        state, found = restored(checkpoints, plan(self.trainer, batch).shapes, chosen)
         features = found.info.get("features")
         return state.replace(features=None if features is None else Learned.from_json(features))
 

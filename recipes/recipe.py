@@ -1,5 +1,6 @@
 """`Recipe`: one experiment as a frozen dataclass; its fields are the hyper-parameters, its methods the parts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,10 @@ class Recipe:
     def trainer(self, steps: int, **options: Any) -> Any:
         """How it is trained; ``options`` (mesh, rules, jit) come from where it runs, and win."""
         return sw.Trainer(self.objective(), self.optimizer(steps), **{"policy": self._policy(), **options})
+
+    def callbacks(self) -> Sequence[Any]:
+        """What looks at the run after each row, see `sapwood.train.callbacks`: an `EarlyStopping`, say."""
+        return ()
 
     def report(self, params: dict, state: dict) -> str | None:
         """What to print when the training is over."""

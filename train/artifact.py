@@ -177,8 +177,13 @@ def load(
     into: tuple[Any, Any] | None = None,
     match: Mapping[str, str | None] | None = None,
     key: Any = 0,
+    step: int | str | None = None,
 ) -> Artifact:
     """Read a model from what `save` wrote, from a run directory, or from a run's checkpoints.
+
+    Of a run that is the model that was saved at its end, else its best checkpoint where it keeps one
+    (`fit(best="min:validation_loss")`), else the newest that is whole. `step` names another one: a number, "best" or
+    "last".
 
     With `into`, a `Spec` or any pair `(params, state)` of nested dicts of `Param`, arrays or `jax.ShapeDtypeStruct`,
     the arrays are brought into that structure, onto its shardings and into its floating dtypes. `match` maps patterns
@@ -201,7 +206,7 @@ def load(
       fresh: head/w
       unused: head/w
     """
-    source = _open(Path(path).expanduser())
+    source = _open(Path(path).expanduser(), step)
     if into is None:
         if match is not None:
             raise ConfigError("match= says what goes where in into=; give into= too")
@@ -218,17 +223,18 @@ class _Source(NamedTuple):
     about: dict[str, Any]
 
 
-def _open(path: Path) -> _Source:
-    if (path / ABOUT).exists():
-        return _open_artifact(path)
-    if (path / "model" / ABOUT).exists():
-        return _open_artifact(path / "model")
-    if path.name.isdecimal() and int(path.name) in Checkpoints(path.parent).steps():
+def _open(path: Path, step: int | str | None) -> _Source:
+    for directory in (path, path / "model"):
+        if (directory / ABOUT).exists() and step is None:
+            return _open_artifact(directory)
+    if path.name.isdecimal() and int(path.name) in Checkpoints(path.parent).steps() and step is None:
         return _open_checkpoints(Checkpoints(path.parent), int(path.name))
     for directory in (path / "checkpoints", path):
         if Checkpoints(directory).latest() is not None:
-            return _open_checkpoints(Checkpoints(directory), None)
+            return _open_checkpoints(Checkpoints(directory), step)
     what = "is not there" if not path.exists() else "is neither a saved model, a run nor a checkpoint"
+    if step is not None and path.exists():
+        what = f"holds no checkpoints, of which step={step!r} could be one"
     raise CheckpointError(f"{path} {what}")
 
 
@@ -273,12 +279,17 @@ def _read_weights(path: Path, structs: dict[str, jax.ShapeDtypeStruct]) -> dict[
     return found
 
 
-def _open_checkpoints(checkpoints: Checkpoints, step: int | None) -> _Source:
+def _open_checkpoints(checkpoints: Checkpoints, wanted_step: int | str | None) -> _Source:
+    step = checkpoints.choose(wanted_step)
+
     def read(structs: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         nested = paths.nest((tuple(name.split("/")), x) for name, x in structs.items())
         return named_leaves(checkpoints.restore(nested, step=step, subset=True)[0])
 
-    steps = checkpoints.steps() if step is None else [step]
+    steps = checkpoints.steps()
+    if step is not None and step not in steps:
+        raise CheckpointError(f"{checkpoints.directory} has no checkpoint of step {step}; it has {steps}")
+    steps = steps if step is None else [step]
     for newest in reversed(steps):
         try:
             contents = checkpoints.contents(newest)

@@ -97,7 +97,9 @@ def _check_mode(callback: Any) -> None:
 class EarlyStopping:
     """End the run when ``monitor`` has not improved by more than ``delta`` for ``patience`` epochs in a row.
 
-    ``mode`` is "min" or "max". Looks at the rows that close an epoch. (Prechelt 1998, "Early stopping, but when?")
+    ``mode`` is "min" or "max". With ``restore`` the run ends with the state where ``monitor`` was best, not with the
+    last one, as `fit(best="min:validation_loss")` does. Looks at the rows that close an epoch. (Prechelt 1998, "Early
+    stopping, but when?")
     Raises `ConfigError` for another mode, a patience below 1, or a metric that is not in the row.
 
     >>> stop, memory = EarlyStopping("validation_loss", patience=1), {}
@@ -109,6 +111,7 @@ class EarlyStopping:
     patience: int = 3
     mode: str = "min"
     delta: float = 0.0
+    restore: bool = False
 
     def __post_init__(self):
         _check_mode(self)

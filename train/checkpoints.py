@@ -28,6 +28,7 @@ from sapwood.train import orbax_arrays, storage
 from sapwood.train.agreement import together, union
 from sapwood.train.checkpoint_directory import Directory
 from sapwood.train.digest import describe, digests, named_leaves
+from sapwood.train.goal import goal
 from sapwood.train.sealed import seal, unseal
 from sapwood.train.wording import short, some
 
@@ -39,12 +40,13 @@ _Structs = dict[str, jax.ShapeDtypeStruct]
 @dataclass(frozen=True)
 class Info:
     """What a checkpoint says of itself: `step`, the `info` and `metrics` given to `save`, and the arrays'
-    `digests` by path."""
+    `digests` by path, and by which metric the run keeps its `best`."""
 
     step: int
     info: dict[str, Any]
     metrics: dict[str, float]
     digests: dict[str, str]
+    best: str | None = None
 
 
 class _Damaged(CheckpointError):
@@ -55,8 +57,8 @@ _together = functools.partial(together, mild=_Damaged)  # for which there may be
 
 
 class Checkpoints:
-    """The checkpoints of one run in `directory`: the newest `keep` and, with `best="accuracy"`, the one where
-    that metric was largest (`best="-loss"`: smallest).
+    """The checkpoints of one run in `directory`: the newest `keep` and, with `best="max:accuracy"`, the one where
+    that metric was largest (`best="min:loss"`: smallest).
 
     `save` copies the arrays to the host, starts to write and returns; the arrays may be donated at once. Use it as a
     context manager, or call `close`, so that the last one is written out. On several processes every process makes
@@ -64,7 +66,7 @@ class Checkpoints:
 
     >>> import tempfile
     >>> directory = tempfile.mkdtemp()
-    >>> with Checkpoints(directory, keep=2, best="accuracy") as checkpoints:
+    >>> with Checkpoints(directory, keep=2, best="max:accuracy") as checkpoints:
     ...     for step, accuracy in [(10, 0.9), (20, 0.7), (30, 0.8), (40, 0.6)]:
     ...         tree = {"params": {"w": jax.numpy.full(3, step)}, "key": jax.random.key(step)}
     ...         checkpoints.save(step, tree, {"position": 32 * step}, {"accuracy": accuracy})
@@ -82,12 +84,10 @@ class Checkpoints:
             )
         if keep < 1:
             raise ConfigError(f"keep={keep}: at least the newest checkpoint is kept")
-        if best is not None and not best.removeprefix("-"):
-            raise ConfigError(f'best={best!r}: name a metric, "accuracy" (largest is best) or "-loss" (smallest is)')
         self.directory = Path(directory).expanduser().absolute()
         self._disk = Directory(self.directory)
         self.keep = keep
-        self._best = best
+        self._goal = goal(best)
         # The step this run restored or saved last; whatever is later is not of this run.
         self._newest: int | None = None
         self._passed: set[int] = set()  # the steps that were found damaged on the way to that one
@@ -122,8 +122,27 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step with the best metric (the earlier of equals); None where no checkpoint has that metric."""
+        """The step with the best metric (the earlier of equals); None where no checkpoint has that metric.
+
+        Where this object was made without `best=`, what the newest checkpoint was saved with counts.
+        """
         return self._best_of(self.steps())
+
+    def choose(self, step: int | str | None = None) -> int | None:
+        """The step of the checkpoint that is meant: by its number, "best", or "last", which is None, as `restore` takes
+        it: the newest that is whole. None is the best where the run keeps one, and the last where it does not.
+
+        >>> Checkpoints("no/such/directory").choose("last")
+        """
+        if step == "last":
+            return None
+        if step is None or step == "best":
+            best = self.best()
+            if step is not None and best is None:
+                raise CheckpointError(f'{self.directory} has no best checkpoint: the run did not say by which metric '
+                                      f'(best="min:validation_loss"); it has {self.steps() or "none"}')  # fmt: skip
+            return best
+        return _step(step)
 
     def info(self, step: int) -> Info:
         """What checkpoint `step` says of itself, without reading its arrays; CheckpointError if it is damaged."""
@@ -164,6 +183,8 @@ class Checkpoints:
         self._check_metrics(index["metrics"])
         marks = digests(arrays)  # before the write: these are the arrays as they were, whatever the disk makes of them
         index["arrays"] = {name: [*describe(x), marks[name]] for name, x in arrays.items()}
+        if self._goal is not None:
+            index["best"] = str(self._goal)
         if slashed := _slashed(tree):
             index["slashed"] = slashed
         try:
@@ -351,25 +372,17 @@ class Checkpoints:
         return {*ours[-self.keep :], self._best_of(ours), *ahead}
 
     def _best_of(self, steps: list[int]) -> int | None:
-        if self._best is None:
-            return None
-        metric = self._best.removeprefix("-")
-        values = {}
+        found = {}
         for step in steps:
-            try:
-                value = self.info(step).metrics.get(metric, math.nan)
-            except CheckpointError:
-                continue
-            if not math.isnan(value):
-                values[step] = -value if self._best.startswith("-") else value
-        return max(values, key=lambda step: values[step], default=None)
+            with contextlib.suppress(CheckpointError):  # damaged
+                found[step] = self.info(step)
+        wanted = self._goal or (goal(found[max(found)].best) if found else None)
+        return wanted and wanted.best({step: info.metrics.get(wanted.metric, math.nan) for step, info in found.items()})
 
     def _check_metrics(self, metrics: dict[str, float]) -> None:
-        name = (self._best or "").removeprefix("-")
-        if name and metrics and name not in metrics:
-            raise ConfigError(
-                f"best={self._best!r}, but the metrics are {sorted(metrics)}{paths.nearest(name, metrics)}"
-            )
+        if self._goal is not None and metrics and self._goal.metric not in metrics:
+            near = paths.nearest(self._goal.metric, metrics)
+            raise ConfigError(f'best="{self._goal}", but the metrics are {sorted(metrics)}{near}')
 
     def _failure(self, step: int, error: BaseException) -> CheckpointError:
         try:
@@ -402,7 +415,7 @@ def _slashed(tree: Any) -> list[str]:
 
 def _info(index: dict[str, Any]) -> Info:
     marks = {name: mark for name, (_, _, mark) in index["arrays"].items()}
-    return Info(index["step"], index["info"], index["metrics"], marks)
+    return Info(index["step"], index["info"], index["metrics"], marks, index.get("best"))
 
 
 def _step(step: Any) -> int:

@@ -22,10 +22,12 @@ from sapwood.data.device import to_device
 from sapwood.data.learned import Learned
 from sapwood.train import checks, learning_rate, metrics
 from sapwood.train.agreement import anyone, of_the_first, together
+from sapwood.train.best import Kept, wanted
 from sapwood.train.callbacks import Callback, Event
 from sapwood.train.callbacks import check as check_callbacks
 from sapwood.train.compile_cache import compile_cache as compiled_in
 from sapwood.train.evaluation import AHEAD, Evaluation, as_dataset, without_flags
+from sapwood.train.goal import Goal
 from sapwood.train.multistep import check_option, copy
 from sapwood.train.packing import Packed, join, unpack
 from sapwood.train.progress import Progress
@@ -37,7 +39,7 @@ from sapwood.train.state import TrainState
 
 
 class Result(NamedTuple):
-    """What `fit` gives: the state after the last step, and one dict per row of metrics."""
+    """What `fit` gives: the state after the last step, or the best where that was asked for, and one dict per row."""
 
     state: TrainState
     history: list[dict[str, Any]]
@@ -76,8 +78,9 @@ def fit(
         run: directory for ``metrics.jsonl``, TensorBoard events and checkpoints; None writes nothing.
         resume: go on from the newest whole checkpoint in ``run``; from the beginning where there is none.
         checkpoint_every: steps between checkpoints, and `keep` how many of them stay.
-        best: also keep the checkpoint where a metric is best: "validation_accuracy" (largest), "-loss" (smallest). Then
-            there is one at the end of each epoch, too.
+        best: end with the state where a metric was best at the end of an epoch, "max:validation_accuracy" or
+            "min:loss", and not with the last one. Its checkpoint is kept in ``run`` beside the newest, from which a
+            resume goes on; without ``run`` a copy of it stays on the devices. What reads the run takes the best.
         log_every: steps between rows of metrics; each row averages since the one before.
         callbacks: functions ``(event, memory) -> bool | None``, see `sapwood.train.callbacks`.
         steps_per_call: steps that go to the device as one program, where no row closes between them. The numbers are
@@ -86,8 +89,9 @@ def fit(
             see `sapwood.train.compile_cache`. None leaves JAX's setting as it is.
         progress: show rows and, in a terminal, a bar.
 
-    Returns the last state and the rows. Raises `ConfigError` for options that do not fit together, `DataError` for bad
-    data, `CheckError` where a check fails in a step (nothing after that step has changed the state).
+    Returns the last state (with ``best`` the best one, whose ``step`` says which) and the rows. Raises `ConfigError`
+    for options that do not fit together, `DataError` for bad data, `CheckError` where a check fails in a step (nothing
+    after that step has changed the state).
 
     >>> import numpy as np, optax
     >>> from sapwood.train import Trainer, supervised
@@ -105,22 +109,24 @@ def fit(
     data = as_dataset(data, known, "data to train on")
     features = Learned({**(known or {}), **data.features})
     stream = batches(data, batch_size, seed=seed)
-    if best is not None and best.removeprefix("-").startswith("validation_") and validation is None:
-        raise ConfigError(f"fit(best={best!r}) needs fit(validation=...)")
+    goal = wanted(best, asked)
+    if goal is not None and goal.metric.startswith("validation_") and validation is None:
+        raise ConfigError(f'fit(best="{goal}") needs fit(validation=...)')
     plan = schedule(
         stream.steps_per_epoch, epochs=epochs, steps=steps, log_every=log_every,
-        checkpoint_every=checkpoint_every, best=best is not None,
+        checkpoint_every=checkpoint_every, best=goal is not None,
     )  # fmt: skip
     evaluation = None if validation is None else Evaluation(trainer, validation, None, "validation", features)
-    with compiled_in(compile_cache), Run(run, resume=resume, keep=keep, best=best) as record:
+    with compiled_in(compile_cache), Run(run, resume=resume, keep=keep, best=goal and str(goal)) as record:
         first = start(trainer, stream, evaluation, record, seed=seed, state=state, steps_per_call=several)
         sender = (Auto if first.programs.size is None else Sender)(plan, first.programs)
-        loop = Loop(trainer, sender, first.state, stream, features, plan, evaluation, record, asked, begun)
+        loop = Loop(trainer, sender, first.state, stream, features, plan, evaluation, record, asked, begun, goal)
         loop.restore(first.info)
         show = Progress(plan.steps, epochs=epochs, start=loop.done, quiet=not progress or jax.process_index() > 0)
         with show as loop.progress:
             loop.run()
-    return Result(loop.state.replace(features=features), loop.history)
+        state = loop.state if goal is None else loop.best(first.programs.state)
+    return Result(state.replace(features=features), loop.history)
 
 
 def _steps_per_call(trainer: Any, option: int | str) -> int | None:
@@ -149,9 +155,11 @@ class Loop:
     def __init__(
         self, trainer: Any, sender: Sender, state: TrainState, stream: Any, features: Learned, plan: Schedule,
         evaluation: Evaluation | None, record: Run, callbacks: tuple[Callback, ...], begun: float,
+        goal: Goal | None = None,
     ):  # fmt: skip
         self.trainer, self.sender, self.state, self.stream, self.plan = trainer, sender, state, stream, plan
         self.evaluation, self.record, self.callbacks, self.features = evaluation, record, callbacks, features
+        self.kept = Kept(goal) if goal is not None and record.directory is None else None
         self.asks = anyone(bool(callbacks))  # they may be of the first process alone
         self.progress = Progress(plan.steps, quiet=True)
         self.history: list[dict[str, Any]] = []
@@ -235,15 +243,23 @@ class Loop:
         self.pending = []
         self.record.note("steps_per_call", self.sender.chosen)
         saves = self.record.directory is not None and self.plan.saves(self.done)
-        at_once = saves or self.asks or self.done == self.plan.steps
+        at_once = saves or self.asks or self.kept is not None or self.done == self.plan.steps
         while len(self.late) > (0 if at_once else 1):
             self.read(self.late.popleft())
+        if self.kept is not None and self.plan.ends_epoch(self.done):
+            self.kept.offer(self.history[-1], self.state)
         if saves or (self.stopped and self.record.directory is not None):
             info = {"data": {**self.stream.state(), "position": self.done}, "stopped": self.stopped,
                     "callbacks": self.memory, "steps_per_call": self.sender.chosen,
                     "features": self.features.to_json()}  # fmt: skip
             row = self.history[-1] if self.plan.ends_epoch(self.done) else {}
             self.record.save(self.done, self.state, info, row)
+
+    def best(self, shapes: TrainState) -> TrainState:
+        """The best state of the run; the last one where no epoch's end had a number."""
+        if self.kept is not None:
+            return self.state if self.kept.state is None else self.kept.state
+        return self.record.best(shapes, self.state)
 
     def read(self, row: Row) -> None:
         """Fetch a row, look at its checks, log it, and ask the callbacks."""

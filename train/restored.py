@@ -10,21 +10,22 @@ from sapwood.train.checkpoints import Checkpoints, Info
 from sapwood.train.state import TrainState
 
 
-def restored(checkpoints: Checkpoints, shapes: TrainState) -> tuple[TrainState, Info]:
-    """The state of the newest whole checkpoint, in these shapes, dtypes and shardings; see `Checkpoints.restore`.
+def restored(checkpoints: Checkpoints, shapes: TrainState, step: int | None = None) -> tuple[TrainState, Info]:
+    """The state of the newest whole checkpoint, or of that of ``step``, in these shapes, dtypes and shardings; see
+    `Checkpoints.restore`.
 
     Up to 0.1 a running mean of bfloat16 or float16 parameters was saved in their dtype: it becomes float32.
     """
-    found, info = checkpoints.restore(shapes.replace(ema=_as_saved(checkpoints, shapes.ema)))
+    found, info = checkpoints.restore(shapes.replace(ema=_as_saved(checkpoints, shapes.ema, step)), step=step)
     mean = jax.tree.map(lambda x, planned: x.astype(planned.dtype), found.ema, shapes.ema)
     return found.replace(ema=mean), info
 
 
-def _as_saved(checkpoints: Checkpoints, ema: Any) -> Any:
-    """The shapes of the running mean in the dtypes that the newest checkpoint has them in, if it can be read."""
+def _as_saved(checkpoints: Checkpoints, ema: Any, step: int | None) -> Any:
+    """The shapes of the running mean in the dtypes that the checkpoint has them in, if it can be read."""
     if ema is None:
         return None
-    saved = _contents(checkpoints)
+    saved = _contents(checkpoints, step)
 
     def as_saved(path: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         there = saved.get(f"ema/{jax.tree_util.keystr(path, simple=True, separator='/')}", x)
@@ -34,8 +35,8 @@ def _as_saved(checkpoints: Checkpoints, ema: Any) -> Any:
     return jax.tree.map_with_path(as_saved, ema)
 
 
-def _contents(checkpoints: Checkpoints) -> dict[str, jax.ShapeDtypeStruct]:
-    for step in reversed(checkpoints.candidates()):
+def _contents(checkpoints: Checkpoints, step: int | None) -> dict[str, jax.ShapeDtypeStruct]:
+    for candidate in reversed(checkpoints.candidates()) if step is None else [step]:
         with contextlib.suppress(CheckpointError):  # damaged, which `restore` says
-            return checkpoints.contents(step)
+            return checkpoints.contents(candidate)
     return {}

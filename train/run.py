@@ -27,9 +27,8 @@ class Run:
     """
 
     def __init__(self, directory: Any, *, resume: bool, keep: int, best: str | None):
-        if directory is None and (resume or best is not None):
-            option = "resume=True" if resume else f"best={best!r}"
-            raise ConfigError(f"fit({option}) needs run=, the directory that holds the checkpoints")
+        if directory is None and resume:
+            raise ConfigError(f"fit(resume={resume!r}) needs run=, the directory that holds the checkpoints")
         self.directory = None if directory is None else Path(directory).expanduser()
         self.checkpoints: Checkpoints | None = None
         self.newest: int | None = None
@@ -72,6 +71,13 @@ class Run:
                 features = checkpoints.info(step).info.get("features")
                 return None if features is None else Learned.from_json(features)
         return None
+
+    def best(self, shapes: Any, last: Any) -> Any:
+        """The state of the best checkpoint; the last state where that is the best, or no checkpoint has a number."""
+        assert self.checkpoints is not None
+        self.checkpoints.wait()
+        step = self.checkpoints.best()
+        return last if step in (None, int(last.step)) else restored(self.checkpoints, shapes, step)[0]
 
     def save(self, step: int, state: Any, info: dict[str, Any], metrics: dict[str, Any]) -> None:
         """Start to write a checkpoint."""

@@ -9,7 +9,7 @@ from sapwood.recipes.experiment import Experiment
 
 def test_a_metric_that_is_no_single_number(sapwood, monkeypatch):
     scores = {"loss": 0.25, "examples": 3, "confusion": np.array([[2.0, 0.0], [1.0, 4.0]])}
-    run = SimpleNamespace(restore=lambda: None, test=lambda state: scores)
+    run = SimpleNamespace(restore=lambda step: None, test=lambda state: scores)
     monkeypatch.setattr(Experiment, "open", lambda *_: run)
     done = sapwood("evaluate", "r")
     assert (done.code, done.err) == (0, [])

@@ -253,15 +253,32 @@ def test_an_empty_data_set(sapwood, stripes):
 
 
 @pytest.mark.slow
-def test_the_best_checkpoint_is_kept(sapwood, stripes):
-    words = ("--validation", 0.25, "--epochs", 4, "--keep", 1, "--learning-rate", 0.5)
-    sapwood("train", stripes, "--run", "r", "--best", "min:validation_loss", *words)
+def test_a_run_ends_with_the_best_checkpoint_and_all_that_read_it_take_that(sapwood, stripes, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    stopping = "    def callbacks(self):\n        return [sw.train.EarlyStopping(patience=2, restore=self.restores)]\n"
+    text = stripes.read_text().replace("hidden: int = 8\n", "hidden: int = 8\n    restores: bool = False\n")
+    stripes.write_text(text + "\n" + stopping)
+    words = ("--validation", 0.25, "--epochs", 9, "--keep", 1, "--learning-rate", 2)
+    done = sapwood("train", stripes, "--run=~/r", "--best", "min:validation_loss", *words)
     losses = {row["step"]: row["validation_loss"] for row in read_rows("r/metrics.jsonl")}
-    kept = {int(path.name) for path in Path("r/checkpoints").iterdir()}
-    assert kept == {12, min(losses, key=losses.__getitem__)}
-    error = sapwood("train", stripes, "--run", "s", "--best", "max:acuracy", *words).error
-    assert error.startswith("best='acuracy', but the metrics are ")
-    assert "did you mean 'accuracy'" in error
+    last, best = max(losses), min(losses, key=losses.__getitem__)
+    assert best < last == best + 6 < 27  # stopped by the recipe's callback
+    assert {int(path.name) for path in Path("r/checkpoints").iterdir()} == {last, best}
+    said = f"sapwood: the checkpoint of step {best}, the best by min:validation_loss; --step last is {last}"
+    found = sapwood("evaluate", "r")
+    assert (found.out[0], found.err) == (done.out[-2], [said])
+    assert sapwood("evaluate", "r", "--step", "best").out == found.out
+    assert sapwood("evaluate", "r", "--step", best).out == found.out
+    later = sapwood("evaluate", "~/r", "--step", "last")
+    assert (later.err, later.out != found.out) == ([], True)
+    assert tree_digest(sw.load("r").params) == done.digest == tree_digest(sw.load("r", step="best").params)
+    assert tree_digest(sw.load("r", step="last").params) != done.digest
+    assert sapwood("train", stripes, "--run", "s", "--restores", *words).digest == done.digest
+    assert "but the metrics are" in sapwood("train", stripes, "--run", "t", "--best", "max:acuracy", *words).error
+    error = sapwood("train", stripes, "--run", "t", "--restores", "--best", "max:accuracy", *words).error
+    assert 'want "max:accuracy" and "min:validation_loss"' in error
+    assert "no checkpoint of step 4; it has" in sapwood("evaluate", "r", "--step", 4).error
+    assert "step, best or last is expected, not 'newest'" in sapwood("evaluate", "r", "--step", "newest").error
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import sapwood as sw
 from sapwood.core.errors import CheckpointError, ConfigError
 from sapwood.core.param import Param
 from sapwood.train import orbax_arrays
@@ -273,9 +274,9 @@ def test_info_without_reading_arrays(tmp_path):
     [
         ({"keep": 1}, [6], None),
         ({"keep": 3}, [4, 5, 6], None),
-        ({"keep": 2, "best": "score"}, [3, 5, 6], 3),
-        ({"keep": 1, "best": "-score"}, [1, 6], 1),
-        ({"keep": 1, "best": "late"}, [6], 6),
+        ({"keep": 2, "best": "max:score"}, [3, 5, 6], 3),
+        ({"keep": 1, "best": "min:score"}, [1, 6], 1),
+        ({"keep": 1, "best": "max:late"}, [6], 6),
     ],
 )
 def test_the_newest_and_the_best_are_kept(tmp_path, options, kept, best):
@@ -285,17 +286,38 @@ def test_the_newest_and_the_best_are_kept(tmp_path, options, kept, best):
             checkpoints.save(step, {"x": jnp.float32(step)}, metrics={"score": score, "late": step == 6})
     assert checkpoints.steps() == kept
     assert Checkpoints(tmp_path, **options).best() == best
+    assert Checkpoints(tmp_path).best() == best  # as they say themselves
     assert checkpoints.latest() == 6
     assert sorted(os.listdir(tmp_path)) == [f"{step:08d}" for step in kept]
 
 
 def test_a_checkpoint_without_metrics_is_never_best(tmp_path):
-    with Checkpoints(tmp_path, keep=1, best="score") as checkpoints:
+    with Checkpoints(tmp_path, keep=1, best="max:score") as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, {"x": jnp.ones(())}, metrics={"score": 1.0} if step == 2 else None)
         assert checkpoints.best() == 2
-        with pytest.raises(ConfigError, match=r"best='score', but the metrics are \['scored'\]; did you mean 'scored'"):
+        message = r'best="max:score", but the metrics are \[.scored.\]; did you mean .scored.'
+        with pytest.raises(ConfigError, match=message):
             checkpoints.save(4, {"x": jnp.ones(())}, metrics={"scored": 1})
+
+
+def test_which_checkpoint_is_meant(tmp_path):
+    write(tmp_path / "plain", 1, 2)
+    plain = Checkpoints(tmp_path / "plain")
+    assert [plain.choose(step) for step in (None, "last", 1, np.int64(2))] == [None, None, 1, 2]
+    with pytest.raises(CheckpointError, match=r"has no best checkpoint: the run did not say .*\[1, 2\]"):
+        plain.choose("best")
+    with Checkpoints(tmp_path / "best", best="min:loss") as checkpoints:
+        for step, loss in ((1, 0.5), (2, 0.25), (3, 0.75)):
+            checkpoints.save(step, state(step), metrics={"loss": loss})
+    best = Checkpoints(tmp_path / "best")
+    assert [best.choose(step) for step in (None, "best", "last", 1)] == [2, 2, None, 1]
+    assert int(sw.load(tmp_path / "best").extra["step"]) == 2
+    assert [sw.load(tmp_path / "best", step=step).extra["step"] for step in ("last", 1)] == [3, 1]
+    with pytest.raises(CheckpointError, match=r"has no checkpoint of step 4; it has \[1, 2, 3\]"):
+        sw.load(tmp_path / "best", step=4)
+    with pytest.raises(ConfigError, match="step='newest'"):
+        sw.load(tmp_path / "best", step="newest")
 
 
 def test_going_on_from_an_earlier_checkpoint_drops_the_later_ones(tmp_path):
@@ -452,7 +474,7 @@ def test_what_cannot_be_saved(tmp_path, tree, info, message):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("options", [{"keep": 0}, {"best": ""}, {"best": "-"}])
+@pytest.mark.parametrize("options", [{"keep": 0}, *({"best": x} for x in ("", "min:", "-loss", "accuracy", 1))])
 def test_wrong_options(tmp_path, options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         Checkpoints(tmp_path, **options)

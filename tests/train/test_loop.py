@@ -173,17 +173,38 @@ def test_the_memory_of_callbacks_survives_a_resume(tmp_path):
 
 
 def test_the_best_checkpoint_is_kept(tmp_path):
-    _, history = TRAINER.fit(DATA, run=tmp_path, keep=1, best="-validation_loss", **FIT)
+    _, history = TRAINER.fit(DATA, run=tmp_path, keep=1, best="min:validation_loss", **FIT)
     losses = {row["step"]: row["validation_loss"] for row in history if "validation_loss" in row}
-    assert Checkpoints(tmp_path / "checkpoints").best() is None
-    kept = Checkpoints(tmp_path / "checkpoints", best="-validation_loss")
+    kept = Checkpoints(tmp_path / "checkpoints", best="min:validation_loss")
     assert kept.best() == min(losses, key=losses.get)
 
 
+@pytest.mark.costs("four runs")
+def test_with_best_a_run_ends_with_its_best_state_however_it_is_asked(tmp_path):
+    """The labels are wrong in validation, so that it soon gets worse; the best is a run of so many epochs."""
+    wrong = {**DATA, "label": (DATA["label"] + 1) % 3}
+    options = {**FIT, "validation": wrong}
+    stop = [EarlyStopping(patience=1, restore=True)]
+    best = TRAINER.fit(DATA, best="min:validation_loss", **options)
+    stopped = TRAINER.fit(DATA, callbacks=stop, **options)
+    kept = TRAINER.fit(DATA, callbacks=stop, run=tmp_path, **options)
+    losses = [row["validation_loss"] for row in best.history]
+    epochs = 1 + losses.index(min(losses))
+    expected, _ = TRAINER.fit(DATA, **{**options, "epochs": epochs})
+    assert [len(run.history) for run in (best, stopped, kept)] == [4, epochs + 1, epochs + 1]
+    for found in (best, stopped, kept):
+        assert equal(found.state, expected)
+        assert TRAINER.evaluate(found.state, wrong)["loss"] == min(losses)
+    assert sw.load(tmp_path).extra["step"] == 6 * epochs
+    assert sw.load(tmp_path, step="last").extra["step"] == 6 * epochs + 6
+    again = TRAINER.fit(DATA, callbacks=stop, run=tmp_path, resume=True, **options)
+    assert equal(again.state, expected)
+
+
 def test_the_best_is_kept_where_checkpoints_are_due_at_other_steps_than_epochs_end(tmp_path):
-    rows = TRAINER.fit(DATA, run=tmp_path, keep=1, best="-validation_loss", checkpoint_every=4, **FIT).history
+    rows = TRAINER.fit(DATA, run=tmp_path, keep=1, best="min:validation_loss", checkpoint_every=4, **FIT).history
     losses = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
-    assert Checkpoints(tmp_path / "checkpoints", best="-validation_loss").best() == min(losses, key=losses.get)
+    assert Checkpoints(tmp_path / "checkpoints", best="min:validation_loss").best() == min(losses, key=losses.get)
 
 
 def test_a_run_goes_on_whose_running_mean_was_saved_in_bfloat16(tmp_path, monkeypatch):
@@ -412,7 +433,8 @@ def test_without_jit_a_wrong_label_raises_where_it_is():
     [
         ({"epochs": None}, "either epochs= or steps=, got neither"),
         ({"resume": True}, "needs run="),
-        ({"best": "accuracy"}, "needs run="),
+        ({"best": "-loss"}, 'best=.-loss.: "min:loss" where the smallest is best, or "max:loss" where the largest is'),
+        ({"best": "min:loss", "callbacks": [EarlyStopping(restore=True)]}, 'want "min:loss" and "min:validation_loss"'),
         ({"batch_size": 0}, "at least one example"),
     ],
 )
@@ -423,7 +445,7 @@ def test_options_that_do_not_fit(options, message):
 
 def test_best_by_validation_needs_validation(tmp_path):
     with pytest.raises(ConfigError, match=r"needs fit\(validation"):
-        TRAINER.fit(DATA, **{**FIT, "validation": None, "best": "-validation_loss", "run": tmp_path})
+        TRAINER.fit(DATA, **{**FIT, "validation": None, "best": "min:validation_loss", "run": tmp_path})
 
 
 def test_a_directory_of_another_run_is_not_overwritten(unbroken):

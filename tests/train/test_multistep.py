@@ -178,9 +178,15 @@ def test_callbacks_stop_a_run_at_the_same_step(tmp_path):
 
 def test_the_best_checkpoint_is_the_same(tmp_path):
     for size in (1, 5):
-        options = {"epochs": 3, "validation": DATA, "best": "-validation_loss", "keep": 1, "run": tmp_path / str(size)}
+        options = {
+            "epochs": 3,
+            "validation": DATA,
+            "best": "min:validation_loss",
+            "keep": 1,
+            "run": tmp_path / str(size),
+        }
         fit(made(linear, optax.sgd(1.0)), size, **options)
-    best = [Checkpoints(tmp_path / size / "checkpoints", best="-validation_loss").best() for size in ("1", "5")]
+    best = [Checkpoints(tmp_path / size / "checkpoints", best="min:validation_loss").best() for size in ("1", "5")]
     assert best[0] == best[1] is not None
 
 

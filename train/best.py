@@ -1,0 +1,43 @@
+"""The best state of a run, where `fit` is to end with it and not with the last."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from sapwood.core.errors import ConfigError
+from sapwood.train.agreement import anyone
+from sapwood.train.callbacks import Callback, EarlyStopping, better, value
+from sapwood.train.goal import Goal, goal
+from sapwood.train.multistep import copy
+
+
+def wanted(best: Any, callbacks: Sequence[Callback]) -> Goal | None:
+    """What `fit` shall end with: what ``best=`` says, or an `EarlyStopping(restore=True)`.
+
+    `ConfigError` where the two mean different things, and where not all processes have that callback.
+    """
+    stopping = {Goal(c.mode, c.monitor) for c in callbacks if isinstance(c, EarlyStopping) and c.restore}
+    if anyone(bool(stopping)) and anyone(not stopping):
+        raise ConfigError("fit(callbacks=...): EarlyStopping(restore=True) is given to every process, or to none")
+    goals = stopping | ({goal(best)} - {None})
+    if len(goals) > 1:
+        said = " and ".join(sorted(f'"{one}"' for one in goals))
+        raise ConfigError(f"fit: best= and EarlyStopping(restore=True) want {said}; a run ends with one best state")
+    return next(iter(goals), None)
+
+
+class Kept:
+    """The best state so far where no directory keeps it: a copy of it on the devices."""
+
+    def __init__(self, goal: Goal):
+        self.goal, self.value, self.state = goal, math.nan, None
+
+    def offer(self, row: Mapping[str, Any], state: Any) -> None:
+        """Keep a copy of the state of a row that closes an epoch, if it is better."""
+        new = value(row, self.goal.metric, f'best="{self.goal}"')
+        first = math.isnan(self.value) and not math.isnan(new)
+        if first or better(new, self.value, self.goal.mode):
+            rng, rest = state.rng, state.replace(rng=None)  # the key is never used up
+            self.value, self.state = new, jax.tree.map(copy, rest).replace(rng=rng)
