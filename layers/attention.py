@@ -34,6 +34,8 @@ def attention(
     to `(batch, heads, queries, keys)`: a padding mask is `valid[:, None, None, :]`. `causal` lets query i see the keys
     0 to i. `scale` is 1 / sqrt(head_dim) by default. A query that may look nowhere gets the mean of all values.
     `segments`, integers `(batch, length)`, are for sequences packed into one: a query sees keys of its own segment.
+    A key or value that is not finite makes NaN of the queries that see it; with `causal` it reaches no earlier query,
+    and none where `mask` hides it from all. (Not so in a kernel or in `ring_attention`: their blocks multiply it by 0.)
 
     `sharding` is that of q on a mesh, where it is known. Where it splits the length, and without a `mask`, this is
     `ring_attention`; else a TPU runs the kernel of `splash_attention`, and an NVIDIA GPU that of `cudnn_attention` in

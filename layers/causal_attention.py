@@ -62,5 +62,17 @@ def _block(q: jax.Array, k: jax.Array, v: jax.Array, begin: int, segments: jax.A
     if segments is not None:
         own = jnp.tile(segments[:, begin:end], (1, rows // (end - begin)))
         hidden = hidden | (own[:, :, None] != segments[:, None, :end])[:, None]
-    scores = scores + jnp.where(hidden, HIDDEN, 0)  # a sum: its gradient needs no pass of its own
+    scores = _at_most(scores, jnp.where(hidden, HIDDEN, jnp.inf))
     return lax.dot_general(jax.nn.softmax(scores).astype(v.dtype), v, (((3,), (2,)), ((0, 1), (0, 1))))
+
+
+@jax.custom_jvp
+def _at_most(scores: jax.Array, bound: jax.Array) -> jax.Array:
+    """Scores that overflowed are hidden, too, as a sum with `HIDDEN` would not. `jnp.where` takes a tenth longer."""
+    return jnp.minimum(scores, bound)
+
+
+@_at_most.defjvp
+def _at_most_jvp(primals, tangents):
+    """That of a sum, with no pass of its own: a hidden score has weight 0, and so no gradient anyway."""
+    return _at_most(*primals), tangents[0]

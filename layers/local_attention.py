@@ -4,12 +4,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from sapwood.core.errors import InputError
 from sapwood.core.layer import describe
 from sapwood.core.loop import platform
 from sapwood.layers import causal_attention, cudnn, expect, splash
 from sapwood.layers.blockwise import HIDDEN
+from sapwood.layers.contained import contained
 
 
 def local_attention(
@@ -25,7 +27,8 @@ def local_attention(
     """`attention` of arrays that were checked, by what is best where they are: JAX's splash kernel on a TPU, cuDNN's on
     an NVIDIA GPU in half precision, blocks on a CPU, or as XLA has it.
 
-    `mask` broadcasts to `(batch, heads, queries, keys)`; segments are `(batch, length)`.
+    `mask` broadcasts to `(batch, heads, queries, keys)`; segments are `(batch, length)`. But for the kernels,
+    what is not finite reaches no earlier query if `causal`, and none where `mask` hides its key from all.
 
     >>> x = jnp.arange(3.0).reshape(1, 3, 1, 1)
     >>> local_attention(jnp.zeros_like(x), x, x, segments=jnp.array([[0, 0, 1]]))[0, :, 0, 0]
@@ -37,14 +40,42 @@ def local_attention(
         return cudnn.cudnn_attention(q, k, v, causal, scale)
     dtype = q.dtype
     q, k, v = widened(q, k, v)
-    if causal and mask is None and causal_attention.pays(q):
-        return causal_attention.causal_attention(q, k, v, scale, segments).astype(dtype)
+    if mask is not None:
+        seen = jnp.any(mask, (1, 2))[:, :, None, None]  # by any query
+        k, v = contained(k, seen), contained(v, seen)
+    if not causal:
+        return _plain(q, k, v, mask, causal, scale, segments).astype(dtype)
+    k, v, late = _until(k, v)
+    if mask is None and causal_attention.pays(q):
+        y = causal_attention.causal_attention(q, k, v, scale, segments)
+    else:
+        y = _plain(q, k, v, mask, causal, scale, segments)
+    return (y + jnp.repeat(late, q.shape[2] // k.shape[2], 2)).astype(dtype)
+
+
+def _until(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Keys and values with zeros for what is not finite, and what makes the queries that see it NaN.
+
+    The last is `(batch, length, kv_heads, 1)`. A hidden key has weight 0, but 0 x inf is NaN: in a matrix product with
+    the weights it would reach earlier queries, and their gradient.
+    """
+    place = lax.broadcasted_iota(jnp.int32, (k.shape[1], 1, 1), 0)
+    fine = jnp.isfinite(k) & jnp.isfinite(v)
+    first = jnp.min(jnp.where(fine, k.shape[1], place), (1, 3), keepdims=True)
+    late = jnp.where(place >= first, jnp.inf, 0).astype(v.dtype) * 0  # no constant is NaN, which `jax_debug_nans` sees
+    return contained(k, False), contained(v, False), late
+
+
+def _plain(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: Any, causal: bool, scale: float | None, segments: Any
+) -> jax.Array:
+    """As XLA has it, with the scores of all pairs."""
     if segments is not None:
         same = (segments[:, :, None] == segments[:, None, :])[:, None]
         mask = same if mask is None else mask & same
-    if dtype == jnp.float64:
+    if q.dtype == jnp.float64:
         return _in_float64(q, k, v, mask, causal, scale)
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale).astype(dtype)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale)
 
 
 def _in_float64(

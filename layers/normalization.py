@@ -12,6 +12,7 @@ from sapwood.core.initializers import Initializer, ones, zeros
 from sapwood.core.layer import Layer, describe
 from sapwood.core.vars import Vars, declares, frozen
 from sapwood.layers import expect
+from sapwood.layers.contained import contained, leading
 from sapwood.layers.once import once
 
 
@@ -165,7 +166,8 @@ class BatchNorm(Layer):
     the state `mean` and `var` (features,) by `running = momentum * running + (1 - momentum) * batch`; else, and where a
     trainer freezes it (`Trainer(trainable=)`), it uses the state, as in Keras. Parameters: `scale`, `bias` (features,).
     `mask` (boolean, the leading dimensions of x, such as (batch,) or (batch, length)) leaves padding out of the
-    statistics.
+    statistics, which may hold anything. Where nothing counts, as in a batch that is all padding, the state stays as it
+    is and is what x is normalised with.
 
     Under `jax.jit` the batch is the whole batch on any mesh. Inside `jax.vmap` or `jax.shard_map`, `axis_name` averages
     over that axis; declaring needs shapes alone, and so no axis. The variance is the biased one in both places, as in
@@ -197,10 +199,15 @@ class BatchNorm(Layer):
         scale, bias = _scale_and_bias(self, v, features)
         mean = v.state("mean", (features,), zeros)
         var = v.state("var", (features,), ones)
-        if not v.train or frozen(v):
+        where = None if mask is None else leading("BatchNorm", mask, x)
+        x = x if where is None else contained(x, where)
+        if not v.train or frozen(v) or x.size == 0:
             return batch_norm(x, mean, var, scale, bias, self.eps)
-        where = None if mask is None else _where(mask, x)
-        now = moments(x, tuple(range(x.ndim - 1)), where, self._axis(v))
+        axis = self._axis(v)
+        now = moments(x, tuple(range(x.ndim - 1)), where, axis)
+        if where is not None:
+            some = jnp.sum(where) if axis is None else lax.psum(jnp.sum(where), axis)
+            now = [jnp.where(some > 0, new, old) for new, old in zip(now, (mean, var), strict=True)]
         step = 1 - self.momentum
         v.put(mean=mean + step * (now[0].reshape(features) - mean), var=var + step * (now[1].reshape(features) - var))
         return batch_norm(x, *now, scale, bias, self.eps)
@@ -213,17 +220,6 @@ class BatchNorm(Layer):
             except NameError:
                 return None
         return self.axis_name
-
-
-def _where(mask: jax.Array, x: jax.Array) -> jax.Array:
-    """A mask over the leading dimensions of x, in a form that broadcasts to it."""
-    mask = jnp.asarray(mask)
-    if mask.dtype != bool or not 0 < mask.ndim < x.ndim or mask.shape != x.shape[: mask.ndim]:
-        raise InputError(
-            f"BatchNorm expects a boolean mask over the leading dimensions of x, such as (batch,), got "
-            f"mask {describe(mask)} for x {describe(x)}"
-        )
-    return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
 
 
 class LayerNorm(Layer):
