@@ -1,6 +1,7 @@
 """`load`: one way in for every kind of data."""
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from sapwood.data.images import is_picture
 from sapwood.data.source import Source
 
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
+TABLE_OPTIONS = ("target", "classes", "weight", "columns")
+CATALOG_NAME = r"[A-Za-z_][\w-]*(:[\w.*-]+)?(/[\w.*+=,-]+)*(:[\d.*]+)?"
+"""What a name of TensorFlow Datasets looks like: "mnist", "glue/cola", "mnist:3.0.1", "huggingface:mnist"."""
 
 
 def load(
@@ -24,6 +28,8 @@ def load(
     target: str | None = None,
     classes: int | Sequence[str] | None = None,
     weight: str | None = None,
+    columns: Sequence[str] | None = None,
+    header: bool | None = None,
     size: tuple[int, int] | None = None,
     data_dir: str | Path | None = None,
 ) -> Any:
@@ -35,7 +41,7 @@ def load(
     | a TensorFlow data set: "mnist", "glue/cola", "mnist:3.0.1" | its own | split, target, data_dir |
     | a folder with `dataset_info.json` | its own | split, target |
     | a folder of images by class | image, label | split, classes, size |
-    | .csv, .tsv, .parquet; a pandas or polars frame; a pyarrow table | features, label, ... | target, classes, weight |
+    | .csv, .tsv, .parquet; a frame of pandas, polars, ... | features, label, ... | target, classes, weight, columns |
     | a file .npz, or a dict of arrays or lists of Pillow images | its own | target, classes |
     | (inputs, labels), (inputs, labels, weights), or an array | features (image if 4-D), label, weight | classes |
     | a `datasets.Dataset` or a dict of them by split | its own | split, target, classes |
@@ -50,6 +56,10 @@ def load(
         target: the entry that becomes "label"; one that is called so already is then left out.
         classes: the names of the label's classes in order, or their number, where the source does not say.
         weight: the column of sample weights.
+        columns: of a table, those to read beside target and weight, in this order; default all. The index of a pandas
+            data frame is left out.
+        header: whether the first line of a CSV names its columns, as it does unless said; else they are called "0",
+            "1", ... A first line with numbers in it needs it said, unless it has the target in it.
         size: (height, width) to resize images to.
         data_dir: where prepared sets are; default $SAPWOOD_DATA_DIR, $TFDS_DATA_DIR, ~/tensorflow_datasets.
 
@@ -70,6 +80,8 @@ def load(
         "target": target,
         "classes": classes,
         "weight": weight,
+        "columns": columns,
+        "header": header,
         "size": size,
         "data_dir": data_dir,
     }
@@ -101,7 +113,7 @@ def _open(source: Any, options: Mapping[str, Any]) -> Source:
     if hub.is_hub(source):
         return _with(options, "a datasets.Dataset", _on(hub.Hub, source), "split", "target", "classes")
     if table.is_frame(source):
-        return _with(options, "a data frame", _on(table.from_frame, source), "target", "classes", "weight")
+        return _with(options, "a data frame", _on(table.from_frame, source), *TABLE_OPTIONS)
     if isinstance(source, Mapping):
         return _with(options, "a dict of arrays", _on(arrays.from_arrays, source), "target", "classes")
     if isinstance(source, tuple):
@@ -132,8 +144,8 @@ def _named(name: str, options: Mapping[str, Any]) -> Source:
         return _folder(path, options)
     if path.is_file() or path.suffix.lower() in (*TABLES, ".npz"):
         return _file(path, options)
-    if name.startswith((".", "/", "~")) or "\\" in name:
-        raise DataError(f"there is no file or folder {name}")
+    if not re.fullmatch(CATALOG_NAME, name):  # "C:/data", "~/data", "s3://bucket/data", "old data"
+        raise DataError(f"there is no file or folder {name!r}")
     from sapwood.data.sources.catalog import from_catalog
 
     return _with(options, "a TensorFlow data set", _on(from_catalog, name), "split", "target", "data_dir")
@@ -155,7 +167,7 @@ def _file(path: Path, options: Mapping[str, Any]) -> Source:
     if not path.exists():
         raise DataError(f"there is no file {path}")
     if path.suffix.lower() in TABLES:
-        return _with(options, "a table", _on(table.from_file, path), "target", "classes", "weight")
+        return _with(options, "a table", _on(table.from_file, path), *TABLE_OPTIONS, "header")
     if path.suffix.lower() == ".npz":
         return _with(options, "arrays", _on(arrays.from_file, path), "target", "classes")
     hint = "sapwood.data.characters makes data of a text; " if path.suffix in (".txt", ".md") else ""

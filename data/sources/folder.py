@@ -11,12 +11,23 @@ from sapwood.data.pictures import Pictures
 from sapwood.data.source import Source
 from sapwood.data.sources.labels import Classes
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-SPLITS = ("train", "validation", "valid", "val", "test")
+SUFFIXES = (
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".jxl", ".bmp", ".dib", ".gif", ".webp",
+    ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".psd", ".dds", ".avif", ".heic", ".heif",
+)  # fmt: skip
+"""Files that are images. What Pillow cannot read of them is an error when it is read; none is passed over."""
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""What a folder of a split is called, in small letters or capitals."""
 
 
 class Folder(Source):
-    """Images by class: `root/cat/1.png` has label "cat"; or `root/train/cat/1.png` with split "train".
+    """Images by class: `root/cat/1.png` has label "cat"; or `root/train/cat/1.png` with split "train", which may
+    be called "Train" or "training" there.
 
     Images are "image", uint8 `(height, width, channels)`, as `sapwood.data.decode_image` reads them: with 1 channel
     where those of all splits are grey and 3 otherwise, and resized to `size` (bilinear) where that is given. Classes
@@ -30,6 +41,7 @@ class Folder(Source):
             )
         home, homes = _homes(root, split, classes)
         if classes is None:  # a class may be missing from this split
+            _refuse_others(homes)
             names = sorted({n for h in homes for n in _classes(h)}, key=Path)
         else:
             unknown = [n for n in _classes(home) if n not in classes]
@@ -39,9 +51,7 @@ class Folder(Source):
         self.root = home
         found = [(path, i) for i, name in enumerate(names) for path in _images(home / name)]
         if not found:
-            raise DataError(
-                f"no images in {home}; a folder for each class is expected, with {', '.join(SUFFIXES[:3])}, ... files"
-            )
+            raise DataError(f"no images in {home}; a folder for each class is expected, with .png, .jpg, ... files")
         self.paths = [path for path, _ in found]
         self.labels = np.array([label for _, label in found], np.int32)
         others = (path for h in homes if h != home for name in _classes(h) for path in _images(h / name))
@@ -67,17 +77,14 @@ class Folder(Source):
 def _homes(root: Path, split: str | None, classes: Sequence[str] | None) -> tuple[Path, list[Path]]:
     """The folder in which each folder is a class, and those of all splits, of which it is one."""
     folders = _folders(root)
-    splits = [d for d in folders if d.name in SPLITS]
-    others = [d.name for d in folders if d.name not in SPLITS and _has_images(d)]
+    splits = [d for d in folders if _kind(d.name)]
+    others = [d.name for d in folders if not _kind(d.name) and _has_images(d)]
     if others:  # beside them "valid" is a split where it has classes in it, and else a class itself
         splits = [d for d in splits if _classes(d)]
     if classes is not None and {*others, *(d.name for d in splits)} <= set(classes):
         splits = []  # "train" may be a kind of vehicle
     if splits and not others:
-        wanted = root / (split or "train")
-        if wanted not in splits:
-            raise DataError(f"{root} has no split {wanted.name!r}; it has {', '.join(d.name for d in splits)}")
-        return wanted, splits
+        return _of_split(root, splits, split or "train"), splits
     mixed = [d.name for d in splits if _has_images(d)]
     if mixed:
         raise DataError(
@@ -88,6 +95,35 @@ def _homes(root: Path, split: str | None, classes: Sequence[str] | None) -> tupl
         names = ", ".join(d.name for d in folders[:10])
         raise DataError(f"{root} has no split {split!r}; its folders are classes: {names}")
     return root, [root]
+
+
+def _kind(name: str) -> str | None:
+    """The split that a folder of this name holds, if it is the name of one."""
+    return next((kind for kind, names in SPLITS.items() if name.lower() in names), None)
+
+
+def _of_split(root: Path, splits: list[Path], wanted: str) -> Path:
+    """The folder of a split: the one of that very name, else the one of another name for it."""
+    there = ", ".join(d.name for d in splits)
+    found = [d for d in splits if d.name == wanted] or [d for d in splits if _kind(d.name) == _kind(wanted)]
+    if len(found) > 1:
+        raise DataError(f"{root} has several folders for the split {wanted!r}: {there}; say which with split=")
+    if not found:
+        raise DataError(f"{root} has no split {wanted!r}; it has {there}")
+    return found[0]
+
+
+def _refuse_others(homes: list[Path]) -> None:
+    """A `DataError` for a folder among the classes that has files but no image: its class would vanish, and the numbers
+    of those after it would change."""
+    for folder in (d for home in homes for d in _folders(home)):
+        files = [] if _has_images(folder) else [p for p in folder.rglob("*") if p.is_file() and p.name[0] != "."]
+        if files:
+            kinds = ", ".join(sorted({path.suffix or path.name for path in files})[:5])
+            raise DataError(
+                f"{folder} holds no image that is known as one ({kinds}): move it elsewhere if it is no class, convert "
+                "its files if it is one, or name the classes with classes="
+            )
 
 
 def _folders(root: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """Labels: which entry they are, and from what is stored to class numbers with their names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,9 @@ def rename(
     return {("label" if n == target else n): value for n, value in entries.items() if n == target or n != "label"}
 
 
-def encode(values: Any, classes: Classes, name: str = "label") -> tuple[np.ndarray, Feature]:
+def encode(
+    values: Any, classes: Classes, name: str = "label", where: Callable[[int], str] = "example {}".format
+) -> tuple[np.ndarray, Feature]:
     """Labels and their feature. Text becomes the number of its class, int32; integers are class numbers already;
     floats are targets of a regression and stay.
 
@@ -42,6 +44,10 @@ def encode(values: Any, classes: Classes, name: str = "label") -> tuple[np.ndarr
         values: labels `(examples, ...)`.
         classes: the names of the classes in order, or their number; default what the values tell: the sorted
             texts, or the integers 0 to the largest.
+        where: how to name example i.
+
+    Raises:
+        DataError: a label is no class: below 0, unknown, or an empty text that no one named.
 
     Example:
         >>> encode(["dog", "cat", "dog"], None)[0].tolist(), encode(["dog", "cat"], None)[1].classes
@@ -50,8 +56,10 @@ def encode(values: Any, classes: Classes, name: str = "label") -> tuple[np.ndarr
     if isinstance(values, list | tuple) and any(map(is_picture, values[:1])):
         values = [class_numbers(value, f"{name} of example {i}") for i, value in enumerate(values)]
     values = rows(name, values)
+    if values.dtype == bool and classes is None:
+        classes = 2
     if values.dtype.kind in "UOST" and values.size:
-        return _encode_text(narrow(name, values), classes, name)
+        return _encode_text(narrow(name, values), classes, name, where)
     kept = on_disk(values)  # the source makes them int32 as they are read
     values = values if kept else narrow(name, values)
     if values.dtype.kind not in "biu":
@@ -63,8 +71,8 @@ def encode(values: Any, classes: Classes, name: str = "label") -> tuple[np.ndarr
         if values.size and values.min() < 0:
             first = tuple(np.argwhere(values < 0)[0])
             raise DataError(
-                f"{name} of example {first[0]} is {values[first]}; classes are counted from 0. Renumber them, or give "
-                "floats for a regression"
+                f"{name} of {where(int(first[0]))} is {values[first]}; classes are counted from 0. Renumber them, or "
+                "give floats for a regression"
             )
         classes = int(values.max()) + 1 if values.size else 0
     return values, _feature(values, classes)
@@ -77,7 +85,9 @@ def _feature(values: np.ndarray, classes: int | Sequence[str]) -> Feature:
     return Feature(shape, dtype, classes=tuple(classes))
 
 
-def _encode_text(values: np.ndarray, classes: Classes, name: str) -> tuple[np.ndarray, Feature]:
+def _encode_text(
+    values: np.ndarray, classes: Classes, name: str, where: Callable[[int], str]
+) -> tuple[np.ndarray, Feature]:
     if isinstance(classes, int):
         raise ConfigError(f"{name} holds text; give the names of the classes, not their number {classes}")
     texts = values.reshape(-1).tolist()
@@ -85,13 +95,17 @@ def _encode_text(values: np.ndarray, classes: Classes, name: str) -> tuple[np.nd
     for i, value in enumerate(texts):
         if not isinstance(value, str):
             raise DataError(
-                f"{name} of example {i // each} is {value!r}, of type {type(value).__name__}; labels are expected to "
+                f"{name} of {where(i // each)} is {value!r}, of type {type(value).__name__}; labels are expected to "
                 "be all text, or an array of numbers"
+            )
+        if classes is None and not value.strip():
+            raise DataError(
+                f"{name} of {where(i // each)} is empty; leave that example out, or name the classes with classes="
             )
     names = sorted(set(texts)) if classes is None else list(classes)
     number = {n: i for i, n in enumerate(names)}
     for i, value in enumerate(texts):
         if value not in number:
-            raise DataError(f"{name} of example {i // each} is {value!r}; classes are {', '.join(map(repr, names))}")
+            raise DataError(f"{name} of {where(i // each)} is {value!r}; classes are {', '.join(map(repr, names))}")
     numbers = np.array([number[v] for v in texts], np.int32).reshape(values.shape)
     return numbers, _feature(numbers, names)

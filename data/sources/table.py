@@ -1,7 +1,8 @@
 """Tables, in memory: CSV and Parquet files by pyarrow, and data frames of any library that speaks Arrow."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,47 +14,73 @@ from sapwood.data.pictures import Pictures
 from sapwood.data.source import ArraySource
 from sapwood.data.sources.labels import Classes, encode
 
+EXACT = 2**24  # every whole number up to it is a float32
+
 
 class Table(ArraySource):
     """Rows of a table. Numeric columns together are "features", float32 `(columns,)`; the target column is "label";
     a column of lists of one length, and one of text or pictures, stays an entry of its own; `weight` names the column
     of weights.
 
-    The target is the column named by `target`, else the one called "label" or "target", else there is none.
+    The target is the column named by `target`, else the one called "label" or "target", else there is none. `columns`
+    are those that are read beside target and weight; default all. The classes of a label are sorted; those of a pandas
+    categorical are its categories.
     """
 
-    def __init__(self, table: Any, name: str, target: str | None, classes: Classes, weight: str | None, pictures: Any):
+    def __init__(
+        self,
+        table: Any,
+        name: str,
+        target: str | None,
+        classes: Classes,
+        weight: str | None,
+        columns: Sequence[str] | None,
+        pictures: Mapping[str, Any] = MappingProxyType({}),
+    ):
         self.name = name
-        columns = {n: _column(table.column(n).combine_chunks(), n, name) for n in table.column_names}
-        target = target or next((n for n in ("label", "target") if n in columns), None)
-        for role, column in (("target", target), ("weight", weight)):
-            if column is not None and column not in columns:
-                there = ", ".join(map(repr, columns))
-                raise ConfigError(f"{name} has no column {column!r} for {role}=; it has {there}")
+        target = target or next((n for n in ("label", "target") if n in table.column_names), None)
+        chosen = _chosen(table, [*table.column_names, *pictures], name, target, weight, columns)
+        table = table.select([column for column in chosen if column not in pictures])
         if classes is not None and target is None:
             raise ConfigError(
-                f"classes describe a label; name its column with target=: {', '.join(map(repr, columns))}"
+                f"classes describe a label; name its column with target=: {', '.join(map(repr, table.column_names))}"
             )
-        if target not in (None, "label") and weight != "label":
-            columns.pop("label", None)  # the target takes its place
-        numeric = [n for n, c in columns.items() if c.ndim == 1 and c.dtype != object and n not in (target, weight)]
+        if target is not None and classes is None:
+            classes = _categories(table, target)
+        found = _columns(table, name)
+        numeric = [n for n, c in found.items() if c.ndim == 1 and c.dtype != object and n not in (target, weight)]
         arrays: dict[str, np.ndarray | Pictures] = {}
         features: dict[str, Feature] = {}
-        for entry, cells in pictures.items():
-            arrays[entry] = Pictures(cells, lambda index, entry=entry: f"{entry} of {self.where(index)}")
+        for entry in (n for n in chosen if n in pictures):
+            arrays[entry] = Pictures(pictures[entry], lambda index, entry=entry: f"{entry} of {self.where(index)}")
             features[entry] = arrays[entry].feature
         if numeric:
-            arrays["features"] = np.stack([columns[n].astype(np.float32) for n in numeric], 1)
+            arrays["features"] = np.stack([self._as_float32(n, found[n]) for n in numeric], 1)
             features["features"] = Feature((len(numeric),), "float32", columns=tuple(numeric))
-        for name, column in columns.items():
-            if name not in (target, weight, *numeric):
-                arrays[name], features[name] = column, infer(column)
+        for column, values in found.items():
+            if column not in (target, weight, *numeric):
+                arrays[column] = kept = narrow(column, values)
+                features[column] = infer(kept)
         if target is not None:
-            arrays["label"], features["label"] = encode(columns[target], classes)
+            arrays["label"], features["label"] = encode(found[target], classes, where=self.where)
         if weight is not None:
-            arrays["weight"] = columns[weight].astype(np.float32)
+            arrays["weight"] = found[weight].astype(np.float32)
             features["weight"] = Feature((), "float32", low=0)
         super().__init__(arrays, features)
+
+    def _as_float32(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Numbers as float32; a `DataError` for a whole number that is none: its neighbours become equal to it."""
+        made = values.astype(np.float32)
+        if values.dtype.kind in "iu" and values.size and (values.max() > EXACT or values.min() < -EXACT):
+            large = np.flatnonzero((values > EXACT) | (values < -EXACT))
+            rounded = next((i for i in large if int(made[i]) != int(values[i])), None)
+            if rounded is not None:
+                raise DataError(
+                    f"column {name!r} of {self.where(int(rounded))} is {values[rounded]}, which float32 rounds to "
+                    f"{int(made[rounded])}, and others with it: subtract an offset or scale it, make it float64 where "
+                    "that is no matter, or leave it out with columns="
+                )
+        return made
 
     def where(self, index: int) -> str:
         if self.name.lower().endswith((".csv", ".tsv")):
@@ -61,26 +88,35 @@ class Table(ArraySource):
         return f"example {index} (row {index} of {self.name})"
 
 
-def from_file(path: Path, target: str | None, classes: Classes, weight: str | None) -> Table:
+def from_file(
+    path: Path,
+    target: str | None,
+    classes: Classes,
+    weight: str | None,
+    columns: Sequence[str] | None,
+    header: bool | None,
+) -> Table:
     """The rows of a CSV, TSV or Parquet file."""
     import pyarrow as pa
 
     kind = path.suffix.lower()
     try:
         if kind in (".csv", ".tsv"):
-            from pyarrow import csv
-
-            delimiter = "\t" if kind == ".tsv" else ","
-            table = csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=delimiter))
+            table = _read_csv(path, "\t" if kind == ".tsv" else ",", header, {"label", "target", target, weight})
+        elif header is not None:
+            raise ConfigError(f"header={header} says nothing about {path.name}; it has the names of its columns")
         else:
             from pyarrow import parquet
 
             table = parquet.read_table(path)
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as {kind[1:]}: {str(error).splitlines()[0]}") from error
-    return from_table(table, path.name, target, classes, weight)
+    made = from_table(table, path.name, target, classes, weight, columns)
+    if header is False:
+        made.where = f"example {{}} of {path.name}".format
+    return made
 
 
 def is_frame(value: Any) -> bool:
@@ -89,7 +125,9 @@ def is_frame(value: Any) -> bool:
     return hasattr(kind, "columns") and (hasattr(kind, "__arrow_c_stream__") or hasattr(kind, "dtypes"))
 
 
-def from_frame(frame: Any, target: str | None, classes: Classes, weight: str | None) -> Table:
+def from_frame(
+    frame: Any, target: str | None, classes: Classes, weight: str | None, columns: Sequence[str] | None
+) -> Table:
     """The rows of a data frame, of pandas' without its index, or of a pyarrow table."""
     import pyarrow as pa
 
@@ -98,8 +136,7 @@ def from_frame(frame: Any, target: str | None, classes: Classes, weight: str | N
         kinds = frame.dtypes.items() if len(frame) else ()
         seen = [n for n, kind in kinds if kind.kind == "O" and is_picture(frame[n].iloc[0])]
         pictures = {n: list(frame[n]) for n in seen}
-        rest = frame.drop(columns=seen)
-        table = pa.Table.from_pandas(rest, preserve_index=False) if len(rest.columns) else pa.table({})
+        table = _of_pandas(frame.drop(columns=seen))
     elif hasattr(frame, "__arrow_c_stream__"):
         table = pa.table(frame)
     else:
@@ -108,11 +145,29 @@ def from_frame(frame: Any, target: str | None, classes: Classes, weight: str | N
             f"a {kind} cannot be read as it is; compute(), collect() or to_pandas() makes it a frame in memory"
         )
     name = "the table" if isinstance(frame, pa.Table | pa.RecordBatch) else "the data frame"
-    return from_table(table, name, target, classes, weight, pictures)
+    return from_table(table, name, target, classes, weight, columns, pictures)
+
+
+def _of_pandas(frame: Any) -> Any:
+    import pyarrow as pa
+
+    if not len(frame.columns):
+        return pa.table({})
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, TypeError, ValueError) as error:  # columns of mixed types, sparse ones, two of one name
+        said = "; ".join(str(part) for part in error.args)
+        raise DataError(f"the data frame cannot be read: {said}; one type a column is expected") from error
 
 
 def from_table(
-    table: Any, name: str, target: str | None, classes: Classes, weight: str | None, pictures: Mapping[str, Any] = {}
+    table: Any,
+    name: str,
+    target: str | None,
+    classes: Classes,
+    weight: str | None,
+    columns: Sequence[str] | None,
+    pictures: Mapping[str, Any] = MappingProxyType({}),
 ) -> Table:
     """The rows of a pyarrow table, and beside them columns of pictures."""
     if not table.num_rows and not pictures:
@@ -121,7 +176,7 @@ def from_table(
         raise DataError(f"{name} has two columns of one name: {', '.join(map(repr, table.column_names))}")
     encoded = [n for n in table.column_names if _is_encoded(table.schema.field(n).type)]
     pictures = {**pictures, **{n: table.column(n) for n in encoded}}
-    return Table(table.drop_columns(encoded), name, target, classes, weight, pictures)
+    return Table(table.drop_columns(encoded), name, target, classes, weight, columns, pictures)
 
 
 def _is_encoded(kind: Any) -> bool:
@@ -131,29 +186,128 @@ def _is_encoded(kind: Any) -> bool:
     return pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} == {"bytes", "path"}
 
 
-def _column(column: Any, name: str, table: str) -> np.ndarray:
-    """A pyarrow array as numbers or text; empty cells of numbers are NaN, so that the check names them."""
+def _read_csv(path: Path, delimiter: str, header: bool | None, roles: set[str | None]) -> Any:
+    """The table of a file of text, whose first line is names if `header` or one of them is among `roles`."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    options = csv.ReadOptions(autogenerate_column_names=header is False)
+    try:
+        if path.open("rb").read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise UnicodeError
+        table = csv.read_csv(path, read_options=options, parse_options=csv.ParseOptions(delimiter=delimiter))
+        names = [str(i) for i in range(table.num_columns)] if header is False else table.column_names
+        if any(pa.types.is_binary(kind) for kind in table.schema.types):
+            raise UnicodeError
+    except UnicodeError:
+        raise DataError(
+            f"{path} is not UTF-8 text; save it as such, or name its encoding to pyarrow: load(csv.read_csv(path, "
+            "read_options=csv.ReadOptions(encoding='latin-1')))"
+        ) from None
+    if len(names) == 1 and (other := next((c for c in ";\t|" if c in names[0]), None)):
+        raise DataError(
+            f"{path} has one column, {names[0]!r}; if {other!r} stands between columns, say so to pyarrow: "
+            f"load(csv.read_csv(path, parse_options=csv.ParseOptions(delimiter={other!r})))"
+        )
+    if header is None and not roles & set(names) and any(map(_is_number, names)):
+        raise DataError(
+            f"the first line of {path} has numbers in it, {','.join(names)!r}: say header=False if it is the first "
+            "example (columns are then called '0', '1', ...), or header=True if it names the columns"
+        )
+    return table.rename_columns(names)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _chosen(
+    table: Any, there: list[str], name: str, target: str | None, weight: str | None, columns: Sequence[str] | None
+) -> list[str]:
+    """The names of the columns to read, `target` and `weight` among them, and no index of pandas'."""
+    columns = (columns,) if isinstance(columns, str) else columns
+    asked = [("columns", column) for column in columns or ()] + [("target", target), ("weight", weight)]
+    for role, column in asked:
+        if column is not None and column not in there:
+            raise ConfigError(f"{name} has no column {column!r} for {role}=; it has {', '.join(map(repr, there))}")
+    if columns is None:
+        index = (table.schema.pandas_metadata or {}).get("index_columns", ())
+        columns = [column for column in there if column not in index]
+        if "" in columns:
+            raise DataError(
+                f"{name} has a column without a name: write it without pandas' index (index=False), or name those to "
+                f"read, columns={[column for column in columns if column]}"
+            )
+        if target not in (None, "label") and weight != "label":
+            columns = [column for column in columns if column != "label"]  # the target takes its place
+    return list(dict.fromkeys([*columns, *(c for c in (target, weight) if c is not None)]))
+
+
+def _categories(table: Any, target: str) -> list[str] | None:
+    """The categories of a pandas categorical of text, in their order. (Other dictionaries are but a way to store.)"""
     import pyarrow as pa
 
-    kind = column.type
-    if pa.types.is_dictionary(kind):
+    kind = table.schema.field(target).type
+    if not pa.types.is_dictionary(kind) or not table.schema.pandas_metadata:
+        return None
+    words = table.column(target).combine_chunks().dictionary.to_pylist()
+    return words if all(isinstance(word, str) for word in words) else None
+
+
+def _columns(table: Any, name: str) -> dict[str, np.ndarray]:
+    """The columns as arrays; a `DataError` that names all those that are neither numbers nor text."""
+    found = {column: _column(table.column(column).combine_chunks(), column, name) for column in table.column_names}
+    odd = [column for column, values in found.items() if values is None]
+    if odd:
+        kinds = [str(table.schema.field(column).type) for column in odd]
+        said = ", ".join(
+            f"column {column!r} is {'empty' if kind == 'null' else f'of type {kind}'}"
+            for column, kind in zip(odd, kinds, strict=True)
+        )
+        rest = [column for column in found if column not in odd]
+        raise DataError(
+            f"{name} cannot be learned from as it is: {said}; numbers, text and lists of numbers can. Turn it into "
+            f"those, or name the columns to read, columns={rest}"
+        )
+    return {column: values for column, values in found.items() if values is not None}
+
+
+def _column(column: Any, name: str, table: str) -> np.ndarray | None:
+    """A pyarrow array as numbers or text, None where it is neither; empty cells of numbers are NaN, so that the check
+    names them."""
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_dictionary(column.type):
         names = column.dictionary
-        column = (names.cast(pa.large_string()) if pa.types.is_string_view(names.type) else names).take(column.indices)
-        kind = column.type
-    if pa.types.is_integer(kind) and column.null_count:
+        column = (names.cast(pa.large_string()) if types.is_string_view(names.type) else names).take(column.indices)
+    if types.is_boolean(column.type) and column.null_count:
+        column = column.cast(pa.int8())
+    if types.is_decimal(column.type):
         column = column.cast(pa.float64())
-    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return narrow(name, column.to_numpy(zero_copy_only=False))
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    kind = column.type
+    if types.is_integer(kind) and column.null_count:
+        filled = column.fill_null(0).to_numpy(zero_copy_only=False)
+        if not filled.size or max(abs(int(filled.max())), abs(int(filled.min()))) > EXACT:
+            row = next(i for i, v in enumerate(column) if not v.is_valid)
+            raise DataError(f"column {name!r} of {table} is empty in row {row}; a number is expected")
+        column = column.cast(pa.float64())
+    if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind):
+        return column.to_numpy(zero_copy_only=False)
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         if column.null_count:
             row = next(i for i, v in enumerate(column) if not v.is_valid)
             raise DataError(f"column {name!r} of {table} is empty in row {row}; text is expected")
         return np.array(column.to_pylist(), object)
-    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind):
+    if types.is_list(kind) or types.is_fixed_size_list(kind) or types.is_large_list(kind):
         try:
             return narrow(name, np.array(column.to_pylist()))
         except ValueError as error:
             raise DataError(
                 f"column {name!r} of {table} has lists of several lengths; one length is expected"
             ) from error
-    raise DataError(f"column {name!r} of {table} is of type {kind}; numbers, text or lists of numbers are expected")
+    return None

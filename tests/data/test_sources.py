@@ -315,6 +315,119 @@ def picture(path, value, size=(6, 4), mode="RGB"):
     Image.fromarray(pixels).save(path)
 
 
+def written(path, text):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_a_first_line_of_numbers_needs_a_word(tmp_path):
+    iris = written(tmp_path / "iris.csv", "5.1,3.5,setosa\n4.9,3.0,setosa\n6.0,3.4,other\n")
+    with pytest.raises(
+        DataError, match=r"first line of .*iris\.csv has numbers in it, '5.1,3.5,setosa': say header=False"
+    ):
+        load(iris)
+    data = load(iris, header=False, target="2")
+    assert (data.features["features"].columns, data.features["label"].classes) == (("0", "1"), ("other", "setosa"))
+    np.testing.assert_allclose(data.column("features"), [[5.1, 3.5], [4.9, 3.0], [6.0, 3.4]])
+    assert data.where(2) == "example 2 of iris.csv"
+    years = written(tmp_path / "years.csv", "2019,2020\n1,2\n")
+    assert load(years, header=True).features["features"].columns == ("2019", "2020")
+    pixels = written(tmp_path / "pixels.csv", "label,0,1\n1,7,8\n0,5,6\n")  # "label" is no number
+    assert load(pixels).column("features").tolist() == [[7, 8], [5, 6]]
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match="header=True says nothing about"):
+        load(tmp_path / "t.parquet", header=True)
+
+
+def test_an_empty_label_is_no_class(tmp_path):
+    with pytest.raises(DataError, match=r"label of example 1 \(line 3 of x\.csv\) is empty; leave that example out"):
+        load(written(tmp_path / "x.csv", "a,label\n1,y\n2,\n3,x\n"))
+    with pytest.raises(DataError, match="label of example 1 is empty"):
+        load((np.zeros(3), ["y", "  ", "x"]))
+    assert load((np.zeros(2), ["y", ""]), classes=["", "y"]).column("label").tolist() == [1, 0]
+    with pytest.raises(DataError, match=r"label of example 2 \(line 4 of n\.csv\) is nan"):
+        load(written(tmp_path / "n.csv", "a,label\n1,1\n2,0\n3,\n")).gather([0, 1, 2])
+    assert load((np.zeros(2), [False, False])).features["label"].num_classes == 2
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_whole_number_that_float32_would_round_is_refused(empty):
+    times = [1_700_000_000, 1_700_000_050]
+    table = pa.table({"t": [*times, None] if empty else times, "label": [0, 1, 1][: 2 + empty]})
+    with pytest.raises(
+        DataError, match="is empty in row 2" if empty else r"row 1.* is 1700000050, which float32 rounds to 17000000"
+    ):
+        load(table)
+    assert load(table, columns=()).features.keys() == {"label"}
+    assert load(table.set_column(0, "t", [pa.array([float(t) for t in times] + [0.0] * empty)])).features[
+        "features"
+    ].columns == ("t",)
+    exact = np.array([2**24, -(2**24), 2**40, 2**63], object)
+    found = load(pa.table({"n": pa.array([int(n) for n in exact[:3]])})).column("features")[:, 0]
+    assert [int(n) for n in found] == exact[:3].tolist()
+    assert int(load(pa.table({"n": pa.array([2**63], pa.uint64())})).column("features")[0, 0]) == 2**63
+    with pytest.raises(DataError, match="is -16777217, which float32 rounds to -16777216"):
+        load(pa.table({"n": [1, -16777217]}))
+
+
+def test_columns_that_no_one_can_learn_from_are_named_with_the_way_round_them(tmp_path):
+    import datetime
+    import decimal
+
+    table = pa.table({
+        "a": [1.0, 2.0], "day": [datetime.date(2020, 1, 1)] * 2, "none": pa.nulls(2), "both": [{"x": 1}, {"x": 2}],
+        "price": [decimal.Decimal("1.25"), decimal.Decimal("3.50")], "flag": [True, None], "label": ["n", "y"],
+    })  # fmt: skip
+    message = (
+        r"'day' is of type date32\[day\], column 'none' is empty, column 'both' is of type struct<x: int64>; .*"
+        r"columns=\['a', 'price', 'flag', 'label'\]"
+    )
+    with pytest.raises(DataError, match=message):
+        load(table)
+    data = load(table, columns=["price", "a"])
+    assert data.features["features"].columns == ("price", "a")
+    assert data.column("features").tolist() == [[1.25, 1.0], [3.5, 2.0]]
+    assert data.features["label"].classes == ("n", "y")
+    with pytest.raises(DataError, match=r"features column 'flag' of .*row 1.* is nan"):
+        load(table, columns="flag")[1]
+    with pytest.raises(ConfigError, match="no column 'b' for columns=; it has 'a', 'day'"):
+        load(table, columns=["b"])
+
+
+def test_text_that_is_not_utf8_and_other_separators(tmp_path):
+    for text in ("a,label\n1,café\n", "café,label\n1,x\n"):
+        for encoding in ("latin-1", "utf-16"):
+            with pytest.raises(DataError, match=r"x\.csv is not UTF-8 text; save it as such, or name its encoding"):
+                load(written(tmp_path / "x.csv", text.encode(encoding)))
+    assert load(written(tmp_path / "x.csv", "\ufeffa,label\n1,café\n")).features["label"].classes == ("café",)
+    with pytest.raises(DataError, match="has one column, 'a;label'; if ';' stands between columns"):
+        load(written(tmp_path / "x.csv", "a;label\n1;x\n"))
+    with pytest.raises(DataError, match=r"has a column without a name: .*columns=\['a', 'label'\]"):
+        load(written(tmp_path / "x.csv", ",a,label\n0,1.5,x\n1,2.5,y\n"))
+
+
+def test_what_pandas_says_of_a_table_is_kept(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    size = pandas.Categorical(["high", "mid"], categories=["low", "mid", "high"])
+    frame = pandas.DataFrame({"a": [1, 2], "label": size}, index=[7, 3])
+    frame.to_parquet(tmp_path / "t.parquet")
+    for source in (frame, tmp_path / "t.parquet"):
+        data = load(source)
+        assert data.features["label"].classes == ("low", "mid", "high")
+        assert data.column("label").tolist() == [2, 1]
+        assert data.features["features"].columns == ("a",)  # and not the index
+    odd = {"a": [1, "x"]}, {"a": pandas.arrays.SparseArray([0.0, 1.0])}
+    for columns in odd:
+        with pytest.raises(DataError, match=r"the data frame cannot be read: .*a.*; one type a column is expected"):
+            load(pandas.DataFrame(columns))
+
+
+@pytest.mark.parametrize("name", ["C:/data", "s3://bucket/data", "my data", "table.xlsx", "mnist:", "~/nothing"])
+def test_what_looks_like_no_name_is_a_missing_file(name):
+    with pytest.raises(DataError, match="there is no file or folder"):
+        load(name)
+
+
 @pytest.fixture
 def pets(tmp_path):
     for i, (kind, count) in enumerate([("cat", 3), ("dog", 2)]):
@@ -361,6 +474,37 @@ def test_a_class_has_one_number_in_every_split(tmp_path):
         assert data.features["label"].classes == ("cat", "cow", "dog", "owl")
         assert data.column("label").tolist() == labels
     assert load(tmp_path, "test", classes=["dog", "cat"]).column("label").tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAINING", "eval"), ("training", "Testing")])
+def test_splits_in_capitals_and_by_other_names(train, test, tmp_path):
+    for place in (f"{train}/cat/a", f"{train}/dog/b", f"{test}/dog/c", "Val/cat/d"):
+        picture(tmp_path / f"{place}.png", 1)
+    for split, labels in ((None, [0, 1]), (train, [0, 1]), ("test", [1]), (test, [1]), ("valid", [0])):
+        data = load(tmp_path, split)
+        assert (data.features["label"].classes, data.column("label").tolist()) == (("cat", "dog"), labels)
+    picture(tmp_path / "validation" / "cat" / "e.png", 1)
+    assert len(load(tmp_path, "validation")) == 1
+    with pytest.raises(DataError, match="several folders for the split 'valid'"):
+        load(tmp_path, "valid")
+
+
+def test_no_class_vanishes_for_the_kind_of_its_files(tmp_path):
+    for i, suffix in enumerate(("png", "jfif", "JPE", "bmp")):
+        (tmp_path / "abcd"[i]).mkdir()
+        kind = "JPEG" if suffix in ("jfif", "JPE") else suffix.upper()
+        Image.new("RGB", (4, 4), (9 * i,) * 3).save(tmp_path / "abcd"[i] / f"1.{suffix}", format=kind)
+    data = load(tmp_path)
+    assert data.features["label"].classes == tuple("abcd")
+    assert data.gather(range(4))["image"][:, 0, 0, 0].tolist() == [0, 9, 18, 27]
+    (tmp_path / "b" / "2.heic").write_bytes(b"no one reads this")
+    with pytest.raises(DataError, match=r"2\.heic is not an image that can be read"):
+        load(tmp_path)[2]
+    (tmp_path / "aa").mkdir()
+    (tmp_path / "aa" / "1.raw").write_bytes(b"nor this")
+    with pytest.raises(DataError, match=r"aa holds no image that is known as one \(\.raw\).*classes="):
+        load(tmp_path)
+    assert load(tmp_path, classes=tuple("abcd")).features["label"].classes == tuple("abcd")
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path):
