@@ -47,35 +47,46 @@ def init(
     """
     declared = spec(f, *xs, policy=policy)
     born = shardings(declared) if shardings else None
-    return init_declared(f, declared, as_key(key), *xs, data=data, policy=policy, place=place, shardings=born)
+    return initializer(f, declared, data=data, policy=policy, place=place, shardings=born)(as_key(key), *xs)
 
 
-def init_declared(
-    f: Callable, declared: Spec, key: jax.Array, *xs: Any,
-    data=False, policy=None, place=None, shardings=None, given: tuple = (None, None),
-) -> tuple[dict, dict]:  # fmt: skip
-    """`init` of a model whose declarations are at hand; ``shardings`` is the pair of trees itself.
+def initializer(
+    f: Callable, declared: Spec, *, data=False, policy=None, place=None, shardings=None, given=(False, False)
+) -> Callable[..., tuple[dict, dict]]:
+    """`init` of a model whose declarations are at hand, as ``make(key, *xs)``, whose programs are compiled once;
+    ``shardings`` is the pair of trees itself.
 
-    ``given`` are parameters and state that are there already, None where they are to be made.
+    ``given`` says whether parameters and state are there already: they are not made, and ``make`` takes the two as
+    ``there``, None for what it makes.
     """
-    declared = Spec(*(tree if there is None else {} for tree, there in zip(declared, given, strict=True)))
+    declared = Spec(*({} if there else tree for tree, there in zip(declared, given, strict=True)))
     late = {where for where, param in _entries(declared) if _reads_data(param.init)}
     if late and not data:
         names = ", ".join(paths.join(path) for _, path in sorted(late))
         raise DeclarationError(f"the initialisers of {names} read the model's input; use sw.init(..., data=True)")
-    params, state = draw(declared, key, shardings or ({}, {}), skip=late)
-    first = params if given[0] is None else given[0], state if given[1] is None else given[1]
-    if not late:
-        return first
-    arrays, rest = arrays_apart(xs)
-    whole = jax.jit(partial(_forward, f, rest, policy=policy, place=place), out_shardings=shardings)
-    return whole(first, key, arrays)
+    drawn = drawing(declared, shardings or ({}, {}), skip=late)
+
+    def make(key: jax.Array, *xs: Any, there: tuple = (None, None)) -> tuple[dict, dict]:
+        params, state = drawn(key)
+        first = params if there[0] is None else there[0], state if there[1] is None else there[1]
+        if not late:
+            return first
+        arrays, rest = arrays_apart(xs)
+        whole = jax.jit(partial(_forward, f, rest, policy=policy, place=place), out_shardings=shardings)
+        return whole(first, key, arrays)
+
+    return make
 
 
-def draw(
-    declared: Spec, key: jax.Array, shardings: tuple[dict, dict] = ({}, {}), skip: Collection = ()
-) -> tuple[dict, dict]:
-    """The first values of everything declared, each array born where its sharding says.
+def draw(declared: Spec, key: jax.Array, shardings: tuple[dict, dict] = ({}, {})) -> tuple[dict, dict]:
+    """The first values of everything declared, each array born where its sharding says."""
+    return drawing(declared, shardings)(key)
+
+
+def drawing(
+    declared: Spec, shardings: tuple[dict, dict] = ({}, {}), skip: Collection = ()
+) -> Callable[[jax.Array], tuple[dict, dict]]:
+    """`draw` as a function of the key, whose programs are compiled once.
 
     Variables of one shape and initialiser are drawn as one array, and cut apart by a program compiled once for each
     group: a hundred slices in one program would have XLA repeat the draw in every one of them.
@@ -83,16 +94,22 @@ def draw(
     born = dict(_entries(Spec(*shardings)))
     entries = [(where, param) for where, param in _entries(declared) if where not in skip]
     hashes = [path_hash(path) for where, param in entries for path in _unrolled(where[1], param)]
-    keys = _keys(key, np.array(hashes, np.uint32).reshape(-1, 2))
+    numbers = np.array(hashes, np.uint32).reshape(-1, 2)
     starts = itertools.accumulate((math.prod(s.size for s in param.stacked) for _, param in entries), initial=0)
     start = dict(zip((where for where, _ in entries), starts, strict=False))
-    values: dict = {}
-    for group in _groups(entries, born):
-        values.update(_cut(group, _draw(group, keys, start, born), born))
-    trees = {"params": [], "state": []}
-    for (kind, path), _ in entries:
-        trees[kind].append((path, values[kind, path]))
-    return paths.nest(trees["params"]), paths.nest(trees["state"])
+    groups = [(group, _drawing(group, start, born)) for group in _groups(entries, born)]
+
+    def values(key: jax.Array) -> tuple[dict, dict]:
+        keys = jax.jit(_keys, compiler_options=quick(key))(key, numbers)
+        made: dict = {}
+        for group, drawn in groups:
+            made.update(_cut(group, drawn(keys), born))
+        trees = {"params": [], "state": []}
+        for (kind, path), _ in entries:
+            trees[kind].append((path, made[kind, path]))
+        return paths.nest(trees["params"]), paths.nest(trees["state"])
+
+    return values
 
 
 def _entries(declared: Spec) -> list:
@@ -124,13 +141,12 @@ def _groups(entries: list, born: dict) -> list[list]:
 
 
 def _keys(key: jax.Array, hashes: np.ndarray) -> jax.Array:
-    return jax.jit(
-        lambda key, hashes: jax.vmap(lambda h: fold(key, (h[0], h[1])))(hashes), compiler_options=quick(key)
-    )(key, hashes)
+    return jax.vmap(lambda h: fold(key, (h[0], h[1])))(hashes)
 
 
-def _draw(group: list, keys: jax.Array, start: dict, born: dict) -> jax.Array:
-    """All variables of a group in one array, one after the other along a new first dimension."""
+def _drawing(group: list, start: dict, born: dict) -> Callable[[jax.Array], jax.Array]:
+    """All variables of a group in one array, one after the other along a new first dimension, as a function of the keys
+    of all variables."""
     where, param = group[0]
     shape, sharding = param.shape[len(param.stacked) :], born.get(where)
     copies = math.prod(s.size for s in param.stacked)
@@ -146,7 +162,7 @@ def _draw(group: list, keys: jax.Array, start: dict, born: dict) -> jax.Array:
     if sharding is not None and len(group) > 1:
         sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
     small = math.prod(shape) < GROUPED_BELOW  # by the shape of one copy, so that a scanned stack gets the same bits
-    return jax.jit(values, out_shardings=sharding, compiler_options=quick(keys) if small else None)(keys)
+    return lambda keys: jax.jit(values, out_shardings=sharding, compiler_options=quick(keys) if small else None)(keys)
 
 
 def quick(key: jax.Array) -> dict[str, Any] | None:
@@ -161,10 +177,12 @@ def _cut(group: list, drawn: jax.Array, born: dict) -> dict:
     """The variables of a group, out of the array they were drawn in."""
     if len(group) == 1:
         return {group[0][0]: drawn}
-    at = jax.jit(
-        lambda drawn, i: jax.lax.dynamic_index_in_dim(drawn, i, keepdims=False), out_shardings=born.get(group[0][0])
-    )
+    at = jax.jit(_at, out_shardings=born.get(group[0][0]))
     return {where: at(drawn, i) for i, (where, _) in enumerate(group)}
+
+
+def _at(drawn: jax.Array, i: int) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(drawn, i, keepdims=False)
 
 
 def _first_value(where: tuple[str, paths.Path], param: Param, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -1,15 +1,15 @@
 """The birth of a training state: shapes and shardings from the declarations alone, then every array in its place."""
 
+import functools
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sapwood import parallel
-from sapwood.core.init import init_declared, quick
+from sapwood.core.init import initializer, quick
 from sapwood.core.rng import as_key
 from sapwood.core.spec import Spec, spec
 from sapwood.train import offload, trainable
@@ -35,14 +35,15 @@ def plan(trainer: Any, batch: Any) -> Plan:
     alike = structure, tuple((x.shape, x.dtype, x.weak_type) for x in leaves)
     plans = trainer.compiled.plans
     if alike not in plans:
-        plans[alike] = _plan(trainer, batch)
+        with trainer.compiling():
+            plans[alike] = _plan(trainer, batch)
     return plans[alike]
 
 
 def _plan(trainer: Any, batch: dict) -> Plan:
     declared = spec(trainer.objective, batch, policy=trainer.policy)
     trainable.check(declared.params, trainer.trainable)
-    complete = partial(_complete, trainer)
+    complete = functools.partial(_complete, trainer)
     variables = jax.tree.map(lambda param: param.struct, tuple(declared))
     shapes = jax.eval_shape(complete, jax.eval_shape(lambda: jax.random.key(0)), *variables)
     shardings = born = None
@@ -51,18 +52,23 @@ def _plan(trainer: Any, batch: dict) -> Plan:
         shapes = jax.tree.map(_struct, shapes, shardings)
         born = shardings.params, shardings.state
 
-    def make(key: Any, batch: Any, params: Any = None, state: Any = None) -> TrainState:
-        key, there = as_key(key), zip(("params", "state"), declared, (params, state), born or (None, None), strict=True)
-        given = tuple(
-            None if x is None else take(f"Trainer.init: the {kind} given", tree, x, where)
-            for kind, tree, x, where in there
-        )
-        first = init_declared(
-            trainer.objective, declared, key, batch,
+    @functools.cache
+    def first(*given: bool) -> Callable[..., tuple[dict, dict]]:
+        return initializer(
+            trainer.objective, declared,
             data=True, policy=trainer.policy, place=trainer.place, shardings=born, given=given,
         )  # fmt: skip
-        once = jax.jit(complete, out_shardings=shardings, donate_argnums=(1, 2), compiler_options=quick(key))
-        return once(key, *first)
+
+    def make(key: Any, batch: Any, params: Any = None, state: Any = None) -> TrainState:
+        key, kinds = as_key(key), zip(("params", "state"), declared, (params, state), born or (None, None), strict=True)
+        there = tuple(
+            None if x is None else take(f"Trainer.init: the {kind} given", tree, x, where)
+            for kind, tree, x, where in kinds
+        )
+        with trainer.compiling():
+            variables = first(*(x is not None for x in there))(key, batch, there=there)
+            once = jax.jit(complete, out_shardings=shardings, donate_argnums=(1, 2), compiler_options=quick(key))
+            return once(key, *variables)
 
     return Plan(make, shapes, shardings)
 

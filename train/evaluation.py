@@ -90,13 +90,24 @@ def as_dataset(data: Any, learned: Any = None, what: str = "data") -> Dataset:
         raise
 
 
-def whole_pass(trainer: Any, data: Dataset, batch_size: int | None) -> Batches:
+def few_sizes(examples: int) -> int:
+    """The batch that so many examples are predicted in: `BATCH`, or the largest power of four that they fill.
+
+    So five programs serve any number of them, and what is padded is less than what is not.
+
+    >>> [few_sizes(n) for n in (1, 3, 4, 20, 64, 100, 255, 256, 10000)]
+    [1, 1, 4, 16, 64, 64, 64, 256, 256]
+    """
+    return min(BATCH, 4 ** ((examples.bit_length() - 1) // 2))
+
+
+def whole_pass(trainer: Any, data: Dataset, batch_size: int | None, largest: int = BATCH) -> Batches:
     """One pass over the data in its order, the last batch padded; a batch size that is not given suits the mesh."""
     if batch_size is None:
         parts = (
             1 if trainer.mesh is None else math.lcm(batch_multiple(trainer.mesh, trainer.rules), jax.process_count())
         )
-        batch_size = -(-min(BATCH, len(data)) // parts) * parts
+        batch_size = -(-min(largest, len(data)) // parts) * parts
     if trainer.mesh is not None:
         parallel.check_batch_size(batch_size, trainer.batch_sharding)
     return batches(data, batch_size, shuffle=False, epochs=1, remainder="pad")
@@ -111,7 +122,8 @@ class Evaluation:
     def __init__(self, trainer: Any, data: Any, batch_size: int | None, what: str = "evaluation", learned: Any = None):
         self.trainer, self.data, self.what = trainer, as_dataset(data, learned, f"{what} data"), what
         self.batches = whole_pass(trainer, self.data, batch_size)
-        self.step = trainer.compiled.evaluate
+        self.programs = trainer.compiled
+        self.step = self.programs.evaluate
 
     def send(self, state: TrainState) -> list[dict[str, Any]]:
         """Start a pass with the state's parameters (their running mean, where it keeps one)."""
@@ -125,7 +137,7 @@ class Evaluation:
             if last and (not masked or AUXILIARY in found[-1]):
                 with warnings.catch_warnings():  # what is left need not divide over a mesh
                     warnings.simplefilter("ignore", parallel.ShardingWarning)
-                    more = self.trainer.compiled.remainder(params, state.state, batch, rows)
+                    more = self.programs.remainder(params, state.state, batch, rows)
                 found[i:] = [{**found[i], **more} if masked else more]
             if len(found) > AHEAD:
                 jax.block_until_ready(found[-AHEAD])
@@ -187,9 +199,9 @@ def predict(trainer: Any, state: TrainState, data: Any, batch_size: int | None) 
     inputs, learned = getattr(trainer.objective, "inputs", None), state.features or {}
     learned = {name: feature for name, feature in learned.items() if inputs is None or name in inputs}
     data = as_dataset(data, learned, "data to predict")
-    params, parts = trainer.eval_params(state), []
-    for batch in stream(trainer, whole_pass(trainer, data, batch_size)):
-        parts.append(trainer.compiled.predict(params, state.state, batch))
+    params, parts, step = trainer.eval_params(state), [], trainer.compiled.predict
+    for batch in stream(trainer, whole_pass(trainer, data, batch_size, few_sizes(len(data)))):
+        parts.append(step(params, state.state, batch))
         if len(parts) > AHEAD:  # outputs may be large, so they leave the device as they come
             parts[-AHEAD] = jax.device_get(parts[-AHEAD])
     return jax.tree.map(lambda *xs: np.concatenate(xs)[: len(data)], *jax.device_get(parts))

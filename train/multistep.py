@@ -15,7 +15,6 @@ from jax import lax
 
 from sapwood.core import loop
 from sapwood.core.errors import ConfigError
-from sapwood.train import compiling
 from sapwood.train.agreement import anyone
 from sapwood.train.packing import Packed, pack
 from sapwood.train.schedule import Schedule
@@ -48,12 +47,13 @@ def train_block(trainer: Any, state: TrainState, batches: Any) -> tuple[TrainSta
 class Programs(NamedTuple):
     """What sends steps: the compiled ``step``, and what a block of them is compiled from.
 
-    They take the state without its key, the key's data, and a batch or a block: ``state``, ``key`` and ``batch`` are
-    the shapes. ``seconds`` is how long the step took to compile; ``block`` is compiled already, of ``size`` steps,
-    unless that is 1 (one at a time) or None (not decided yet).
+    ``compiled`` are the programs of the trainer, which keep them for the next run. They take the state without its key,
+    the key's data, and a batch or a block: ``state``, ``key`` and ``batch`` are the shapes. ``seconds`` is how long
+    the step took to compile; ``block`` is compiled already, of ``size`` steps, unless that is 1 (one at a time) or None
+    (not decided yet).
     """
 
-    trainer: Any
+    compiled: Any
     step: Callable[..., Any]
     seconds: float
     several: Any
@@ -63,10 +63,15 @@ class Programs(NamedTuple):
     size: int | None = None
     block: Callable[..., Any] | None = None
 
+    @property
+    def trainer(self) -> Any:
+        """Whose steps they are."""
+        return self.compiled.trainer
+
     def compile(self, size: int) -> Callable[..., Any]:
         """The compiled block of so many steps."""
         shapes = self.state.replace(rng=None), self.key, stacked_shapes(self.batch, size)
-        return compiling.compiled(self.several.trace(*shapes), self.trainer.platform)
+        return self.compiled.compile(self.several, *shapes)[0]
 
     @property
     def unrolls(self) -> bool:

@@ -1,6 +1,12 @@
-"""The compiled programs of a trainer: each traced and compiled once, the state donated to the training step."""
+"""The compiled programs of a trainer: each traced and compiled once, the state donated to the training step.
+
+One rule for all of them: each call of `fit`, `evaluate`, `predict` and `init` looks at what the trainer is made of, the
+code of its model and all that this names (`core.fingerprint`). As long as that is the same, whatever was traced and
+compiled is kept; where anything was edited, all of it is made anew.
+"""
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +20,17 @@ from sapwood.train.step import train_step
 
 
 class Programs:
-    """What a `Trainer` runs: `train` for shardings of the state, `evaluate`, `predict`; and `plans`, `birth.plan`'s."""
+    """What a `Trainer` runs: `train` for shardings of the state, `evaluate`, `predict`; and `plans`, `birth.plan`'s.
 
-    def __init__(self, trainer: Any):
-        self.trainer = trainer
+    ``made_of`` is the fingerprint of the trainer that they are programs of, ``mark`` what `traced_anew` takes.
+    """
+
+    def __init__(self, trainer: Any, made_of: Any = None, mark: Any = None):
+        self.trainer, self.made_of, self.mark = trainer, made_of, mark
         self.plans: dict[Any, Any] = {}
         self.whole = None if trainer.mesh is None else parallel.replicated(trainer.mesh)
+        self._sent: dict[Any, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+        self._compiled: dict[Any, tuple[Callable[..., Any], float]] = {}
 
     @functools.cached_property
     def evaluate(self) -> Callable[..., Any]:
@@ -46,6 +57,28 @@ class Programs:
         The run's key, which no step changes, stays outside the state, as its data ``key``: JAX wraps each key that a
         program gives back, in Python.
         """
+        alike = tuple(jax.tree.leaves(shardings))
+        if alike not in self._sent:
+            self._sent[alike] = self._send(shardings)
+        return self._sent[alike]
+
+    def compile(self, function: Any, *shapes: Any) -> tuple[Callable[..., Any], float]:
+        """A program for arguments of these shapes, plain Python where nothing is compiled, and the seconds that took.
+
+        What JAX need not trace again is not compiled again.
+        """
+        if not self.trainer.jit:
+            return function, 0.0
+        begun = time.perf_counter()
+        traced = function.trace(*shapes)
+        places = tuple(getattr(x, "sharding", None) for x in jax.tree.leaves(shapes))
+        alike = traced.jaxpr, places, jax.config.jax_default_device  # type: ignore[attr-defined]
+        if alike not in self._compiled:
+            program = compiling.compiled(traced, self.trainer.platform)
+            self._compiled[alike] = program, time.perf_counter() - begun
+        return self._compiled[alike]
+
+    def _send(self, shardings: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
         out = None if shardings is None else (shardings.replace(rng=None), self.whole)
 
         def named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -53,7 +86,7 @@ class Programs:
                 after, found = function(trainer, state.replace(rng=jax.random.wrap_key_data(key)), batch)
                 return after.replace(rng=None), found
 
-            run.__name__ = name
+            run.__name__ = name  # what profiles show
             return self._compile(run, out, donate_argnums=0)
 
         return named(train_one, "train_step"), named(train_block, "train_block")

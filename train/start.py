@@ -2,8 +2,6 @@
 parameters are made or a checkpoint is read in another.
 """
 
-import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -13,7 +11,7 @@ import jax.numpy as jnp
 from sapwood.core.errors import ConfigError
 from sapwood.data.batches import Batches
 from sapwood.data.device import to_device
-from sapwood.train import birth, compiling
+from sapwood.train import birth
 from sapwood.train.digest import describe, named_leaves
 from sapwood.train.evaluation import Evaluation, as_given
 from sapwood.train.multistep import Programs, copy
@@ -43,16 +41,16 @@ def start(
     batch = _first(trainer, stream)
     plan = birth.plan(trainer, batch)
     key = _key(plan)
-    step, several = trainer.compiled.sent(plan.shardings)
-    programs = Programs(trainer, step, 0.0, several, plan.shapes, key, _shapes(batch))
+    compiled = trainer.compiled
+    step, several = compiled.sent(plan.shardings)
+    programs = Programs(compiled, step, 0.0, several, plan.shapes, key, _shapes(batch))
     with ThreadPoolExecutor(4, thread_name_prefix="sapwood-start") as pool:
-        how = trainer.jit, trainer.platform
-        compiled = pool.submit(_compile, how, step, plan.shapes.replace(rng=None), key, programs.batch)
+        made = pool.submit(compiled.compile, step, plan.shapes.replace(rng=None), key, programs.batch)
         block = _block(pool, programs, steps_per_call)
         if evaluation is not None:
             params, first = trainer.eval_params(plan.shapes), _first(trainer, evaluation.batches)
             first = as_given(trainer, evaluation.batches, first)
-            evaluated = pool.submit(_compile, how, evaluation.step, params, plan.shapes.state, _shapes(first))
+            evaluated = pool.submit(compiled.compile, evaluation.step, params, plan.shapes.state, _shapes(first))
         restored = record.restore(plan.shapes)
         if restored is not None:
             begin, info = restored
@@ -61,7 +59,7 @@ def start(
                 block = _block(pool, programs, steps_per_call)
         else:
             begin, info = plan.make(seed, batch) if state is None else _taken(state, plan, batch), None
-        function, seconds = compiled.result()
+        function, seconds = made.result()
         programs = programs._replace(
             step=function, seconds=seconds, size=steps_per_call, block=None if block is None else block.result()
         )
@@ -129,11 +127,3 @@ def _first(trainer: Any, passed: Batches) -> dict[str, Any]:
 
 def _shapes(batch: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
-
-
-def _compile(how: tuple[bool, str], function: Any, *shapes: Any) -> tuple[Callable[..., Any], float]:
-    """A function compiled for a platform, or the plain one where nothing is compiled; and the seconds that took."""
-    jit, platform = how
-    begun = time.perf_counter()
-    made = compiling.compiled(function.trace(*shapes), platform) if jit else function
-    return made, time.perf_counter() - begun

@@ -10,6 +10,7 @@ import jax
 
 from sapwood import parallel
 from sapwood.core.errors import ConfigError
+from sapwood.core.fingerprint import fingerprint, traced_anew
 from sapwood.core.loop import compiling_for
 from sapwood.core.policy import Policy, as_policy
 from sapwood.parallel.per_device import platform
@@ -22,6 +23,9 @@ from sapwood.train.step import train_step
 @dataclasses.dataclass(frozen=True)
 class Trainer:
     """A configuration of training, without any array in it.
+
+    What `fit`, `evaluate` and `predict` compile is kept for the next call. Where the model's code was edited meanwhile,
+    or a function or global that it names, each of them traces it anew.
 
     Attributes:
         objective: a pure function ``(v, batch) -> (loss, metrics)``; `supervised` makes one.
@@ -71,6 +75,8 @@ class Trainer:
     offload: str | None = None
     jit: bool = True
     checks: bool = True
+
+    _kept = None  # the `programs.Programs` of this trainer; no field, for it says nothing about how a model is trained
 
     def __post_init__(self):
         policy: Policy = as_policy(self.policy)
@@ -161,8 +167,12 @@ class Trainer:
         return None if self.mesh is None else parallel.placement(self.mesh, self.rules)
 
     def compiling(self) -> contextlib.AbstractContextManager[None]:
-        """Where programs of this trainer are traced, so that layers choose for its platform."""
-        return compiling_for(self.platform)
+        """Where programs of this trainer are traced: layers choose for its platform, and code is taken as it is now."""
+        within = contextlib.ExitStack()
+        within.enter_context(compiling_for(self.platform))
+        if (mark := self.compiled.mark) is not None:
+            within.enter_context(traced_anew(mark))
+        return within
 
     @property
     def platform(self) -> str:
@@ -174,10 +184,15 @@ class Trainer:
         """How a batch lies on the mesh; None without one."""
         return None if self.mesh is None else parallel.batch_sharding(self.mesh, self.rules)
 
-    @functools.cached_property
+    @property
     def compiled(self) -> "programs.Programs":
-        """The compiled programs of this trainer, made when first used and kept."""
-        return programs.Programs(self)
+        """The programs of this trainer, made when first used, and anew where its code was edited: see `programs`."""
+        made_of = fingerprint(*(getattr(self, field.name) for field in dataclasses.fields(self)))
+        kept = self._kept
+        if kept is None or kept.made_of != made_of:
+            kept = programs.Programs(self, made_of, None if kept is None else object())
+            object.__setattr__(self, "_kept", kept)
+        return kept
 
     def put(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A batch of host arrays on the devices, split as the mesh says."""

@@ -1,6 +1,5 @@
 """Several steps in one dispatch: the same bits, rows and errors as one at a time, and used only where that holds."""
 
-import importlib
 import types
 import warnings
 from concurrent.futures import Future
@@ -14,7 +13,18 @@ import pytest
 import sapwood as sw
 from sapwood import CheckError, ConfigError
 from sapwood import layers as L
-from sapwood.train import Checkpoints, EarlyStopping, Last, Metric, StopAt, Trainer, multistep, sending, supervised
+from sapwood.train import (
+    Checkpoints,
+    EarlyStopping,
+    Last,
+    Metric,
+    StopAt,
+    Trainer,
+    multistep,
+    programs,
+    sending,
+    supervised,
+)
 from sapwood.train.digest import tree_digest
 from sapwood.train.schedule import Schedule
 
@@ -231,8 +241,7 @@ def clock(monkeypatch):
     A block is compiled on the spot, in no time or in the seconds that are said.
     """
     takes = types.SimpleNamespace(step=0.001, block=0.001, compiling=0.0, now=0.0)
-    call, start = sending.Sender._call, importlib.import_module("sapwood.train.start")
-    compiled = start._compile
+    call, compiled = sending.Sender._call, programs.Programs.compile
 
     def timed(self, program, *args):
         takes.now += takes.step if program is self.programs.step else takes.block
@@ -253,7 +262,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(sending, "time", types.SimpleNamespace(perf_counter=lambda: takes.now))
     monkeypatch.setattr(sending.Sender, "_call", timed)
     monkeypatch.setattr(sending, "ThreadPoolExecutor", Pool)
-    monkeypatch.setattr(start, "_compile", lambda *args: (compiled(*args)[0], takes.compiling))
+    monkeypatch.setattr(programs.Programs, "compile", lambda *args: (compiled(*args)[0], takes.compiling))
     return takes
 
 
