@@ -71,10 +71,17 @@ if TYPE_CHECKING:  # the late names for type checkers and editors
 
 def __getattr__(name: str):
     if name not in _LATE:
-        raise AttributeError(f"module 'sapwood' has no attribute {name!r}")
+        word = "" if name.startswith("_") else _elsewhere(name)
+        raise AttributeError(f"module 'sapwood' has no attribute {name!r}{word}")
     if not _LATE[name]:
         return importlib.import_module(f"sapwood.{name}")
     return getattr(importlib.import_module(f"sapwood.{_LATE[name]}"), name)
+
+
+def _elsewhere(name: str) -> str:
+    if name in layers.__all__:
+        return f": it is sapwood.layers.{name}, and L.{name} after `from sapwood import layers as L`"
+    return core.foreign.answer(core.foreign.LAYERS | core.foreign.SAPWOOD, name, __all__)
 
 
 def __dir__():

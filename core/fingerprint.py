@@ -192,7 +192,11 @@ def _installed(file: str, module: str) -> bool:
     if not file:
         package = sys.modules.get(root)
         file = getattr(package, "__file__", None) or next(iter(getattr(package, "__path__", ())), "")
-    if root == "sapwood" or root in sys.builtin_module_names or file.startswith((_STANDARD, "<frozen")):
+    if (
+        (root == "sapwood" and file[:1] != "<")
+        or root in sys.builtin_module_names
+        or file.startswith((_STANDARD, "<frozen"))
+    ):
         return True
     places = file.replace("\\", "/").split("/")
     return "site-packages" in places or "dist-packages" in places

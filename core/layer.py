@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
-from sapwood.core import paths
+from sapwood.core import foreign, paths
+from sapwood.core.errors import ConfigError
 from sapwood.core.vars import Vars, as_vars
 
 
@@ -48,10 +50,18 @@ class Layer:
         super().__init_subclass__(**options)
         if "__call__" in cls.__dict__:
             cls.__call__ = _located(cls.__dict__["__call__"])
+        own = "__init__" in cls.__dict__
         dataclasses.dataclass(frozen=True, repr=False)(cls)
+        if not own:
+            cls.__init__ = _checked(cls)
 
     def __call__(self, v: Vars, *xs: Any) -> Any:
         raise TypeError(f"{type(self).__name__} defines no __call__(self, v, ...)")
+
+    if not typing.TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise foreign.attribute(self, name)
 
     def __repr__(self) -> str:
         shown = []
@@ -60,6 +70,28 @@ class Layer:
             if field.repr and not (field.default is not dataclasses.MISSING and _same(value, field.default)):
                 shown.append(f"{field.name}={_written(value)}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _checked(cls: type) -> Callable:
+    """How a layer is made, with what to write where it is given what it does not take."""
+    made, name = cls.__init__, cls.__name__
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    switches = [field for field in fields.values() if field.type in (bool, "bool")]
+
+    @functools.wraps(made)
+    def init(self, *args, **options):
+        for given in options:
+            if given not in fields:
+                raise TypeError(f"{name} has no option {given!r}{foreign.answer(foreign.OPTIONS, given, fields)}")
+        if len(args) > len(fields):
+            raise TypeError(f"{name}({', '.join(fields)}) was given {len(args)} values{foreign.meant(args)}")
+        made(self, *args, **options)
+        for field in switches:
+            value = getattr(self, field.name)
+            if not isinstance(value, bool | np.bool_) and value is not field.default:
+                raise ConfigError(f"{name}: {field.name} must be True or False, got {value!r}{foreign.meant((value,))}")
+
+    return init
 
 
 def _written(value: Any) -> str:

@@ -4,6 +4,9 @@ A name in lower case is a function of arrays, `dense(x, kernel, bias)`; a name i
 dataclass of hyper-parameters that is called with a cursor, `Dense(10)(v.logits, x)`. Activations are those of `jax.nn`.
 """
 
+from typing import TYPE_CHECKING
+
+from sapwood.core import foreign
 from sapwood.layers.attention import MultiHeadAttention, attention
 from sapwood.layers.conv import Conv, conv
 from sapwood.layers.dense import Dense, dense
@@ -41,6 +44,13 @@ from sapwood.layers.scan import Scan
 from sapwood.layers.sequential import Sequential
 from sapwood.layers.ulysses import ulysses_attention
 from sapwood.layers.vmap import Vmap
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str):
+        word = "" if name.startswith("_") else foreign.answer(foreign.LAYERS, name, __all__)
+        raise AttributeError(f"module 'sapwood.layers' has no attribute {name!r}{word}")
+
 
 __all__ = [  # noqa: RUF022 -- by family, not by letter
     # linear maps and lookups

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sapwood.core import foreign
 from sapwood.core.errors import ConfigError, InputError
 from sapwood.core.layer import describe
 
@@ -96,7 +97,8 @@ def within(layer: Any, name: str, low: float, high: float) -> None:
     if not isinstance(value, numbers.Real) or isinstance(value, bool) or not low <= float(value) < high:
         end = "" if math.isinf(high) else f"{high:g}"
         interval = f"in [{low:g}, {end})" if end else f"from {low:g} up"
-        raise ConfigError(f"{type(layer).__name__}: {name} must be a number {interval}, got {value!r}")
+        meant = foreign.meant((value,)) if isinstance(value, int) and name in ("eps", "momentum") else ""
+        raise ConfigError(f"{type(layer).__name__}: {name} must be a number {interval}, got {value!r}{meant}")
 
 
 def axes(layer: Any, n: int, dimensions: str) -> None:

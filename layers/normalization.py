@@ -190,7 +190,7 @@ class BatchNorm(Layer):
 
     def __post_init__(self):
         expect.within(self, "momentum", 0, 1)
-        expect.within(self, "eps", 0, float("inf"))
+        expect.within(self, "eps", 0, 1)
 
     def __call__(self, v: Vars, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         x = v.policy.cast(expect.floating("BatchNorm", x))
@@ -238,7 +238,7 @@ class LayerNorm(Layer):
     scale_init: Initializer = ones
 
     def __post_init__(self):
-        expect.within(self, "eps", 0, float("inf"))
+        expect.within(self, "eps", 0, 1)
 
     def __call__(self, v: Vars, x: jax.Array) -> jax.Array:
         x = v.policy.cast(expect.floating("LayerNorm", x))
@@ -261,7 +261,7 @@ class RMSNorm(Layer):
     scale_init: Initializer = ones
 
     def __post_init__(self):
-        expect.within(self, "eps", 0, float("inf"))
+        expect.within(self, "eps", 0, 1)
 
     def __call__(self, v: Vars, x: jax.Array) -> jax.Array:
         x = v.policy.cast(expect.floating("RMSNorm", x))
@@ -288,7 +288,7 @@ class GroupNorm(Layer):
 
     def __post_init__(self):
         expect.positive(self, "groups")
-        expect.within(self, "eps", 0, float("inf"))
+        expect.within(self, "eps", 0, 1)
 
     def __call__(self, v: Vars, x: jax.Array) -> jax.Array:
         x = v.policy.cast(expect.floating("GroupNorm", x))

@@ -72,7 +72,9 @@ def fit(
         epochs, steps: how long; exactly one of them.
         batch_size: examples of a global batch; the last batch of an epoch is filled from the next one.
         validation: data evaluated at the end of each epoch; its metrics are "validation_loss" and so on. Its classes
-            and columns are matched by name with those of ``data`` (`Dataset.held_to`), as in `evaluate` later.
+            and columns are matched by name with those of ``data`` (`Dataset.held_to`), as in `evaluate` later. A number
+            such as 0.2 is the share of ``data`` to hold out: drawn by ``seed`` and in proportion for each class
+            (`Dataset.split`), where Keras takes the last examples.
         seed: of the first parameters, the order of the data and every random draw.
         state: start from this state instead of a fresh one; it is copied to where the trainer's mesh has it.
         run: directory for ``metrics.jsonl``, TensorBoard events and checkpoints; None writes nothing.
@@ -107,6 +109,8 @@ def fit(
     several, asked = _steps_per_call(trainer, steps_per_call), check_callbacks(callbacks)
     known = (Run.learned(run) if resume else None) or getattr(state, "features", None)
     data = as_dataset(data, known, "data to train on")
+    if isinstance(validation, float):
+        data, validation = data.split(validation, seed=seed)
     features = Learned({**(known or {}), **data.features})
     stream = batches(data, batch_size, seed=seed)
     goal = wanted(best, asked)

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 import jax
 
+from sapwood.core import foreign
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.core.paths import nearest
 from sapwood.train import losses as losses_
@@ -120,6 +121,7 @@ def _feature(batch: Batch, name: str, role: str) -> Any:
     return batch[name]
 
 
+@foreign.answering("supervised", foreign.SUPERVISED)
 def supervised(
     model: Callable[..., Any],
     loss: str | losses_.Loss = "softmax_cross_entropy",
@@ -146,6 +148,13 @@ def supervised(
     """
     if not callable(model):
         raise ConfigError(f"supervised(model=...): a model is a function f(v, *inputs), got {type(model).__name__}")
+    if isinstance(model, type):
+        raise ConfigError(f"supervised(model=...): {model.__name__} is a class; a model is {model.__name__}(...)")
+    if isinstance(loss, Mapping | list | tuple):
+        raise ConfigError(
+            f"supervised(loss={loss!r}): one loss is expected. For several outputs write the objective yourself, a "
+            "function (v, batch) -> (the sum of the losses, metrics), which sw.Trainer takes in its place"
+        )
     if isinstance(metrics, str):
         metrics = (metrics,)
     names = (inputs,) if isinstance(inputs, str) else tuple(inputs)

@@ -4,13 +4,15 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from sapwood import parallel
+from sapwood.core import foreign
 from sapwood.core.errors import ConfigError
 from sapwood.core.fingerprint import fingerprint, traced_anew
+from sapwood.core.layer import describe
 from sapwood.core.loop import compiling_for
 from sapwood.core.policy import Policy, as_policy
 from sapwood.parallel.per_device import platform
@@ -18,6 +20,31 @@ from sapwood.train import birth, evaluation, loop, offload, programs, trainable
 from sapwood.train.scaling import LossScale
 from sapwood.train.state import TrainState
 from sapwood.train.step import train_step
+
+
+def _of_a_state(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that is given a state and data, and says so where they are something else."""
+    what = f"trainer.{method.__name__}"
+
+    @functools.wraps(method)
+    def run(self: Any, *args: Any, **options: Any) -> Any:
+        state = args[0] if args else options.get("state")
+        if isinstance(state, loop.Result):
+            raise ConfigError(
+                f"{what} was given all that fit gives back, (state, history); here it is {what}(result.state, data)"
+            )
+        if not isinstance(state, TrainState):
+            kind = type(state).__name__
+            raise ConfigError(f"{what}(state, data) takes a TrainState first, such as fit gives back; got {kind}")
+        size = args[2] if len(args) > 2 else options.get("batch_size")
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise ConfigError(
+                f"{what}(batch_size=...) is a whole number, at least 1, got {describe(size)}; inputs and labels are "
+                f"one data set: {what}(state, (x, y))"
+            )
+        return method(self, *args, **options)
+
+    return run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +133,11 @@ class Trainer:
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"Trainer(clip={self.clip}): a norm above 0 is expected; None does not clip")
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise foreign.attribute(self, name)
+
     # ---- the parts --------------------------------------------------------------------------------------------------
 
     def init(self, key: Any, batch: Mapping[str, Any], params: Any = None, state: Any = None) -> TrainState:
@@ -133,10 +165,18 @@ class Trainer:
         after = after if self.mesh is None else birth.laid_out(self, after, batch)
         return after.replace(features=state.features), metrics
 
-    def fit(self, data: Any, **options: Any) -> "loop.Result":
-        """Train on a data set; see `sapwood.train.fit` for the options. Returns ``(state, history)``."""
-        return loop.fit(self, data, **options)
+    def fit(self, data: Any, *targets: Any, **options: Any) -> "loop.Result":
+        """Train on a data set; see `sapwood.train.fit` for the options. Returns ``(state, history)``.
 
+        Raises `ConfigError` for ``targets``: inputs and labels are one data set, ``(x, y)``.
+        """
+        if targets:
+            raise ConfigError(
+                f"Trainer.fit takes one data set, got {1 + len(targets)}: here it is trainer.fit((x, y), epochs=2)"
+            )
+        return _fit(self, data, **options)
+
+    @_of_a_state
     def evaluate(self, state: TrainState, data: Any, batch_size: int | None = None) -> dict[str, Any]:
         """The metrics over a whole data set, exact whatever the batch size and the mesh.
 
@@ -150,6 +190,7 @@ class Trainer:
         run = evaluation.Evaluation(self, data, batch_size, learned=state.features)
         return run.settle(run.send(state), state)
 
+    @_of_a_state
     def predict(self, state: TrainState, data: Any, batch_size: int | None = None) -> Any:
         """The model's outputs for every example, in order, as NumPy arrays (examples, ...).
 
@@ -222,6 +263,10 @@ class Trainer:
                     error.add_note(f"(a batch of {size} in accumulate={self.accumulate} micro-batches)")
                 raise
         return size
+
+
+_fit = foreign.answering("Trainer.fit", foreign.FIT)(loop.fit)
+Trainer.__init__ = foreign.answering("Trainer", foreign.TRAINER)(Trainer.__init__)
 
 
 def _in_dtype_of(x: Any, mean: Any) -> Any:
