@@ -111,7 +111,7 @@ def _open(source: Any, options: Mapping[str, Any]) -> Source:
     if isinstance(source, str | os.PathLike):
         return _named(os.fspath(source), options)
     if hub.is_hub(source):
-        return _with(options, "a datasets.Dataset", _on(hub.Hub, source), "split", "target", "classes")
+        return _with(options, "a datasets.Dataset", _on(hub.from_hub, source), "split", "target", "classes")
     if table.is_frame(source):
         return _with(options, "a data frame", _on(table.from_frame, source), *TABLE_OPTIONS)
     if isinstance(source, Mapping):

@@ -32,6 +32,7 @@ class Source:
     features: dict[str, Feature]
     threads = THREADS  # 1 where reading holds Python's lock or is not thread-safe
     remember = True  # False where an example costs no more to read than to remember
+    changes = False  # True where an example may be another each time it is read, as one that is augmented
     _asked, _short = 0, False  # how often `in_parts` was called, and what it saw when it looked
 
     def __len__(self) -> int:
@@ -131,7 +132,7 @@ class Reader:
         self.source, self.features = source, features
         self._checked = np.zeros(len(source), bool)
         self._all_checked = False
-        self._arrays = _room(len(source), features) if source.remember else None
+        self._arrays = _room(len(source), features) if source.remember and not source.changes else None
         # what lies in memory has one dtype; examples that are read may each come in another
         self._dtypes = _dtypes(features) if source.remember else {}
 
@@ -151,7 +152,7 @@ class Reader:
         else:
             self._learn(np.unique(fresh))
             batch = {name: take(a, indices) for name, a in self._arrays.items()}
-        if not self._all_checked and len(fresh):
+        if not self._all_checked and len(fresh) and not self.source.changes:
             self._checked[fresh] = True
             self._all_checked = bool(self._checked.all())
         return batch

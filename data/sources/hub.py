@@ -9,7 +9,10 @@ from sapwood.core.errors import DataError
 from sapwood.data.features import RAW, TEXT, Feature, narrow, stack
 from sapwood.data.pictures import Pictures
 from sapwood.data.source import THREADS, Source
+from sapwood.data.sources.indexed import Indexed
 from sapwood.data.sources.labels import Classes, encode, rename
+
+TEXTS = ("string", "large_string")
 
 
 def is_hub(value: Any) -> bool:
@@ -19,15 +22,38 @@ def is_hub(value: Any) -> bool:
     return hasattr(value, "column_names") and hasattr(value, "features") and hasattr(value, "with_format")
 
 
+def from_hub(rows: Any, split: str | None, target: str | None, classes: Classes) -> Source:
+    """The rows of a `datasets.Dataset`, or of a split of a dict of them: of the columns that `set_format` chose, and as
+    the transform gives them where there is one (`set_transform`, `with_transform`)."""
+    rows = _split(rows, split)
+    if not hasattr(rows, "__len__"):
+        raise DataError("a streamed data set has no random access; load it without streaming=True")
+    chosen = rows.format
+    if chosen["type"] == "custom":
+        return _transformed(rows, target, classes)
+    return Hub(rows if chosen["output_all_columns"] else rows.select_columns(chosen["columns"]), target, classes)
+
+
+def _transformed(rows: Any, target: str | None, classes: Classes) -> Indexed:
+    """Rows as their transform gives them, made anew each time they are read, since it may draw at random. A label that
+    it leaves a class keeps the names of its `ClassLabel`, or those of all texts stored."""
+    source = Indexed(rows, target, classes)
+    label, kind = source.features.get("label"), rows.features.get(target or "label")
+    if classes is None and label is not None and label.shape == () and (label.dtype == TEXT or "int" in label.dtype):
+        names = kind.names if type(kind).__name__ == "ClassLabel" else None
+        if label.dtype == TEXT and getattr(kind, "dtype", None) in TEXTS:
+            names = sorted(rows.with_format(None).unique(target or "label"))
+        source = source if names is None else Indexed(rows, target, names)
+    source.changes = True
+    return source
+
+
 class Hub(Source):
     """Rows of a `datasets.Dataset`, as NumPy. The column `target` (default "label", if there) is "label", with the
     classes of its `ClassLabel`, else those that its values tell; another column of that name is left out. Images are
     read as `decode_image` says, with 1 channel where all are grey; `Image(mode=...)` says otherwise."""
 
-    def __init__(self, rows: Any, split: str | None, target: str | None, classes: Classes):
-        rows = _split(rows, split)
-        if not hasattr(rows, "__len__"):
-            raise DataError("a streamed data set has no random access; load it without streaming=True")
+    def __init__(self, rows: Any, target: str | None, classes: Classes):
         self.target = target or ("label" if "label" in rows.column_names else None)
         images = [n for n, kind in rows.features.items() if n != self.target and _is_image(kind)]
         self.rows = rows.with_format("numpy", columns=[n for n in rows.column_names if n not in images])
@@ -141,7 +167,7 @@ def _feature(kind: Any) -> Feature:
 
 
 def _dtype(name: str) -> str:
-    if name in ("string", "large_string"):
+    if name in TEXTS:
         return TEXT
     try:
         dtype = np.dtype(name)

@@ -21,7 +21,8 @@ class Indexed(Source):
     the dtype is one that holds them all. Images of Pillow's become pixels, as `decode_image` says, with 1 channel where
     those few are all grey. `target` is called "label", in place of an entry that has that name.
     An object with `__getitems__(list)` is asked for many examples at once. Examples are read in one thread, since
-    nothing says that the object would bear more.
+    nothing says that the object would bear more. Where one of those few is another when it is read again, as with
+    random augmentation, every example is read anew each time; else it is remembered.
     """
 
     threads = 1
@@ -36,6 +37,7 @@ class Indexed(Source):
         pictures = [n for n, value in named[0].items() if is_picture(value)]
         self._grey = {n: all(getattr(row.get(n), "mode", "L") in GREY for row in named) for n in pictures}
         probes = [self._typed(row, i) for row, i in zip(named, numbers, strict=True)]
+        self.changes = any(_differ(p, self.read(i)) for p, i in zip(probes, numbers, strict=True))
         self.features = {name: _probe(name, [p[name] for p in probes if name in p]) for name in probes[0]}
         if classes is not None:
             if "label" not in self.features:
@@ -86,6 +88,12 @@ class Indexed(Source):
                 'all of them one mode: picture.convert("RGB") or ("L")'
             )
         return decode(picture, grey=grey, name=f"{name} of example {index}")
+
+
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two readings of an example give other values."""
+    pairs = [(np.asarray(one[name]), np.asarray(other[name])) for name in one.keys() & other.keys()]
+    return any(a.shape != b.shape or (a.dtype != object and a.tobytes() != b.tobytes()) for a, b in pairs)
 
 
 def _value(name: str, value: Any) -> Any:

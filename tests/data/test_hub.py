@@ -56,6 +56,39 @@ def test_the_target_takes_the_place_of_a_column_called_label(rows):
     assert data.features["label"].classes == ("cat", "dog")
 
 
+def test_a_transform_and_a_choice_of_columns_are_its_users_words(rows):
+    def flip(batch):
+        return {"pixels": [-np.asarray(v, "float32") for v in batch["vector"]], "label": batch["label"]}
+
+    expected = -np.array([[4, 4.5, 5], [0, 0.5, 1]], np.float32)
+    plain = rows.with_format("numpy")
+    plain.set_transform(flip)
+    for source in (rows.with_transform(flip), plain, hub.DatasetDict({"train": rows}).with_transform(flip)):
+        data = load(source)
+        assert list(data.features) == ["pixels", "label"]
+        batch = data.gather([4, 0])
+        np.testing.assert_array_equal(batch["pixels"], expected)
+        assert (batch["label"].tolist(), data.features["label"].classes) == ([1, 0], ("cat", "dog"))
+    assert load(rows.with_transform(lambda b: {"y": b["group"]}), target="y").features["label"].num_classes is None
+    words = rows.with_transform(lambda b: {"x": b["group"], "text": b["text"]})
+    assert load(words, target="text").features["label"].classes == tuple(f"number {i}" for i in range(6))
+    data = load(rows.with_format("numpy", columns=["vector", "label"]))
+    assert list(data.features) == list(data[0]) == ["vector", "label"]
+    assert "image" in load(rows.with_format("numpy", columns=["vector"], output_all_columns=True)).features
+    with pytest.raises(ConfigError, match="no entry 'label' to be the target; it has 'vector'"):
+        load(rows.with_format("numpy", columns=["vector"]), target="label")
+
+
+def test_what_is_drawn_anew_is_not_remembered(rows):
+    count = iter(range(1000))
+    data = load(rows.with_transform(lambda b: {"x": [next(count) for _ in b["text"]], "label": b["label"]}))
+    first, second = data.gather([0, 1])["x"], data.gather([0, 1])["x"]
+    assert second.tolist() == (first + 2).tolist()
+    bad = load(rows.with_transform(lambda b: {"x": [float("nan") if next(count) > 60 else 1.0 for _ in b["text"]]}))
+    with pytest.raises(DataError, match="x of example"):
+        [bad.gather(range(6)) for _ in range(20)]
+
+
 def test_splits_and_mistakes(rows):
     both = hub.DatasetDict({"train": rows, "test": rows.select([5])})
     assert len(load(both)) == 6

@@ -612,6 +612,24 @@ def test_a_grain_data_set():
     assert data[7]["x"] == rows[7]["x"]
 
 
+def test_random_augmentation_of_a_torch_data_set_is_not_frozen():
+    class Crops:
+        def __init__(self, seed):
+            self.rng = np.random.RandomState(seed)
+
+        def __len__(self):
+            return 9
+
+        def __getitem__(self, i):
+            return np.arange(5.0)[self.rng.randint(2) :][:4], i % 3
+
+    data = load(Crops(1))
+    seen = {float(data[0]["features"][0]) for _ in range(30)}
+    assert seen == {0.0, 1.0}
+    steady = load([(np.arange(4.0), 0), (np.full(4, np.nan), 1)])
+    assert not steady.reader.source.changes
+
+
 def test_many_at_once_where_the_object_can():
     asked = []
 
