@@ -190,8 +190,9 @@ class Dataset:
         """
         features, turns = dict(self.features), {}
         for name, there in learned.items():
-            if name in features and features[name] != replace(there, shape=features[name].shape):
-                features[name], turns[name] = meet(name, features[name], there, self)
+            here = features.get(name, there)
+            if here != there and here != replace(there, shape=here.shape):
+                features[name], turns[name] = meet(name, here, there, self)
         if not turns:
             return self
         return replace(self, features=features, steps=(*self.steps, Step(partial(_turned, turns), batched=True)))

@@ -68,6 +68,8 @@ def meet(name: str, here: Feature, there: Feature, data: Any) -> tuple[Feature, 
         places = _places(name, here.columns, there.columns, data.features)
         turns.append(lambda values: values[..., places])
         shape = (*shape[:-1], len(places))
+    elif there.columns is not None and here.columns is None and shape[-1:] != (len(there.columns),):
+        raise DataError(f"{name} has shape {shape} here, and training had the columns {_said(there.columns)}")
     turns += _renumbered(name, here, there, data)
     if here.dtype == "uint8" and "float" in there.dtype:
         raise DataError(f"{name} is uint8 here and was {there.dtype} in training: scale it with `map` as it was there")

@@ -194,13 +194,12 @@ class Experiment:
         return self.trainer.evaluate(state, self.data[1])
 
     def save(self, state: Any) -> Path:
-        """Write ``model/``, which `sapwood.load` reads: the weights that evaluation uses, the classes, the inputs.
+        """Write ``model/``, which `sapwood.load` reads: the weights that evaluation uses, the features, the classes.
 
         The model itself goes with them where another program can import it: with a built-in recipe.
         """
         objective = self.trainer.objective
         target = self.features.get(getattr(objective, "target", ""))
-        inputs = {name: self.features[name].to_json() for name in getattr(objective, "inputs", ())}
         return sw.save(
             self.directory / "model",
             self.trainer.eval_params(state),
@@ -208,7 +207,6 @@ class Experiment:
             model=self.recipe.model if self.name in BUILT_IN else None,
             features=state.features,
             classes=target.classes if target else None,
-            preprocessing={"inputs": inputs},
             extra={"recipe": self.name, "options": _options(self.recipe), "step": int(state.step)},
         )
 

@@ -65,7 +65,7 @@ class Run:
     @staticmethod
     def learned(directory: Any) -> Learned | None:
         """What the run in a directory learned of its data; None where there is none, or one that did not write it."""
-        checkpoints = Checkpoints(Path(directory or ".") / "checkpoints")
+        checkpoints = Checkpoints(Path(directory or ".").expanduser() / "checkpoints")
         for step in reversed([] if directory is None else checkpoints.steps()):
             with contextlib.suppress(CheckpointError):  # damaged, which `restore` says
                 features = checkpoints.info(step).info.get("features")

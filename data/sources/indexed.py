@@ -22,7 +22,8 @@ class Indexed(Source):
     those few are all grey. `target` is called "label", in place of an entry that has that name.
     An object with `__getitems__(list)` is asked for many examples at once. Examples are read in one thread, since
     nothing says that the object would bear more. Where one of those few is another when it is read again, as with
-    random augmentation, every example is read anew each time; else it is remembered.
+    random augmentation, every example is read anew each time; else it is remembered. Class numbers are called what the
+    object's `classes` say, as torchvision's data sets have them.
     """
 
     threads = 1
@@ -39,6 +40,9 @@ class Indexed(Source):
         probes = [self._typed(row, i) for row, i in zip(named, numbers, strict=True)]
         self.changes = any(_differ(p, self.read(i)) for p, i in zip(probes, numbers, strict=True))
         self.features = {name: _probe(name, [p[name] for p in probes if name in p]) for name in probes[0]}
+        label = self.features.get("label")
+        if classes is None and label is not None and label.shape == () and "int" in label.dtype:
+            classes = _classes_of(rows)
         if classes is not None:
             if "label" not in self.features:
                 raise ConfigError(f"classes describe a label; name it with target=: {', '.join(map(repr, probes[0]))}")
@@ -94,6 +98,18 @@ def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two readings of an example give other values."""
     pairs = [(np.asarray(one[name]), np.asarray(other[name])) for name in one.keys() & other.keys()]
     return any(a.shape != b.shape or (a.dtype != object and a.tobytes() != b.tobytes()) for a, b in pairs)
+
+
+def _classes_of(rows: Any) -> list[str] | None:
+    """The names of the classes that a data set, or the one that it is a part of, has in its `classes`."""
+    names = getattr(rows, "classes", None)
+    if names is None:
+        inner = getattr(rows, "dataset", None)  # torch.utils.data.Subset
+        return None if inner is None else _classes_of(inner)
+    plain = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    if not plain or len(set(names)) < len(names) or getattr(rows, "target_transform", None) is not None:
+        return None
+    return list(names)
 
 
 def _value(name: str, value: Any) -> Any:

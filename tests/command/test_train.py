@@ -54,7 +54,10 @@ def test_the_model_of_a_run_is_loaded_as_it_was_tested(run, tmp_path):
     model = sw.load(tmp_path / "r")
     assert tree_digest(model.params) == run.digest
     assert model.classes == ("lying", "standing")
-    assert model.preprocessing == {"inputs": {"image": {"shape": [4, 4, 1], "dtype": "uint8"}}}
+    assert (model.features["image"].shape, model.features["image"].dtype) == ((4, 4, 1), "uint8")
+    assert (
+        sw.load(tmp_path / "r" / "model").features == model.features == sw.load(tmp_path / "r" / "checkpoints").features
+    )
     assert model.extra["options"]["hidden"] == 8
 
 

@@ -87,6 +87,12 @@ def test_entries_and_features(place):
     assert data[3]["tags"].tolist() == [0, 1, 2]
 
 
+def test_classes_are_matched_by_name(place):
+    data = load(NAME, "test", data_dir=place, target="kind")
+    held = data.held_to(load({"label": ["star", "moon", "square", "circle"]}).features)  # sorted: circle, moon, ...
+    assert [example["label"] for example in held] == [[2, 0, 3][i] for i in data.column("label")]
+
+
 def test_a_documented_range_is_held(place):
     with pytest.raises(DataError, match=r"grid of example 29 is 2.0 at \(0, 0\); the range is 0..1.5"):
         load(NAME, data_dir=place)[29]

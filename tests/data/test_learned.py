@@ -65,6 +65,26 @@ def images(words, path):
     return load(home)
 
 
+class ImageFolder(Rows):
+    """Labels are the places of the words among those that there are, as in torchvision."""
+
+    def __init__(self, words):
+        super().__init__(words)
+        self.classes = sorted(set(words))
+
+    def __getitem__(self, i):
+        return {"x": np.float32(i), "label": self.classes.index(self.words[i])}
+
+
+class Subset(Rows):
+    def __init__(self, words):
+        super().__init__(words)
+        self.dataset = ImageFolder(words)
+
+    def __getitem__(self, i):
+        return self.dataset[i]
+
+
 SOURCES = {
     "csv": csv,
     "parquet": parquet,
@@ -76,6 +96,8 @@ SOURCES = {
     "dict": lambda words, path: load({"x": np.arange(len(words)), "label": words}),
     "pair": lambda words, path: load((np.arange(len(words)), words)),
     "rows": lambda words, path: load(Rows(words), classes=sorted(set(words), key=lambda word: word[1])),
+    "torchvision": lambda words, path: load(ImageFolder(words)),
+    "subset": lambda words, path: load(Subset(words)),
     "text": lambda words, path: load(Rows(words)),
 }
 
@@ -137,6 +159,8 @@ def test_columns_are_matched_by_name():
         load(pa.table({n: table[n] for n in "ab"})).held_to(learned)
     with pytest.raises(DataError, match=r"no column 'c' here \('c' is there, but holds no single numbers\)"):
         load(pa.table({"a": [1.0], "b": [2.0], "c": ["n/a"]})).held_to(learned)
+    with pytest.raises(DataError, match=r"features has shape \(2,\) here, and training had the columns 'c', 'a', 'b'"):
+        load({"features": np.ones((2, 2))}).held_to(learned)
     positions = load({"features": np.ones((2, 3), "float32")})  # nothing says which is which
     assert positions.held_to(learned).column("features").tolist() == [[1, 1, 1]] * 2
 
