@@ -94,7 +94,7 @@ SOURCES = {
     "folder": images,
     "arrow": lambda words, path: load(pa.table({"x": range(len(words)), "label": words})),
     "dict": lambda words, path: load({"x": np.arange(len(words)), "label": words}),
-    "pair": lambda words, path: load((np.arange(len(words)), words)),
+    "pair": lambda words, path: load((np.arange(len(words))[:, None], words)),
     "rows": lambda words, path: load(Rows(words), classes=sorted(set(words), key=lambda word: word[1])),
     "torchvision": lambda words, path: load(ImageFolder(words)),
     "subset": lambda words, path: load(Subset(words)),
