@@ -62,8 +62,10 @@ def parser(recipe: Any) -> options.Parser:
         "--run", metavar="DIR", help="the run directory; by default runs/RECIPE-NNN, the next free number"
     )
     made.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint, or start where there is none"
-    )
+        "--resume", nargs="?", const=True, default=False, choices=("anyway",),
+        help="go on from the last checkpoint, or start where there is none; anyway: also where epochs, other options "
+        "or the code have changed meanwhile, which it says",
+    )  # fmt: skip
     made.add_argument(
         "--checkpoint-every",
         type=int,
@@ -115,9 +117,10 @@ def steps_per_call(word: str) -> int | str:
     return word if word == "auto" else int(word)
 
 
-def own_directory(experiment: Any, resume: bool) -> Path:
+def own_directory(experiment: Any, resume: bool | str) -> Path:
     """``runs/RECIPE-NNN``, made: the next free number, or the newest run of just this recipe and hyper-parameters where
-    one is to be resumed. (A command killed before it had a directory goes on in a new one, not in another's.)
+    one is to be resumed ("anyway": of this recipe). (A command killed before it had a directory goes on in a new one,
+    not in another's.)
     """
     from sapwood.recipes.experiment import read_config
 
@@ -129,7 +132,8 @@ def own_directory(experiment: Any, resume: bool) -> Path:
     }
     for number in sorted(taken, reverse=True) if resume else ():
         config = read_config(taken[number])
-        if config is None or not (differences := experiment.differences(config)):
+        same = config is None or (resume == "anyway" and config["recipe"] == experiment.name)
+        if same or not (differences := experiment.differences(config)):
             return taken[number]
         print(f"{taken[number]} is another run: {', '.join(differences)}", file=sys.stderr)
     runs.mkdir(exist_ok=True)  # outside of the loop, which would try again for ever where this is a broken link

@@ -84,7 +84,7 @@ class Experiment:
         """The recipe's trainer, where it runs."""
         return self.recipe.trainer(self.steps, **self.options)
 
-    def begin(self, resume: bool) -> bool:
+    def begin(self, resume: bool | str) -> bool:
         """Write the config, or hold a run that goes on to its own; whether it was written.
 
         Raises `ConfigError` where the directory cannot be written, holds something else, or holds a run with other
@@ -101,20 +101,29 @@ class Experiment:
         if not resume and (self.directory / "model").exists():  # its checkpoints may have been cleared away
             raise CheckpointError(f"{self.directory} already holds a model; --run chooses another directory")
         if newest is not None and of_the_first(old is not None):
-            together(lambda: self._hold(old or {}) if jax.process_index() == 0 else None)
+            together(lambda: self._hold(old or {}, resume) if jax.process_index() == 0 else None)
             return False
-        config = {
+        together(lambda: self._write(self._config()) if jax.process_index() == 0 else None)
+        return True
+
+    def _config(self) -> dict[str, Any]:
+        return {
             "recipe": self.name,
             "options": _options(self.recipe),
             "features": {name: _written(feature) for name, feature in self.data[0].features.items()},
             "versions": {"sapwood": sw.__version__, "jax": jax.__version__},
         }
-        together(lambda: self._write(config) if jax.process_index() == 0 else None)
-        return True
 
-    def _hold(self, config: dict[str, Any]) -> None:
-        if differences := self.differences(config):
-            raise ConfigError(f"{self.directory} cannot go on as another run: {', '.join(differences)}")
+    def _hold(self, config: dict[str, Any], resume: bool | str) -> None:
+        differences = self.differences(config)
+        if config["recipe"] != self.name:
+            raise ConfigError(f"{self.directory} cannot go on as another run: {differences[0]}")
+        if differences and resume != "anyway":
+            raise ConfigError(f"{self.directory} cannot go on as another run: {', '.join(differences)}; --resume "
+                              "anyway goes on all the same")  # fmt: skip
+        if differences:
+            print(f"sapwood: {self.directory} goes on, although {', '.join(differences)}", file=sys.stderr)
+            self._write({**config, **self._config()})
 
     def _write(self, config: dict[str, Any]) -> None:
         path = self.directory / "config.json"
@@ -136,12 +145,13 @@ class Experiment:
         # NaN is not itself, but written the same.
         return [f"{name} was {x} and is now {y}" for name, x, y in pairs if x != y and repr(x) != repr(y)]
 
-    def train(self, resume: bool = False, **options: Any) -> Any:
+    def train(self, resume: bool | str = False, **options: Any) -> Any:
         """Train to the end; returns the last state, or the best where that is asked for. What data and mesh refuse is
         refused before anything is written."""
         data, held_out = self.train_data
         recipe, trainer = self.recipe, self.trainer
         trainer.check_batch_size(self.batch_size)
+        before = read_config(self.directory)
         written = self.begin(resume)
         try:
             state, _ = trainer.fit(
@@ -156,6 +166,8 @@ class Experiment:
                 **options,
             )
         except Exception:
+            if not written and before is not None and jax.process_index() == 0 and resume == "anyway":
+                self._write(before)  # it did not go on
             begun = any((self.directory / name).exists() for name in ("metrics.jsonl", "checkpoints"))
             if written and jax.process_index() == 0 and not begun:
                 (self.directory / "config.json").unlink(missing_ok=True)  # refused before it began: it is no run

@@ -20,7 +20,7 @@ from sapwood.core.loop import platform
 from sapwood.data.batches import batches
 from sapwood.data.device import to_device
 from sapwood.data.learned import Learned
-from sapwood.train import checks, learning_rate, metrics
+from sapwood.train import checks, continuing, learning_rate, metrics
 from sapwood.train.agreement import anyone, of_the_first, together
 from sapwood.train.best import Kept, wanted
 from sapwood.train.callbacks import Callback, Event
@@ -56,7 +56,7 @@ def fit(
     seed: int = 0,
     state: TrainState | None = None,
     run: Any = None,
-    resume: bool = False,
+    resume: bool | str = False,
     checkpoint_every: int | None = None,
     keep: int = 3,
     best: str | None = None,
@@ -78,7 +78,9 @@ def fit(
         seed: of the first parameters, the order of the data and every random draw.
         state: start from this state instead of a fresh one; it is copied to where the trainer's mesh has it.
         run: directory for ``metrics.jsonl``, TensorBoard events and checkpoints; None writes nothing.
-        resume: go on from the newest whole checkpoint in ``run``; from the beginning where there is none.
+        resume: go on from the newest whole checkpoint in ``run``; from the beginning where there is none. The trainer
+            and the data must be those of before, as far as can be seen (`sapwood.train.continuing`); more epochs or
+            steps may be asked for. "anyway" goes on whatever has changed, and where a callback had ended the run.
         checkpoint_every: steps between checkpoints, and `keep` how many of them stay.
         best: end with the state where a metric was best at the end of an epoch, "max:validation_accuracy" or
             "min:loss", and not with the last one. Its checkpoint is kept in ``run`` beside the newest, from which a
@@ -125,8 +127,13 @@ def fit(
         first = start(trainer, stream, evaluation, record, seed=seed, state=state, steps_per_call=several)
         sender = (Auto if first.programs.size is None else Sender)(plan, first.programs)
         loop = Loop(trainer, sender, first.state, stream, features, plan, evaluation, record, asked, begun, goal)
-        loop.restore(first.info)
+        if record.directory is not None:
+            held_out = None if evaluation is None else evaluation.data
+            loop.identity = together(lambda: continuing.identity(trainer, data, held_out, asked))
+        loop.restore(first.info, resume)
         show = Progress(plan.steps, epochs=epochs, start=loop.done, quiet=not progress or jax.process_index() > 0)
+        if resume:
+            show.say(loop.begins(first.info))
         with show as loop.progress:
             loop.run()
         state = loop.state if goal is None else loop.best(first.programs.state)
@@ -169,11 +176,13 @@ class Loop:
         self.history: list[dict[str, Any]] = []
         self.memory: list[dict[str, Any]] = [{} for _ in callbacks]
         self.done, self.stopped, self.begun = 0, False, begun
+        self.identity: dict[str, Any] = {}
+        self.changed: list[str] = []
         self.pending: list[Packed] = []
         self.late: deque[Row] = deque()
 
-    def restore(self, info: dict[str, Any] | None) -> None:
-        """Go on where the checkpoint with this info was taken."""
+    def restore(self, info: dict[str, Any] | None, resume: bool | str = True) -> None:
+        """Go on where the checkpoint with this info was taken; `ConfigError` where the run would be another."""
         if info is None:
             together(lambda: self.record.begin(None))
             self.done = int(self.state.step)
@@ -185,16 +194,37 @@ class Loop:
             self.stream.seek(self.done)
             return
         self.stream.restore(info["data"])
-        self.done, self.stopped = self.stream.position, info["stopped"]
-        self.history = together(lambda: self.record.begin(self.done))
-        self._remember(info["callbacks"])
+        self.done, self.stopped = self.stream.position, info["stopped"] and resume != continuing.ANYWAY
 
-    def _remember(self, memory: list[dict[str, Any]]) -> None:
+        def hold() -> list[str]:  # callbacks may be of the first process alone, and it has written
+            old = info.get("identity") if jax.process_index() == 0 else None
+            return continuing.hold(self.record.directory, old, self.identity, resume)
+
+        self.changed = together(hold)
+        if self.done > self.plan.steps:
+            raise ConfigError(
+                f"{self.record.directory} is at step {self.done} and is to end at step {self.plan.steps}; ask for more "
+                "epochs or steps"
+            )
+        self.history = together(lambda: self.record.begin(self.done))
+        self._remember(info["callbacks"], resume)
+
+    def begins(self, info: dict[str, Any] | None) -> str:
+        """Where a run that is resumed goes on, in words."""
+        run = self.record.directory
+        if info is None:
+            return f"{run} has no checkpoint: from the beginning"
+        at = f"step {self.done} of {self.plan.steps} (epoch {self.plan.epoch(self.done)} of {self.plan.epochs})"
+        although = f", although {', '.join(self.changed)}" if self.changed else ""
+        over = self.stopped or self.done == self.plan.steps
+        return f"{run} {'is over, at' if over else 'goes on from'} {at}{although}"
+
+    def _remember(self, memory: list[dict[str, Any]], resume: bool | str) -> None:
         """Give the callbacks what they knew. It was saved by the first process, which may be the only one with any."""
         fits = len(memory) == len(self.callbacks)
 
         def check() -> None:
-            if jax.process_index() == 0 and not fits:
+            if jax.process_index() == 0 and not fits and resume != continuing.ANYWAY:
                 raise ConfigError(
                     f"the run was saved with {len(memory)} callbacks and is resumed with {len(self.callbacks)}; give "
                     "the same ones, so that it goes on as if unbroken"
@@ -255,7 +285,7 @@ class Loop:
         if saves or (self.stopped and self.record.directory is not None):
             info = {"data": {**self.stream.state(), "position": self.done}, "stopped": self.stopped,
                     "callbacks": self.memory, "steps_per_call": self.sender.chosen,
-                    "features": self.features.to_json()}  # fmt: skip
+                    "features": self.features.to_json(), "identity": self.identity}  # fmt: skip
             row = self.history[-1] if self.plan.ends_epoch(self.done) else {}
             self.record.save(self.done, self.state, info, row)
 

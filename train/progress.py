@@ -83,6 +83,11 @@ class Progress:
             self.drawn = now
             self.bar.update(self.task, completed=step, text=self.text)
 
+    def say(self, text: str) -> None:
+        """Say something about the run, apart from its rows."""
+        if not self.quiet:
+            print(f"sapwood: {text}", file=sys.stderr, flush=True)
+
     def row(self, row: Mapping[str, Any]) -> None:
         """Show one row of metrics."""
         if self.quiet:

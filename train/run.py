@@ -14,6 +14,7 @@ from sapwood.core.errors import CheckpointError, ConfigError
 from sapwood.data.learned import Learned
 from sapwood.train.checkpoint_directory import Directory
 from sapwood.train.checkpoints import Checkpoints
+from sapwood.train.continuing import ANYWAY
 from sapwood.train.logs import JsonlLog, TensorBoardLog, read_rows
 from sapwood.train.orbax_arrays import preload
 from sapwood.train.restored import restored
@@ -26,7 +27,9 @@ class Run:
     holds the checkpoints of another run and ``resume`` does not say to go on from them.
     """
 
-    def __init__(self, directory: Any, *, resume: bool, keep: int, best: str | None):
+    def __init__(self, directory: Any, *, resume: bool | str, keep: int, best: str | None):
+        if resume not in (True, False, ANYWAY):
+            raise ConfigError(f'fit(resume={resume!r}): True, False or "anyway" is expected')
         if directory is None and resume:
             raise ConfigError(f"fit(resume={resume!r}) needs run=, the directory that holds the checkpoints")
         self.directory = None if directory is None else Path(directory).expanduser()

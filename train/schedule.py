@@ -22,6 +22,11 @@ class Schedule:
     checkpoint_every: int
     every_epoch: bool = False
 
+    @property
+    def epochs(self) -> int:
+        """The epoch in which the run ends."""
+        return self.epoch(self.steps)
+
     def epoch(self, step: int) -> int:
         """The epoch, from 1, that a step belongs to; ``step`` counts the steps done, from 1."""
         return (step - 1) // self.steps_per_epoch + 1

@@ -88,14 +88,43 @@ def test_a_run_is_not_written_over(run, sapwood, stripes):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("stripes.py --hidden 9", "hidden was 8 and is now 9"),
-        ("stripes.py --epochs 3 --seed 1", "epochs was 2 and is now 3, seed was 0 and is now 1"),
+        ("stripes.py --hidden 9", "hidden was 8 and is now 9; --resume anyway goes on all the same"),
+        (
+            "stripes.py --epochs 3 --seed 1",
+            "epochs was 2 and is now 3, seed was 0 and is now 1; --resume anyway goes on all the same",
+        ),
         ("digits-mlp", "it is of the recipe {stripes}, not of digits-mlp"),
     ],
 )
 def test_a_run_does_not_go_on_as_another(run, sapwood, stripes, words, message):
     error = sapwood("train", *words.split(), "--run", "r", "--resume").error
     assert error == f"r cannot go on as another run: {message.format(stripes=stripes)}"
+
+
+@pytest.mark.costs("two trainings more")
+def test_a_run_is_lengthened_by_intent_and_says_from_where_it_goes_on(run, sapwood, stripes, config):
+    before = config("r")
+    whole = sapwood("train", stripes, "--run", "s", "--epochs", 3, "--resume")
+    assert whole.err == ["sapwood: s has no checkpoint: from the beginning"]
+    done = sapwood("train", stripes, "--run", "r", "--epochs", 3, "--resume", "anyway")
+    assert done.err == [
+        "sapwood: r goes on, although epochs was 2 and is now 3",
+        "sapwood: r goes on from step 6 of 9 (epoch 2 of 3)",
+    ]
+    assert done.digest == whole.digest
+    assert (before["options"]["epochs"], config("r")["options"]["epochs"]) == (2, 3)
+    over = sapwood("train", stripes, "--run", "r", "--epochs", 3, "--resume")
+    assert (over.out, over.err) == (done.out[-3:], ["sapwood: r is over, at step 9 of 9 (epoch 3 of 3)"])
+    refused = sapwood("train", stripes, "--run", "r", "--epochs", 3, "--hidden", 9, "--resume", "anyway")
+    assert "is of another model" in refused.err[-1]
+    assert config("r")["options"]["hidden"] == 8  # it did not go on
+
+
+@pytest.mark.costs("compiles a training")
+def test_a_recipe_whose_file_has_changed_is_another_run(run, sapwood, stripes):
+    stripes.write_text(stripes.read_text().replace("jax.nn.relu(", "jax.nn.gelu("))
+    error = sapwood("train", stripes, "--run", "r", "--resume").error
+    assert "r cannot go on as another run: objective: the code of Stripes.model is another." in error
 
 
 def test_a_run_that_is_over_says_its_result_again(run, sapwood, stripes):
@@ -165,7 +194,9 @@ def test_a_recipe_that_has_changed(run, sapwood, stripes):
         "'hidden'"
     )
     error = sapwood("train", stripes, "--run", "r", "--resume").error
-    assert error == "r cannot go on as another run: hidden was 8 and is now not there, units was not there and is now 8"
+    assert error.startswith(
+        "r cannot go on as another run: hidden was 8 and is now not there, units was not there and is now 8; "
+    )
     stripes.write_text(source.replace("v.hidden", "v.units"))
     error = sapwood("evaluate", "r").error
     assert "checkpoint 6 in " in error
@@ -385,7 +416,7 @@ def test_a_number_that_is_none_goes_on_as_itself(sapwood, stripes):
     done = sapwood("train", stripes, "--run", "r", "--clip", "nan")
     assert sapwood("train", stripes, "--run", "r", "--clip", "nan", "--resume").digest == done.digest
     error = sapwood("train", stripes, "--run", "r", "--resume").error
-    assert error == "r cannot go on as another run: clip was nan and is now 1.0"
+    assert error.startswith("r cannot go on as another run: clip was nan and is now 1.0; ")
 
 
 def test_what_a_recipe_makes_of_its_fields_is_no_option(sapwood, stripes):

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 from typing import Any
 
 import jax
@@ -446,6 +447,26 @@ def test_options_that_do_not_fit(options, message):
 def test_best_by_validation_needs_validation(tmp_path):
     with pytest.raises(ConfigError, match=r"needs fit\(validation"):
         TRAINER.fit(DATA, **{**FIT, "validation": None, "best": "min:validation_loss", "run": tmp_path})
+
+
+def test_a_run_does_not_go_on_as_another_unless_that_is_meant(unbroken, tmp_path, capsys):
+    directory, _ = unbroken
+    copied = shutil.copytree(directory, tmp_path / "run")
+    options = {**FIT, "run": copied, "callbacks": [kill_at(None)]}
+    other = Trainer(OBJECTIVE, optax.nadam(0.1), ema=0.9)
+    with pytest.raises(ConfigError, match="optimizer: nesterov of scale_by_adam was False and is now True"):
+        other.fit(DATA, resume=True, **options)
+    with pytest.raises(ConfigError, match="run is at step 24 and is to end at step 6; ask for more epochs"):
+        TRAINER.fit(DATA, resume=True, **{**options, "epochs": 1})
+    longer = {**options, "epochs": 5, "progress": True}
+    after, history = other.fit(DATA, resume="anyway", **longer)
+    assert (int(after.step), history[-1]["epoch"]) == (30, 5)
+    said = "goes on from step 24 of 30 (epoch 4 of 5), although optimizer: nesterov of scale_by_adam was False"
+    assert said in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="nesterov of scale_by_adam was True and is now False"):
+        TRAINER.fit(DATA, resume=True, **longer)
+    with pytest.raises(ConfigError, match=r'resume=.yes.\): True, False or "anyway" is expected'):
+        TRAINER.fit(DATA, resume="yes", **longer)
 
 
 def test_a_directory_of_another_run_is_not_overwritten(unbroken):
