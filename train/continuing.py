@@ -86,7 +86,7 @@ def _changed(part: str, old: dict[str, str], new: dict[str, str], same_python: b
 
 
 def _counts(old: str | None, new: str | None) -> bool:
-    """Whether a change is worth a word: a constant of one side alone is used by code that is otherwise, which is said."""
+    """Whether to say a change: a constant of one side alone is used by code that is otherwise, which is said."""
     return None not in (old, new) or str(old or new).startswith("code ")
 
 
