@@ -156,7 +156,8 @@ def to_device(
             last may have fewer). A function says how many from the number of the batch they begin with; one is then
             handed out as it is, `(batch, ...)`.
         host: leave the arrays NumPy's. A compiled program on the CPU takes those as they are, at a tenth of the cost of
-            making them JAX's. Batches are then read ahead in runs, where that is a matter of microseconds.
+            making them JAX's. Batches are then read ahead in runs, where that is a matter of microseconds. Under
+            `jax.transfer_guard`, which takes that for a transfer, they become JAX's all the same.
 
     Raises:
         ConfigError: the batch size does not divide over the sharding's devices.
@@ -182,6 +183,7 @@ def to_device(
         if isinstance(sharding, jax.sharding.NamedSharding):
             check_batch_size(batches.batch_size, sharding)
         rows = _rows_here(batches.batch_size, sharding)
+    host = host and jax.config.jax_transfer_guard_host_to_device in (None, "allow")
     return DeviceBatches(batches.of_rows(rows), sharding, prefetch, block, host)
 
 

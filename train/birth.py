@@ -59,6 +59,7 @@ def _plan(trainer: Any, batch: dict) -> Plan:
             data=True, policy=trainer.policy, place=trainer.place, shardings=born, given=given,
         )  # fmt: skip
 
+    @jax.transfer_guard("allow")  # as in sw.init
     def make(key: Any, batch: Any, params: Any = None, state: Any = None) -> TrainState:
         key, kinds = as_key(key), zip(("params", "state"), declared, (params, state), born or (None, None), strict=True)
         there = tuple(
