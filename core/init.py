@@ -29,7 +29,7 @@ GROUPED_BELOW = 2**22
 Larger ones are drawn one by one, so that no copy of them is ever held."""
 
 
-@jax.transfer_guard_host_to_device("allow")  # first values come from a seed and from paths: who calls asks for that
+@jax.transfer_guard("allow")  # first values come from a seed and from paths: who calls asks for that
 def init(
     f: Callable, key: Any, *xs: Any, data: bool = False, policy=None, place=None, shardings=None
 ) -> tuple[dict, dict]:

@@ -144,7 +144,7 @@ def _fetch(x: jax.Array) -> np.ndarray:
         from jax.experimental import multihost_utils
 
         x = multihost_utils.process_allgather(x, tiled=True)
-    return np.asarray(x, order="C")
+    return np.asarray(jax.device_get(x), order="C")
 
 
 def _write(path: Path, host: dict[str, np.ndarray], text: str) -> None:

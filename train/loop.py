@@ -185,7 +185,7 @@ class Loop:
         """Go on where the checkpoint with this info was taken; `ConfigError` where the run would be another."""
         if info is None:
             together(lambda: self.record.begin(None))
-            self.done = int(self.state.step)
+            self.done = int(jax.device_get(self.state.step))
             if self.done >= self.plan.steps:
                 raise ConfigError(
                     f"fit(state=...): the state is at step {self.done} and the run ends at step {self.plan.steps}; "
@@ -300,7 +300,7 @@ class Loop:
         steps = unpack(join(row.steps))
         self.look(row, steps)
         values = metrics.compute(metrics.merge_stacked(without_flags(steps)))
-        values = learning_rate.complete(values, self.trainer.learning_rate, row.step - int(row.skipped))
+        values = learning_rate.complete(values, self.trainer.learning_rate, row.step - int(jax.device_get(row.skipped)))
         if row.validation is not None and self.evaluation is not None:
             found = self.evaluation.settle(row.validation, self.state)
             values |= {f"validation_{name}": value for name, value in found.items()}

@@ -69,7 +69,7 @@ def join(parts: Sequence[Packed]) -> Packed:
     """
 
     def steps(kind: str) -> np.ndarray:
-        return np.concatenate([np.atleast_2d(np.asarray(part.vectors[kind])) for part in parts])
+        return np.concatenate([np.atleast_2d(jax.device_get(part.vectors[kind])) for part in parts])
 
     return Packed({kind: steps(kind) for kind in parts[0].vectors}, parts[0].of)
 
