@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -16,6 +17,7 @@ from sapwood.core.initializers import Initializer, lecun_normal
 from sapwood.core.layer import Layer
 from sapwood.core.vars import Vars
 from sapwood.layers import expect, routing
+from sapwood.layers.contained import leading
 from sapwood.layers.dispatch import through_experts, through_spread_experts
 from sapwood.layers.grouped_matmul import grouped_matmul
 from sapwood.parallel.per_device import per_device, platform
@@ -39,6 +41,10 @@ class MixtureOfExperts(Layer):
     without biases. `capacity=None` drops no token. With a number, an expert takes at most `capacity` times its fair
     share of each sequence (the last two dimensions of x); a choice that is too much gives zeros, so the layer belongs
     in a residual connection. `normalize` makes the k weights of a token sum to 1; see `top_k_routing`.
+
+    `mask` (boolean, the leading dimensions of x, such as (batch,) or (batch, length)) says which tokens there are. The
+    others, padding or rows that the loss leaves out, may hold anything and get zeros: no expert takes them, they have
+    no part in the losses or what is sown, and a sequence's capacity is that of its own tokens.
 
     In training runs `balance` and `z` times the losses of `top_k_routing` go to `v.loss` under these names; 0 leaves
     one out. `load` `(experts,)`, the share of all choices that fell on each expert, and with a capacity `dropped`, the
@@ -89,10 +95,13 @@ class MixtureOfExperts(Layer):
         expect.within(self, "balance", 0, math.inf)
         expect.within(self, "z", 0, math.inf)
 
-    def __call__(self, v: Vars, x: jax.Array) -> jax.Array:
+    def __call__(self, v: Vars, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         x = v.policy.cast(expect.floating("MixtureOfExperts", x))
         expect.at_least("MixtureOfExperts", x, 2, "(..., length, features)")
-        ids, weights = self._route(v, x)
+        if mask is not None:
+            mask = jnp.broadcast_to(leading("MixtureOfExperts", mask, x), (*x.shape[:-1], 1))
+            x, mask = jnp.where(mask, x, jnp.zeros_like(x, shape=())), mask[..., 0]
+        ids, weights = self._route(v, x, mask)
         kernels = self._kernels(v, x.shape[-1])
         names = ("batch", *(None,) * (x.ndim - 3), *(("length",) if x.ndim > 2 else ()), "embed")
         sharding = placed(v, x, *names)
@@ -100,7 +109,7 @@ class MixtureOfExperts(Layer):
             return self._apply(None, x, ids, weights, kernels, self._slots(x.shape[-2]))
         return self._spread(v, sharding, x, ids, weights, kernels)
 
-    def _route(self, v: Vars, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _route(self, v: Vars, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """The experts of each token `(..., length, k)`, `self.experts` where none takes it, and their weights.
 
         It is outside of the `shard_map`, so that its means and its capacity are those of the whole batch on any mesh.
@@ -108,21 +117,28 @@ class MixtureOfExperts(Layer):
         shape = (x.shape[-1], self.experts)
         kernel = v.router.param("kernel", shape, self.kernel_init, axes=("embed", "expert"), cast=False)
         logits = jnp.matmul(x.astype(jnp.float32), kernel.astype(jnp.float32), precision=lax.Precision.HIGHEST)
-        found = routing.top_k_routing(logits, self.k, self.normalize)
+        found = routing.top_k_routing(logits, self.k, self.normalize, mask)
         if v.train:
             for name, weight, loss in (("balance", self.balance, found.balance), ("z", self.z, found.z)):
                 if weight:
                     v.loss(name, weight * loss)
         v.sow("load", found.load)
+        ids = found.experts if mask is None else jnp.where(mask[..., None], found.experts, self.experts)
         if self.capacity is None:
-            return found.experts, found.weights
-        taken = routing.within_capacity(found.experts, self._slots(x.shape[-2]))
-        v.sow("dropped", 1 - jnp.mean(taken, dtype=jnp.float32))
-        return jnp.where(taken, found.experts, self.experts), found.weights
+            return ids, found.weights
+        taken = routing.within_capacity(ids, self._slots_of_each(x.shape[-2], mask))
+        v.sow("dropped", jnp.mean(routing.mean_of_tokens((~taken).astype(jnp.float32), mask)))
+        return jnp.where(taken, ids, self.experts), found.weights
 
     def _slots(self, length: int) -> int:
         """How many tokens of a sequence an expert takes."""
         return length if self.capacity is None else routing.slots(length, self.experts, self.k, self.capacity)
+
+    def _slots_of_each(self, length: int, mask: jax.Array | None) -> int | jax.Array:
+        """The same by sequence, of the tokens that there are; a table, as its sizes are rounded in float64."""
+        if mask is None:
+            return self._slots(length)
+        return jnp.asarray(np.int32([self._slots(n) for n in range(length + 1)]))[jnp.sum(mask, -1)]
 
     def _kernels(self, v: Vars, features: int) -> dict[str, jax.Array]:
         wide, init = (self.experts, features, self.hidden), each(self.kernel_init)

@@ -23,7 +23,7 @@ class Routing(NamedTuple):
     z: jax.Array
 
 
-def top_k_routing(logits: jax.Array, k: int, normalize: bool = True) -> Routing:
+def top_k_routing(logits: jax.Array, k: int, normalize: bool = True, mask: jax.Array | None = None) -> Routing:
     """The k experts of largest probability for each token, in float32 whatever the dtype of the logits.
 
     Takes logits `(..., experts)`. Gives
@@ -34,6 +34,9 @@ def top_k_routing(logits: jax.Array, k: int, normalize: bool = True) -> Routing:
     - `balance`: experts x sum over the experts of load x mean probability, 1 where all are used alike and `experts`
       where one gets everything; its gradient goes through the probabilities alone,
     - `z`: the mean over tokens of `logsumexp(logits)^2`, which keeps logits small.
+
+    `mask`, booleans `(...)`, says which tokens there are: `load` and the losses are those of them alone, 0 if there are
+    none. The others have choices and weights, too, which are to be ignored.
 
     With normalised weights and k = 1 all weights are 1, and the router learns from the losses alone: Switch leaves them
     as they are, Mixtral (k = 2) normalises. Raises `InputError` for logits that are not floating, `ConfigError` for a k
@@ -58,11 +61,24 @@ def top_k_routing(logits: jax.Array, k: int, normalize: bool = True) -> Routing:
     weights = jnp.sum(probabilities[..., None, :] * hot, -1)  # a gather has a scatter for its gradient
     if normalize:
         weights = weights / weights.sum(-1, keepdims=True)
-    tokens = tuple(range(logits.ndim - 1))
-    load = hot.mean((*tokens, logits.ndim - 1))
-    balance = experts * jnp.sum(lax.stop_gradient(load) * probabilities.mean(tokens))
-    z = jnp.mean(jax.nn.logsumexp(logits, -1) ** 2)
+    load = mean_of_tokens(hot.mean(-2), mask)
+    balance = experts * jnp.sum(lax.stop_gradient(load) * mean_of_tokens(probabilities, mask))
+    z = mean_of_tokens(jax.nn.logsumexp(logits, -1, keepdims=True) ** 2, mask)[0]
     return Routing(chosen, weights, load, balance, z)
+
+
+def mean_of_tokens(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """The mean of `(..., n)` over the tokens that there are, `(n,)`; 0 where there are none.
+
+    >>> mean_of_tokens(jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 9.0]]), jnp.array([True, False, True]))
+    Array([3. , 5.5], dtype=float32)
+    """
+    tokens = tuple(range(x.ndim - 1))
+    if x.size == 0:
+        return jnp.zeros_like(x, shape=x.shape[-1:])
+    if mask is None:
+        return x.mean(tokens)
+    return jnp.sum(x, tokens, where=mask[..., None]) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def _largest(x: jax.Array, k: int) -> jax.Array:
@@ -101,8 +117,8 @@ def slots(tokens: int, experts: int, k: int, capacity: float) -> int:
     return min(tokens, math.ceil(tokens * k * capacity / experts))
 
 
-def within_capacity(chosen: jax.Array, size: int) -> jax.Array:
-    """Which choices their experts take, when each takes at most `size` of a sequence.
+def within_capacity(chosen: jax.Array, size: int | jax.Array) -> jax.Array:
+    """Which choices their experts take, when each takes at most `size` of a sequence, one number or `(...)` of them.
 
     Takes experts `(..., length, k)`, gives booleans of that shape. First choices go before second ones, and among them
     earlier tokens before later ones (Lepikhin et al. 2020, "GShard", arXiv:2006.16668). As each sequence counts by
@@ -120,4 +136,5 @@ def within_capacity(chosen: jax.Array, size: int) -> jax.Array:
     start = jnp.concatenate([jnp.ones_like(ids[..., :1], bool), ids[..., 1:] != ids[..., :-1]], -1)
     turn = place - lax.cummax(jnp.where(start, place, 0), flat.ndim - 1)
     _, turn = lax.sort((order, turn), num_keys=1)
-    return (turn < size).reshape(by_choice.shape).swapaxes(-1, -2)
+    most = size[..., None] if jnp.ndim(size) else size  # type: ignore[index]
+    return (turn < most).reshape(by_choice.shape).swapaxes(-1, -2)

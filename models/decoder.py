@@ -10,6 +10,7 @@ from sapwood.core.errors import ConfigError
 from sapwood.core.layer import Layer
 from sapwood.core.vars import Vars, as_vars
 from sapwood.layers import expect, remat
+from sapwood.layers.contained import leading
 
 
 class Decoder(Layer):
@@ -23,6 +24,10 @@ class Decoder(Layer):
     `kv_heads` below `heads` is grouped-query attention. `bias` adds one to the feed-forward part and the head. The
     blocks are one `Scan`; `remat` says what of each is computed again in the backward pass: "full", "minimal" or
     another policy of `Remat`.
+
+    `mask` (boolean, (batch,) or (batch, length)) says which rows or tokens there are. The others may be any integers:
+    no token sees them, and a mixture has none of them. `segments` (integers from 0 up, (batch, length)) are for
+    sequences packed into one: a token sees those of its own.
 
     `features` and `head` are its two halves, for a loss that never holds the logits of all positions
     (`train.next_token`). Raises `ConfigError` for sizes that cannot be, `InputError` for heads that do not divide the
@@ -61,17 +66,27 @@ class Decoder(Layer):
         elif (self.k, self.capacity) != (2, None):
             raise ConfigError(f"Decoder: k={self.k} and capacity={self.capacity} are of a mixture; give experts, too")
 
-    def __call__(self, v: Vars, tokens: jax.Array) -> jax.Array:
-        logits = self._logits(v.logits, self.features(v, tokens))
+    def __call__(
+        self, v: Vars, tokens: jax.Array, *, mask: jax.Array | None = None, segments: jax.Array | None = None
+    ) -> jax.Array:
+        logits = self._logits(v.logits, self.features(v, tokens, mask=mask, segments=segments))
         return v.shard(logits, "batch", "length", "vocab")
 
-    def features(self, v: Vars, tokens: jax.Array) -> jax.Array:
-        """What the head reads: tokens `(batch, length)` to `(batch, length, width)`."""
+    def features(
+        self, v: Vars, tokens: jax.Array, *, mask: jax.Array | None = None, segments: jax.Array | None = None
+    ) -> jax.Array:
+        """What the head reads: tokens `(batch, length)`, mask and segments to `(batch, length, width)`."""
         v, tokens = as_vars(v, self), jnp.asarray(tokens)
         expect.rank("Decoder", tokens, "batch", "length")
+        if mask is not None:
+            mask = leading("Decoder", mask, tokens[..., None])[..., 0]
+            if mask.shape == tokens.shape:  # padding is a segment of its own; whole rows do not see each other anyway
+                segments = jnp.where(mask, 0 if segments is None else segments, -1)
+            mask = jnp.broadcast_to(mask, tokens.shape)
+            tokens = jnp.where(mask, tokens, 0)
         x = L.Embed(self.vocabulary, self.width)(v.embed, tokens)
         x = v.shard(v.policy.cast(x), "batch", "length", "embed")
-        x = L.Scan(self._block, self.depth, remat=self.remat)(v.blocks, x)
+        x = L.Scan(self._block, self.depth, remat=self.remat, batched=True)(v.blocks, x, segments, mask)
         return L.RMSNorm()(v.norm, x)
 
     def head(self, v: Vars) -> tuple[jax.Array, jax.Array | None]:
@@ -86,11 +101,12 @@ class Decoder(Layer):
     def _logits(self) -> L.Dense:
         return L.Dense(self.vocabulary, self.bias, ("embed", "vocab"))
 
-    def _block(self, v: Vars, x: jax.Array) -> jax.Array:
+    def _block(self, v: Vars, x: jax.Array, segments: jax.Array | None, mask: jax.Array | None) -> jax.Array:
         attention = L.MultiHeadAttention(self.heads, kv_heads=self.kv_heads, causal=True, rotary=L.Rotary())
-        x = x + L.Dropout(self.dropout)(v.drop1, attention(v.attention, L.RMSNorm()(v.norm1, x)))
-        x = v.shard(x, "batch", "length", "embed")
-        x = x + L.Dropout(self.dropout)(v.drop2, self._feed_forward(v, L.RMSNorm()(v.norm2, x)))
+        y = attention(v.attention, L.RMSNorm()(v.norm1, x), segments=segments)
+        x = v.shard(x + L.Dropout(self.dropout)(v.drop1, y), "batch", "length", "embed")
+        y = self._feed_forward(v, L.RMSNorm()(v.norm2, x), mask)
+        x = x + L.Dropout(self.dropout)(v.drop2, y)
         return v.shard(x, "batch", "length", "embed")
 
     @property
@@ -102,9 +118,9 @@ class Decoder(Layer):
         activation = jax.nn.silu if self.gated else jax.nn.gelu
         return L.MixtureOfExperts(self.experts, self._hidden, self.k, self.capacity, self.gated, activation)
 
-    def _feed_forward(self, v: Vars, x: jax.Array) -> jax.Array:
+    def _feed_forward(self, v: Vars, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         if self.experts is not None:
-            return self._mixture()(v.experts, x)
+            return self._mixture()(v.experts, x, mask)
 
         def wide(v: Vars) -> jax.Array:
             h = L.Dense(self._hidden, self.bias, ("embed", "mlp"))(v, x)

@@ -25,11 +25,12 @@ def sigmoid(x):
 
 
 def routed(layer, params, x):
-    """For each token of x `(sequences, length, features)`: its probabilities, and (expert, weight, taken) by choice."""
+    """For each token of x, a list of sequences `(length, features)`: its probabilities, and (expert, weight, taken) by
+    choice."""
     kernel = np.asarray(params["router"]["kernel"], np.float64)
-    most = None if layer.capacity is None else np.ceil(layer.capacity * x.shape[1] * layer.k / layer.experts)
     probabilities, choices = [], []
     for sequence in x:
+        most = None if layer.capacity is None else np.ceil(layer.capacity * len(sequence) * layer.k / layer.experts)
         p = np.exp(sequence @ kernel)
         p /= p.sum(-1, keepdims=True)
         best = np.argsort(-p, -1, kind="stable")[:, : layer.k]
@@ -44,7 +45,7 @@ def routed(layer, params, x):
             total = p[t, best[t]].sum() if layer.normalize else 1
             rows.append([(e, p[t, e] / total, ok) for e, ok in zip(best[t], taken[t], strict=True)])
         choices.append(rows)
-    return np.array(probabilities), choices
+    return probabilities, choices
 
 
 def by_hand(layer, params, x):
@@ -65,15 +66,18 @@ def by_hand(layer, params, x):
     return y
 
 
-def masks(layer, params, x):
-    """For each token and expert 1 where the expert takes the token, and 1 where the token chose it."""
-    _, choices = routed(layer, params, np.asarray(x, np.float64))
+def masks(layer, params, x, there=None):
+    """For each token and expert 1 where the expert takes the token, and 1 where the token chose it; and the tokens that
+    there are, which are routed as if they were the whole sequence."""
+    there = np.ones(x.shape[:2], bool) if there is None else there
+    _, choices = routed(layer, params, [row[own] for row, own in zip(np.asarray(x, np.float64), there, strict=True)])
     mask = np.zeros((*x.shape[:2], layer.experts), np.float32)
     chosen = np.zeros_like(mask)
-    for s, t in np.ndindex(*x.shape[:2]):
-        for e, _, taken in choices[s][t]:
-            mask[s, t, e], chosen[s, t, e] = taken, 1
-    return mask, chosen
+    for s, row in enumerate(choices):
+        for t, token in zip(np.flatnonzero(there[s]), row, strict=True):
+            for e, _, taken in token:
+                mask[s, t, e], chosen[s, t, e] = taken, 1
+    return mask, chosen, there
 
 
 @functools.cache
@@ -81,26 +85,27 @@ def dense_program(layer):
     """The layer as it would be without dispatch: every expert on every token, weighed by a mask. Its gradients are
     JAX's own, and its losses plain means."""
 
-    def run(params, x, mask, chosen):
+    def run(params, x, mask, chosen, there):
+        share = there[..., None] / there.sum()
         logits = x @ params["router"]["kernel"]
         p = jax.nn.softmax(logits)
-        total = jnp.sum(p * chosen, -1, keepdims=True) if layer.normalize else 1
+        total = jnp.sum(p * chosen, -1, keepdims=True) + (1 - there[..., None]) if layer.normalize else 1
         h = jnp.einsum("slf,efh->sleh", x, params["up"]["kernel"])
         if layer.gated:
             h = jax.nn.silu(jnp.einsum("slf,efh->sleh", x, params["gate"]["kernel"])) * h
         else:
             h = jax.nn.relu(h)
         y = jnp.einsum("sleh,ehf,sle->slf", h, params["down"]["kernel"], p / total * mask)
-        load = chosen.mean((0, 1)) / layer.k
-        z = jnp.mean(jax.nn.logsumexp(logits, -1) ** 2)
-        return y, {"balance": layer.balance * layer.experts * jnp.sum(load * p.mean((0, 1))), "z": layer.z * z}
+        load, mean = jnp.sum(chosen * share, (0, 1)) / layer.k, jnp.sum(p * share, (0, 1))
+        z = jnp.sum(jax.nn.logsumexp(logits, -1) ** 2 * share[..., 0])
+        return y, {"balance": layer.balance * layer.experts * jnp.sum(load * mean), "z": layer.z * z}
 
     return with_gradients(run)
 
 
-def dense(layer, params, x):
+def dense(layer, params, x, there=None):
     """What `ours` gives, by `dense_program`."""
-    return jax.device_get(dense_program(layer)(params, x, *masks(layer, params, x)))
+    return jax.device_get(dense_program(layer)(params, x, *masks(layer, params, x, there)))
 
 
 def with_gradients(run):
@@ -123,15 +128,15 @@ def with_gradients(run):
 def program(layer, mesh=None):
     place = None if mesh is None else sw.parallel.placement(sw.mesh(mesh))
 
-    def run(params, x):
-        y, updates = sw.pure(layer)(sw.bind(params, train=True, place=place), x)
+    def run(params, x, *mask):
+        y, updates = sw.pure(layer)(sw.bind(params, train=True, place=place), x, *mask)
         return y, updates.losses
 
     return with_gradients(run)
 
 
-def ours(layer, params, x, mesh=None):
-    return jax.device_get(program(layer, mesh)(params, x))
+def ours(layer, params, x, *mask, mesh=None):
+    return jax.device_get(program(layer, mesh)(params, x, *mask))
 
 
 def assert_same(found, expected, rtol=1e-4, atol=1e-5):
@@ -177,6 +182,47 @@ def favour(params, *experts):
 def positive(x):
     x[..., 0] = 1 + np.abs(x[..., 0])
     return x
+
+
+MASKED = [
+    (None, L.MixtureOfExperts(5, 3, k=3, capacity=0.7, normalize=False, balance=0.1, z=0.1)),
+    slow(None, L.MixtureOfExperts(4, 6, k=2)),
+    slow("expert=4,data=2", L.MixtureOfExperts(8, 6, k=3, capacity=0.8, balance=0.1)),
+    slow("expert=2,tensor=2,fsdp=2", L.MixtureOfExperts(4, 6, k=2, z=0.1)),
+    slow("expert=2,sequence=2,data=2", L.MixtureOfExperts(4, 6, k=2, capacity=0.5)),
+]
+
+
+@pytest.mark.costs("the gradient of a mixture")
+@pytest.mark.parametrize(("mesh", "layer"), MASKED, ids=str)
+def test_tokens_outside_the_mask_might_as_well_not_be_there(mesh, layer, weights, sample):
+    """Each sequence is that of its own tokens, wherever they stand; what is not there may be NaN and gets zeros."""
+    x, there = sample(8, 6, 5), np.random.default_rng(1).random((8, 6)) < 0.6
+    there[1], there[2] = False, True
+    params, x = weights(layer, x), np.where(there[..., None], x, np.float32(0))
+    expected = dense(layer, params, x, there)
+    found = ours(layer, params, np.where(there[..., None], x, np.float32(np.nan)), there, mesh=mesh)
+    assert_same(found, expected)
+    assert not found["y"][~there].any()
+    assert not found["dx"][~there].any()
+
+
+def test_a_mask_of_rows_and_a_mask_of_all(weights, sample):
+    layer, x = L.MixtureOfExperts(4, 6, k=1, capacity=1.0, gated=False), sample(3, 4, 5)
+    params, rows = weights(layer, x), np.array([True, False, True])
+
+    @jax.jit
+    def run(x, rows):
+        y, updates = sw.pure(layer)(sw.bind(params, train=True), x, rows)
+        return y, updates.losses, updates.captured
+
+    y, losses, _ = run(x, rows)
+    assert losses["balance"] > 0
+    assert (np.abs(y).max((1, 2)) > 0).tolist() == rows.tolist()
+    for leaf in jax.tree.leaves(run(x, np.zeros(3, bool))):
+        assert not leaf.any()
+    with pytest.raises(sw.core.errors.InputError, match=r"MixtureOfExperts expects a boolean mask .* mask bool\[4\]"):
+        layer(params, x, np.ones(4, bool))
 
 
 ONE_OR_TWO = [((2, 1), L.MixtureOfExperts(4, 6, k=2)), slow((2,), L.MixtureOfExperts(4, 6, k=1, normalize=False))]
@@ -268,7 +314,7 @@ MESHES = [
 def test_a_mesh_has_the_numbers_of_one_device(mesh, layer, weights, sample):
     x = sample(8, 6, 5)
     params = weights(layer, x)
-    many = ours(layer, params, x, mesh)
+    many = ours(layer, params, x, mesh=mesh)
     assert_same(many, dense(layer, params, x))
     np.testing.assert_allclose(many["y"], by_hand(layer, params, x), rtol=1e-4, atol=1e-5)
 
@@ -285,7 +331,7 @@ FULL = [
 def test_on_a_mesh_no_token_is_lost_even_if_all_go_to_one_device(mesh, layer, experts, weights, sample):
     x = positive(sample(8, 6, 5))
     params = favour(weights(layer, x), *experts)
-    many = ours(layer, params, x, mesh)
+    many = ours(layer, params, x, mesh=mesh)
     assert_same(many, dense(layer, params, x))
     assert np.abs(many["y"]).min(-1).max() > 0
 
@@ -295,7 +341,7 @@ def test_a_batch_that_does_not_divide_is_computed_by_all(weights, sample):
     layer, x = L.MixtureOfExperts(8, 6, k=2), sample(3, 6, 5)
     params = weights(layer, x)
     with pytest.warns(sw.parallel.ShardingWarning, match="does not divide"):
-        many = ours(layer, params, x, "expert=8")
+        many = ours(layer, params, x, mesh="expert=8")
     assert_same(many, dense(layer, params, x))
 
 
@@ -405,8 +451,8 @@ def test_a_batch_of_nothing_gives_nothing(capacity, weights):
     @jax.jit
     def run(params, x):
         y, pull = jax.vjp(layer, params, x)
-        return y, pull(y)
+        return y, pull(y), sw.pure(layer)(sw.bind(params, train=True), x)[1].losses
 
-    y, slopes = jax.device_get(run(weights(layer, x), x))
+    y, *others = jax.device_get(run(weights(layer, x), x))
     assert y.shape == x.shape
-    assert all(not slope.any() for slope in jax.tree.leaves(slopes))
+    assert all(not leaf.any() for leaf in jax.tree.leaves(others))

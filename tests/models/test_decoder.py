@@ -9,6 +9,7 @@ import pytest
 import sapwood as sw
 from sapwood import layers as L
 from sapwood.models import Decoder
+from sapwood.train import next_token
 
 TOKENS = np.arange(10).reshape(2, 5) % 7
 OPTIONS = [{}, {"gated": False, "bias": True}, {"kv_heads": 1, "mlp": 12}, {"experts": 3, "k": 2, "mlp": 12}]
@@ -148,6 +149,62 @@ def test_the_losses_of_all_mixtures_are_added_up():
         np.testing.assert_allclose(value, sum(loss[name] for loss in all_losses), rtol=1e-5)
     assert losses.keys() == {"balance", "z"}
     assert (np.abs(gradient["kernel"]).max((1, 2)) > 0).all()
+
+
+@pytest.mark.slow
+def test_padding_packed_sequences_and_rows_that_do_not_count():
+    """Each sequence as by itself; the mixtures' losses are of real tokens in rows that count; what else is there may be
+    any number."""
+    model = Decoder(7, 2, 8, 2, mlp=12, experts=3, k=2)
+    params, (a, b) = weights(model), (TOKENS[:1, :3], TOKENS[1:, :4])
+    tokens, targets = (np.full((2, 9), value) for value in (-5, 99))
+    tokens[0, 1:8], targets[0, 1:8] = np.concatenate([a[0], b[0]]), np.arange(7)
+    of = np.array([[0, 1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 1, 1, 1, 2, 2, 0, 0]])
+    batch = {"tokens": tokens, "targets": targets, "of": of, "weight": np.float32([1, 0])}
+    objective = next_token(model, segments="of")
+
+    @jax.jit
+    def run(params, batch):
+        def total(params):
+            (loss, _), updates = sw.pure(objective)(sw.bind(params, rng=0, train=True), batch)
+            return loss + sum(jax.tree.leaves(updates.losses)), (loss, updates.losses)
+
+        return jax.value_and_grad(total, has_aux=True)(params)
+
+    (_, (loss, losses)), slopes = run(params, batch)
+    (one, of_one), (two, of_two) = (by_hand(model, params, x) for x in (a, b))
+    chances = softmax(np.concatenate([one[0], two[0]]))
+    np.testing.assert_allclose(loss, -np.log(chances[np.arange(7), np.arange(7)]).mean(), rtol=1e-5)
+    z = sum((3 * x["z"] + 4 * y["z"]) / 7 for x, y in zip(of_one, of_two, strict=True))
+    np.testing.assert_allclose(losses["blocks"]["experts"]["z"], z, rtol=1e-5)
+
+    tokens[1], targets[1], tokens[0, 0], targets[0, 8] = np.arange(9) % 7, 3, 6, -1
+    jax.tree.map(np.testing.assert_array_equal, run(params, batch), ((_, (loss, losses)), slopes))
+    assert jax.eval_shape(lambda: objective.predict(sw.bind(params), batch)).shape == (2, 9, 7)
+
+
+def test_segments_are_for_models_that_take_them():
+    class Model:
+        def features(self, v, tokens): ...
+
+        def head(self, v): ...
+
+    with pytest.raises(sw.ConfigError, match=r"segments='of'\): Model.features.* takes no segments= and mask="):
+        next_token(Model(), segments="of")
+
+
+@pytest.mark.slow
+def test_a_mask_goes_through_a_pipeline():
+    """Micro-batches carry their rows of it, and the mixtures inside send their tokens over the mesh."""
+    model = Decoder(7, 2, 8, 2, mlp=12, experts=4, k=1, capacity=1.0)
+    params, tokens = weights(model), np.arange(64).reshape(8, 8) % 7
+    mask = np.arange(8) < np.array([[8], [3], [5], [0], [1], [7], [8], [2]])
+    place = sw.parallel.placement(sw.mesh("stage=2,expert=2,data=2"))
+    run = jax.jit(lambda place, mask: model(sw.bind(params, place=place), tokens, mask=mask), static_argnums=0)
+    expected = run(None, mask)
+    np.testing.assert_allclose(np.where(mask[..., None], run(place, mask) - expected, 0), 0, atol=1e-4)
+    short = jax.jit(lambda x: model(params, x))(tokens[1:2, :3])
+    np.testing.assert_allclose(expected[1:2, :3], short, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
