@@ -17,7 +17,7 @@ import jax
 import sapwood as sw
 from sapwood.core.errors import CheckpointError, ConfigError
 from sapwood.recipes.recipe import Recipe
-from sapwood.recipes.registry import BUILT_IN, find
+from sapwood.recipes.registry import find
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Experiment:
     def save(self, state: Any) -> Path:
         """Write ``model/``, which `sapwood.load` reads: the weights that evaluation uses, the features, the classes.
 
-        The model itself goes with them where another program can import it: with a built-in recipe.
+        The model goes with them by name, in a package or in its recipe file (`sapwood.train.reference`).
         """
         objective = self.trainer.objective
         target = self.features.get(getattr(objective, "target", ""))
@@ -216,7 +216,7 @@ class Experiment:
             self.directory / "model",
             self.trainer.eval_params(state),
             state.state,
-            model=self.recipe.model if self.name in BUILT_IN else None,
+            model=None if type(self.recipe).model is Recipe.model else self.recipe.model,
             features=state.features,
             classes=target.classes if target else None,
             extra={"recipe": self.name, "options": _options(self.recipe), "step": int(state.step)},

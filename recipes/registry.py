@@ -45,13 +45,8 @@ def _import(file: Path) -> types.ModuleType:
     path = file.resolve()
     if not path.is_file():
         raise ConfigError(f"there is no recipe file {file}")
-    spec = importlib.util.spec_from_file_location(f"sapwood_recipe_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
-        spec.loader.exec_module(module)
+        return _in_package(path) or _alone(path)
     except SapwoodError:
         raise
     except SyntaxError as error:  # in this file, or in one that it imports
@@ -61,6 +56,28 @@ def _import(file: Path) -> types.ModuleType:
         lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == str(path)]
         where = f", line {lines[-1]}" if lines else ""
         raise ConfigError(f"{file}{where}: {type(error).__name__}: {error}") from error
+
+
+def _in_package(path: Path) -> types.ModuleType | None:
+    """A file of a package that can be imported, under its own name there, so that other programs find it, too."""
+    names, folder = [path.stem], path.parent
+    while (folder / "__init__.py").exists():
+        names, folder = [folder.name, *names], folder.parent
+    name = ".".join(names)
+    if len(names) == 1 or importlib.util.find_spec(names[0]) is None:
+        return None
+    spec = importlib.util.find_spec(name)
+    same = spec is not None and spec.origin is not None and Path(spec.origin).resolve() == path
+    return importlib.import_module(name) if same else None
+
+
+def _alone(path: Path) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(f"sapwood_recipe_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
     return module
 
 

@@ -2,7 +2,8 @@
 
 What comes back from a file is imported from an installed module, and nothing else is run: the name must be that of a
 function outside Python's standard library, which is not called, or of a frozen dataclass (every `Layer` and `Recipe` is
-one), which is made anew from its options.
+one), which is made anew from its options. A recipe file that is no module of a package is named by its path, and found
+where this process has run that file itself (`sapwood.recipes.find`): to read a saved model runs no file.
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ def write(model: Any, options: Mapping[str, Any] | None = None) -> dict[str, Any
 def read(written: Mapping[str, Any]) -> Callable[..., Any]:
     """The model that `write` wrote down. CheckpointError where it cannot be imported here, or is no model."""
     name, options = written["name"], written.get("options")
-    target = _resolve(name)
+    target = _resolve(name, written.get("file"))
     if isinstance(target, type):
         if not _frozen(target):
             raise CheckpointError(f"{name} is no Layer, recipe or other frozen dataclass; it is not made from a file")
@@ -76,13 +77,19 @@ def _by_name(model: Any) -> dict[str, Any] | None:
     for part in name.split("."):
         found = getattr(found, part, None)
     if module != "__main__" and found is not None and (found is model or found == model):
-        return {"name": f"{module}:{name}"}
+        written = {"name": f"{module}:{name}"}
+        return written if _importable(module) else written | {"file": sys.modules[module].__file__}
     if isinstance(model, Layer) and named is model:
         return None
     raise ConfigError(
         f"{module}:{name} cannot be imported by that name, so no other program could find it; put it at the top level "
         "of a module that is installed, or save without model="
     )
+
+
+def _importable(module: str) -> bool:
+    """Whether another program finds the module by its name; not where it was made of a file by its path."""
+    return "." in module or any(finder.find_spec(module, None) is not None for finder in sys.meta_path)
 
 
 def _dataclass(model: Any) -> dict[str, Any]:
@@ -124,8 +131,13 @@ def _read_value(value: Any) -> Any:
     return read(inner)
 
 
-def _resolve(name: str) -> Any:
+def _resolve(name: str, file: str | None) -> Any:
     module, _, attributes = name.partition(":")
+    if file is not None and getattr(sys.modules.get(module), "__file__", None) != file:
+        raise CheckpointError(
+            f"the model is of the recipe file {file}, which reading a saved model does not run; if you trust it, "
+            f"sapwood.recipes.find({file!r}) does, and the model is found"
+        )
     if not attributes:
         raise ConfigError(f'model={name!r}: write "package.module:name"')
     if module.split(".")[0] in sys.stdlib_module_names:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 import sapwood as sw
 from sapwood.command.train import own_directory
+from sapwood.recipes.experiment import Experiment
 from sapwood.train.digest import tree_digest
 from sapwood.train.logs import read_rows
 
@@ -64,7 +66,6 @@ def test_the_model_of_a_run_is_loaded_as_it_was_tested(run, tmp_path):
 @pytest.mark.slow
 def test_a_built_in_recipes_model_comes_with_its_weights(tmp_path):
     from sapwood.recipes.digits_mlp import DigitsMLP
-    from sapwood.recipes.experiment import Experiment
 
     recipe = DigitsMLP(epochs=1, hidden=4, batch_size=512)
     experiment = Experiment("digits-mlp", recipe, tmp_path)
@@ -74,6 +75,43 @@ def test_a_built_in_recipes_model_comes_with_its_weights(tmp_path):
     assert loaded.model.__self__ == recipe
     found, _ = sw.apply(loaded.model, loaded.params, loaded.state, images)
     np.testing.assert_array_equal(found, experiment.trainer.predict(state, {"image": images}))
+
+
+def test_the_model_of_a_recipe_of_ones_own_is_found_again(run, sapwood, stripes, tmp_path, monkeypatch):
+    experiment = Experiment.open(tmp_path / "r")
+    state = experiment.restore()
+    image = {"image": experiment.data[1].gather(np.arange(5))["image"]}
+    expected = experiment.trainer.predict(state, image)
+    loaded = sw.load(experiment.save(state))
+    found, _ = sw.apply(loaded.model, loaded.params, loaded.state, image["image"])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert (loaded.reference["file"], loaded.reference["method"]) == (str(stripes), "model")
+
+    # Another program: reading a model runs no file that it names, however it is named there.
+    monkeypatch.delitem(sys.modules, "sapwood_recipe_stripes")
+    with pytest.raises(
+        sw.CheckpointError, match=r"recipe file .*stripes.py, which .* does not run; .*recipes.find\('/"
+    ):
+        _ = sw.load(tmp_path / "r").model
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "stripes.py"
+    other.write_text(stripes.read_text())
+    sw.recipes.find(str(other))
+    with pytest.raises(sw.CheckpointError, match=r"recipes.find\('/"):
+        _ = sw.load(tmp_path / "r").model
+    assert sw.recipes.find(str(stripes))() == sw.load(tmp_path / "r").model.__self__
+
+    # A file in a package has the name of its module, which any program finds.
+    package = tmp_path / "lab_of_stripes"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "mine.py").write_text(stripes.read_text())
+    assert sw.recipes.find(str(package / "mine.py")).__module__ == "sapwood_recipe_mine"  # it is not installed
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = sw.recipes.find(str(package / "mine.py"))()
+    moved = Experiment(str(package / "mine.py"), recipe, tmp_path / "r")
+    assert sw.load(moved.save(state)).reference["name"] == "lab_of_stripes.mine:Stripes"
+    assert sw.load(tmp_path / "r").model.__self__ == recipe
 
 
 def test_a_run_is_not_written_over(run, sapwood, stripes):
@@ -147,7 +185,6 @@ def test_where_nothing_was_saved_resume_starts_afresh_with_any_options(run, sapw
 
 
 def test_directories_of_their_own(run, stripes, tmp_path, monkeypatch, capsys):
-    from sapwood.recipes.experiment import Experiment
     from sapwood.recipes.registry import find
 
     monkeypatch.chdir(tmp_path)
@@ -454,7 +491,6 @@ def test_data_may_be_what_load_takes(sapwood, stripes):
 
 
 def test_the_runs_of_a_recipe_whose_name_is_a_pattern(run, stripes, tmp_path, monkeypatch):
-    from sapwood.recipes.experiment import Experiment
     from sapwood.recipes.registry import find
 
     monkeypatch.chdir(tmp_path)
@@ -467,7 +503,6 @@ def test_the_runs_of_a_recipe_whose_name_is_a_pattern(run, stripes, tmp_path, mo
 
 
 def test_a_link_to_runs_that_is_broken(stripes, tmp_path, monkeypatch):
-    from sapwood.recipes.experiment import Experiment
     from sapwood.recipes.registry import find
 
     monkeypatch.chdir(tmp_path)
