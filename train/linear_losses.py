@@ -192,7 +192,7 @@ def _chunk(train: bool, names: Names, kernel: Any, bias: Any, x: Any, labels: An
     if not train:
         return loss, hit
     slope = jnp.where(weight[..., None] != 0, (exp / norm - right) * weight[..., None], 0)
-    narrow = slope.astype(x.dtype)
+    narrow, x = slope.astype(x.dtype), jnp.where(weight[..., None] != 0, x, 0)  # both, as 0 x inf is no 0
     dx = jnp.einsum("blc,fc->blf", narrow, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
     dkernel = jnp.einsum("blf,blc->fc", x, narrow, preferred_element_type=jnp.float32)
     return loss, hit, dx, dkernel, jnp.sum(slope, (0, 1))

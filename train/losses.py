@@ -177,6 +177,25 @@ def example_weight(batch: Mapping[str, Any]) -> jax.Array | None:
     return lead(mask, wide) * lead(weight, wide)
 
 
+def contained(tree: Any, weight: jax.Array | None) -> Any:
+    """``tree`` (batch, ...) with zeros for what is not finite where the weight is 0, as a target that is missing.
+
+    To leave its loss out is not enough: the gradient would be 0 x NaN, which is NaN for all parameters.
+
+    >>> contained(jnp.array([1., jnp.nan, jnp.nan]), jnp.array([True, True, False])).tolist()
+    [1.0, nan, 0.0]
+    """
+    if weight is None:
+        return tree
+
+    def one(x: Any) -> Any:
+        if not jnp.issubdtype(jnp.result_type(x), jnp.floating) or x.shape[: weight.ndim] != weight.shape:
+            return x
+        return jnp.where((lead(weight, x.shape) != 0) | jnp.isfinite(x), x, jnp.zeros_like(x, shape=()))
+
+    return jax.tree.map(one, tree)
+
+
 def reduce(losses: jax.Array, weight: jax.Array | None = None) -> tuple[jax.Array, Mean]:
     """The mean of per-example losses (batch, ...) under a mask or weight, and the sums it is made of.
 

@@ -90,7 +90,7 @@ class Supervised:
         outputs, target = self.predict(v, batch), _feature(batch, self.target, "target")
         weight = losses_.example_weight(batch)
         losses_.check(v, self.loss, outputs, target, batch.get("mask"))
-        loss, mean = losses_.reduce(self._per_example(outputs, target), weight)
+        loss, mean = losses_.reduce(self._per_example(*losses_.contained((outputs, target), weight)), weight)
         metrics = {name: _as_accumulator(metric(outputs, target, weight), weight) for name, metric in self.metrics}
         if weight is None:  # the loss says it all: every example counts the same
             return loss, metrics
