@@ -1,5 +1,6 @@
 """The layer calls of a model, found again in its traced program: what `summary` and `graph` are made from."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -18,8 +19,10 @@ from sapwood.core.layer import Layer, describe
 from sapwood.core.policy import as_policy
 from sapwood.core.run import bind, pure
 from sapwood.core.spec import Spec, arrays_apart, spec
+from sapwood.core.watch import Named, watching
 
-_MARK = re.compile(r"sapwood\.call\.(\d+)")
+_CALL = re.compile(r"sapwood\.call\.(\d+)")
+_NAMED = re.compile(r"sapwood\.function\.(\d+)")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Program:
     inputs: tuple[tuple[str, ...], ...]  # what each is: ("params" or "state", *path), ("key",) or ("input", name)
     results: tuple[tuple[str, ...], ...]  # and each result: ("output", *place), ("loss", *path) or ("state", *path)
     output: Any  # the shapes of what the model returns
+    named: dict[int, Named]  # the functions it was in by number, where they were watched
 
 
 class Result(NamedTuple):
@@ -59,6 +63,7 @@ class _Recording:
 
     def __init__(self):
         self.calls: dict[int, Call] = {}
+        self.named: dict[int, Named] = {}
         self._open: list[tuple[int, Layer]] = []
         self._number = 0
 
@@ -66,6 +71,11 @@ class _Recording:
         self._number += 1
         self._open.append((self._number, layer))
         return f"sapwood.call.{self._number}"
+
+    def function(self, found: Named) -> str:
+        self._number += 1
+        self.named[self._number] = found
+        return f"sapwood.function.{self._number}"
 
     def done(self, v, layer: Layer, xs: tuple, y: Any) -> None:
         number, opened = self._open.pop()
@@ -76,21 +86,22 @@ class _Recording:
         self.calls[number] = Call(v._path, layer, parent, describe(xs), describe(y), copies)
 
 
-def trace_calls(model: Callable, xs: tuple, *, train: bool, policy=None) -> Program:
-    """Trace ``model(v, *xs)`` with every layer call marked in the program. Nothing is computed.
+def trace_calls(model: Callable, xs: tuple, *, train: bool, policy=None, watch: bool = False) -> Program:
+    """Trace ``model(v, *xs)`` with every layer call marked in the program, with ``watch`` plain functions, too. Nothing
+    is computed.
 
     In eval mode it is traced without a random key, which would bring bookkeeping along, unless it draws from one.
     """
     declared = spec(model, *xs, policy=policy)
     if train:
-        return _trace(model, xs, declared, train, policy, keyed=True)
+        return _trace(model, xs, declared, train, policy, keyed=True, watch=watch)
     try:
-        return _trace(model, xs, declared, train, policy, keyed=False)
+        return _trace(model, xs, declared, train, policy, keyed=False, watch=watch)
     except EffectError:
-        return _trace(model, xs, declared, train, policy, keyed=True)
+        return _trace(model, xs, declared, train, policy, keyed=True, watch=watch)
 
 
-def _trace(model: Callable, xs: tuple, declared: Spec, train: bool, policy, keyed: bool) -> Program:
+def _trace(model: Callable, xs: tuple, declared: Spec, train: bool, policy, keyed: bool, watch: bool) -> Program:
     recording = _Recording()
     recorder = Recorder(on_call=recording.done, on_enter=recording.enter)
 
@@ -98,7 +109,8 @@ def _trace(model: Callable, xs: tuple, declared: Spec, train: bool, policy, keye
 
     def run(params, state, key, arrays):
         v = bind(params, state, rng=key, train=train, policy=as_policy(policy))
-        y, updates = pure(model)(v._with(_recorder=weakref.ref(recorder)), *rest(arrays))
+        with watching(recording.function) if watch else contextlib.nullcontext():
+            y, updates = pure(model)(v._with(_recorder=weakref.ref(recorder)), *rest(arrays))
         return Result(y, updates.losses, updates.state)
 
     params, state = jax.tree.map(lambda param: param.struct, declared)
@@ -107,7 +119,8 @@ def _trace(model: Callable, xs: tuple, declared: Spec, train: bool, policy, keye
         jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(params, state, key, arrays)
     inputs = [(kind, *path) for kind in ("params", "state") for path in _places(getattr(declared, kind))]
     inputs += [("key",)] * keyed + [("input", name) for name in _input_names(model, xs)]
-    return Program(jaxpr.jaxpr, recording.calls, declared, tuple(inputs), tuple(_places(shapes)), shapes.output)
+    results = tuple(_places(shapes))
+    return Program(jaxpr.jaxpr, recording.calls, declared, tuple(inputs), results, shapes.output, recording.named)
 
 
 def _places(tree: Any) -> list[tuple[str, ...]]:
@@ -137,11 +150,16 @@ def _input_names(model: Callable, xs: tuple) -> tuple[str, ...]:
 
 def marks(equation: Any) -> tuple[int, ...]:
     """The numbers of the calls that an equation is in, outermost first, seen from its own jaxpr."""
-    found: list[int] = []
-    for number in _MARK.findall(str(equation.source_info.name_stack)):
-        if int(number) not in found:
-            found.append(int(number))
-    return tuple(found)
+    return _numbers(_CALL, equation)
+
+
+def functions(equation: Any) -> tuple[int, ...]:
+    """The numbers of the functions of `Program.named` that it is in, in the same way."""
+    return _numbers(_NAMED, equation)
+
+
+def _numbers(mark: re.Pattern, equation: Any) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(map(int, mark.findall(str(equation.source_info.name_stack)))))
 
 
 def inner(equation: Any) -> Iterator[Any]:

@@ -124,14 +124,14 @@ def _parts_of_function(f: types.FunctionType) -> Iterator[Any]:
             yield cell.cell_contents
         except ValueError:  # not filled yet
             yield _Told("empty")
-    if not _installed(f.__code__.co_filename, f.__globals__.get("__name__") or ""):
+    if not installed(f.__code__.co_filename, f.__globals__.get("__name__") or ""):
         for chain in _globals(f.__code__):
             yield _Told(chain)
             yield _named(f.__globals__, chain)
 
 
 def _parts_of_class(x: type) -> Iterator[Any]:
-    if _installed("", x.__module__):
+    if installed("", x.__module__):
         yield _Told(_Same(x))
         return
     yield _Told(x.__qualname__)
@@ -184,7 +184,7 @@ def _attributes(x: Any) -> list[tuple[str, Any]]:
 
 
 @functools.cache
-def _installed(file: str, module: str) -> bool:
+def installed(file: str, module: str) -> bool:
     """Whether code comes from a package that was installed, or from Python or Sapwood itself."""
     root = module.split(".")[0]
     if root == "__main__" and not file:  # in a notebook it is that of whatever runs it
@@ -234,7 +234,7 @@ def _named(names: dict[str, Any], chain: tuple[str, ...]) -> Any:
     for name in chain[1:]:
         if not isinstance(x, types.ModuleType):
             return x
-        installed, x = _installed("", x.__name__), vars(x).get(name, _Told("not there"))
-        if installed and not isinstance(x, types.ModuleType):
+        as_it_is, x = installed("", x.__name__), vars(x).get(name, _Told("not there"))
+        if as_it_is and not isinstance(x, types.ModuleType):
             return _Told(_Same(x))
     return x

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sapwood.core import paths
-from sapwood.core.calls import Call, Program, holds, inner, is_literal, marks
+from sapwood.core.calls import Call, Program, functions, holds, inner, is_literal, marks
 
 Instance = tuple[int, int]
 """A call as it occurs in the program: (level, number). A jitted layer is traced once and may occur several times."""
@@ -16,10 +16,11 @@ Value = tuple
 
 @dataclass(frozen=True)
 class Operation:
-    """One equation, the calls it is in (outermost first), and where each of its inputs comes from."""
+    """One equation, the calls and functions it is in (outermost first), and where each of its inputs comes from."""
 
     equation: Any
     within: tuple[Instance, ...]
+    functions: tuple[Instance, ...]
     reads: tuple[frozenset[Value], ...]
 
     @property
@@ -47,6 +48,7 @@ class Flow:
     regions: dict[Instance, Region] = field(default_factory=dict)
     results: list[frozenset[Value]] = field(default_factory=list)
     levels: int = 0
+    inside: tuple[Instance, ...] = ()  # the functions that the walk is in
 
     def walk(self, jaxpr: Any, given: Iterable[frozenset[Value]], within: tuple[Instance, ...], times: int) -> list:
         """Take in a jaxpr whose inputs come from ``given``; returns where its results come from."""
@@ -56,11 +58,13 @@ class Flow:
         def sources(variables) -> list[frozenset[Value]]:
             return [frozenset() if is_literal(var) else source.get(var, frozenset()) for var in variables]
 
-        wanted = needed(jaxpr, jaxpr.outvars)
+        wanted, around = needed(jaxpr, jaxpr.outvars), self.inside
         for equation in live(jaxpr):
             here = within + self._enter(equation, level, within, times)
+            self.inside = around + tuple((level, number) for number in functions(equation))
             results = self._step(equation, sources(equation.invars), here, times, wanted)
             source.update(zip(equation.outvars, results, strict=True))
+        self.inside = around
         return sources(jaxpr.outvars)
 
     def _enter(self, equation: Any, level: int, within: tuple[Instance, ...], times: int) -> tuple[Instance, ...]:
@@ -97,7 +101,7 @@ class Flow:
                     return self.walk(bodies[0], reads, here, times)
                 ends = self.walk(bodies[0], reads, here, times * equation.params["length"])
                 return self._carried(equation, _carry(equation, bodies[0]), ends, here, wanted)
-        self.operations.append(Operation(equation, here, tuple(reads)))
+        self.operations.append(Operation(equation, here, self.inside, tuple(reads)))
         return [frozenset({(len(self.operations) - 1, k)}) for k in range(len(equation.outvars))]
 
     def _deciding(self, condition: frozenset[Value], others: list, here: tuple[Instance, ...]) -> frozenset[Value]:

@@ -12,9 +12,9 @@ from sapwood.core.flow import trace_flow
 
 @dataclass(frozen=True)
 class Node:
-    """One box. `kind` is "layer", "op" (what a model computes between its layers), "scope" (computation with the
-    parameters of a scope, outside any layer), "input", "output", or "in" and "out", the places where values enter and
-    leave a group."""
+    """One box. `kind` is "layer", "op" (what a model computes between its layers), "scope" (what a plain function
+    computes with a cursor and no layers, or what is computed outside of any with the parameters of a scope), "input",
+    "output", or "in" and "out", the places where values enter and leave a group."""
 
     id: str
     kind: str
@@ -120,7 +120,9 @@ def graph(model: Callable, *xs: Any, policy=None, limit: int = 40) -> Graph:
     """Draw ``model(v, *xs)``: a box for each layer, groups by path, and edges along which values flow.
 
     ``xs`` are arrays or `jax.ShapeDtypeStruct`, in any pytree; nothing is computed. The edges are those of the traced
-    program in train mode. What a model computes between its layers is drawn as small boxes that name the operations.
+    program in train mode. What a model computes between its layers is drawn as small boxes that name the operations, a
+    function of arrays such as `L.max_pool` as one. A plain function that takes a cursor, ``block(v.blocks[i], x)``, is
+    a group with all that it computes.
     All groups are open where that makes at most ``limit`` boxes; otherwise as many as fit, and only the first one of
     groups that are alike. Raises `ConfigError` for a limit below 1, and what `sw.spec` raises.
 
@@ -141,7 +143,7 @@ def graph(model: Callable, *xs: Any, policy=None, limit: int = 40) -> Graph:
 
     if limit < 1:
         raise ConfigError(f"graph: limit must be at least 1 box, got {limit}")
-    root = build(trace_flow(trace_calls(model, xs, train=True, policy=policy)))
+    root = build(trace_flow(trace_calls(model, xs, train=True, policy=policy, watch=True)))
     return Graph(model_name(model), root, frozenset(_opened(root, limit)))
 
 

@@ -1,6 +1,7 @@
 """From the data flow of a program to nested groups of nodes: what stands where, and where its values go."""
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ from sapwood.core.calls import inner, layer_label, places
 from sapwood.core.flow import Flow, Instance, Operation
 from sapwood.core.graph import Edge, Group, Node
 from sapwood.core.layer import describe
+from sapwood.core.watch import Named
 
 Frame = tuple[paths.Path, Instance | None]
 """A group: its path, and the call that it is; a scope that is no layer has no call."""
@@ -59,6 +61,8 @@ class _Units:
         self.units: list[Unit] = []
         self.of: dict[int, int] = {}  # operation -> unit
         self.inputs: dict[tuple, int] = {}
+        self.scopes = {named.path for named in flow.program.named.values() if not named.name} - {()}
+        self.closed = self.scopes - self._opened()
         self.params: dict[int, set] = {}  # operation -> the parameters it reads, also those that were worked on first
         needed = self._needed()
         for name in dict.fromkeys(n for n in flow.program.inputs if n[0] == "input"):
@@ -66,6 +70,15 @@ class _Units:
                 self.inputs[name] = self._add(Unit("input", (), (name[1],)))
         self._gather(needed)
         self._add_results()
+
+    def _opened(self) -> set[paths.Path]:
+        """The scopes in which something else is called, so that they are groups; the others are one node each."""
+        found = {path[:n] for path in (*self.calls, *self.scopes) for n in range(len(path))} | set(self.calls)
+        for operation in self.flow.operations:
+            inside = [named.path for _, named in self._functions(operation) if not named.name]
+            around = [self.flow.regions[instance].call.path for instance in operation.within]
+            found.update(path for path in inside if path != inside[-1] or any(path[: len(c)] != c for c in around))
+        return found
 
     def _add(self, unit: Unit) -> int:
         self.units.append(unit)
@@ -97,7 +110,14 @@ class _Units:
             self.params[k] = own.union(
                 *(self.params[v[0]] for v in values if isinstance(v[0], int) and v[0] not in fed)
             )
-        return sorted(wanted & fed) or sorted(wanted)
+        found = sorted(wanted & fed) or sorted(wanted)
+        together: dict[Any, set] = defaultdict(set)  # a call of an array function is not cut apart
+        for k in found:
+            together[self._array_function(operations[k])] |= self.params[k]
+        for k in found:
+            if (array := self._array_function(operations[k])) is not None:
+                self.params[k] = together[array]
+        return found
 
     def _in_leaf(self, operation: Operation) -> bool:
         """Whether an operation is in a layer that holds no layers."""
@@ -114,7 +134,8 @@ class _Units:
             self.of[k] = keys[key]
             mine = self.units[keys[key]]
             mine.operations.append(k)
-            mine.names += _operation_names(operation)
+            array = self._array_function(operation)
+            mine.names += _operation_names(operation) if array is None else [] if array[1] in mine.names else [array[1]]
             mine.shape = describe([var.aval for var in operation.equation.outvars])
             self._read(keys[key], operation.values)
 
@@ -145,11 +166,29 @@ class _Units:
             at = path
         if operation.within and () not in self.calls.above:
             return ((), operation.within[0]), Unit("layer", (), ())
+        mine = [(instance, named.path) for instance, named in self._functions(operation) if not named.name]
+        call, path = next(((i, p) for i, p in mine if p == mine[-1][1]), (None, ()))
+        if path[: len(at)] == at:
+            frames += [(path[:n], None) for n in range(len(at) + 1, len(path))]
+            if path in self.closed:
+                return (call, path), Unit("scope", tuple(frames), path)
+            frames += [(path, None)] if path != at else []
+            at = path
         scope = _common([path[:-1] for path in self.params[k]])
         if scope is not None and len(scope) > len(at) and scope[: len(at)] == at:
             frames += [(scope[:n], None) for n in range(len(at) + 1, len(scope))]
             return (tuple(frames), scope), Unit("scope", tuple(frames), scope)
-        return k, Unit("op", tuple(frames), at)
+        array = self._array_function(operation)
+        return k if array is None else array, Unit("op", tuple(frames), at)
+
+    def _functions(self, operation: Operation) -> list[tuple[Instance, Named]]:
+        """The functions that an operation is in, outermost first."""
+        return [(instance, self.flow.program.named[instance[1]]) for instance in operation.functions]
+
+    def _array_function(self, operation: Operation) -> tuple[Instance, str] | None:
+        """The call of an array function that an operation is part of, and what a person calls it."""
+        found = ((instance, _plain(named.name)) for instance, named in self._functions(operation) if named.name)
+        return next(found, None)
 
     def _add_results(self) -> None:
         program = self.flow.program
@@ -232,14 +271,17 @@ class _Units:
 
     def settle(self) -> None:
         """Put an operation that no layer holds into the scope where it belongs: the one that it reads from and that
-        reads from it, or the one whose result it adds to that scope's own input (a residual connection)."""
+        reads from it, other operations between them or not, or the one whose result it adds to that scope's own input
+        (a residual connection)."""
         consumers = self.consumers()
-        for k, unit in enumerate(self.units):
-            if unit.kind != "op" or unit.merged:
-                continue
-            for source in unit.reads:
-                for c in consumers[k]:
-                    between = _common([self.units[source].frames, self.units[c].frames]) or ()
+        loose = [k for k, unit in enumerate(self.units) if unit.kind == "op" and not unit.merged]
+        before = self._ends(loose, {k: self.units[k].reads for k in loose})
+        after = self._ends(loose, consumers)
+        for k in loose:
+            unit = self.units[k]
+            for source in before[k]:
+                for end in after[k]:
+                    between = _common([source, end]) or ()
                     unit.frames = max(unit.frames, self._scopes_only(unit.frames, between), key=len)
             last = self.units[max(unit.reads, default=k)].frames
             for n in range(len(last), len(unit.frames), -1):
@@ -247,13 +289,25 @@ class _Units:
                     unit.frames = last[:n]
                     break
 
-    @staticmethod
-    def _scopes_only(base: tuple, frames: tuple) -> tuple:
-        """The frames as far as they lead from ``base`` through scopes that are no layers: a layer's extent is known."""
+    def _ends(self, loose: list[int], to: Mapping[int, Iterable[int]]) -> dict[int, set[tuple[Frame, ...]]]:
+        """Where one gets from each of these units by edges, through others of them: the groups there."""
+        found: dict[int, set[tuple[Frame, ...]]] = {}
+        for k in loose:
+            found[k], waiting, seen = set(), [*to[k]], {k}
+            while waiting:
+                if (c := waiting.pop()) not in seen:
+                    seen.add(c)
+                    found[k].add(self.units[c].frames)
+                    waiting += to[c] if c in to and self.units[c].kind == "op" else ()
+        return found
+
+    def _scopes_only(self, base: tuple, frames: tuple) -> tuple:
+        """The frames as far as they lead from ``base`` through scopes that are neither layers nor a function's: the
+        extent of these is known."""
         if frames[: len(base)] != base:
             return base
         n = len(base)
-        while n < len(frames) and frames[n][1] is None:
+        while n < len(frames) and frames[n][1] is None and frames[n][0] not in self.scopes:
             n += 1
         return frames[:n]
 

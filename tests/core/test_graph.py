@@ -77,6 +77,33 @@ def dense_net(v, x):
     return found[-1]
 
 
+def stage(v, x):
+    """It begins and ends with operations of its own, in a scope of plain functions."""
+    x = L.Dense(4)(v.first, jnp.tanh(x))
+    x = affine(v.affine, L.max_pool(x, (2,)))
+    return jnp.log(1 + jnp.exp(x)).mean(1)
+
+
+def affine(v, x):
+    """Parameters, and no layer."""
+    return jnp.sin(x) * v.param("scale", (4,), zeros) + v.param("bias", (4,), zeros)
+
+
+def around(v, x, shared):
+    """A function that holds a layer of another place."""
+    return jnp.cos(L.Dense(4)(shared, x * v.param("scale", (4,), zeros)))
+
+
+def plain_functions(v, x):
+    x = stage(v.stages[0], x)
+    x = jax.nn.softmax(x) - 1
+    x = stage(v.stages[1], jnp.sqrt(x[:, None] * jnp.ones((1, 6, 1))))
+    x = around(v.around, x, v.shared)
+    for _ in range(2):
+        x = x + L.global_max_pool(L.max_pool(x[:, None] * jnp.ones((1, 6, 1)), (3,)))
+    return x
+
+
 MODELS = {
     "mlp": (mlp, (struct(8, 4),)),
     "conv": (conv, (struct(2, 8, 8, 3),)),
@@ -84,6 +111,7 @@ MODELS = {
     "scanned": (transformer(12, scan=True), (struct(2, 5, dtype="int32"),)),
     "plain": (plain_blocks, (struct(2, 4), struct(2, 4))),
     "again": (entered_again, (struct(2, 4),)),
+    "functions": (plain_functions, (struct(2, 6, 4),)),
     "dense net": (dense_net, (struct(2, 4),)),
 }
 _drawn: dict = {}
@@ -150,11 +178,32 @@ def test_transformer_block():
         ("in", "value"),
         ("query", "rotary"),
         ("key", "rotary"),
-        ("rotary", "dot product attention"),
-        ("value", "dot product attention"),
-        ("dot product attention", "out"),
+        ("rotary", "attention"),
+        ("value", "attention"),
+        ("attention", "out"),
         ("out", "out"),  # the scope, and the way out
     }  # fmt: skip
+
+
+def test_plain_functions_with_a_cursor_hold_their_operations():
+    root = drawn("functions").root
+    assert names(root) == {
+        ("x", "stages"), ("stages", "around"), ("around", "shared"), ("shared", "around"), ("around", "multiply"),
+        ("around", "global max pool, add"), ("multiply", "max pool"), ("max pool", "global max pool, add"),
+        ("global max pool, add", "multiply"), ("global max pool, add", "global max pool, add"),
+        ("global max pool, add", "output"),
+    }  # fmt: skip
+    assert names(child(root, "stages")) == {
+        ("in", "0"), ("0", "softmax, subtract"), ("softmax, subtract", "multiply, sqrt"), ("multiply, sqrt", "1"),
+        ("1", "out"),
+    }  # fmt: skip
+    for name in ("0", "1"):
+        assert names(child(root, "stages", name)) == {
+            ("in", "tanh"), ("tanh", "first"), ("first", "max pool"), ("max pool", "affine"),
+            ("affine", "exp, add, log"), ("exp, add, log", "mean"), ("mean", "out"),
+        }  # fmt: skip
+    node = child(root, "stages", "0", "affine")
+    assert (node.kind, node.label, node.params) == ("scope", "sin, multiply, add", 8)
 
 
 def test_tied_table_is_drawn_where_it_is_used_again():
@@ -436,7 +485,7 @@ def test_lines_cross_no_boxes_and_nothing_leaves_the_picture(name):
     assert lines
     width, height = float(picture.get("width")), float(picture.get("height"))
     for line in lines:
-        assert line[0][1] < line[-1][1] or name == "again"  # values flow downwards
+        assert line[0][1] < line[-1][1] or name in ("again", "functions")  # values flow downwards
         for x, y in line:
             assert 0 <= x <= width
             assert 0 <= y <= height
