@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sapwood.core.brief import in_brief
 from sapwood.core.errors import CheckError, DeclarationError
 from sapwood.core.paths import Path, join, nest
 from sapwood.core.traces import is_traced
@@ -22,6 +23,8 @@ class Updates(NamedTuple):
     losses: dict
     captured: dict
     checks: dict
+
+    __repr__ = in_brief
 
 
 def raise_if_failed(path: Path, message: str, ok: Any) -> None:

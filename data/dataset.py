@@ -57,6 +57,17 @@ class Dataset:
         features = dict(source.features if features is None else features)
         return cls(Reader(source, features), None, features)
 
+    def __repr__(self) -> str:
+        """The examples' number, and each entry's dtype and shape.
+
+        >>> import numpy as np, sapwood.data
+        >>> sapwood.data.load((np.zeros((6, 4), "float32"), np.array([0, 1, 2, 0, 1, 2])))
+        Dataset(6 examples of features float32(4,), label int32() in 3 classes)
+        """
+        kinds = {n: f" in {f.num_classes} classes" if f.num_classes else "" for n, f in self.features.items()}
+        said = ", ".join(f"{n} {f.dtype}{f.shape}{kinds[n]}" for n, f in self.features.items())
+        return f"Dataset({len(self)} example{'s' * (len(self) > 1)} of {said})"
+
     def __len__(self) -> int:
         return len(self.reader) if self.indices is None else len(self.indices)
 

@@ -1,5 +1,6 @@
 """The feed of batches to the devices: sharded as the mesh wants it, a few batches ahead, without waiting."""
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -130,7 +131,7 @@ class DeviceBatches(Iterator[dict[str, Any]]):
             self._pool = None
 
     def __del__(self) -> None:
-        if (pool := getattr(self, "_pool", None)) is not None:
+        if (pool := getattr(self, "_pool", None)) is not None and not sys.is_finalizing():
             pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sapwood.core import paths
+from sapwood.core.brief import in_brief
 from sapwood.core.errors import CheckpointError, ConfigError
 from sapwood.core.init import draw
 from sapwood.core.param import Param
@@ -52,6 +53,8 @@ class Artifact:
     preprocessing: Any = None
     extra: Any = None
     report: Report | None = field(default=None, repr=False)
+
+    __repr__ = in_brief
 
     @property
     def model(self) -> Callable[..., Any]:

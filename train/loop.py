@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sapwood.core.brief import in_brief
 from sapwood.core.errors import CheckError, ConfigError
 from sapwood.core.loop import platform
 from sapwood.data.batches import batches
@@ -43,6 +44,8 @@ class Result(NamedTuple):
 
     state: TrainState
     history: list[dict[str, Any]]
+
+    __repr__ = in_brief
 
 
 def fit(

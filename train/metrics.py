@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sapwood.core.brief import in_brief
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.core.paths import nearest
 
@@ -37,8 +38,10 @@ class Metric:
     """
 
     def __init_subclass__(cls) -> None:
-        dataclasses.dataclass(frozen=True)(cls)
+        dataclasses.dataclass(frozen=True, repr=False)(cls)
         jax.tree_util.register_dataclass(cls)
+
+    __repr__ = in_brief
 
     def merge(self, other: Self) -> Self:
         """The accumulator of both sets of examples."""

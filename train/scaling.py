@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sapwood.core.brief import in_brief
 from sapwood.core.errors import ConfigError
 
 
@@ -21,6 +22,8 @@ class ScaleState:
     scale: Any
     good: Any
     skipped: Any
+
+    __repr__ = in_brief
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,8 @@ from typing import Any, Self
 
 import jax
 
+from sapwood.core.brief import in_brief
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,8 @@ class TrainState:
     scale: Any = None
     ok: Any = None
     features: Any = dataclasses.field(default=None, metadata={"static": True})
+
+    __repr__ = in_brief
 
     def replace(self, **changes: Any) -> Self:
         """The same state with some fields changed."""
