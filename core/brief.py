@@ -20,7 +20,7 @@ def brief(value: Any) -> str:
     """A value in a line, whatever it holds: an array is its dtype and shape, a tree of them its names and their number.
 
     >>> brief({"stem": {"kernel": np.zeros((9, 4)), "bias": np.zeros(4)}, "head": np.zeros((4, 2))})
-    '{stem, head: 3 arrays, 48 numbers}'
+    '{head, stem: 3 arrays, 48 numbers}'
     >>> brief(np.zeros((9, 4), "float32")), brief(np.float32(0.5)), brief({"loss": 0.5})
     ('float32[9,4]', '0.5', "{'loss': 0.5}")
     """

@@ -329,7 +329,7 @@ def merge(trees: Sequence[dict[str, Any]]) -> dict[str, Metric]:
     exact (integers below 2**53). Scalars become the `Mean` over the batches.
 
     >>> merge([{"loss": 1.0, "hits": Mean(3.0, 4.0)}, {"loss": 2.0, "hits": Mean(1.0, 2.0)}])["hits"]
-    Mean(total=np.float64(4.0), weight=np.float64(6.0))
+    Mean(total=4.0, weight=6.0)
     """
     return merge_stacked(jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *trees))
 
