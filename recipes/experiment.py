@@ -54,7 +54,8 @@ class Experiment:
         if not isinstance(found, tuple | list) or len(found) != 2:
             raise ConfigError(f"data() of the recipe {type(self.recipe).__name__} gives a {type(found).__name__}; the "
                               "data to train on and the data to test on are expected: return train, test")  # fmt: skip
-        return as_dataset(found[0]), as_dataset(found[1])
+        train = as_dataset(found[0])
+        return train, as_dataset(found[1], train.features, "data to test on")
 
     @cached_property
     def batch_size(self) -> int:

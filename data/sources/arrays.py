@@ -11,7 +11,8 @@ from sapwood.data.features import Feature, array, infer, narrow, on_disk, rows
 from sapwood.data.images import is_picture
 from sapwood.data.pictures import Pictures
 from sapwood.data.source import ArraySource
-from sapwood.data.sources.labels import Classes, encode, rename
+from sapwood.data.sources.labels import Classes, encode, rename, weights
+from sapwood.data.sources.table import inputs_of, is_frame
 
 
 def from_arrays(arrays: Mapping[str, Any], target: str | None, classes: Classes) -> ArraySource:
@@ -33,22 +34,21 @@ def from_arrays(arrays: Mapping[str, Any], target: str | None, classes: Classes)
             continue
         stacked[name], features[name] = _entry(name, values)
     if "weight" in stacked:
-        stacked["weight"] = stacked["weight"].astype(np.float32)
-        features["weight"] = Feature((), "float32", low=0)
+        stacked["weight"], features["weight"] = weights(stacked["weight"])
     _check_lengths(stacked)
     return ArraySource(stacked, features)
 
 
 def from_tuple(parts: tuple, classes: Classes) -> ArraySource:
     """(inputs, labels) or (inputs, labels, weights). Inputs of shape `(examples, height, width, channels)` are called
-    "image", others "features"."""
+    "image", others "features". The columns of a data frame keep their names."""
     if not 1 <= len(parts) <= 3:
         raise ConfigError(
             f"a tuple of {len(parts)} was given; (inputs, labels) or (inputs, labels, weights) is expected"
         )
-    pictures = _are_pictures(parts[0])
-    inputs = parts[0] if pictures else array("the first of the tuple", parts[0])
-    names = ("image" if pictures or inputs.ndim == 4 else "features", "label", "weight")
+    pictures, frame = _are_pictures(parts[0]), is_frame(parts[0])
+    inputs = parts[0] if pictures or frame else array("the first of the tuple", parts[0])
+    names = ("image" if pictures or (not frame and inputs.ndim == 4) else "features", "label", "weight")
     return from_arrays(dict(zip(names, (inputs, *parts[1:]), strict=False)), None, classes)
 
 
@@ -57,6 +57,8 @@ def _entry(name: str, values: Any) -> tuple[np.ndarray | Pictures, Feature]:
     if _are_pictures(values):
         pictures = Pictures(values, lambda index: f"{name} of example {index}")
         return pictures, pictures.feature
+    if is_frame(values):
+        return inputs_of(values, name)
     values = rows(name, values)
     if on_disk(values):
         return values, infer(narrow(name, values[:1]))

@@ -55,6 +55,8 @@ def encode(
     """
     if isinstance(values, list | tuple) and any(map(is_picture, values[:1])):
         values = [class_numbers(value, f"{name} of example {i}") for i, value in enumerate(values)]
+    if classes is None:  # pandas' are in an order of their own, and may have no example
+        classes = categories(values)
     values = rows(name, values)
     if values.dtype == bool and classes is None:
         classes = 2
@@ -76,6 +78,20 @@ def encode(
             )
         classes = int(values.max()) + 1 if values.size else 0
     return values, _feature(values, classes)
+
+
+def categories(values: Any) -> list[str] | None:
+    """The categories of a pandas categorical of text, None for anything else."""
+    words = getattr(getattr(values, "cat", values), "categories", None)
+    return list(words) if words is not None and all(isinstance(word, str) for word in words) else None
+
+
+def weights(values: Any) -> tuple[np.ndarray, Feature]:
+    """Weights of examples, float32, and their feature; a `DataError` where they are no numbers."""
+    try:
+        return np.asarray(values).astype(np.float32), Feature((), "float32", low=0)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"weight holds what is no number: {error}") from error
 
 
 def _feature(values: np.ndarray, classes: int | Sequence[str]) -> Feature:

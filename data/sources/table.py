@@ -12,7 +12,7 @@ from sapwood.data.features import Feature, infer, narrow
 from sapwood.data.images import is_picture
 from sapwood.data.pictures import Pictures
 from sapwood.data.source import ArraySource
-from sapwood.data.sources.labels import Classes, encode
+from sapwood.data.sources.labels import Classes, encode, weights
 
 EXACT = 2**24  # every whole number up to it is a float32
 
@@ -64,8 +64,7 @@ class Table(ArraySource):
         if target is not None:
             arrays["label"], features["label"] = encode(found[target], classes, where=self.where)
         if weight is not None:
-            arrays["weight"] = found[weight].astype(np.float32)
-            features["weight"] = Feature((), "float32", low=0)
+            arrays["weight"], features["weight"] = weights(found[weight])
         super().__init__(arrays, features)
 
     def _as_float32(self, name: str, values: np.ndarray) -> np.ndarray:
@@ -157,7 +156,7 @@ def _of_pandas(frame: Any) -> Any:
         return pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowException, TypeError, ValueError) as error:  # columns of mixed types, sparse ones, two of one name
         said = "; ".join(str(part) for part in error.args)
-        raise DataError(f"the data frame cannot be read: {said}; one type a column is expected") from error
+        raise DataError(f"the data frame cannot be read: {said}") from error
 
 
 def from_table(
@@ -184,6 +183,18 @@ def _is_encoded(kind: Any) -> bool:
     import pyarrow as pa
 
     return pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} == {"bytes", "path"}
+
+
+def inputs_of(frame: Any, name: str) -> tuple[np.ndarray, Feature]:
+    """The columns of a frame that holds nothing but inputs, float32 `(rows, columns)`, and their names."""
+    table = from_frame(frame, None, None, None, None)
+    others = [column for column in table.arrays if column != "features"]
+    if others:
+        raise DataError(
+            f"{name} is a data frame with {', '.join(map(repr, others))} beside its numbers; give numbers alone here, or "
+            "the whole frame, with target="
+        )
+    return table.arrays["features"], table.features["features"]
 
 
 def _read_csv(path: Path, delimiter: str, header: bool | None, roles: set[str | None]) -> Any:
@@ -293,21 +304,29 @@ def _column(column: Any, name: str, table: str) -> np.ndarray | None:
     if types.is_integer(kind) and column.null_count:
         filled = column.fill_null(0).to_numpy(zero_copy_only=False)
         if not filled.size or max(abs(int(filled.max())), abs(int(filled.min()))) > EXACT:
-            row = next(i for i, v in enumerate(column) if not v.is_valid)
-            raise DataError(f"column {name!r} of {table} is empty in row {row}; a number is expected")
+            raise DataError(f"column {name!r} of {table} is empty in row {_empty(column)}; a number is expected")
         column = column.cast(pa.float64())
     if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind):
         return column.to_numpy(zero_copy_only=False)
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         if column.null_count:
-            row = next(i for i, v in enumerate(column) if not v.is_valid)
-            raise DataError(f"column {name!r} of {table} is empty in row {row}; text is expected")
+            raise DataError(f"column {name!r} of {table} is empty in row {_empty(column)}; text is expected")
         return np.array(column.to_pylist(), object)
     if types.is_list(kind) or types.is_fixed_size_list(kind) or types.is_large_list(kind):
+        if column.null_count:
+            raise DataError(f"column {name!r} of {table} is empty in row {_empty(column)}; a list is expected")
         try:
-            return narrow(name, np.array(column.to_pylist()))
+            values = np.array(column.to_pylist())
         except ValueError as error:
             raise DataError(
                 f"column {name!r} of {table} has lists of several lengths; one length is expected"
             ) from error
+        empty = values.dtype == object and any(cell is None for cell in values.flat)
+        numbers = types.is_integer(kind.value_type) or types.is_floating(kind.value_type)
+        return narrow(name, values.astype(np.float32) if empty and numbers else values)
     return None
+
+
+def _empty(column: Any) -> int:
+    """The first row without a value."""
+    return next(i for i, cell in enumerate(column) if not cell.is_valid)

@@ -418,8 +418,31 @@ def test_what_pandas_says_of_a_table_is_kept(tmp_path):
         assert data.features["features"].columns == ("a",)  # and not the index
     odd = {"a": [1, "x"]}, {"a": pandas.arrays.SparseArray([0.0, 1.0])}
     for columns in odd:
-        with pytest.raises(DataError, match=r"the data frame cannot be read: .*a.*; one type a column is expected"):
+        with pytest.raises(DataError, match=r"the data frame cannot be read: .*column a"):
             load(pandas.DataFrame(columns))
+
+
+def test_inputs_in_a_frame_keep_the_names_of_their_columns():
+    pandas = pytest.importorskip("pandas")
+    inputs = pandas.DataFrame({"b": [1.0, 2.0], "a": [3, 4]}, index=[5, 2])
+    label = pandas.Series(pandas.Categorical(["y", "x"], categories=["y", "z", "x"]))
+    for source in ((inputs, label), {"features": inputs, "label": label}):
+        data = load(source)
+        assert data.features["features"].columns == ("b", "a")
+        assert data.features["label"].classes == ("y", "z", "x")
+        swapped = load((inputs[["a", "b"]], ["x", "z"])).held_to(data.features)
+        assert swapped.column("features").tolist() == data.column("features").tolist() == [[1, 3], [2, 4]]
+        assert swapped.column("label").tolist() == [2, 1]
+    with pytest.raises(DataError, match="features is a data frame with 'label' beside its numbers"):
+        load((inputs.assign(label=[0, 1]), [0, 1]))
+
+
+def test_cells_of_lists_and_weights_that_are_empty():
+    with pytest.raises(DataError, match=r"v of example 1 .*is nan at 1; finite numbers are expected"):
+        load(pa.table({"v": [[1.0, 2.0], [3.0, None]], "n": [1, 2]})).gather([0, 1])
+    for source, options in ((pa.table({"w": ["heavy", "light"]}), {"weight": "w"}), ({"weight": ["heavy"]}, {})):
+        with pytest.raises(DataError, match=r"weight holds what is no number: .*'heavy'"):
+            load(source, **options)
 
 
 @pytest.mark.parametrize("name", ["C:/data", "s3://bucket/data", "my data", "table.xlsx", "mnist:", "~/nothing"])
