@@ -191,7 +191,7 @@ def inputs_of(frame: Any, name: str) -> tuple[np.ndarray, Feature]:
     others = [column for column in table.arrays if column != "features"]
     if others:
         raise DataError(
-            f"{name} is a data frame with {', '.join(map(repr, others))} beside its numbers; give numbers alone here, or "
+            f"{name} is a data frame with {', '.join(map(repr, others))} beside numbers; give numbers alone here, or "
             "the whole frame, with target="
         )
     return table.arrays["features"], table.features["features"]

@@ -113,7 +113,7 @@ def pretend(monkeypatch):
             predict=lambda state, data: seen.append(data["image"]) or np.array([outputs] * len(data["image"])),
         )
         features = {"image": feature, "label": Feature((), "int32", classes=("lying", "standing"))}
-        made = SimpleNamespace(trainer=trainer, features=features, restore=lambda: None)
+        made = SimpleNamespace(trainer=trainer, features=features, restore=lambda step: None)
         monkeypatch.setattr(Experiment, "open", lambda *_: made)
         return seen
 

@@ -433,7 +433,7 @@ def test_inputs_in_a_frame_keep_the_names_of_their_columns():
         swapped = load((inputs[["a", "b"]], ["x", "z"])).held_to(data.features)
         assert swapped.column("features").tolist() == data.column("features").tolist() == [[1, 3], [2, 4]]
         assert swapped.column("label").tolist() == [2, 1]
-    with pytest.raises(DataError, match="features is a data frame with 'label' beside its numbers"):
+    with pytest.raises(DataError, match="features is a data frame with 'label' beside numbers"):
         load((inputs.assign(label=[0, 1]), [0, 1]))
 
 
