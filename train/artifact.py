@@ -186,7 +186,7 @@ def load(
 
     Of a run that is the model that was saved at its end, else its best checkpoint where it keeps one
     (`fit(best="min:validation_loss")`), else the newest that is whole. `step` names another one: a number, "best" or
-    "last".
+    "last". Where training kept running means (`Trainer(ema=)`), those are read, which evaluation uses, too.
 
     With `into`, a `Spec` or any pair `(params, state)` of nested dicts of `Param`, arrays or `jax.ShapeDtypeStruct`,
     the arrays are brought into that structure, onto its shardings and into its floating dtypes. `match` maps patterns
@@ -285,11 +285,6 @@ def _read_weights(path: Path, structs: dict[str, jax.ShapeDtypeStruct]) -> dict[
 
 def _open_checkpoints(checkpoints: Checkpoints, wanted_step: int | str | None) -> _Source:
     step = checkpoints.choose(wanted_step)
-
-    def read(structs: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-        nested = paths.nest((tuple(name.split("/")), x) for name, x in structs.items())
-        return named_leaves(checkpoints.restore(nested, step=step, subset=True)[0])
-
     steps = checkpoints.steps()
     if step is not None and step not in steps:
         raise CheckpointError(f"{checkpoints.directory} has no checkpoint of step {step}; it has {steps}")
@@ -297,7 +292,7 @@ def _open_checkpoints(checkpoints: Checkpoints, wanted_step: int | str | None) -
     for newest in reversed(steps):
         try:
             contents = checkpoints.contents(newest)
-            info = dict(checkpoints.info(newest).info)
+            info = {name: x for name, x in checkpoints.info(newest).info.items() if name != "identity"}
             about = {"features": _learned(info.pop("features", None)), "extra": {"step": newest, **info}}
             break
         except CheckpointError:
@@ -306,7 +301,22 @@ def _open_checkpoints(checkpoints: Checkpoints, wanted_step: int | str | None) -
     wanted = {name: x for name, x in contents.items() if name.split("/")[0] in ("params", "state")}
     if not wanted:
         raise CheckpointError(f"the checkpoints in {checkpoints.directory} hold no params")
+    there = {name: _averaged(name, contents) for name in wanted}
+
+    def read(structs: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        stored = {there[name]: _like(contents[there[name]], x) for name, x in structs.items()}
+        nested = paths.nest((tuple(name.split("/")), x) for name, x in stored.items())
+        found = named_leaves(checkpoints.restore(nested, step=step, subset=True)[0])
+        return {name: found[there[name]].astype(x.dtype) for name, x in structs.items()}
+
     return _Source(wanted, read, about)
+
+
+def _averaged(name: str, contents: Mapping[str, Any]) -> str:
+    """Where a checkpoint has what evaluation uses: the running mean, where it keeps one."""
+    kind, _, rest = name.partition("/")
+    mean = f"{'ema' if kind == 'params' else 'ema_state'}/{rest}"
+    return mean if mean in contents else name
 
 
 def _learned(said: Any) -> Learned | None:

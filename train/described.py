@@ -193,7 +193,7 @@ def _name(x: Any) -> str:
 def _array(x: Any) -> str:
     try:
         x = jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-        mark = hashlib.blake2b(np.asarray(x).tobytes(), digest_size=8).hexdigest()
+        mark = hashlib.blake2b(np.asarray(jax.device_get(x)).tobytes(), digest_size=8).hexdigest()
     except (RuntimeError, TypeError):  # partly on other machines, or traced
         mark = "somewhere"
     return f"{x.dtype}{list(x.shape)} {mark}"

@@ -80,7 +80,7 @@ class Run:
         assert self.checkpoints is not None
         self.checkpoints.wait()
         step = self.checkpoints.best()
-        return last if step in (None, int(last.step)) else restored(self.checkpoints, shapes, step)[0]
+        return last if step in (None, int(jax.device_get(last.step))) else restored(self.checkpoints, shapes, step)[0]
 
     def save(self, step: int, state: Any, info: dict[str, Any], metrics: dict[str, Any]) -> None:
         """Start to write a checkpoint."""

@@ -284,6 +284,22 @@ def test_from_a_run_and_its_checkpoints(tmp_path):
     assert load(run).model == L.Dense(3)
 
 
+def test_of_a_run_with_running_means_those_are_read(tmp_path):
+    params, state = trained()
+    wide = {"encoder": {"up": times(params["encoder"]["up"], 3)}}  # what was frozen has none
+    tree = {"params": jax.tree.map(lambda x: x.astype("bfloat16"), params), "state": state, "ema": wide,
+            "ema_state": times(state, 2)}  # fmt: skip
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, tree)
+    found = load(tmp_path)
+    narrow = functools.partial(jax.tree.map, lambda x: x.astype("bfloat16"))
+    same(found.params["encoder"]["up"], narrow(wide["encoder"]["up"]))
+    same(found.params["head"], narrow(params["head"]))
+    same(found.state, times(state, 2))
+    same(load(tmp_path, into=(params, state)).params["encoder"]["up"], jax.tree.map(
+        lambda x: x.astype("bfloat16").astype("float32"), wide["encoder"]["up"]))  # fmt: skip
+
+
 def test_from_a_run_whose_newest_checkpoint_is_damaged(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         for step in (1, 2):
