@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 DEEPEST = 24
@@ -84,8 +85,10 @@ class _Walk:
             return _name(x), []
         if isinstance(x, Mapping):
             return "dict", sorted(((str(key), value) for key, value in x.items()), key=lambda pair: pair[0])
-        if isinstance(x, tuple) and hasattr(x, "_fields"):  # of an optimizer what it does, not how it begins
-            return _name(type(x)), [(name, getattr(x, name)) for name in x._fields if (name, len(x)) != ("init", 2)]
+        if isinstance(x, tuple) and (
+            names := getattr(x, "_fields", ())
+        ):  # of an optimizer what it does, not how it begins
+            return _name(type(x)), [(name, getattr(x, name)) for name in names if (name, len(x)) != ("init", 2)]
         if isinstance(x, tuple | list):
             return type(x).__name__, _numbered(x)
         if isinstance(x, set | frozenset):
@@ -192,7 +195,7 @@ def _name(x: Any) -> str:
 
 def _array(x: Any) -> str:
     try:
-        x = jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
         mark = hashlib.blake2b(np.asarray(jax.device_get(x)).tobytes(), digest_size=8).hexdigest()
     except (RuntimeError, TypeError):  # partly on other machines, or traced
         mark = "somewhere"

@@ -9,7 +9,7 @@ from sapwood.core.paths import leaves, matches, nearest, nest, overlay
 Patterns = str | tuple[str, ...] | Callable[[str], bool]
 
 
-def read(patterns: Any) -> Patterns | None:
+def read(patterns: Any) -> Any:
     """The patterns as `Trainer` keeps them; `ConfigError` for what are none.
 
     >>> read(["!stem", "**"])
