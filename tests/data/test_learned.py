@@ -225,8 +225,8 @@ def test_fit_evaluate_predict_and_resume_hold_their_data_to_it(tmp_path):
     trainer = sw.Trainer(
         sw.supervised(lambda v, x: sw.layers.Dense(3)(v.logits, x), inputs="features"), optax.adam(0.1)
     )
-    options = {"batch_size": 30, "run": tmp_path, "progress": False, "steps_per_call": 1}
-    state, history = trainer.fit(train, epochs=20, validation=test, **options)
+    options = {"batch_size": 30, "run": tmp_path, "progress": False, "steps_per_call": 1, "validation": test}
+    state, history = trainer.fit(train, epochs=20, **options)
     expected = LogisticRegression().fit(rows, list("abc" * 20)).score(others, list("bc" * 20))
     assert expected > 0.95
     assert abs(history[-1]["validation_accuracy"] - expected) <= 0.05
