@@ -3,26 +3,34 @@
 Its arrays go along, its key only from `fork`, `fold` or `stack`, its collector never: effects belong to one trace.
 """
 
+import sys
+from pathlib import Path
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from sapwood.core.errors import EffectError
 from sapwood.core.rng import ROOT, Ledger
+from sapwood.core.traces import manual_axes
 from sapwood.core.vars import Vars, current_state
+
+_JAX = str(Path(jax.__file__).parent)
+_LOOKS = {"debug_info", "_check_primal_refs"}
+"""What of JAX flattens arguments only to look at them: nothing of it goes on."""
 
 
 class Static:
     """The static half of a crossing cursor. In apply mode the path is a label only: equal blocks trace once."""
 
-    __slots__ = ("fields", "key", "label", "level")
+    __slots__ = ("fields", "key", "label")
 
     def __init__(self, v: Vars, carry: bool):
         self.label = (v._path, v._stacked, v._scope, v._reads)
         self.fields = (v._train, v._policy, v._place, v._capture, v._recorder, carry, v._own_params, v._own_state,
-                       v._collected or v._collector is not None, v._frozen)  # fmt: skip
-        self.level = v._ledger.level if carry and v._ledger is not None else 0
+                       v._collected or v._collector is not None, v._frozen, v._keyless,
+                       v._alike, manual_axes() if carry else None)  # fmt: skip
         by_path = v._recorder is not None or isinstance(v._capture, str)
-        self.key = (self.fields, self.level, self.label[:3] if by_path else None)
+        self.key = (self.fields, self.label[:3] if by_path else None)
 
     def __eq__(self, other):
         return isinstance(other, Static) and self.key == other.key
@@ -32,28 +40,61 @@ class Static:
 
 
 def flatten(v: Vars):
-    carry = v._carry and v._key is not None
-    key = start = None
-    if carry:  # the whole hash goes along: the path is a label, and equal blocks share one trace
-        if v._ledger is not None and not v._ledger.cross(v._path):
-            raise EffectError(
-                f"{v._at()}: this cursor's key has been used here and would give the same numbers again inside; "
-                "v.fork() for each crossing into a transform"
-            )
-        key, start = v._key, tuple(np.uint32(lane) if isinstance(lane, int) else lane for lane in v._hash())
-    return (v._params, current_state(v), key, start), Static(v, carry)
+    key = start = level = None
+    if v._carry and v._key is not None and not isinstance(v._key, jax.Array):  # JAX looks at the structure alone
+        key, start, level = v._key, v._start[0], None if v._ledger is None else v._ledger.level
+    elif v._carry and (v := v._drawing())._key is not None and v._ledger is not None:
+        # The whole hash goes along: the path is a label, and equal blocks share one trace. So does the level.
+        key, level = v._key, _word(v._ledger.level)
+        way = _way()
+        start = tuple(map(_word, v._ledger.cross(v._path, v._hash(), way) if way else v._hash()))
+        if shape := np.shape(key):
+            level = (np if isinstance(level, np.uint32) else jnp).broadcast_to(level, shape)
+    return (v._params, current_state(v), key, start, level), Static(v, key is not None)
+
+
+def _word(lane):
+    return np.uint32(lane) if isinstance(lane, int) else lane
+
+
+def _way() -> tuple:
+    """The lines of the program from JAX's, which flattens a cursor, to JAX's caller; none for a mere look."""
+    frame, way = sys._getframe(2), []
+    while frame is not None:
+        if frame.f_code.co_name in _LOOKS:
+            return ()
+        way.append((frame.f_code, frame.f_lasti))
+        if not frame.f_code.co_filename.startswith(_JAX):
+            break
+        frame = frame.f_back
+    return tuple(way)
 
 
 def unflatten(static: Static, children) -> Vars:
-    params, state, key, start = children
+    params, state, key, start, level = children
     path, stacked, scope, reads = static.label
-    train, policy, place, capture, recorder, carry, own_params, own_state, collected, frozen = static.fields
+    (train, policy, place, capture, recorder, carry, own_params, own_state, collected, frozen, keyless, alike,
+     manual) = static.fields  # fmt: skip
+    if carry:
+        alike = alike | _same_on(key, stacked, manual)
     return Vars(
         _params=params, _state=state, _key=key, _start=(start, len(path)) if carry else (ROOT, 0), _carry=carry,
-        _ledger=Ledger(level=static.level + 1) if carry else None, _path=path, _train=train, _policy=policy,
+        _ledger=Ledger(level=level) if carry else None, _path=path, _train=train, _policy=policy,
         _place=place, _capture=capture, _recorder=recorder, _stacked=stacked, _scope=scope, _reads=reads,
-        _collected=collected, _own_params=own_params, _own_state=own_state, _frozen=frozen,
+        _collected=collected, _own_params=own_params, _own_state=own_state, _frozen=frozen, _keyless=keyless,
+        _alike=alike,
     )  # fmt: skip
+
+
+def _same_on(key, stacked: tuple, manual: frozenset[str]) -> frozenset[str]:
+    """The mesh axes of a `jax.shard_map` just entered on whose devices the key is the same.
+
+    Only a stack that comes in parts is another one on each.
+    """
+    entered = manual_axes() - manual
+    if not entered or (np.ndim(key) and stacked and np.shape(key)[0] != stacked[-1].size):
+        return frozenset()
+    return entered
 
 
 jax.tree_util.register_pytree_node(Vars, flatten, unflatten)

@@ -30,10 +30,16 @@ def scan(
     """
     if platform() != "cpu":
         return lax.scan(body, init, xs, length)
+    xs, tree = jax.tree.flatten(xs)  # once: a cursor has other keys for each crossing
+
+    def flat(body: Callable) -> Callable:
+        return lambda carry, leaves: body(carry, jax.tree.unflatten(tree, leaves))
+
+    body = flat(body)
     traced = _traced(body, init, xs, length)
     unroll = _convolves(traced)
     if looped is not None and not unroll and not traced.effects:
-        body = looped
+        body = flat(looped)
     return lax.scan(body, init, xs, length, unroll=unroll)
 
 

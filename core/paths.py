@@ -17,9 +17,18 @@ def join(path: Iterable[str]) -> str:
     return "/".join(path) or "(root)"
 
 
+def is_index(name: str) -> bool:
+    """Whether a name is the number of a child, written as Python writes it: ``"01"`` and ``"²"`` are words.
+
+    >>> is_index("10"), is_index("01"), is_index("²")
+    (True, False, False)
+    """
+    return name.isascii() and name.isdecimal() and (name == "0" or name[0] != "0")
+
+
 def order(name: str) -> tuple[int, int, str]:
     """Sort key of a name: numbers as numbers, and before words."""
-    return (0, int(name), "") if name.isdigit() else (1, 0, name)
+    return (0, int(name), "") if is_index(name) else (1, 0, name)
 
 
 def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:

@@ -5,19 +5,22 @@ The hash is 64 bits in two 32-bit lanes, and mixing works on Python integers and
 """
 
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sapwood.core.errors import ConfigError
+from sapwood.core.paths import is_index
 
 Hash = tuple[Any, Any]
 """Two 32-bit lanes: Python integers, or uint32 arrays where an index is traced."""
 
 ROOT: Hash = (0x243F6A88, 0x85A308D3)
-INDEX, FOLD, AGAIN, REUSED = 0x13198A2E, 0x03707344, 0xA4093822, 0x299F31D0  # tags: what kind of segment this is
+INDEX, FOLD, HIGH = 0x13198A2E, 0x03707344, 0x082EFA98  # tags: what kind of segment this is
+AGAIN, REUSED, NEXT = 0xA4093822, 0x299F31D0, 0xEC4E6C89
+WORD = 0xFFFFFFFF
 
 
 def _scramble(x: Any, word: Any) -> Any:
@@ -45,8 +48,8 @@ def mix(h: Hash, segment: Hash) -> Hash:
 
 
 def segment(name: str) -> Hash:
-    """A name as a hash; a number gives the one that its traced twin would give."""
-    if name.isdigit():
+    """A name as a hash; an index gives the one that its traced twin would give."""
+    if is_index(name) and int(name) <= WORD:
         return int(name), INDEX
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
@@ -57,6 +60,24 @@ def path_hash(path: tuple[str, ...], start: Hash = ROOT) -> Hash:
     for name in path:
         start = mix(start, segment(name))
     return start
+
+
+def step_hash(h: Hash, i: Any) -> Hash:
+    """The hash of step ``i``, an integer of 64 bits or a traced one: no two of them share a hash."""
+    if isinstance(i, int):
+        low, high = i & WORD, (i >> 32) & WORD
+        h = mix(h, (low, FOLD))
+        return mix(h, (high, HIGH)) if high else h
+    low = i.astype(jnp.uint32)
+    h = mix(h, (low, FOLD))
+    if jnp.iinfo(i.dtype).bits == 64:
+        high = (i >> 32).astype(jnp.uint32)
+    elif jnp.issubdtype(i.dtype, jnp.signedinteger):
+        high = jnp.where(i < 0, jnp.uint32(WORD), jnp.uint32(0))
+    else:
+        return h
+    far = mix(h, (high, HIGH))
+    return jnp.where(high == 0, h[0], far[0]), jnp.where(high == 0, h[1], far[1])
 
 
 def fold(key: jax.Array, h: Hash) -> jax.Array:
@@ -90,21 +111,30 @@ def as_key(key: Any) -> jax.Array:
     raise ConfigError(f"expected a random key (jax.random.key(0)) or an integer seed, got {key!r}")
 
 
+class Crossing(NamedTuple):
+    """One passing of a place's key into a transform, for which JAX may flatten the cursor more than once."""
+
+    where: Any
+    ways: set
+    used: int
+    hash: Hash
+
+
 class Ledger:
     """What has been drawn and forked from one key, so that nothing gets the same key twice.
 
-    It belongs to the trace it is first used in: a key closed over by another trace would give every row or step the
-    same numbers. The first fork of a place takes over its hash as it is (so that remat equals plain), with a ledger
-    one ``level`` deeper; a place used again after that gets another hash, marked by the level, which no deeper ledger
-    can come upon.
+    It belongs to one trace: a key closed over by another one would give every row or step the same numbers. The first
+    fork of a place takes over its hash as it is (so that remat equals plain), with a ledger one ``level`` deeper; a
+    place used again after that gets another hash, marked by the level, which no deeper ledger can come upon. ``trace``
+    marks where the key was made; it is None for a key that came in as an operand, which is a value of its trace.
     """
 
-    __slots__ = ("__weakref__", "crossed", "draws", "folds", "forks", "level", "trace", "used", "words")
+    __slots__ = ("__weakref__", "crossings", "draws", "folds", "forks", "level", "trace", "used", "words")
 
-    def __init__(self, trace: Any = None, level: int = 0):
+    def __init__(self, trace: Any = None, level: Any = 0):
         self.trace = trace
         self.level = level
-        self.crossed: set = set()
+        self.crossings: dict[tuple[str, ...], Crossing] = {}
         self.draws: dict = {}
         self.folds: dict = {}
         self.forks: dict = {}
@@ -146,22 +176,24 @@ class Ledger:
         step = i if isinstance(i, int) else None
         times = max(loops.values(), default=0) if step is None else max(loops.get(step, 0), loops.get(None, 0))
         loops[step] = times + 1  # the next free one
-        return self._again(mix(h, (i, FOLD)), forks + times)
+        return self._again(step_hash(h, i), forks + times)
 
     def _again(self, h: Hash, times: int) -> Hash:
         return mix(h, (times, REUSED + self.level)) if times else h
 
-    def cross(self, path: tuple[str, ...]) -> bool:
-        """Note that the key of ``path`` goes into a transform as it is, so that later draws here differ from those
-        in there; False where anything was drawn or forked from it before.
+    def cross(self, path: tuple[str, ...], h: Hash, way: tuple) -> Hash:
+        """The hash with which the key of ``path`` goes into a transform, or out of one: for each crossing another one.
 
-        One crossing may ask several times: JAX flattens the arguments of a call more than once.
+        JAX may flatten the arguments of one call more than once, each time from another line of its own. So ``way``,
+        the lines from there to the caller's, tells a second look at the same crossing from the next crossing.
         """
-        if path in self.crossed:
-            return True
-        if self.used.get(path) or any(self.forks.get(path[:k]) for k in range(len(path))):
-            return False
-        self.crossed.add(path)
-        self._enter(path)
-        self.forks[path] = self.forks.get(path, 0) + 1
-        return True
+        last = self.crossings.get(path)
+        if last and last.where == way[-1] and way not in last.ways and last.used == self.used[path]:
+            last.ways.add(way)
+            return last.hash
+        before, forks = self.used.get(path, 0), self.forks.get(path, 0)
+        start = self.fork(path, h)
+        if before and not forks and not any(self.forks.get(path[:k]) for k in range(len(path))):
+            start = mix(h, (before, NEXT))  # after draws alone, as a loop's carry: the same at every level
+        self.crossings[path] = Crossing(way[-1], {way}, self.used[path], start)
+        return start

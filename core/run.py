@@ -8,8 +8,6 @@ from sapwood.core import paths
 from sapwood.core.collect import Updates
 from sapwood.core.errors import DeclarationError, EffectError
 from sapwood.core.policy import as_policy
-from sapwood.core.rng import Ledger, as_key
-from sapwood.core.traces import current_trace
 from sapwood.core.vars import Vars, _tree, as_vars, collecting, current_state
 
 
@@ -26,12 +24,11 @@ def bind(params, state=None, *, rng=None, train=False, policy=None, place=None, 
     >>> v.dense.param("kernel", (2, 3), None).shape
     (2, 3)
     """
-    key = None if rng is None else as_key(rng)
-    return Vars(
+    v = Vars(
         _params=_tree(params, "params"), _state=_tree({} if state is None else state, "state"), _train=bool(train),
-        _policy=as_policy(policy), _place=place, _capture=capture, _frozen=frozen, _key=key,
-        _ledger=None if key is None else Ledger(current_trace()),
+        _policy=as_policy(policy), _place=place, _capture=capture, _frozen=frozen,
     )  # fmt: skip
+    return v if rng is None else v.replace(rng=rng)
 
 
 def params(v: Vars) -> dict:

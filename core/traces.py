@@ -1,9 +1,15 @@
 """Which JAX trace we are in, and what belongs to it: effects and keys of one trace must not reach another."""
 
 import functools
+import weakref
 from typing import Any
 
 import jax.core
+
+_DIFFERENTIATION = ("JVPTrace", "LinearizeTrace", "JaxprTrace")
+"""Traces of `jax.grad` and its kin: they run the function once, in the midst of the trace around them."""
+
+_LOOPS = {"scan": "jax.lax.scan", "while_body": "jax.lax.while_loop", "fori_loop": "jax.lax.fori_loop"}
 
 
 @functools.cache
@@ -11,6 +17,10 @@ def _extend() -> Any:
     import jax.extend.core as extend  # loads Pallas: a quarter of what `import sapwood` would cost
 
     return extend
+
+
+def _innermost() -> Any:
+    return _extend().find_top_trace(())
 
 
 def current_trace() -> Any:
@@ -23,16 +33,55 @@ def is_traced(x: Any) -> bool:
     return isinstance(x, jax.core.Tracer)
 
 
+def _home() -> Any:
+    """The trace we are in, without the differentiations inside it."""
+    trace = _innermost()
+    while type(trace).__name__ in _DIFFERENTIATION:
+        trace = trace.parent_trace
+    return trace
+
+
+def home() -> Any:
+    """A mark of the trace in which keys are drawn: the one we are in, seen from within `jax.grad` or `jax.jvp`, too."""
+    return weakref.ref(_home())
+
+
 def belongs_here(x: Any) -> bool:
-    """Whether ``x`` is a traced value of the very trace we are in, so that it differs from step to step of a loop."""
-    return is_traced(x) and x._trace is _extend().find_top_trace(())
-
-
-def shared_by_rows(x: Any) -> bool:
-    """Whether a `jax.vmap` around us leaves ``x`` the same for every row."""
-    trace, owner = _extend().find_top_trace(()), getattr(x, "_trace", None)
-    while trace is not None and trace is not owner:
-        if hasattr(trace, "axis_data"):  # a vmap, and x is no value of its
+    """Whether ``x`` is a value of the trace in which keys are drawn, not one of a trace around it."""
+    trace, owner = _innermost(), _home()
+    while trace is not owner:
+        if getattr(x, "_trace", None) is trace:
             return True
+        trace = trace.parent_trace
+    return x._trace is owner if is_traced(x) else type(owner).__name__ == "EvalTrace"
+
+
+def repeats(x: Any) -> str:
+    """The transform around us that uses ``x`` for many rows or steps, by its name; empty where none is seen.
+
+    JAX traces a jitted function once, so inside of one this sees what was around its first call.
+    """
+    trace, owner = _innermost(), getattr(x, "_trace", None)
+    while trace is not None and trace is not owner:
+        if name := _repeating(trace):
+            return name
         trace = getattr(trace, "parent_trace", None)
-    return False
+    return ""
+
+
+def inside() -> str:
+    """The transform whose trace we are in, by its name, if it runs what it traces for many rows or steps."""
+    return _repeating(_home())
+
+
+def _repeating(trace: Any) -> str:
+    if hasattr(trace, "axis_data"):
+        return "jax.vmap"
+    debug_info = getattr(getattr(trace, "frame", None), "debug_info", None)
+    return _LOOPS.get(getattr(debug_info, "traced_for", ""), "")
+
+
+def manual_axes() -> frozenset[str]:
+    """The mesh axes over which a `jax.shard_map` around us runs the function on each device by itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return frozenset(name for name in mesh.manual_axes if mesh.shape[name] > 1)

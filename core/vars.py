@@ -1,5 +1,6 @@
 """`Vars`: an immutable cursor into two explicit trees, `params` and `state`."""
 
+import operator
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -11,11 +12,11 @@ import numpy as np
 from sapwood.core import paths
 from sapwood.core.collect import Collector, Updates, raise_if_failed
 from sapwood.core.declare import Recorder, concrete_shape, stacked_param, storage_dtype
-from sapwood.core.errors import DeclarationError, EffectError
+from sapwood.core.errors import ConfigError, DeclarationError, EffectError
 from sapwood.core.param import Stacked
 from sapwood.core.policy import Policy, as_policy
 from sapwood.core.rng import INDEX, ROOT, Ledger, as_key, fold, fold_once, mix, path_hash
-from sapwood.core.traces import belongs_here, current_trace, is_traced, shared_by_rows
+from sapwood.core.traces import belongs_here, current_trace, home, inside, is_traced, repeats
 
 _DEFAULTS: dict[str, Any] = {
     "_params": {},  # what is bound here and below
@@ -30,6 +31,8 @@ _DEFAULTS: dict[str, Any] = {
     "_key": None,
     "_start": (ROOT, 0),  # the hash of the first so many names of the path, which may be traced
     "_carry": False,  # whether the key crosses into a transform
+    "_keyless": "",  # why the key was left behind, where one was
+    "_alike": frozenset(),  # the mesh axes along which each device has the same key
     "_ledger": None,
     "_collector": None,  # weak: the run that collects effects
     "_collected": False,  # whether there ever was one, so that losing it is an error
@@ -43,6 +46,31 @@ _DEFAULTS: dict[str, Any] = {
 _METHODS = (
     "param", "state", "put", "rng", "loss", "sow", "check", "shard", "replace", "fork", "fold", "stack", "merge",
 )  # fmt: skip
+_NONE = (
+    "needs a key: pass rng= to sw.apply or sw.bind; a cursor takes its key into a transform by v.fork(), v.fold(i) or "
+    "v.stack(n)"
+)
+_CALL = (
+    "its key belongs to another JAX trace, and JAX may run what it traces here for several uses, which would get the "
+    "same numbers. Pass it in as an argument: jax.jit(f)(v.fork(), x), likewise for checkpoint, cond and shard_map, "
+    "or use L.Remat"
+)
+_CARRY = (
+    "its key belongs to another JAX trace, and every step would get the same numbers. Carry it through the loop: "
+    "jax.lax.scan(lambda w, x: (w, f(w, x)), v.fork(), xs), and likewise for while_loop and fori_loop, or use L.Scan"
+)
+_OPERAND = {
+    "jax.vmap": "its key belongs to another JAX trace, and every row would get the same numbers. Give each its own: "
+    'jax.vmap(lambda key, x: f(v.replace(rng=key), x))(jax.random.split(v.rng("rows"), n), x); v.stack(n) where the '
+    "variables have a row each, or L.Vmap",
+    "jax.lax.scan": _CARRY,
+    "jax.lax.while_loop": _CARRY,
+    "jax.lax.fori_loop": _CARRY,
+}  # by the transform inside of which one draws
+_SHARED = (
+    "rng= is a key from outside of {0}, which would give every row or step the same numbers. Pass a key for each into "
+    "{0}: jax.random.split(key, n); for the same numbers in all, jnp.broadcast_to(key, (n,))"
+)
 
 
 class Vars:
@@ -67,6 +95,8 @@ class Vars:
     _key: jax.Array | None
     _start: tuple[Any, int]
     _carry: bool
+    _keyless: str
+    _alike: frozenset[str]
     _ledger: Ledger | None
     _collector: weakref.ref[Collector] | None
     _collected: bool
@@ -215,7 +245,7 @@ class Vars:
             at, tree = self._lost
             wanted = path[len(at)]
         hint = paths.nearest(wanted, tree)
-        if tree and wanted.isdigit():
+        if tree and paths.is_index(wanted):
             hint = "; a scanned stack becomes an unrolled one by sw.unstack"
         raise DeclarationError(
             f"{kind} has no {paths.join(path)!r} (shape {shape}, {dtype}); at {paths.join(at)!r} it holds "
@@ -279,32 +309,34 @@ class Vars:
         Raises `EffectError` where no key is bound, and where the key belongs to another trace.
         """
         self._full(name)
-        if self._key is None:
+        v = self._drawing()
+        if v._key is None or v._ledger is None:
+            why = f"cannot draw: {v._keyless}" if v._keyless else _NONE
+            raise EffectError(f"{self._at()}: rng({name!r}) {why}")
+        if jnp.ndim(v._key):
             raise EffectError(
-                f"{self._at()}: rng({name!r}) needs a key: pass rng= to sw.apply or sw.bind; a cursor takes its key "
-                "into a transform by v.fork(), v.fold(i) or v.stack(n)"
+                f"{self._at()}: rng({name!r}) on a stacked cursor; pass it through jax.vmap or jax.lax.scan first"
             )
-        return fold_once(self._key, self._enter_ledger(f"rng({name!r})").draw(self._path, name, self._hash()))
+        if v._alike:
+            axis = min(v._alike)
+            raise EffectError(
+                f"{self._at()}: rng({name!r}) would give each device along {axis!r} the same numbers: "
+                f"v.fold(jax.lax.axis_index({axis!r})) for its own; v.replace(rng=key) with a key of the function's "
+                "arguments for the same on all"
+            )
+        return fold_once(v._key, v._ledger.draw(self._path, name, self._hash()))
 
-    def _enter_ledger(self, what: str) -> Ledger:
-        """The ledger of this cursor's key, if we are in its trace; else an `EffectError`."""
-        trace, ledger = current_trace(), self._ledger
-        assert ledger is not None, "a key always has a ledger"
-        assert self._key is not None
-        if jnp.ndim(self._key):
-            raise EffectError(
-                f"{self._at()}: {what} on a stacked cursor; pass it through jax.vmap or jax.lax.scan first"
-            )
-        shared = ledger.trace is None and shared_by_rows(self._key)
-        if ledger.trace is None:
-            ledger.trace = trace
-        if shared or ledger.trace != trace:
-            raise EffectError(
-                f"{self._at()}: {what} with a key of another JAX trace would give every row or step the same numbers; "
-                "pass v.fork(), v.fold(i) or v.stack(n) into the transform, or use L.Scan, L.Vmap, L.Remat (sw.pure "
-                "collects what the inner function hands back)"
-            )
-        return ledger
+    def _drawing(self) -> "Vars":
+        """This cursor, without its key where that belongs to another trace: it may be read there, not drawn from."""
+        if self._key is None or self._ledger is None:
+            return self
+        made = self._ledger.trace
+        if made == home() if made is not None else belongs_here(self._key):
+            return self
+        return self._left_behind(_OPERAND.get(inside(), _CALL))
+
+    def _left_behind(self, why: str) -> "Vars":
+        return self._with(_key=None, _ledger=None, _carry=False, _keyless=why)
 
     def _hash(self):
         start, depth = self._start
@@ -364,7 +396,10 @@ class Vars:
         if state is not None:
             changes.update(_state=_tree(state, "state"), _own_state=False)
         if rng is not None:
-            changes.update(_key=as_key(rng), _start=(ROOT, 0), _carry=False, _ledger=Ledger(current_trace()))
+            changes.update(_key=as_key(rng), _start=(ROOT, 0), _carry=False, _ledger=Ledger(home()), _keyless="",
+                           _alike=frozenset())  # fmt: skip
+            if around := repeats(rng):
+                changes.update(_key=None, _ledger=None, _keyless=_SHARED.format(around))
         if train is not None:
             changes["_train"] = bool(train)
         if policy is not None:
@@ -374,39 +409,43 @@ class Vars:
     def _branch(self, start) -> "Vars":
         """A cursor with a ledger of its own that may take its key along into a transform."""
         assert self._ledger is not None, "a key always has a ledger"
-        ledger = Ledger(current_trace(), self._ledger.level + 1)
+        ledger = Ledger(home(), self._ledger.level + 1)
         return self._with(_carry=True, _ledger=ledger, _start=(start, len(self._path)))
 
     def fork(self) -> "Vars":
-        """A cursor that carries a key into one transform: another key each time, so fork once for each crossing.
+        """A cursor that carries a key into a transform, as an argument of the function: another key for each fork.
 
-        That is for the caller to keep: both crossings of one fork would have the same key, without an error, as JAX
-        flattens the arguments of a call more than once and nobody can tell the two apart.
+        Inside, it draws, forks and folds; handed out again, as the carry of a loop, it goes on with fresh numbers. In a
+        place where this cursor's key does not belong, the fork has none: it may be read, and raises where it draws.
 
-        Passed along an axis of a `jax.vmap` it would be one key for all rows, which raises: `stack` has one for each.
+        >>> from sapwood import bind
+        >>> step = lambda w, x: (w, jax.random.bits(w.rng("mask")))
+        >>> masks = jax.lax.scan(step, bind({}, rng=0).fork(), jnp.arange(3))[1]
+        >>> len(set(masks.tolist()))
+        3
         """
-        if self._key is None:
-            return self
-        return self._branch(self._enter_ledger("fork()").fork(self._path, self._hash()))
+        v = self._drawing()
+        if v._key is None or v._ledger is None:
+            return v
+        return v._branch(v._ledger.fork(v._path, v._hash()))
 
     def fold(self, i) -> "Vars":
-        """A cursor whose key belongs to step ``i``, which may be traced: for loops that share their variables."""
-        if self._key is None or self._ledger is None:
-            return self
-        if belongs_here(i):  # differs from step to step, so the key may be closed over
-            return self._branch(self._ledger.fold(self._path, i, self._hash()))
-        if is_traced(i):
-            raise EffectError(
-                f"{self._at()}: fold(i) with an i of another JAX trace would give every row or step the same numbers; "
-                "fold where i is made and pass the cursor in"
-            )
-        return self._branch(self._enter_ledger(f"fold({i})").fold(self._path, int(i), self._hash()))
+        """A cursor whose key belongs to step ``i``, an integer, which may be traced: for loops that share variables.
+
+        The cursor comes into the loop as an argument, as every key does; see `fork`. Raises `ConfigError` for an ``i``
+        that is no integer of 64 bits.
+        """
+        v = self._drawing()
+        if v._key is None or v._ledger is None:
+            return v
+        i = _step(i, self)
+        alike = frozenset() if is_traced(i) else v._alike
+        return v._branch(v._ledger.fold(v._path, i, v._hash()))._with(_alike=alike)
 
     def stack(self, n: int, axis: str | None = "layers") -> "Vars":
         """A cursor over ``n`` copies of everything below: every leaf has a leading axis of ``n``, keys included.
 
         Pass it through `jax.vmap` or `jax.lax.scan` along that axis. ``axis`` is the logical name of the new dimension.
-        Like a fork it is for one crossing: another one of it would have the same keys, without an error.
         """
         n = concrete_shape(n, self._path)[0]
         for kind, tree in (("params", self._params), ("state", self._state)):
@@ -416,12 +455,14 @@ class Vars:
                         f"{kind} {paths.join(path)} has shape {jnp.shape(leaf)}; stack({n}) expects {n} along its "
                         "first dimension (sw.stack and sw.unstack convert between scanned and unrolled trees)"
                     )
-        v = self._with(_stacked=(*self._stacked, Stacked(len(self._path), n, axis)))
-        if self._key is None:
+        v = self._drawing()._with(_stacked=(*self._stacked, Stacked(len(self._path), n, axis)))
+        if v._key is None or v._ledger is None:
+            if v._keyless and not (v._params or v._state):
+                raise EffectError(f"{self._at()}: stack({n}) holds no variables and cannot hold keys: {v._keyless}")
             return v
-        start = self._enter_ledger(f"stack({n})").fork(self._path, self._hash())
+        start = v._ledger.fork(v._path, v._hash())
         lanes = mix(start, (np.arange(n, dtype=np.uint32), INDEX))  # the hashes of the names 0, 1, ..., n - 1
-        return v._with(_key=jnp.broadcast_to(self._key, (n,)))._branch(lanes)
+        return v._with(_key=jnp.broadcast_to(v._key, (n,)))._branch(lanes)
 
     def merge(self, updates: Updates | dict) -> None:
         """Take over what `sw.pure` handed back from a run of this cursor: its updates, or with ``full=True`` its state.
@@ -529,6 +570,19 @@ def _as_array(value: Any, where: str) -> jax.Array:
             f"{where} holds {type(value).__name__}, an array is expected; sw.spec only describes variables, sw.init "
             "makes them"
         ) from None
+
+
+def _step(i: Any, v: Vars) -> Any:
+    """The ``i`` of a fold: a Python integer where it is known, else the traced one."""
+    if is_traced(i) and jnp.ndim(i) == 0 and jnp.issubdtype(i.dtype, jnp.integer) and i.dtype != "uint64":
+        return i
+    try:
+        step = operator.index(i)
+    except TypeError:
+        step = None
+    if step is None or isinstance(i, bool | np.bool_) or not -(2**63) <= step < 2**63:
+        raise ConfigError(f"{v._at()}: fold(i) takes one integer from -2**63 to 2**63 - 1, got {i!r}")
+    return step
 
 
 def as_vars(v: Any, user: Any = None) -> Vars:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import sapwood as sw
 from sapwood import layers as L
@@ -52,7 +53,11 @@ USES = {
     "stack": lambda v: jax.vmap(bits)(v.stack(2)),
     "stack below": lambda v: jax.vmap(bits)(v.sub.stack(2)),
     "number": lambda v: bits(v[1]),
-    "traced fold": lambda v: jax.lax.scan(lambda c, i: (c, bits(v.fold(i))), 0, jnp.arange(2))[1],
+    "traced fold": lambda v: jax.lax.scan(lambda w, i: (w, bits(w.fold(i))), v.fork(), jnp.arange(2))[1],
+    "carried out": lambda v: (lambda w, drawn: jnp.stack([*drawn, bits(w), bits(w.fork())]))(
+        *jax.lax.scan(lambda w, _: (w, bits(w)), v.fork(), None, 2)
+    ),
+    "one fork twice": lambda v: (f := v.fork(), jnp.stack([jax.jit(bits)(f) for _ in range(2)]))[1],
     "pure": lambda v: sw.pure(bits)(v)[0],
     "fork in pure": lambda v: sw.pure(lambda v: bits(v.fork()))(v)[0],
     "used fork": lambda v: (f := v.fork(), jnp.stack([bits(f), bits(f, "b"), bits(f.fork()), bits(f.fork(), "b")]))[1],
@@ -98,18 +103,45 @@ def test_many_uses_never_meet():
 @pytest.mark.usefixtures("hashes")
 def test_numbered_and_traced_folds_never_meet():
     def loop(v):
-        return jax.lax.scan(lambda c, i: (c, bits(v.fold(i))), 0, jnp.arange(6))[1]
+        return jax.lax.scan(lambda w, i: (w, bits(w.fold(i))), v.fork(), jnp.arange(6))[1]
 
     @jax.jit
     def uses():
         v = cursor().place
-        w = cursor().place
-        mixed = [bits(v.fold(3)), loop(v), bits(v.fold(4)), loop(v), bits(v.fold(4)), bits(v.fold(3)), bits(v.fold(5))]
-        return mixed, loop(cursor().place), [bits(w.fold(i)) for i in range(6)]
+        return [bits(v.fold(3)), loop(v), bits(v.fold(4)), loop(v), bits(v.fold(4)), bits(v.fold(3)), bits(v.fold(5))]
 
-    mixed, scanned, unrolled = uses()
-    assert distinct(*mixed)
-    assert np.array_equal(scanned, np.stack(unrolled))
+    assert distinct(*uses())
+
+
+WORDS = (0, 1, -1, 2**32, 2**32 + 1, 2**32 - 1, -(2**32), 2**63 - 1, -(2**63))
+
+
+def test_fold_numbers_never_meet():
+    assert distinct(*(bits(cursor().fold(i)) for i in WORDS))
+    assert distinct(*(bits(cursor().fold(i)) for i in (3, 2**32 + 3)), bits(cursor()["3"]))
+
+
+def test_a_traced_fold_number_is_the_written_one():
+    fold = jax.jit(lambda w, i: bits(w.fold(i)))
+    for i in (np.int32(5), np.int32(-1), np.uint32(2**32 - 1), np.int8(-128), np.uint8(255)):
+        assert np.array_equal(fold(cursor().fork(), i), bits(cursor().fork().fold(int(i)))), repr(i)
+    with jax.enable_x64(True):
+        for i in (np.int64(-1), np.int64(2**40 + 1)):
+            assert np.array_equal(fold(cursor().fork(), i), bits(cursor().fork().fold(int(i)))), repr(i)
+
+
+@pytest.mark.parametrize("i", [1.0, True, "1", None, 2**63, np.ones(2, int), jnp.float32(1)])
+def test_fold_takes_one_integer(i):
+    with pytest.raises(sw.ConfigError, match=r"place: fold\(i\) takes one integer from -2\*\*63 to 2\*\*63 - 1, got"):
+        cursor().place.fold(i)
+
+
+def test_names_that_look_alike_are_other_names():
+    names = ("1", "01", "001", "١", "²", "4294967297", "one")
+    assert distinct(*(bits(cursor()[name]) for name in names))
+    assert np.array_equal(bits(cursor()["1"]), bits(cursor()[1]))
+    params, _ = sw.init(lambda v, x: [L.Dense(4)(v[name], x) for name in names], 0, np.ones((1, 3), "float32"))
+    assert len({leaf["kernel"].tobytes() for leaf in params.values()}) == len(names)
 
 
 def test_a_tied_sub_tree_drawn_twice_gets_fresh_keys():
@@ -126,40 +158,152 @@ def test_a_fork_carries_its_place():
 
 
 def test_drawing_before_and_after_a_crossing():
+    f, draw = cursor().fork(), jax.jit(bits)
+    assert distinct(draw(f), bits(f), draw(f), draw(f.a), draw(f), *(draw(f) for _ in range(3)))
     f = cursor().fork()
-    assert distinct(jax.jit(bits)(f), bits(f))
+    assert distinct(bits(f), draw(f), bits(f))
     f = cursor().fork()
-    bits(f)
-    with pytest.raises(sw.EffectError, match=r"key has been used here and would give the same numbers again inside"):
-        jax.jit(bits)(f)
-    f = cursor().fork()
-    bits(f.a.b)
-    jax.jit(bits)(f.a.c)  # another place
-    with pytest.raises(sw.EffectError, match="a: this cursor's key has been used here"):
-        jax.jit(bits)(f.a)
-    with pytest.raises(sw.EffectError, match="a/c/d: this cursor's key has been used here"):
-        jax.jit(bits)(f.a.c.d)
+    assert distinct(bits(f.a.b), draw(f.a.c), draw(f.a), draw(f.a.c.d))
+
+
+def test_a_crossing_is_the_same_whether_jax_traces_or_not():
+    """JAX flattens the arguments of a jitted function once more where it traces it."""
+    draw = jax.jit(bits)
+    first, again = draw(cursor().fork()), draw(cursor().fork())
+    assert np.array_equal(first, again)
+    assert np.array_equal(first, bits(cursor()))
 
 
 CROSSINGS = {
     "jit": lambda v: jax.jit(bits)(v),
     "vmap": lambda v: jax.vmap(lambda v, x: bits(v), in_axes=(None, 0))(v, jnp.ones(3)),
-    "scan": lambda v: jax.lax.scan(lambda c, x: (c, bits(v)), 0, jnp.ones(3))[1],
     "closed over by vmap": lambda v: jax.vmap(lambda x: bits(v))(jnp.ones(3)),
+    "closed over by scan": lambda v: jax.lax.scan(lambda c, x: (c, bits(v)), 0, jnp.ones(3))[1],
     "closed over by jit": lambda v: jax.jit(lambda: bits(v))(),
 }
 
 
+LINES = {
+    "jit": r"jax.jit\(f\)\(v.fork\(\), x\)",
+    "vmap": r'jax.vmap\(lambda key, x: f\(v.replace\(rng=key\), x\)\)\(jax.random.split\(v.rng\("rows"\), n\), x\)',
+    "scan": r"jax.lax.scan\(lambda w, x: \(w, f\(w, x\)\), v.fork\(\), xs\)",
+}
+"""The line to write that the error names, by what one draws in."""
+
+
 @pytest.mark.parametrize("crossing", CROSSINGS)
 def test_a_plain_cursor_leaves_its_key_behind(crossing):
-    with pytest.raises(sw.EffectError, match=r"v.fork\(\), v.fold\(i\) or v.stack\(n\)"):
+    line = LINES[crossing.removeprefix("closed over by ")] if "closed" in crossing else r"v.fork\(\), v.fold\(i\) or"
+    with pytest.raises(sw.EffectError, match=line):
         CROSSINGS[crossing](cursor().place)
 
 
-@pytest.mark.parametrize("crossing", ["vmap", "scan", "closed over by vmap", "closed over by jit"])
+@pytest.mark.parametrize("crossing", ["vmap", "closed over by scan", "closed over by vmap", "closed over by jit"])
 def test_one_fork_does_not_serve_all_rows(crossing):
-    with pytest.raises(sw.EffectError, match="would give every row or step the same numbers"):
+    with pytest.raises(sw.EffectError, match=LINES[crossing.removeprefix("closed over by ")]):
         CROSSINGS[crossing](cursor().place.fork())
+
+
+@pytest.mark.parametrize(
+    "within", [jax.jit, jax.checkpoint, jax.custom_vjp, lambda f: jax.vmap(f, (0, None), axis_size=2)]
+)
+def test_what_lost_its_key_is_read_and_raises_where_it_draws(within):
+    def inside(v, x):
+        return v.param("w", (), None) * x
+
+    v, x = sw.bind({"w": jnp.float32(2)}, {}, rng=0), jnp.ones(3)
+    assert jax.vmap(jax.jit(inside), in_axes=(None, 0))(v.fork(), x).tolist() == [2, 2, 2]
+    with pytest.raises(sw.EffectError, match="every row would get the same numbers"):
+        jax.vmap(jax.jit(lambda v, x: bits(v)), in_axes=(None, 0))(v.fork(), x)
+    if within is not jax.custom_vjp:  # which is no transform of its own here
+        with pytest.raises(sw.EffectError, match="the same numbers"):
+            jax.vmap(lambda v, x: jax.jit(lambda v: bits(v))(v.fork()), in_axes=(None, 0))(v.fork(), x)
+
+
+class TestAKeyOfTheCallers:
+    """`rng=` inside a transform: a key of its own for each row or step, or an error where one draws."""
+
+    def model(self, v, x):
+        return L.Dropout(0.5)(v.drop, x)
+
+    def run(self, key, x):
+        return sw.apply(self.model, {}, {}, x, rng=key, train=True)[0]
+
+    X = jnp.ones((3, 64))
+
+    def test_one_for_each_row(self):
+        keys = jax.random.split(jax.random.key(0), 3)
+        rows = jax.jit(jax.vmap(self.run))(keys, self.X)
+        steps = jax.jit(lambda: jax.lax.scan(lambda c, kx: (c, self.run(*kx)), 0, (keys, self.X))[1])()
+        assert np.array_equal(rows, steps)
+        assert len({row.tobytes() for row in np.asarray(rows)}) == 3
+        alike = jax.vmap(self.run)(jnp.broadcast_to(keys[0], (3,)), self.X)  # asked for in so many words
+        assert len({row.tobytes() for row in np.asarray(alike)}) == 1
+
+    @pytest.mark.parametrize("key", [0, "raw", "typed", "traced"])
+    @pytest.mark.parametrize(
+        "loop",
+        [
+            lambda f, xs: jax.vmap(f)(xs),
+            lambda f, xs: jax.lax.map(f, xs),
+            lambda f, xs: jax.lax.scan(lambda c, x: (c, f(x)), 0, xs),
+            lambda f, xs: jax.lax.fori_loop(0, 3, lambda i, c: f(xs[i]), xs[0]),
+            lambda f, xs: jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, f(c[1])), (0, xs[0])),
+            lambda f, xs: jax.vmap(jax.grad(lambda x: f(x).sum()))(xs),
+        ],
+    )
+    def test_one_for_all(self, loop, key):
+        made = {"raw": jax.random.PRNGKey(0), "typed": jax.random.key(0)}.get(key, key)
+        run = lambda key: loop(lambda x: self.run(key, x), self.X)  # noqa: E731
+        run, made = (jax.jit(run), jax.random.key(0)) if key == "traced" else (run, made)
+        with pytest.raises(
+            sw.EffectError, match=r"drop: rng\('mask'\) cannot draw: rng= is a key from outside of jax\."
+        ):
+            run(made)
+
+    def test_what_runs_once_takes_any(self):
+        plain, (x, *_) = self.run(0, self.X[0]), self.X
+        once = (
+            jax.jit(lambda: self.run(0, x)),
+            jax.jit(lambda: jax.checkpoint(lambda x: self.run(0, x))(x)),
+            lambda: jax.grad(lambda x: self.run(jax.random.key(0), x).sum())(x),  # of ones: the mask again
+            lambda: jax.lax.cond(x.sum() > 0, lambda: self.run(0, x), lambda: x),
+            lambda: jax.vmap(self.run, in_axes=(0, None))(jax.random.key(0)[None], x)[0],
+        )
+        for f in once:
+            assert np.array_equal(f(), plain)
+
+
+@pytest.mark.usefixtures("hashes")
+class TestOnManyDevices:
+    """In a `jax.shard_map` a key that is the same on all devices draws only where that is said."""
+
+    def each(self, f, v, *names):
+        mesh = sw.mesh("data=4", devices=jax.devices()[:4])
+        run = jax.shard_map(f, mesh=mesh, in_specs=P(*names), out_specs=P("data"), check_vma=False)
+        return np.asarray(jax.jit(run)(v)).reshape(-1, 2)
+
+    def test_the_same_key_is_refused(self):
+        for f in (bits, lambda w: bits(w.fold(0)), lambda w: jax.jit(bits)(w), lambda w: bits(w.sub.fork())):
+            with pytest.raises(
+                sw.EffectError, match=r"each device along 'data' the same.*v.fold\(jax.lax.axis_index\('data'"
+            ):
+                self.each(f, cursor().place.fork())
+        with pytest.raises(sw.EffectError, match="each device along 'data' the same"):
+            self.each(jax.vmap(bits), cursor().place.stack(3))
+
+    def test_a_key_for_each_device(self):
+        by_index = self.each(lambda w: bits(w.fold(jax.lax.axis_index("data"))), cursor().place.fork())
+        nested = self.each(lambda w: jax.jit(bits)(w.fold(jax.lax.axis_index("data")).fork()), cursor().place.fork())
+        parts = self.each(jax.vmap(bits), cursor().place.stack(8), "data")
+        assert (len(by_index), len(nested), len(parts)) == (4, 4, 8)
+        for drawn in (by_index, nested, parts):
+            assert distinct(drawn)
+
+    def test_the_same_numbers_on_all_where_asked_for(self):
+        drawn = self.each(lambda key: bits(cursor().replace(rng=key)), jax.random.key(0))
+        assert len(drawn) == 4
+        assert len(np.unique(drawn, axis=0)) == 1
 
 
 def test_inside_a_transform_a_run_is_plain_again():
@@ -183,8 +327,16 @@ def test_a_key_nested_two_transforms_deep():
 
 
 def test_a_fork_in_a_carry():
-    with pytest.raises(sw.EffectError, match="this cursor's key has been used here"):
-        jax.lax.scan(lambda v, x: (v, bits(v)), cursor().fork(), jnp.ones(3))
+    """Each step draws other numbers, and so do steps of a loop in a loop and what comes after it."""
+
+    def loop(w):
+        return jax.lax.scan(lambda w, x: (w, bits(w)), w, jnp.ones(3))
+
+    w, rows = jax.jit(lambda w: jax.lax.scan(lambda w, _: loop(w), w, None, 2))(cursor().fork())
+    assert np.shape(rows) == (2, 3, 2)
+    assert distinct(rows, bits(w))
+    kept = jax.jit(lambda w: jax.lax.scan(lambda w, _: (w, loop(w)[1]), w, None, 2)[1])(cursor().fork())
+    assert distinct(kept)  # the inner loop's cursor thrown away
 
 
 def test_a_stacked_cursor_does_not_draw():
