@@ -45,7 +45,7 @@ def flatten(v: Vars):
         key, start, level = v._key, v._start[0], None if v._ledger is None else v._ledger.level
     elif v._carry and (v := v._drawing())._key is not None and v._ledger is not None:
         # The whole hash goes along: the path is a label, and equal blocks share one trace. So does the level.
-        key, level = v._key, _word(v._ledger.level)
+        key, level = v._key, _word(v._ledger.level + 1)
         way = _way()
         start = tuple(map(_word, v._ledger.cross(v._path, v._hash(), way) if way else v._hash()))
         if shape := np.shape(key):

@@ -89,7 +89,8 @@ class _Same:
     def __eq__(self, other: Any) -> bool:
         return isinstance(other, _Same) and self.x is other.x
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:
+        return id(self.x)
 
 
 def _parts(x: Any) -> Iterator[Any]:
@@ -124,10 +125,22 @@ def _parts_of_function(f: types.FunctionType) -> Iterator[Any]:
             yield cell.cell_contents
         except ValueError:  # not filled yet
             yield _Told("empty")
-    if not installed(f.__code__.co_filename, f.__globals__.get("__name__") or ""):
-        for chain in _globals(f.__code__):
-            yield _Told(chain)
-            yield _named(f.__globals__, chain)
+    for chain, value in globals_of(f):
+        yield _Told(chain)
+        yield value
+
+
+def globals_of(f: types.FunctionType) -> list[tuple[tuple[str, ...], Any]]:
+    """The globals that a function's code names, each with its value now; none for code of installed packages.
+
+    >>> def area(r):
+    ...     return np.pi * r * r
+    >>> [name for name, _ in globals_of(area)]
+    [('np', 'pi')]
+    """
+    if installed(f.__code__.co_filename, f.__globals__.get("__name__") or ""):
+        return []
+    return [(chain, _named(f.__globals__, chain)) for chain in _globals(f.__code__)]
 
 
 def _parts_of_class(x: type) -> Iterator[Any]:

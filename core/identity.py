@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sapwood.core.fingerprint import globals_of
 from sapwood.core.traces import is_traced
 
 _PARTS = (types.FunctionType, types.MethodType, functools.partial, tuple, list, dict)
@@ -16,8 +17,9 @@ _EMPTY = types.CellType()
 def identity(x: Any, around: tuple = ()) -> Any:
     """What makes two initialisers the same, as something that compares and hashes.
 
-    A function is its code, its defaults and what it closes over, a method its object too, a `functools.partial` its
-    function and arguments; anything else is its value. So two calls of ``jax.nn.initializers.lecun_normal()``, which
+    A function is its code, its defaults, what it closes over and the globals that it names, a method its object too, a
+    `functools.partial` its function and arguments; a number is its type and its digits, so that 1 and 1.0, or 0.0 and
+    -0.0, are two; anything else is its value. So two calls of ``jax.nn.initializers.lecun_normal()``, which
     give two closures, count as one. Arrays count by their numbers; traced ones, whose numbers nobody knows, are alike.
 
     >>> def given(a):
@@ -33,7 +35,8 @@ def identity(x: Any, around: tuple = ()) -> Any:
     around = (*around, x)
     if isinstance(x, types.FunctionType):
         held = [identity(cell.cell_contents, around) for cell in x.__closure__ or () if cell != _EMPTY]
-        return x.__code__, identity(x.__defaults__, around), identity(x.__kwdefaults__, around), *held
+        named = [(name, identity(value, around)) for name, value in globals_of(x)]
+        return x.__code__, identity(x.__defaults__, around), identity(x.__kwdefaults__, around), *held, *named
     if isinstance(x, types.MethodType):
         owner = x.__self__  # one without a value of its own may be made anew in each trace
         plain = type(owner).__eq__ is object.__eq__ and not isinstance(owner, type) and hasattr(owner, "__dict__")
@@ -47,6 +50,8 @@ def identity(x: Any, around: tuple = ()) -> Any:
 
 def _value(x: Any, around: tuple) -> Any:
     """x itself where it has a hash, else what compares as it does."""
+    if isinstance(x, bool | int | float | complex | np.number | np.bool_):
+        return type(x), repr(x)
     try:
         hash(x)
     except TypeError:

@@ -166,6 +166,14 @@ def test_drawing_before_and_after_a_crossing():
     assert distinct(bits(f.a.b), draw(f.a.c), draw(f.a), draw(f.a.c.d))
 
 
+@pytest.mark.usefixtures("hashes")
+def test_uses_inside_and_outside_never_meet():
+    f = cursor().fork()
+    inside = jax.jit(lambda w: jnp.stack([bits(w), *(bits(w.fork()) for _ in range(3)), jax.jit(bits)(w)]))
+    draws = [inside(f), bits(f), inside(f), *(bits(f.fork()) for _ in range(3)), inside(f.fork()), inside(f)]
+    assert distinct(*draws)
+
+
 def test_a_crossing_is_the_same_whether_jax_traces_or_not():
     """JAX flattens the arguments of a jitted function once more where it traces it."""
     draw = jax.jit(bits)

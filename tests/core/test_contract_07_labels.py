@@ -119,7 +119,7 @@ def test_collectors_go_without_the_garbage_collector(monkeypatch):
 def test_a_cursor_as_a_pytree():
     v = sw.bind({"a": {"w": X}}, {"a": {"n": X}}, rng=0)
     assert len(jax.tree.leaves(v)) == 2
-    assert len(jax.tree.leaves(v.fork())) == 5  # the key and its place go along
+    assert len(jax.tree.leaves(v.fork())) == 6  # the key, its place and how deep it is go along
     doubled = jax.tree.map(lambda x: 2 * x, v)
     assert np.array_equal(sw.params(doubled)["a"]["w"], 2 * X)
     assert jax.tree.structure(v.a) == jax.tree.structure(v.a)

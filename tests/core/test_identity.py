@@ -122,6 +122,38 @@ def test_two_of_one_path_must_agree(make):
         sw.spec(model, X)
 
 
+@pytest.mark.parametrize("pair", [(1, 1.0), (1, True), (0.0, -0.0), (1.0, 1 + 0j), (np.int32(1), np.float32(1))])
+def test_equal_numbers_of_two_types_are_two(pair):
+    """An initialiser may do something else with each: 7 // 2 is not 7 / 2."""
+    one, other = map(given, pair)
+    assert identity(one) != identity(other)
+    assert identity((pair[0],)) != identity((pair[1],))
+    assert identity({"a": [pair[0]]}) != identity({"a": [pair[1]]})
+    assert identity(given(pair[0])) == identity(one)
+    assert identity(given(float("nan"))) == identity(given(float("nan")))
+
+
+def made_with(**names):
+    """An initialiser whose code is the same each time, and which reads `scale` from its module."""
+    module = {"__name__": "somebodys_own", "np": np, **names}
+    exec("def init(key, shape, dtype): return (lambda: np.full(shape, scale, dtype))()", module)
+    return module["init"]
+
+
+def test_globals_count():
+    def model(v, x):
+        return [v[i].param("w", (2,), made_with(scale=i)) for i in range(3)]
+
+    params, _ = sw.init(model, 0, X)
+    np.testing.assert_array_equal([params[str(i)]["w"] for i in range(3)], [[0, 0], [1, 1], [2, 2]])
+    assert identity(made_with(scale=1)) == identity(made_with(scale=1, other=3))
+    assert identity(made_with(scale=1)) != identity(made_with(scale=1.0))
+    assert identity(made_with(scale=np.ones(2))) == identity(made_with(scale=np.ones(2)))
+    assert identity(made_with(scale=given(1))) != identity(made_with(scale=given(2)))
+    with pytest.raises(sw.DeclarationError, match="declared twice with a different init"):
+        sw.spec(lambda v, x: [v.param("w", (2,), made_with(scale=i)) for i in range(2)], X)
+
+
 def test_arrays_differ_in_shape_and_dtype_too():
     one = identity(given(np.zeros(2, "float32")))
     assert one != identity(given(np.zeros((1, 2), "float32")))
