@@ -5,13 +5,14 @@ Its arrays go along, its key only from `fork`, `fold` or `stack`, its collector 
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sapwood.core.rng import ROOT, Ledger
-from sapwood.core.traces import manual_axes
+from sapwood.core.rng import RETURNED, ROOT, Ledger, mix
+from sapwood.core.traces import home, is_around, manual_axes
 from sapwood.core.vars import Vars, current_state
 
 _JAX = str(Path(jax.__file__).parent)
@@ -24,11 +25,11 @@ class Static:
 
     __slots__ = ("fields", "key", "label")
 
-    def __init__(self, v: Vars, carry: bool):
-        self.label = (v._path, v._stacked, v._scope, v._reads)
+    def __init__(self, v: Vars, carry: bool, left: Any = None):
+        self.label = (v._path, v._stacked, v._scope, v._reads, left)
+        alike, manual = (v._ledger.alike, manual_axes()) if carry and v._ledger is not None else (None, None)
         self.fields = (v._train, v._policy, v._place, v._capture, v._recorder, carry, v._own_params, v._own_state,
-                       v._collected or v._collector is not None, v._frozen, v._keyless,
-                       v._alike, manual_axes() if carry else None)  # fmt: skip
+                       v._collected or v._collector is not None, v._frozen, v._keyless, alike, manual)  # fmt: skip
         by_path = v._recorder is not None or isinstance(v._capture, str)
         self.key = (self.fields, self.label[:3] if by_path else None)
 
@@ -40,17 +41,18 @@ class Static:
 
 
 def flatten(v: Vars):
-    key = start = level = None
+    key = start = level = left = None
     if v._carry and v._key is not None and not isinstance(v._key, jax.Array):  # JAX looks at the structure alone
         key, start, level = v._key, v._start[0], None if v._ledger is None else v._ledger.level
     elif v._carry and (v := v._drawing())._key is not None and v._ledger is not None:
         # The whole hash goes along: the path is a label, and equal blocks share one trace. So does the level.
-        key, level = v._key, _word(v._ledger.level + 1)
-        way = _way()
+        key, level, way = v._key, _word(v._ledger.level + 1), _way()
         start = tuple(map(_word, v._ledger.cross(v._path, v._hash(), way) if way else v._hash()))
         if shape := np.shape(key):
             level = (np if isinstance(level, np.uint32) else jnp).broadcast_to(level, shape)
-    return (v._params, current_state(v), key, start, level), Static(v, key is not None)
+        if way and way[-1] == v._ledger.entry:
+            left = home()
+    return (v._params, current_state(v), key, start, level), Static(v, key is not None, left)
 
 
 def _word(lane):
@@ -72,17 +74,20 @@ def _way() -> tuple:
 
 def unflatten(static: Static, children) -> Vars:
     params, state, key, start, level = children
-    path, stacked, scope, reads = static.label
+    path, stacked, scope, reads, left = static.label
     (train, policy, place, capture, recorder, carry, own_params, own_state, collected, frozen, keyless, alike,
      manual) = static.fields  # fmt: skip
+    ledger = None
     if carry:
-        alike = alike | _same_on(key, stacked, manual)
+        way = _way()
+        ledger = Ledger(level=level, entry=way[-1] if way else None, alike=alike | _same_on(key, stacked, manual))
+        if left is not None and isinstance(key, jax.Array) and not is_around(left):
+            start = mix(start, (0, RETURNED))  # out of the trace that it left: what went in there is used up
     return Vars(
         _params=params, _state=state, _key=key, _start=(start, len(path)) if carry else (ROOT, 0), _carry=carry,
-        _ledger=Ledger(level=level) if carry else None, _path=path, _train=train, _policy=policy,
-        _place=place, _capture=capture, _recorder=recorder, _stacked=stacked, _scope=scope, _reads=reads,
-        _collected=collected, _own_params=own_params, _own_state=own_state, _frozen=frozen, _keyless=keyless,
-        _alike=alike,
+        _ledger=ledger, _path=path, _train=train, _policy=policy, _place=place, _capture=capture, _recorder=recorder,
+        _stacked=stacked, _scope=scope, _reads=reads, _collected=collected, _own_params=own_params,
+        _own_state=own_state, _frozen=frozen, _keyless=keyless,
     )  # fmt: skip
 
 

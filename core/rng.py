@@ -19,7 +19,7 @@ Hash = tuple[Any, Any]
 
 ROOT: Hash = (0x243F6A88, 0x85A308D3)
 INDEX, FOLD, HIGH = 0x13198A2E, 0x03707344, 0x082EFA98  # tags: what kind of segment this is
-AGAIN, REUSED, NEXT = 0xA4093822, 0x299F31D0, 0xEC4E6C89
+AGAIN, REUSED, NEXT, RETURNED = 0xA4093822, 0x299F31D0, 0xEC4E6C89, 0x452821E6
 WORD = 0xFFFFFFFF
 
 
@@ -125,19 +125,28 @@ class Ledger:
 
     It belongs to one trace: a key closed over by another one would give every row or step the same numbers. The first
     fork of a place takes over its hash as it is (so that remat equals plain), with a ledger one ``level`` deeper; a
-    place used again after that gets another hash, marked by the level, which no deeper ledger can come upon. ``trace``
-    marks where the key was made; it is None for a key that came in as an operand, which is a value of its trace.
+    place used again after that gets another hash, marked by the level, which no deeper ledger can come upon.
+
+    ``trace`` marks where the key was made; it is None for one that came in as an operand, which is a value of its
+    trace, and has in ``entry`` the line of the caller's by which it came. ``alike`` has the mesh axes of a
+    `jax.shard_map` along which all devices have this key.
     """
 
-    __slots__ = ("__weakref__", "crossings", "draws", "folds", "forks", "level", "trace", "used", "words")
+    __slots__ = (
+        "__weakref__", "alike", "crossings", "draws", "entry", "folds", "forks", "level", "steps", "trace", "used",
+        "words",
+    )  # fmt: skip
 
-    def __init__(self, trace: Any = None, level: Any = 0):
+    def __init__(self, trace: Any = None, level: Any = 0, entry: Any = None, alike: frozenset[str] = frozenset()):
         self.trace = trace
         self.level = level
+        self.entry = entry
+        self.alike = alike
         self.crossings: dict[tuple[str, ...], Crossing] = {}
         self.draws: dict = {}
         self.folds: dict = {}
         self.forks: dict = {}
+        self.steps: dict = {}
         self.used: dict = {}
         self.words: set = set()
 
@@ -169,9 +178,15 @@ class Ledger:
         self.forks[path] = self.forks.get(path, 0) + 1
         return self._again(h, before + forks)
 
-    def fold(self, path: tuple[str, ...], i: Any, h: Hash) -> Hash:
-        """The hash of step ``i``, a number or a traced value, which is all numbers: a second loop gets other ones."""
+    def fold(self, path: tuple[str, ...], i: Any, h: Hash, varies: bool) -> Hash:
+        """The hash of step ``i``, a number or a traced value, which is all numbers: a second loop gets other ones.
+
+        ``varies`` says that it is another number in each run of the trace.
+        """
         forks = self._enter(path)
+        if varies:
+            for k in range(len(path) + 1):
+                self.steps[path[:k]] = self.steps.get(path[:k], 0) + 1
         loops = self.folds.setdefault(path, {})
         step = i if isinstance(i, int) else None
         times = max(loops.values(), default=0) if step is None else max(loops.get(step, 0), loops.get(None, 0))
@@ -187,13 +202,15 @@ class Ledger:
         JAX may flatten the arguments of one call more than once, each time from another line of its own. So ``way``,
         the lines from there to the caller's, tells a second look at the same crossing from the next crossing.
         """
-        last = self.crossings.get(path)
-        if last and last.where == way[-1] and way not in last.ways and last.used == self.used[path]:
+        last, used = self.crossings.get(path), self.used.get(path, 0)
+        if last and last.where == way[-1] and way not in last.ways and last.used == used:
             last.ways.add(way)
             return last.hash
-        before, forks = self.used.get(path, 0), self.forks.get(path, 0)
+        fresh = not any(self.forks.get(path[:k]) for k in range(len(path) + 1))
+        if fresh and way[-1] == self.entry and used == self.steps.get(path, 0):
+            return h  # a loop's carry from which only steps were taken, each by its number: the same as unrolled
         start = self.fork(path, h)
-        if before and not forks and not any(self.forks.get(path[:k]) for k in range(len(path))):
-            start = mix(h, (before, NEXT))  # after draws alone, as a loop's carry: the same at every level
+        if fresh and used:
+            start = mix(h, (used, NEXT))  # after draws alone: the same at every level, with remat and without
         self.crossings[path] = Crossing(way[-1], {way}, self.used[path], start)
         return start

@@ -46,6 +46,16 @@ def home() -> Any:
     return weakref.ref(_home())
 
 
+def is_around(mark: Any) -> bool:
+    """Whether the trace that `home` marked is one around the one we are in."""
+    trace, wanted = _home(), mark()
+    while trace is not None:
+        trace = getattr(trace, "parent_trace", None)
+        if trace is wanted:
+            return trace is not None
+    return False
+
+
 def belongs_here(x: Any) -> bool:
     """Whether ``x`` is a value of the trace in which keys are drawn, not one of a trace around it."""
     trace, owner = _innermost(), _home()

@@ -32,7 +32,6 @@ _DEFAULTS: dict[str, Any] = {
     "_start": (ROOT, 0),  # the hash of the first so many names of the path, which may be traced
     "_carry": False,  # whether the key crosses into a transform
     "_keyless": "",  # why the key was left behind, where one was
-    "_alike": frozenset(),  # the mesh axes along which each device has the same key
     "_ledger": None,
     "_collector": None,  # weak: the run that collects effects
     "_collected": False,  # whether there ever was one, so that losing it is an error
@@ -96,7 +95,6 @@ class Vars:
     _start: tuple[Any, int]
     _carry: bool
     _keyless: str
-    _alike: frozenset[str]
     _ledger: Ledger | None
     _collector: weakref.ref[Collector] | None
     _collected: bool
@@ -317,8 +315,8 @@ class Vars:
             raise EffectError(
                 f"{self._at()}: rng({name!r}) on a stacked cursor; pass it through jax.vmap or jax.lax.scan first"
             )
-        if v._alike:
-            axis = min(v._alike)
+        if v._ledger.alike:
+            axis = min(v._ledger.alike)
             raise EffectError(
                 f"{self._at()}: rng({name!r}) would give each device along {axis!r} the same numbers: "
                 f"v.fold(jax.lax.axis_index({axis!r})) for its own; v.replace(rng=key) with a key of the function's "
@@ -396,8 +394,7 @@ class Vars:
         if state is not None:
             changes.update(_state=_tree(state, "state"), _own_state=False)
         if rng is not None:
-            changes.update(_key=as_key(rng), _start=(ROOT, 0), _carry=False, _ledger=Ledger(home()), _keyless="",
-                           _alike=frozenset())  # fmt: skip
+            changes.update(_key=as_key(rng), _start=(ROOT, 0), _carry=False, _ledger=Ledger(home()), _keyless="")
             if around := repeats(rng):
                 changes.update(_key=None, _ledger=None, _keyless=_SHARED.format(around))
         if train is not None:
@@ -406,10 +403,10 @@ class Vars:
             changes["_policy"] = as_policy(policy)
         return self._with(**changes)
 
-    def _branch(self, start) -> "Vars":
+    def _branch(self, start, alike: frozenset[str] | None = None) -> "Vars":
         """A cursor with a ledger of its own that may take its key along into a transform."""
         assert self._ledger is not None, "a key always has a ledger"
-        ledger = Ledger(home(), self._ledger.level + 1)
+        ledger = Ledger(home(), self._ledger.level + 1, alike=self._ledger.alike if alike is None else alike)
         return self._with(_carry=True, _ledger=ledger, _start=(start, len(self._path)))
 
     def fork(self) -> "Vars":
@@ -439,8 +436,9 @@ class Vars:
         if v._key is None or v._ledger is None:
             return v
         i = _step(i, self)
-        alike = frozenset() if is_traced(i) else v._alike
-        return v._branch(v._ledger.fold(v._path, i, v._hash()))._with(_alike=alike)
+        varies = is_traced(i) and belongs_here(i)
+        alike = v._ledger.alike if isinstance(i, int) else frozenset()
+        return v._branch(v._ledger.fold(v._path, i, v._hash(), varies), alike)
 
     def stack(self, n: int, axis: str | None = "layers") -> "Vars":
         """A cursor over ``n`` copies of everything below: every leaf has a leading axis of ``n``, keys included.

@@ -224,7 +224,8 @@ MISTAKES = {
             lambda v, x: jax.vmap(lambda row: L.Dropout(0.5)(v.drop, row))(x), {}, {}, X, rng=0, train=True
         ),
         sw.EffectError,
-        "would give every row or step the same numbers; pass v.fork(), v.fold(i) or v.stack(n) into the transform",
+        "rng('mask') cannot draw: its key belongs to another JAX trace, and every row would get the same numbers. "
+        'Give each its own: jax.vmap(lambda key, x: f(v.replace(rng=key), x))(jax.random.split(v.rng("rows"), n), x)',
     ),
     "batch norm in a checkpoint": Mistake(
         lambda: sw.spec(lambda v, x: jax.checkpoint(lambda x: L.BatchNorm()(v.norm, x))(x), X),

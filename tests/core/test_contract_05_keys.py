@@ -108,9 +108,13 @@ def test_numbered_and_traced_folds_never_meet():
     @jax.jit
     def uses():
         v = cursor().place
-        return [bits(v.fold(3)), loop(v), bits(v.fold(4)), loop(v), bits(v.fold(4)), bits(v.fold(3)), bits(v.fold(5))]
+        w = cursor().place
+        mixed = [bits(v.fold(3)), loop(v), bits(v.fold(4)), loop(v), bits(v.fold(4)), bits(v.fold(3)), bits(v.fold(5))]
+        return mixed, loop(cursor().place), [bits(w.fold(i)) for i in range(6)]
 
-    assert distinct(*uses())
+    mixed, scanned, unrolled = uses()
+    assert distinct(*mixed)
+    assert np.array_equal(scanned, np.stack(unrolled))
 
 
 WORDS = (0, 1, -1, 2**32, 2**32 + 1, 2**32 - 1, -(2**32), 2**63 - 1, -(2**63))
@@ -334,17 +338,42 @@ def test_a_key_nested_two_transforms_deep():
     assert np.array_equal(rows[1, 2], bits(cursor()[1][2]))
 
 
-def test_a_fork_in_a_carry():
+BODIES = {
+    "draws": lambda w, i: bits(w),
+    "folds": lambda w, i: bits(w.fold(i)),
+    "folds by a constant": lambda w, i: bits(w.fold(3)),
+    "forks": lambda w, i: bits(w.fork()),
+    "draws below": lambda w, i: bits(w.sub),
+    "jits": lambda w, i: jax.jit(bits)(w),
+    "folds what it jits": lambda w, i: jax.jit(bits)(w.fold(i)),
+    "remat": lambda w, i: jax.checkpoint(bits)(w.fork()),
+    "folds twice": lambda w, i: bits(w.fold(i).fold(i)),
+}
+
+
+@pytest.mark.usefixtures("hashes")
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_a_fork_in_a_carry(body):
     """Each step draws other numbers, and so do steps of a loop in a loop and what comes after it."""
 
     def loop(w):
-        return jax.lax.scan(lambda w, x: (w, bits(w)), w, jnp.ones(3))
+        return jax.lax.scan(lambda w, i: (w, body(w, i)), w, jnp.arange(3))
 
-    w, rows = jax.jit(lambda w: jax.lax.scan(lambda w, _: loop(w), w, None, 2))(cursor().fork())
-    assert np.shape(rows) == (2, 3, 2)
-    assert distinct(rows, bits(w))
-    kept = jax.jit(lambda w: jax.lax.scan(lambda w, _: (w, loop(w)[1]), w, None, 2)[1])(cursor().fork())
-    assert distinct(kept)  # the inner loop's cursor thrown away
+    def while_loop(w):
+        out = jnp.zeros((3, 2), jnp.uint32)
+        step = lambda c: (c[0] + 1, c[1], c[2].at[c[0]].set(body(c[1], c[0])))  # noqa: E731
+        return jax.lax.while_loop(lambda c: c[0] < 3, step, (0, w, out))[1:]
+
+    @jax.jit
+    def uses(w):
+        w, rows = jax.lax.scan(lambda w, _: loop(w), w, None, 2)
+        kept = jax.lax.scan(lambda w, _: (w, loop(w)[1]), w, None, 2)  # the inner loop's cursor thrown away
+        again, whiles = jax.lax.scan(lambda w, _: while_loop(w), kept[0], None, 2)
+        return rows, kept[1], whiles, bits(again), bits(again.fold(0)), bits(again.fork())
+
+    drawn = uses(cursor().fork())
+    assert sum(np.size(rows) for rows in drawn) == 2 * (6 + 6 + 6 + 3)
+    assert distinct(*drawn)
 
 
 def test_a_stacked_cursor_does_not_draw():

@@ -50,3 +50,8 @@ def test_the_layer_of_contributing(root):
     x, kernel, gate = rng.normal(size=(2, 3)), rng.normal(size=(3, 4)), rng.normal(size=(3, 4))
     y = names["Gated"](4)({"kernel": kernel, "gate_kernel": gate}, x.astype("float32"))
     np.testing.assert_allclose(y, (x @ kernel) / (1 + np.exp(-x @ gate)), rtol=1e-5)
+
+
+def test_the_page_on_random_numbers(root):
+    (example,) = blocks(root / "docs/randomness.md", "python")
+    exec(compile(example, "randomness.md", "exec"), {})
