@@ -155,7 +155,7 @@ def test_layers_are_values():
     assert list(inspect.signature(Scale).parameters) == ["start", "name"]
     with pytest.raises(AttributeError, match="cannot assign to field 'start'"):
         Scale().start = 3.0  # pyright: ignore
-    with pytest.raises(TypeError, match="unexpected keyword argument 'stat'"):
+    with pytest.raises(TypeError, match="Scale has no option 'stat'; did you mean 'start'"):
         Scale(stat=3.0)  # pyright: ignore
 
 

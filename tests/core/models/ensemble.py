@@ -93,7 +93,9 @@ def test_outside_each_member_is_a_run():
 
 def test_one_key_for_all_rows_is_refused():
     params, state = net_weights()
-    with pytest.raises(sw.EffectError, match=r"drop: rng\('mask'\) cannot draw: its key belongs to another JAX trace, and every row"):
+    with pytest.raises(
+        sw.EffectError, match=r"drop: rng\('mask'\) cannot draw: its key belongs to another JAX trace, and every row"
+    ):
         apply(shared_statistics, params, state, X, rng=0, train=True)
 
 
