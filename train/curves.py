@@ -4,6 +4,7 @@ This file imports nothing of Sapwood, so that `start` can run it alone in a proc
 importing Matplotlib takes 0.5 s.
 """
 
+import itertools
 import json
 import math
 import subprocess
@@ -94,61 +95,84 @@ def _panels(series: Series) -> list[str]:
     return (first + rest)[: 6 - len(rates[:1])] + rates[:1]
 
 
+WIDTH, HEIGHT, TITLE, HEAD, FOOT, RIGHT = 4.5, 3.2, 0.4, 0.55, 0.5, 0.25
+"""Inches: of a panel with its margins, of the title, and of the margins above, below and beside a panel."""
+DIGIT = 0.08
+"""Inches of a digit of an axis, at most."""
+
+
 def _figure(series: Series, panels: list[str], title: str) -> Any:
+    """All is placed by hand, in inches, so that no text meets another: a layout engine draws everything twice."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    top = 0.55 if title else 0.25
-    width, height = 4.5 * columns, 3.2 * rows + top
+    top = TITLE if title else 0.1
+    width, height = WIDTH * columns, HEIGHT * rows + top
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    # Placed by hand: a layout engine draws everything twice. In inches: 0.6 at the left of a panel, 0.5 below it.
-    figure.subplots_adjust(
-        left=0.6 / width,
-        right=1 - 0.2 / width,
-        bottom=0.5 / height,
-        top=1 - (top + 0.2) / height,
-        wspace=0.2,
-        hspace=0.4,
-    )
     if title:
-        figure.text(
-            0.15 / width, 1 - 0.3 / height, title, fontsize=12, fontweight="bold", va="center", parse_math=False
-        )
+        place = 0.15 / width, 1 - 0.25 / height
+        _fit(figure.text(*place, title, fontsize=12, fontweight="bold", va="center", parse_math=False), width - 0.3)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis, name in zip(axes, panels, strict=False):
-        _panel(axis, name, series)
+    numbers = [_panel(axis, name, series) for axis, name in zip(axes, panels, strict=False)]
+    left = 0.2 + DIGIT * max(len(number) for some in numbers for number in some)
+    for place, axis in enumerate(axes):
+        row, column = divmod(place, columns)
+        bottom = height - top - (row + 1) * HEIGHT + FOOT
+        box = column * WIDTH + left, bottom, WIDTH - left - RIGHT, HEIGHT - HEAD - FOOT
+        axis.set_position([box[0] / width, box[1] / height, box[2] / width, box[3] / height])
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     return figure
 
 
-def _panel(axis: Any, name: str, series: Series) -> None:
+def _fit(text: Any, width: float) -> None:
+    """Cut a text that is wider than so many inches."""
+    renderer = text.figure.canvas.get_renderer()
+    whole = text.get_text()
+    size = len(whole)
+    while size > 1 and text.get_window_extent(renderer).width > width * text.figure.dpi:
+        size = int(size * 0.95)
+        text.set_text(f"{whole[:size].rstrip()}…")
+
+
+def _panel(axis: Any, name: str, series: Series) -> list[str]:
+    """Draw a panel; returns what stands at its vertical axis. Names stand above the lines, in their colours."""
     train = series.get(name)
     valid = next((series[prefix + name] for prefix in VALIDATION if prefix + name in series), None)
     rate = "learning_rate" in name
-    if train:
-        _train_line(axis, *train, color=GREEN if rate else BLUE)
-    if valid:
-        axis.plot(*valid, color=ORANGE, lw=1.8, marker="o", ms=3.5 if len(valid[0]) <= 40 else 0, label="validation")
-    axis.set_title(name.replace("_", " "), fontsize=11, loc="left", color="#222222", parse_math=False)
+    title = {"fontsize": 11, "loc": "left", "color": "#222222", "parse_math": False, "pad": 20 if valid else 6}
+    _fit(axis.set_title(name.replace("_", " "), **title), WIDTH - 1.3)
     axis.set_xlabel("step", fontsize=9, color=GREY)
     _frame(axis)
-    _scale(axis, name, [*(train or ([], []))[1], *(valid or ([], []))[1]])
+    if train:
+        smooth = _train_line(axis, *train, color=GREEN if rate else BLUE)
+        if valid:
+            _head(axis, f"— training{', smoothed' * smooth}", BLUE, 0)
     if valid:
-        axis.legend(frameon=False, fontsize=9)
-        _name_best(axis, name, *valid)
+        axis.plot(*valid, color=ORANGE, lw=1.8, marker="o", ms=3.5 if len(valid[0]) <= 40 else 0)
+        best = _mark_best(axis, name, *valid)
+        _head(axis, f"— validation{'' if best is None else f', best {_short(best, 4)}'}", ORANGE, 1)
+    return _scale(axis, name, [*(train or ([], []))[1], *(valid or ([], []))[1]])
 
 
-def _train_line(axis: Any, steps: list[float], values: list[float], color: str) -> None:
-    """A noisy line is drawn pale, with its running mean over it."""
+def _head(axis: Any, text: str, color: str, side: int) -> None:
+    axis.annotate(
+        text, (side, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=9, color=color,
+        ha="right" if side else "left", parse_math=False,
+    )  # fmt: skip
+
+
+def _train_line(axis: Any, steps: list[float], values: list[float], color: str) -> bool:
+    """A noisy line is drawn pale, with its running mean over it. Returns whether it was."""
     if len(values) <= 50 or color == GREEN:
-        axis.plot(steps, values, color=color, lw=1.8, label="training")
-        return
+        axis.plot(steps, values, color=color, lw=1.8, marker="o" if len(values) == 1 else None, ms=3.5)
+        return False
     axis.plot(steps, values, color=color, lw=0.8, alpha=0.25)
-    axis.plot(steps, _smooth(values, len(values) / 50), color=color, lw=1.8, label="training (running mean)")
+    axis.plot(steps, _smooth(values, len(values) / 50), color=color, lw=1.8)
+    return True
 
 
 def _smooth(values: list[float], width: float) -> list[float]:
@@ -171,37 +195,76 @@ def _frame(axis: Any) -> None:
         axis.spines[side].set_visible(False)
     axis.spines["bottom"].set_color("#bbbbbb")
     axis.tick_params(which="both", length=0, labelsize=9, colors=GREY)
-    axis.locator_params(axis="x", nbins=6)
 
 
-def _scale(axis: Any, name: str, values: list[float]) -> None:
-    """A loss that falls by more than ten times is drawn on a logarithmic axis."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def _scale(axis: Any, name: str, values: list[float]) -> list[str]:
+    """The axes and their numbers; returns the vertical ones. A loss that falls by more than ten times is logarithmic.
+
+    Plain numbers, not powers of ten: those go through a formula parser that takes 0.2 s to import.
+    """
+    from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator, MaxNLocator, NullLocator
 
     finite = [value for value in values if math.isfinite(value)]
     if name == "loss" and finite and min(finite) > 0 and max(finite) > 10 * min(finite):
         axis.set_yscale("log")
-        subs = (1, 2, 5) if max(finite) < 100 * min(finite) else (1,)
-        axis.yaxis.set_major_locator(LogLocator(subs=subs))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(finite) < 100 * min(finite) else (1,)))
     elif "learning_rate" in name:
         axis.set_ylim(bottom=0)
-    # Plain numbers, not powers of ten: those go through a formula parser that takes 0.2 s to import.
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    low, high = axis.get_ylim()
+    texts: dict[str, list[str]] = {}
+    for line, written in ((axis.yaxis, _apart), (axis.xaxis, _steps)):
+        least, most = sorted((low, high) if line is axis.yaxis else axis.get_xlim())
+        ticks = [float(tick) for tick in line.get_majorticklocs() if least <= tick <= most]
+        ticks = [tick for tick in ticks if line is axis.yaxis or tick == int(tick)]
+        texts[line.axis_name] = written(ticks)
+        line.set_major_locator(FixedLocator(ticks))
+        line.set_major_formatter(FixedFormatter(texts[line.axis_name]))
+    return texts["y"] or [""]
 
 
-def _name_best(axis: Any, name: str, steps: list[float], values: list[float]) -> None:
-    """Mark and name the best validation value."""
+def _apart(ticks: list[float]) -> list[str]:
+    """Numbers with as many digits as it takes to tell them apart.
+
+    >>> _apart([123456789.0, 123456790.0]), _apart([0.0, 5e-05, 0.0001])
+    (['123456789', '123456790'], ['0', '5e-5', '0.0001'])
+    """
+    gap = min((b - a for a, b in itertools.pairwise(ticks)), default=0.0)
+    for digits in range(1, 17):
+        texts = [_short(tick, digits) for tick in ticks]
+        if all(abs(float(text) - tick) <= 0.01 * gap for text, tick in zip(texts, ticks, strict=True)):
+            break
+    return texts if ticks else []
+
+
+def _short(value: float, digits: int) -> str:
+    mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
+    if exponent and 0 <= int(exponent) < digits + 3 and int(exponent) < 6:
+        return f"{float(mantissa + 'e' + exponent):.0f}"
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def _steps(ticks: list[float]) -> list[str]:
+    """Numbers of steps.
+
+    >>> _steps([500.0, 1000.0]), _steps([0.0, 5000.0, 15000.0]), _steps([2.5e6])
+    (['500', '1000'], ['0', '5k', '15k'], ['2.5M'])
+    """
+    units = ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))
+    unit, letter = next(((unit, letter) for most, unit, letter in units if ticks and ticks[-1] >= most), (1, ""))
+    return [f"{tick / unit:g}{letter if tick else ''}" for tick in ticks]
+
+
+def _mark_best(axis: Any, name: str, steps: list[float], values: list[float]) -> float | None:
+    """Mark the best validation value, and return it."""
     finite = [i for i, value in enumerate(values) if math.isfinite(value)]
     if not finite:
-        return
+        return None
     lowest = any(word in name for word in ("loss", "error", "perplexity", "mae", "mse"))
     best = (min if lowest else max)(finite, key=lambda i: values[i])
     axis.plot(steps[best], values[best], "o", ms=7, mfc="none", mec=ORANGE, mew=1.5)
-    axis.annotate(
-        f"{values[best]:.4g}", (steps[best], values[best]), xytext=(0, 8 if lowest else -14),
-        textcoords="offset points", ha="center", fontsize=9, color=ORANGE, fontweight="bold",
-    )  # fmt: skip
+    return values[best]
 
 
 if __name__ == "__main__":

@@ -47,6 +47,48 @@ def test_a_run(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if "part" in p.name] == []
 
 
+def fall(scale=1.0, start=0.0, names=(), steps=8, every=1):
+    """Rows whose best validation lies at an end, where a label would leave its panel."""
+    for i in range(1, steps + 1):
+        row = {"step": i * every, "loss": start + scale / i, "validation_loss": start + 1.2 * scale / i}
+        for name in names:
+            row |= {name: 1 - 0.5 / i, f"validation_{name}": 1 - 0.6 / i}
+        yield row | {"learning_rate": 3e-4 * (1 - i / 20)}
+
+
+WIDE = ("mean_absolute_percentage_error_of_the_wide_target", "WWWWWWWWWWWWWWWWWWWWWWWWWWWWWWWW", "recall")
+
+
+@pytest.mark.parametrize(
+    ("rows", "title"),
+    [
+        (fall(names=WIDE, every=15630), "a run whose name goes on " * 9),
+        (fall(scale=1e-7, start=1e-6, steps=1), ""),
+        (fall(scale=30, start=123456789.0, every=10**6), "x"),
+        (fall(scale=-1e9, steps=60), "x"),
+    ],
+    ids=["long names", "small", "large", "many"],
+)
+def test_no_text_meets_another(rows, title):
+    """By the boxes that Matplotlib itself gives them: of all texts that are drawn, and of the lines."""
+    series = curves._series("".join(json.dumps(row) + "\n" for row in rows))
+    figure = curves._figure(series, curves._panels(series), title)
+    figure.canvas.draw()
+    texts = set(figure.findobj(lambda a: hasattr(a, "get_text") and a.get_visible() and a.get_text()))
+    ticks = [t for a in figure.axes for line in (a.xaxis, a.yaxis) for t in line.get_major_ticks()]
+    texts -= {t.label2 for t in ticks}
+    boxes = [(t.get_text(), t.get_window_extent()) for t in texts]
+    assert len(boxes) > 5
+    for i, (text, box) in enumerate(boxes):
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, text
+        assert [other for other, there in boxes[:i] if box.overlaps(there)] == [], text
+        assert not [a for a in figure.axes if a.axison and a.bbox.padded(-2).overlaps(box)], text
+    for axis in figure.axes:
+        labels = [t.get_text() for t in axis.get_yticklabels()]
+        assert len(set(labels)) == len(labels)
+
+
 def test_panels():
     series = curves._series("".join(json.dumps(row) + "\n" for row in run()))
     assert curves._panels(series) == ["loss", "accuracy", "learning_rate"]
