@@ -87,7 +87,8 @@ def fit(
         checkpoint_every: steps between checkpoints, and `keep` how many of them stay.
         best: end with the state where a metric was best at the end of an epoch, "max:validation_accuracy" or
             "min:loss", and not with the last one. Its checkpoint is kept in ``run`` beside the newest, from which a
-            resume goes on; without ``run`` a copy of it stays on the devices. What reads the run takes the best.
+            resume goes on, by the same metric; without ``run`` a copy of it stays on the devices. What reads the run
+            takes the best.
         log_every: steps between rows of metrics; each row averages since the one before.
         callbacks: functions ``(event, memory) -> bool | None``, see `sapwood.train.callbacks`.
         steps_per_call: steps that go to the device as one program, where no row closes between them. The numbers are
@@ -112,13 +113,15 @@ def fit(
     begun = time.time()
     trainer.check_batch_size(batch_size)
     several, asked = _steps_per_call(trainer, steps_per_call), check_callbacks(callbacks)
-    known = (Run.learned(run) if resume else None) or getattr(state, "features", None)
+    saved = Run.saved(run) if resume else None
+    learned = saved and saved.info.get("features")
+    known = Learned.from_json(learned) if learned else getattr(state, "features", None)
     data = as_dataset(data, known, "data to train on")
     if isinstance(validation, float):
         data, validation = data.split(validation, seed=seed)
     features = Learned({**(known or {}), **data.features})
     stream = batches(data, batch_size, seed=seed)
-    goal = wanted(best, asked)
+    goal = wanted(best, asked, None if saved is None or resume == continuing.ANYWAY else saved.best)
     if goal is not None and goal.metric.startswith("validation_") and validation is None:
         raise ConfigError(f'fit(best="{goal}") needs fit(validation=...)')
     plan = schedule(

@@ -11,9 +11,8 @@ import jax
 import numpy as np
 
 from sapwood.core.errors import CheckpointError, ConfigError
-from sapwood.data.learned import Learned
 from sapwood.train.checkpoint_directory import Directory
-from sapwood.train.checkpoints import Checkpoints
+from sapwood.train.checkpoints import Checkpoints, Info
 from sapwood.train.continuing import ANYWAY
 from sapwood.train.logs import JsonlLog, TensorBoardLog, read_rows
 from sapwood.train.orbax_arrays import preload
@@ -66,13 +65,12 @@ class Run:
         return state, found.info
 
     @staticmethod
-    def learned(directory: Any) -> Learned | None:
-        """What the run in a directory learned of its data; None where there is none, or one that did not write it."""
+    def saved(directory: Any) -> Info | None:
+        """What the newest checkpoint that can be read says of itself; None where there is none."""
         checkpoints = Checkpoints(Path(directory or ".").expanduser() / "checkpoints")
         for step in reversed([] if directory is None else checkpoints.steps()):
             with contextlib.suppress(CheckpointError):  # damaged, which `restore` says
-                features = checkpoints.info(step).info.get("features")
-                return None if features is None else Learned.from_json(features)
+                return checkpoints.info(step)
         return None
 
     def best(self, shapes: Any, last: Any) -> Any:

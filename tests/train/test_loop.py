@@ -200,6 +200,19 @@ def test_with_best_a_run_ends_with_its_best_state_however_it_is_asked(tmp_path):
     assert sw.load(tmp_path, step="last").extra["step"] == 6 * epochs + 6
     again = TRAINER.fit(DATA, callbacks=stop, run=tmp_path, resume=True, **options)
     assert equal(again.state, expected)
+    with pytest.raises(ConfigError, match='the run keeps the best by "min:validation_loss", not by "max:accuracy"'):
+        TRAINER.fit(DATA, best="max:accuracy", run=tmp_path, resume=True, **options)
+
+
+def test_a_resume_that_does_not_say_by_which_metric_keeps_the_best_all_the_same(tmp_path):
+    wrong = {**DATA, "label": (DATA["label"] + 1) % 3}
+    options = {**FIT, "validation": wrong, "run": tmp_path, "keep": 1}
+    _, history = TRAINER.fit(DATA, best="min:validation_loss", **options)
+    state, longer = TRAINER.fit(DATA, resume=True, **{**options, "epochs": 5})
+    losses = {row["step"]: row["validation_loss"] for row in longer if "validation_loss" in row}
+    assert (len(history), len(longer)) == (4, 5)
+    assert int(state.step) == min(losses, key=losses.__getitem__) < 24
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [int(state.step), 30]
 
 
 def test_the_best_is_kept_where_checkpoints_are_due_at_other_steps_than_epochs_end(tmp_path):
