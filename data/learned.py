@@ -75,8 +75,8 @@ def meet(name: str, here: Feature, there: Feature, data: Any) -> tuple[Feature, 
         raise DataError(f"{name} is uint8 here and was {there.dtype} in training: scale it with `map` as it was there")
     turns.append(lambda values: _as_type(name, values, np.dtype(there.dtype)))
     if there.classes is None and here.classes is None:  # numbers mean the same, and there may be more of them here
-        counts = here.num_classes, there.num_classes
-        there = replace(there, num_classes=None if None in counts else max(counts))
+        counts = [n for n in (here.num_classes, there.num_classes) if n is not None]
+        there = replace(there, num_classes=max(counts) if len(counts) == 2 else None)
     return replace(there, shape=shape), turns
 
 

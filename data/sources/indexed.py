@@ -75,11 +75,12 @@ class Indexed(Source):
 
     def _typed(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
         entries = {n: self._pixels(n, v, index) if is_picture(v) else _value(n, v) for n, v in row.items()}
-        if self._number is not None and isinstance(entries.get("label"), str):
-            if entries["label"] not in self._number:
+        label = entries.get("label")
+        if self._number is not None and isinstance(label, str):
+            if label not in self._number:
                 known = ", ".join(map(repr, self._number))
-                raise DataError(f"label of example {index} is {entries['label']!r}; classes are {known}")
-            entries["label"] = np.int32(self._number[entries["label"]])
+                raise DataError(f"label of example {index} is {label!r}; classes are {known}")
+            entries["label"] = np.int32(self._number[label])
         return entries
 
     def _pixels(self, name: str, picture: Any, index: int) -> np.ndarray:

@@ -52,8 +52,8 @@ class Table(ArraySource):
         arrays: dict[str, np.ndarray | Pictures] = {}
         features: dict[str, Feature] = {}
         for entry in (n for n in chosen if n in pictures):
-            arrays[entry] = Pictures(pictures[entry], lambda index, entry=entry: f"{entry} of {self.where(index)}")
-            features[entry] = arrays[entry].feature
+            made = Pictures(pictures[entry], lambda index, entry=entry: f"{entry} of {self.where(index)}")
+            arrays[entry], features[entry] = made, made.feature
         if numeric:
             arrays["features"] = np.stack([self._as_float32(n, found[n]) for n in numeric], 1)
             features["features"] = Feature((len(numeric),), "float32", columns=tuple(numeric))
@@ -194,7 +194,7 @@ def inputs_of(frame: Any, name: str) -> tuple[np.ndarray, Feature]:
             f"{name} is a data frame with {', '.join(map(repr, others))} beside numbers; give numbers alone here, or "
             "the whole frame, with target="
         )
-    return table.arrays["features"], table.features["features"]
+    return np.asarray(table.arrays["features"]), table.features["features"]
 
 
 def _read_csv(path: Path, delimiter: str, header: bool | None, roles: set[str | None]) -> Any:
