@@ -22,6 +22,14 @@ import numpy as np
 DEEPEST = 24
 """Levels that are looked into; what lies deeper counts by its type."""
 
+MOST = 5000
+"""Things that are looked at in one walk; what comes later counts by its type."""
+
+LONG = 64
+"""Parts, and letters, of which one digest is taken where there are more."""
+LARGE = 1 << 16
+"""Elements of an array of which all are read."""
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype, slice)
 
 
@@ -44,29 +52,36 @@ def described(x: Any) -> dict[str, str]:
 class _Walk:
     """One walk over something: the texts that were found, and the digests of code by qualified name."""
 
-    def __init__(self):
+    def __init__(self, code: dict[str, set[str]] | None = None, read: set[int] | None = None):
         self.found: dict[str, str] = {}
-        self.code: dict[str, set[str]] = {}
-        self.read: set[int] = set()
+        self.code: dict[str, set[str]] = {} if code is None else code
+        self.read: set[int] = set() if read is None else read
 
     def look(self, path: str, x: Any, around: tuple) -> None:
         """Note what x is, and look at its parts."""
         if isinstance(x, _PLAIN):
-            self.found[path] = repr(x)
+            text = repr(x)
+            self.found[path] = text if len(text) <= LONG else f"{text[:LONG]}... {_mark(text)}"
             return
         if isinstance(x, np.ndarray | jax.Array):
             self.found[path] = _array(x)
             return
-        if len(around) > DEEPEST or any(x is outer for outer in around):
+        if len(around) > DEEPEST or len(self.found) > MOST or any(x is outer for outer in around):
             self.found[path] = _name(type(x))
             return
         around = (*around, x)
         name, parts = self._parts(x)
         self.found[path] = name
+        if len(parts) <= LONG:
+            for part, value in parts:
+                self.look(f"{path}.{part}", value, around)
+            return
+        inner = _Walk(self.code, self.read)
         for part, value in parts:
-            self.look(f"{path}.{part}", value, around)
+            inner.look(part, value, around)
+        self.found[path] = f"{name} of {len(parts)}, {_mark(repr(inner.found))}"
 
-    def _parts(self, x: Any) -> tuple[str, Iterator[tuple[str, Any]] | list[tuple[str, Any]]]:
+    def _parts(self, x: Any) -> tuple[str, list[tuple[str, Any]]]:
         """What x is called, and what it is made of."""
         if isinstance(x, types.MethodType):
             if isinstance(x.__self__, type):
@@ -165,13 +180,16 @@ def _names(code: types.CodeType) -> set[str]:
 
 def _digest(code: types.CodeType) -> str:
     """What code does, without where it stands and what it says of itself."""
-    said = {x for x in code.co_consts[:1] if isinstance(x, str)}
+    documented = not code.co_name.startswith("<") and (sys.version_info < (3, 13) or code.co_flags & 0x4000000)
     constants = [
         _digest(x) if isinstance(x, types.CodeType) else repr(sorted(x, key=repr) if isinstance(x, frozenset) else x)
-        for x in code.co_consts
-        if not isinstance(x, str) or x not in said
+        for i, x in enumerate(code.co_consts)
+        if i or not documented or not isinstance(x, str | None)
     ]
-    text = repr((code.co_code, code.co_names, code.co_varnames, code.co_freevars, constants))
+    return _mark(repr((code.co_code, code.co_names, code.co_varnames, code.co_freevars, constants)))
+
+
+def _mark(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -194,9 +212,12 @@ def _name(x: Any) -> str:
 
 
 def _array(x: Any) -> str:
+    """Shape, dtype and a digest; of a large array that of numbers here and there, for it may be a file's."""
     try:
-        x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-        mark = hashlib.blake2b(np.asarray(jax.device_get(x)).tobytes(), digest_size=8).hexdigest()
+        some = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        if some.size > LARGE:
+            some = some[tuple(slice(None, None, max(1, size // 16)) for size in some.shape)]
+        mark = hashlib.blake2b(np.asarray(jax.device_get(some)).tobytes(), digest_size=8).hexdigest()
     except (RuntimeError, TypeError):  # partly on other machines, or traced
         mark = "somewhere"
     return f"{x.dtype}{list(x.shape)} {mark}"

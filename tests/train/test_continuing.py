@@ -164,6 +164,39 @@ def test_an_entry_that_reads_otherwise_each_time_is_not_held_to():
     assert changes(identity(trainer, data, None, ()), identity(trainer, data, None, ())) == []
 
 
+def test_what_is_large_is_written_briefly(tmp_path):
+    words = [f"word{i}" for i in range(5000)]
+    table = np.lib.format.open_memmap(tmp_path / "table.npy", mode="w+", dtype="float32", shape=(1 << 12, 1 << 8))
+
+    def made(words, table, text="x" * 5000):
+        return described(lambda x: (words, table, text, x))
+
+    found = made(words, table)
+    assert sum(map(len, found.values())) < 500
+    assert found == made(list(words), np.array(table))
+    assert found != made([*words[:-1], "other"], table)
+    assert found != made(words, table, "x" * 4999 + "y")
+    assert found != made(words, np.ones_like(table))
+    chain = None
+    for _ in range(100_000):
+        chain = (chain, chain)
+    assert len(described(lambda x: (chain, x))) < 6000
+
+
+def test_what_code_says_of_itself_does_not_count():
+    def function(text):
+        file: dict = {"__name__": __name__}
+        exec(text, file)
+        return described(file["f"])
+
+    assert function("def f(x):\n    'said'\n    return x") == function("def f(x):\n    return x  # said")
+    assert function("def f(x):\n    return 'said'") != function("def f(x):\n    return 'other'")
+    assert function("f = lambda x: 'said'") != function("f = lambda x: 'other'")
+    assert function("def f(x):\n    return [*('a' for _ in x)]") != function(
+        "def f(x):\n    return [*('b' for _ in x)]"
+    )
+
+
 def test_what_holds_itself_and_what_has_no_value_is_described():
     def recursive(n):
         return recursive(n - 1) if n else odd
