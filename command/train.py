@@ -152,8 +152,7 @@ def finish(experiment: Any, state: Any) -> None:
 
     drawing = curves.start(experiment.directory / "metrics.jsonl", Path(experiment.name).stem)
     scores = experiment.test(state)
-    params = experiment.trainer.eval_params(state)
-    if (report := experiment.recipe.report(params, state.state)) is not None:
+    if (report := experiment.recipe.report(*experiment.trainer.eval_variables(state))) is not None:
         print(report)
     experiment.save(state)
     if drawing.wait() != 0:

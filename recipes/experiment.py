@@ -215,8 +215,7 @@ class Experiment:
         target = self.features.get(getattr(objective, "target", ""))
         return sw.save(
             self.directory / "model",
-            self.trainer.eval_params(state),
-            state.state,
+            *self.trainer.eval_variables(state),
             model=None if type(self.recipe).model is Recipe.model else self.recipe.model,
             features=state.features,
             classes=target.classes if target else None,

@@ -1,7 +1,7 @@
 """Objectives, the training step and loop, metrics, checkpoints, callbacks."""
 
 from sapwood.train import callbacks, losses, metrics
-from sapwood.train.callbacks import Callback, EarlyStopping, Event, OnEpoch, StopAt, TimeLimit
+from sapwood.train.callbacks import Callback, EarlyStopping, Event, OnEpoch, ReduceOnPlateau, StopAt, TimeLimit
 from sapwood.train.checkpoints import Checkpoints
 from sapwood.train.checks import Flags
 from sapwood.train.layout import layout
@@ -28,6 +28,7 @@ __all__ = [
     "Objective",
     "OnEpoch",
     "Profile",
+    "ReduceOnPlateau",
     "Result",
     "StopAt",
     "Supervised",

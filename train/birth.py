@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from sapwood import parallel
 from sapwood.core.init import initializer, quick
+from sapwood.core.paths import leaves, nest
 from sapwood.core.rng import as_key
 from sapwood.core.spec import Spec, spec
-from sapwood.train import offload, trainable
+from sapwood.train import ema, offload, trainable
 from sapwood.train.given import take
 from sapwood.train.state import TrainState
 
@@ -87,28 +88,36 @@ def _complete(trainer: Any, key: Any, params: dict, state: dict) -> TrainState:
         state=state,
         opt_state=trainer.optimizer.init(trained),
         rng=jax.random.fold_in(key, 2),  # init itself draws from the key, and from fold 1 for data-dependent values
-        ema=None if trainer.ema is None else jax.tree.map(_mean_of, trained),
+        ema=None if trainer.ema is None else ema.first(trained),
+        ema_state=None if trainer.ema is None else ema.first(ema.averaged(state)),
         scale=None if trainer.scaling is None else trainer.scaling.init(),
         ok=jnp.bool_(True) if trainer.checks else None,
     )
 
 
-def _mean_of(x: jax.Array) -> jax.Array:
-    """The running mean of a parameter, before the first step. bfloat16 has no 0.999, and would forget nothing."""
-    return jnp.copy(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+def restart(trainer: Any, state: TrainState) -> TrainState:
+    """See `Trainer.restart`."""
+
+    def fresh(key: Any, *variables: dict) -> TrainState:  # copies, so that both states may be trained on
+        return _complete(trainer, jax.random.fold_in(key, state.step), *jax.tree.map(jnp.copy, variables))
+
+    return jax.jit(fresh)(state.rng, state.params, state.state)
 
 
 def _shardings(trainer: Any, declared: Spec, shapes: TrainState) -> TrainState:
     params = parallel.param_shardings(declared.params, trainer.mesh, trainer.rules)
+    states = parallel.state_shardings(declared.state, trainer.mesh)
+    there = dict(leaves(states))
     beside = _beside(trainer, declared, params, shapes)
     whole = parallel.replicated(trainer.mesh)
     return TrainState(
         step=whole,
         params=params,
-        state=parallel.state_shardings(declared.state, trainer.mesh),
+        state=states,
         opt_state=beside.opt_state if beside.host is None else beside.host,
         rng=whole,
         ema=None if trainer.ema is None else beside.moments,
+        ema_state=None if trainer.ema is None else nest((path, there[path]) for path, _ in leaves(shapes.ema_state)),
         scale=jax.tree.map(lambda _: whole, shapes.scale),
         ok=None if shapes.ok is None else whole,
     )

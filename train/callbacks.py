@@ -1,8 +1,10 @@
-"""Callbacks: what looks at a run after each row of metrics, and may end it.
+"""Callbacks: what looks at a run after each row of metrics, and may end it or change its state.
 
-A callback is any function ``callback(event, memory) -> bool | None``; True ends the run. ``memory`` is its own dict of
-JSON values, empty at first, kept by the loop and saved in every checkpoint, so a resumed run goes on as if unbroken.
-Each of several processes calls its own, and what the first one's say holds for all.
+A callback is any function ``callback(event, memory) -> bool | TrainState | None``. True ends the run. A state is one to
+go on with: ``event.state.replace(...)`` with arrays of the same shapes, dtypes and places, the same on each of several
+processes. ``memory`` is its own dict of JSON values, empty at first, kept by the loop and saved in every checkpoint, so
+a resumed run goes on as if unbroken. Each of several processes calls its own, and what the first one's say of the end
+holds for all.
 """
 
 import dataclasses
@@ -15,6 +17,8 @@ import numpy as np
 
 from sapwood.core.errors import ConfigError
 from sapwood.core.paths import nearest
+from sapwood.train.learning_rate import multiplied
+from sapwood.train.state import TrainState
 
 _LOADED = time.time()  # stands for the beginning where there is no `fit`, but a loop of one's own
 
@@ -46,7 +50,7 @@ class Callback(Protocol):
     True
     """
 
-    def __call__(self, event: Event, memory: dict[str, Any], /) -> bool | None: ...
+    def __call__(self, event: Event, memory: dict[str, Any], /) -> bool | TrainState | None: ...
 
 
 def value(row: Mapping[str, Any], name: str, who: str) -> float:
@@ -129,6 +133,60 @@ class EarlyStopping:
         else:
             memory["waited"] += 1
         return memory["waited"] >= self.patience
+
+
+@dataclasses.dataclass(frozen=True)
+class ReduceOnPlateau:
+    """Multiply the learning rate by ``factor`` where ``monitor`` has not improved by more than ``delta`` for
+    ``patience`` epochs in a row, as Keras's ReduceLROnPlateau does.
+
+    ``mode`` is "min" or "max". After that, ``cooldown`` epochs are not counted; the rate does not fall below ``least``.
+    The optimizer has to hold its rate, as `optax.inject_hyperparams` makes it, for instance
+    ``optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)``. (`optax.contrib.reduce_on_plateau` is a part of the
+    optimizer that counts steps, and sees the loss of each training batch alone.) Raises `ConfigError` for another
+    optimizer, one whose rate is a schedule, a factor or patience that cannot be, or a metric that is not in the row.
+
+    >>> import jax.numpy as jnp, optax
+    >>> tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
+    >>> state = TrainState(0, {}, {}, tx.init({"w": jnp.ones(2)}), None)
+    >>> reduce, memory = ReduceOnPlateau("validation_loss", factor=0.5, patience=1), {}
+    >>> said = [reduce(Event(n, 9, n, True, {"validation_loss": x}, state), memory) for n, x in ((1, 0.4), (2, 0.6))]
+    >>> said[0], said[1].opt_state.hyperparams["learning_rate"].tolist()
+    (None, 0.25)
+    """
+
+    monitor: str = "validation_loss"
+    factor: float = 0.1
+    patience: int = 10
+    mode: str = "min"
+    delta: float = 1e-4
+    cooldown: int = 0
+    least: float = 0.0
+
+    def __post_init__(self):
+        _check_mode(self)
+        if not 0 < self.factor < 1 or self.patience < 1:
+            raise ConfigError(f"{self}: a factor between 0 and 1 and a patience of at least 1 epoch are expected")
+
+    def __call__(self, event: Event, memory: dict[str, Any]) -> TrainState | None:
+        if not event.epoch_end:
+            return None
+        new = value(event.row, self.monitor, "ReduceOnPlateau")
+        if not memory:
+            multiplied(event.state.opt_state, 1.0, 0.0, "ReduceOnPlateau")  # says at once where it cannot
+            memory.update(best=None, waited=0, cooling=0)
+        resting = memory["cooling"] > 1
+        memory["cooling"] = max(memory["cooling"] - 1, 0)
+        best = memory["best"]
+        if (best is None and not math.isnan(new)) or (best is not None and better(new, best, self.mode, self.delta)):
+            memory.update(best=new, waited=0)
+            return None
+        memory["waited"] = 0 if resting else memory["waited"] + 1
+        if memory["waited"] < self.patience:
+            return None
+        opt_state, _ = multiplied(event.state.opt_state, self.factor, self.least, "ReduceOnPlateau")
+        memory.update(waited=0, cooling=self.cooldown)
+        return event.state.replace(opt_state=opt_state)
 
 
 @dataclasses.dataclass(frozen=True)

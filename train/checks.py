@@ -11,17 +11,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from sapwood.core.errors import CheckError
 from sapwood.core.paths import join, leaves
 from sapwood.core.run import bind, pure
-from sapwood.train.metrics import Metric
+from sapwood.train import trainable
+from sapwood.train.losses import of_mean
+from sapwood.train.metrics import Mean, Metric
 from sapwood.train.objective import takes_mask
+from sapwood.train.wording import some
 
 FLAGS = "checks"
 """Where a step's metrics hold its `Flags`, if it has any."""
 
 FINITE = "the loss is not finite"
+GRADIENTS = "the gradients are not finite"
+
+
+def guarded(opt_state: Any) -> bool:
+    """Whether the optimizer itself looks after gradients that are not finite, so that they are no failure:
+    `optax.apply_if_finite`, `optax.zero_nans`, `optax.MultiSteps(should_skip_update_fn=...)`."""
+
+    def guards(x: Any) -> bool:
+        return isinstance(x, optax.ApplyIfFiniteState | optax.ZeroNansState) or bool(
+            isinstance(x, optax.MultiStepsState) and x.skip_state
+        )
+
+    return any(map(guards, jax.tree.leaves(opt_state, is_leaf=guards)))
 
 
 class Flags(Metric):
@@ -54,10 +71,17 @@ def explain(trainer: Any, state: Any, batch: Mapping[str, Any], key: Any, *, tra
         with jax.disable_jit():
             _inputs(batch, takes_mask(trainer.objective))
             _variables(state)
-            if (found := _first_nan(trainer, state, batch, key, train)) is not None:
+            found = _first_nan(trainer, state, batch, key, train)
+            if found is None and train:
+                found = _gradients(trainer, state, batch, key)
+            if found is not None:
                 raise CheckError(found)
     except CheckError as error:
         error.add_note(where)
+        if state.scale is not None and train:
+            error.add_note(
+                "the loss scale had fallen to 1 by then, step by step: float16 ends at 65504, bfloat16 does not"
+            )
         raise
 
 
@@ -95,11 +119,9 @@ def _first_nan(trainer: Any, state: Any, batch: Mapping[str, Any], key: Any, tra
     """What makes the loss non-finite; the eager `v.check` of the forward pass raises before that."""
 
     def run():
-        v = bind(state.params, state.state, rng=key, train=train, policy=trainer.policy, capture=False)
-        return pure(trainer.objective)(v, batch)
+        return _loss(trainer, state.params, state.state, batch, key, train)
 
-    (loss, _), updates = run()
-    total = sum(jax.tree.leaves(updates.losses), loss)
+    total = run()
     if bool(jnp.isfinite(total)):
         return None
     try:
@@ -110,3 +132,26 @@ def _first_nan(trainer: Any, state: Any, batch: Mapping[str, Any], key: Any, tra
         notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("in ")]
         return f"{FINITE}: the first NaN arises {notes[0] if notes else 'outside any layer'}"
     return f"{FINITE} ({float(total)}): the inputs and the variables are, so it overflowed in the forward pass"
+
+
+def _gradients(trainer: Any, state: Any, batch: Mapping[str, Any], key: Any) -> str | None:
+    """Which gradients are not finite, of a loss that is."""
+    trained, frozen = trainable.split(state.params, trainer.trainable)
+    loss = lambda trained: _loss(trainer, trainable.join(trained, frozen), state.state, batch, key, True)  # noqa: E731
+    grads = jax.grad(loss)(trained)
+    bad = [join(path) for path, g in leaves(grads) if not bool(jnp.isfinite(g).all())]
+    if not bad:
+        return None
+    return (
+        f"the gradient of {some(bad, quote=False)} is not finite, though the loss is: a derivative has no value there, "
+        f"as that of a square root, a norm or a power at 0. Add an epsilon inside, or choose a safe argument by "
+        f"jnp.where before it (a jnp.where after it lets NaN through)"
+    )
+
+
+def _loss(trainer: Any, params: Any, model_state: Any, batch: Any, key: Any, train: bool) -> Any:
+    """What is minimised, with the losses that layers add."""
+    frozen = trainable.frozen(params, trainer.trainable)
+    v = bind(params, model_state, rng=key, train=train, policy=trainer.policy, capture=False, frozen=frozen)
+    (loss, _), updates = pure(trainer.objective)(v, batch)
+    return sum(jax.tree.leaves(updates.losses), of_mean(loss) if isinstance(loss, Mean) else loss)

@@ -21,6 +21,7 @@ from sapwood.data.dataset import Dataset
 from sapwood.data.device import to_device
 from sapwood.parallel.batches import batch_multiple
 from sapwood.train import checks, metrics
+from sapwood.train.ema import variables
 from sapwood.train.forward import AUXILIARY, forward, hold
 from sapwood.train.objective import takes_mask
 from sapwood.train.state import TrainState
@@ -127,17 +128,17 @@ class Evaluation:
 
     def send(self, state: TrainState) -> list[dict[str, Any]]:
         """Start a pass with the state's parameters (their running mean, where it keeps one)."""
-        params, found = self.trainer.eval_params(state), []
+        (params, model_state), found = variables(self.trainer, state), []
         masked, rows = takes_mask(self.trainer.objective), len(self.data) % self.batches.batch_size
         for i, batch in enumerate(stream(self.trainer, self.batches)):
             last = rows and i == self.batches.steps - 1
             if masked or not last:
-                found.append(self.step(params, state.state, batch))
+                found.append(self.step(params, model_state, batch))
                 self.check(found[-1])
             if last and (not masked or AUXILIARY in found[-1]):
                 with warnings.catch_warnings():  # what is left need not divide over a mesh
                     warnings.simplefilter("ignore", parallel.ShardingWarning)
-                    more = self.programs.remainder(params, state.state, batch, rows)
+                    more = self.programs.remainder(params, model_state, batch, rows)
                 found[i:] = [{**found[i], **more} if masked else more]
             if len(found) > AHEAD:
                 jax.block_until_ready(found[-AHEAD])
@@ -162,7 +163,8 @@ class Evaluation:
         where = f"in batch {i} of the {self.what} data (examples from {i * self.batches.batch_size})"
         if jax.process_count() == 1:
             batch = self.trainer.put(as_given(self.trainer, self.batches, self.batches[i]))
-            seen = state.replace(params=self.trainer.eval_params(state))
+            params, model_state = variables(self.trainer, state)
+            seen = state.replace(params=params, state=model_state)
             checks.explain(self.trainer, seen, batch, None, train=False, where=where)
         raise CheckError(f"{'; '.join(failed)}, {where}")
 
@@ -199,9 +201,9 @@ def predict(trainer: Any, state: TrainState, data: Any, batch_size: int | None) 
     inputs, learned = getattr(trainer.objective, "inputs", None), state.features or {}
     learned = {name: feature for name, feature in learned.items() if inputs is None or name in inputs}
     data = as_dataset(data, learned, "data to predict")
-    params, parts, step = trainer.eval_params(state), [], trainer.compiled.predict
+    (params, model_state), parts, step = variables(trainer, state), [], trainer.compiled.predict
     for batch in stream(trainer, whole_pass(trainer, data, batch_size, few_sizes(len(data)))):
-        parts.append(step(params, state.state, batch))
+        parts.append(step(params, model_state, batch))
         if len(parts) > AHEAD:  # outputs may be large, so they leave the device as they come
             parts[-AHEAD] = jax.device_get(parts[-AHEAD])
     return jax.tree.map(lambda *xs: np.concatenate(xs)[: len(data)], *jax.device_get(parts))

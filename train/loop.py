@@ -29,7 +29,7 @@ from sapwood.train.callbacks import check as check_callbacks
 from sapwood.train.compile_cache import compile_cache as compiled_in
 from sapwood.train.evaluation import AHEAD, Evaluation, as_dataset, without_flags
 from sapwood.train.goal import Goal
-from sapwood.train.multistep import check_option, copy
+from sapwood.train.multistep import check_option
 from sapwood.train.packing import Packed, join, unpack
 from sapwood.train.progress import Progress
 from sapwood.train.run import Run
@@ -90,7 +90,7 @@ def fit(
             resume goes on, by the same metric; without ``run`` a copy of it stays on the devices. What reads the run
             takes the best.
         log_every: steps between rows of metrics; each row averages since the one before.
-        callbacks: functions ``(event, memory) -> bool | None``, see `sapwood.train.callbacks`.
+        callbacks: functions ``(event, memory) -> bool | TrainState | None``, see `sapwood.train.callbacks`.
         steps_per_call: steps that go to the device as one program, where no row closes between them. The numbers are
             the same bit for bit whatever it is, or steps go one at a time. "auto" measures whether it pays.
         compile_cache: directory for compiled programs, so that the next start need not compile; True is the user's own,
@@ -156,14 +156,12 @@ def _steps_per_call(trainer: Any, option: int | str) -> int | None:
 
 @dataclasses.dataclass
 class Row:
-    """A row that is closed but not read yet: its metrics are on the device, or on their way from there, and so is how
-    many steps were ``skipped`` by then."""
+    """A row that is closed but not read yet: its metrics are on the device, or on their way from there."""
 
     step: int
     steps: list[Packed]
     validation: list[dict[str, Any]] | None
     rate: float
-    skipped: Any
 
 
 class Loop:
@@ -195,7 +193,15 @@ class Loop:
             if self.done >= self.plan.steps:
                 raise ConfigError(
                     f"fit(state=...): the state is at step {self.done} and the run ends at step {self.plan.steps}; "
-                    "steps and epochs count from step 0: ask for more, or give state.replace(step=0)"
+                    "steps and epochs count from step 0: ask for more, or begin anew from what it learned with "
+                    "trainer.restart(state)"
+                )
+            counted = learning_rate.count(self.state.opt_state)
+            if counted is not None and (counted := int(jax.device_get(counted))) > self.done:
+                raise ConfigError(
+                    f"fit(state=...): the state is at step {self.done}, but its optimizer's schedule is at update "
+                    f"{counted}, where it would go on. trainer.restart(state) gives both from 0, with fresh optimizer "
+                    f"memory; state.replace(step={counted}) goes on where the schedule is"
                 )
             self.stream.seek(self.done)
             return
@@ -276,10 +282,8 @@ class Loop:
         now = time.perf_counter()  # steps are sent at the pace of the device, give or take AHEAD of them
         rate = (self.done - self.clocked) / max(now - self.clock, 1e-9)
         self.clock, self.clocked = now, self.done
-        # The next step uses the state up, so what is read later is a copy.
-        skipped = 0 if self.state.scale is None else copy(self.state.scale.skipped)
-        self.late.append(Row(self.done, self.pending, validation, rate, skipped))
-        _start_copies((self.pending, validation, skipped))
+        self.late.append(Row(self.done, self.pending, validation, rate))
+        _start_copies((self.pending, validation))
         self.pending = []
         self.record.note("steps_per_call", self.sender.chosen)
         saves = self.record.directory is not None and self.plan.saves(self.done)
@@ -306,7 +310,6 @@ class Loop:
         steps = unpack(join(row.steps))
         self.look(row, steps)
         values = metrics.compute(metrics.merge_stacked(without_flags(steps)))
-        values = learning_rate.complete(values, self.trainer.learning_rate, row.step - int(jax.device_get(row.skipped)))
         if row.validation is not None and self.evaluation is not None:
             found = self.evaluation.settle(row.validation, self.state)
             values |= {f"validation_{name}": value for name, value in found.items()}
@@ -316,11 +319,13 @@ class Loop:
         self.record.write(line)
         self.progress.row(line)
         ends = self.plan.ends_epoch(row.step)
-        event = Event(
-            row.step, self.plan.steps, line["epoch"], ends, line, self.state.replace(features=self.features), self.begun
-        )
         for callback, memory in zip(self.callbacks, self.memory, strict=True):
-            self.stopped = bool(callback(event, memory)) or self.stopped
+            state = self.state.replace(features=self.features)
+            said = callback(Event(row.step, self.plan.steps, line["epoch"], ends, line, state, self.begun), memory)
+            if isinstance(said, TrainState):  # to go on with
+                self.state = said.replace(features=None)
+            else:
+                self.stopped = bool(said) or self.stopped
         if self.asks:  # by their own clocks processes would end the run at different steps, and wait for each other
             self.stopped = of_the_first(self.stopped)
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from sapwood.core.errors import CheckpointError
+from sapwood.train import ema
 from sapwood.train.checkpoints import Checkpoints, Info
 from sapwood.train.state import TrainState
 
@@ -14,25 +15,27 @@ def restored(checkpoints: Checkpoints, shapes: TrainState, step: int | None = No
     """The state of the newest whole checkpoint, or of that of ``step``, in these shapes, dtypes and shardings; see
     `Checkpoints.restore`.
 
-    Up to 0.1 a running mean of bfloat16 or float16 parameters was saved in their dtype: it becomes float32.
+    Up to 0.1 a running mean of bfloat16 or float16 parameters was saved in their dtype: it becomes float32. There was
+    none of the model's state: it begins with what the state is.
     """
-    found, info = checkpoints.restore(shapes.replace(ema=_as_saved(checkpoints, shapes.ema, step)), step=step)
+    saved = {} if shapes.ema is None else _contents(checkpoints, step)
+    older = not any(name.startswith("ema_state/") for name in saved)
+    asked = shapes.replace(ema=_as_saved(saved, shapes.ema), ema_state=None if older else shapes.ema_state)
+    found, info = checkpoints.restore(asked, step=step)
     mean = jax.tree.map(lambda x, planned: x.astype(planned.dtype), found.ema, shapes.ema)
-    return found.replace(ema=mean), info
+    of_state = ema.first(ema.averaged(found.state)) if older and shapes.ema is not None else found.ema_state
+    return found.replace(ema=mean, ema_state=of_state), info
 
 
-def _as_saved(checkpoints: Checkpoints, ema: Any, step: int | None) -> Any:
+def _as_saved(saved: dict[str, jax.ShapeDtypeStruct], mean: Any) -> Any:
     """The shapes of the running mean in the dtypes that the checkpoint has them in, if it can be read."""
-    if ema is None:
-        return None
-    saved = _contents(checkpoints, step)
 
     def as_saved(path: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         there = saved.get(f"ema/{jax.tree_util.keystr(path, simple=True, separator='/')}", x)
         narrow = str(there.dtype) in ("bfloat16", "float16")
         return jax.ShapeDtypeStruct(x.shape, there.dtype, sharding=x.sharding) if narrow else x
 
-    return jax.tree.map_with_path(as_saved, ema)
+    return jax.tree.map_with_path(as_saved, mean)
 
 
 def _contents(checkpoints: Checkpoints, step: int | None) -> dict[str, jax.ShapeDtypeStruct]:

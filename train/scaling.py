@@ -1,10 +1,14 @@
 """Dynamic loss scaling for float16, whose gradients underflow below 6e-8 (Micikevicius et al. 2018, arXiv:1710.03740).
 
 The loss is multiplied by a scale before the gradient is taken. A step whose gradients overflow is skipped and halves
-the scale; after a run of good steps it doubles. bfloat16 has float32's range and needs none of this.
+the scale; after a run of good steps it doubles. A row of `fit` counts the skipped steps ("skipped_steps"). At a scale
+of 1 nothing is left to halve: gradients that are not finite there fail a check. bfloat16 has float32's range and needs
+none of this.
 """
 
 import dataclasses
+import functools
+import operator
 from typing import Any
 
 import jax
@@ -12,6 +16,8 @@ import jax.numpy as jnp
 
 from sapwood.core.brief import in_brief
 from sapwood.core.errors import ConfigError
+from sapwood.core.loop import platform
+from sapwood.train.metrics import Metric
 
 
 @jax.tree_util.register_dataclass
@@ -71,10 +77,31 @@ def unscaled(gradient: jax.Array, scale: jax.Array) -> jax.Array:
     return (gradient.astype(wide) / scale).astype(gradient.dtype)
 
 
-def all_finite(tree: Any) -> jax.Array:
+class Skipped(Metric):
+    """How many steps loss scaling skipped, because their gradients overflowed."""
+
+    steps: Any
+
+    def compute(self) -> Any:
+        return self.steps
+
+
+def all_finite(tree: Any, alone: bool = False) -> jax.Array:
     """Whether every number of a tree is finite: a boolean scalar.
+
+    ``alone`` says that no array is split over devices. On a CPU a matrix is then summed down its columns by a product,
+    which takes a fifth of the time of a reduction, next to nothing of a small network's step. (What is not finite stays
+    so under the factor, and what is finite does not overflow.)
 
     >>> bool(all_finite({"a": jnp.ones(2), "b": jnp.array([jnp.inf])}))
     False
     """
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+    by_product = alone and platform() == "cpu"
+    return functools.reduce(operator.and_, (_finite(x, by_product) for x in jax.tree.leaves(tree)))
+
+
+def _finite(x: jax.Array, by_product: bool) -> jax.Array:
+    if by_product and x.ndim > 1 and x.size >= 4096 and jnp.issubdtype(x.dtype, jnp.floating):
+        tiny = jnp.full(x.shape[:-1], 2.0**-30, jnp.promote_types(x.dtype, jnp.float32))
+        x = jnp.tensordot(tiny, x.astype(tiny.dtype), x.ndim - 1)
+    return jnp.all(jnp.isfinite(x))

@@ -48,9 +48,9 @@ def start(
         made = pool.submit(compiled.compile, step, plan.shapes.replace(rng=None), key, programs.batch)
         block = _block(pool, programs, steps_per_call)
         if evaluation is not None:
-            params, first = trainer.eval_params(plan.shapes), _first(trainer, evaluation.batches)
+            variables, first = trainer.eval_variables(plan.shapes), _first(trainer, evaluation.batches)
             first = as_given(trainer, evaluation.batches, first)
-            evaluated = pool.submit(compiled.compile, evaluation.step, params, plan.shapes.state, _shapes(first))
+            evaluated = pool.submit(compiled.compile, evaluation.step, *variables, _shapes(first))
         restored = record.restore(plan.shapes)
         if restored is not None:
             begin, info = restored

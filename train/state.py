@@ -14,11 +14,11 @@ class TrainState:
     """The whole state of training. What a run does not use is None and holds no array.
 
     ``step`` counts batches, ``params`` and ``state`` are the model's nested dicts, ``opt_state`` is optax's, ``rng``
-    the run's key (each step folds its number into it), ``ema`` the running mean of the parameters that train,
-    ``scale`` the `ScaleState` of float16, and ``ok`` turns false at a step whose checks failed: from there on
-    ``params`` and ``state`` stay as they are, so that step can be replayed when the host comes to look. ``features`` is
-    what `fit` learned of its data (`sapwood.data.Learned`), to which `evaluate` and `predict` hold theirs: a label, no
-    array, and None where nothing is known.
+    the run's key (each step folds its number into it), ``ema`` and ``ema_state`` the running means of the parameters
+    that train and of the model's state (`train.ema`), ``scale`` the `ScaleState` of float16, and ``ok`` turns false at
+    a step whose checks failed: from there on ``params`` and ``state`` stay as they are, so that step can be replayed
+    when the host comes to look. ``features`` is what `fit` learned of its data (`sapwood.data.Learned`), to which
+    `evaluate` and `predict` hold theirs: a label, no array, and None where nothing is known.
 
     (A plain registered dataclass: `flax.struct` gives the same but costs 0.17 s to import.)
 
@@ -32,6 +32,7 @@ class TrainState:
     opt_state: Any
     rng: Any
     ema: Any = None
+    ema_state: Any = None
     scale: Any = None
     ok: Any = None
     features: Any = dataclasses.field(default=None, metadata={"static": True})

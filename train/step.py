@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sapwood.train import birth, checks, learning_rate
+from sapwood.train import birth, checks, ema, learning_rate
 from sapwood.train.accumulate import accumulate
 from sapwood.train.forward import Pass, forward, hold
-from sapwood.train.scaling import all_finite, unscaled
+from sapwood.train.scaling import Skipped, all_finite, unscaled
 from sapwood.train.state import TrainState
 from sapwood.train.trainable import join, split
 
@@ -39,9 +39,12 @@ def train_step(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState,
         if scale is not None:
             grads = jax.tree.map(lambda g: unscaled(g, scale), grads)
         metrics = out.metrics
-        finite = None if scale is None else all_finite(grads)
+        finite = None
         if trainer.clip is not None:
-            grads, metrics["gradient_norm"] = clip(grads, trainer.clip)
+            grads, norm = clip(grads, trainer.clip)
+            metrics["gradient_norm"], finite = norm, jnp.isfinite(norm)
+        elif scale is not None or trainer.checks:
+            finite = all_finite(grads, alone=trainer.mesh is None)
         if beside is not None:  # each device updates its pieces, and the parameters are gathered again
             trained = jax.lax.with_sharding_constraint(trained, beside.moments)
         updates, opt_state = optax.with_extra_args_support(trainer.optimizer).update(
@@ -51,12 +54,13 @@ def train_step(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState,
         trained: Any = optax.apply_updates(trained, updates)
         after = state.replace(state=out.state, opt_state=opt_state)
         if trainer.ema is not None:
-            wide = jax.tree.map(lambda x, mean: x.astype(mean.dtype), trained, state.ema)
-            after = after.replace(ema=optax.incremental_update(wide, state.ema, 1 - trainer.ema))
+            keep = ema.decay_of(trainer.ema, state.step if state.scale is None else state.step - state.scale.skipped)
+            means = ema.moved((state.ema, state.ema_state), (trained, ema.averaged(out.state)), keep)
+            after = after.replace(ema=means[0], ema_state=means[1])
         if beside is not None:
             trained = jax.lax.with_sharding_constraint(trained, beside.params)
         after, metrics = _gate(trainer, state, after.replace(params=join(trained, frozen)), out, finite, metrics)
-        metrics = {**metrics, **learning_rate.logged(after.opt_state)}
+        metrics = {**metrics, **learning_rate.logged(trainer.learning_rate, state, after.opt_state)}
         if beside is not None and beside.host is not None:
             after = after.replace(opt_state=jax.device_put(after.opt_state, beside.host))
         return after.replace(step=state.step + 1), metrics
@@ -90,27 +94,35 @@ def _gate(trainer: Any, before: TrainState, after: TrainState, out: Pass, finite
     """Keep what was before where the step is not to count.
 
     After a failed check, now or earlier, the variables stay as they were, so that the step can be replayed; what else
-    the state holds is not looked at again. A step whose gradients overflowed changes nothing but the scale.
+    the state holds is not looked at again. Under loss scaling a step whose gradients overflowed is no failure while the
+    scale can fall: it is skipped, and changes nothing else.
     """
-    good: Any = finite
+    scaled, good = before.scale is not None, None
     if trainer.checks:
         flags = dict(out.ok)
-        if finite is None:  # under loss scaling an overflow is no failure: the step is skipped
-            flags[checks.FINITE] = jnp.isfinite(out.loss)
+        if scaled:
+            flags[checks.GRADIENTS] = finite | (before.scale.scale > 1)
+        else:
+            flags[checks.FINITE] = known = jnp.isfinite(out.loss)
+            if not checks.guarded(before.opt_state):
+                flags[checks.GRADIENTS] = finite | ~known  # the loss has said it
         metrics = {**metrics, checks.FLAGS: checks.Flags(flags)}
-        ok = before.ok
+        good = before.ok
         for flag in flags.values():
-            ok = ok & flag
-        after, good = after.replace(ok=ok), ok if finite is None else ok & finite
-    if good is not None:
-        after = after.replace(
-            params=_keep(good, after.params, before.params), state=_keep(good, after.state, before.state)
-        )
-    if finite is not None:
+            good = good & flag
+        after = after.replace(ok=good)
+    if scaled:
+        metrics["skipped_steps"] = Skipped(jnp.int32(~finite))
+        good = finite if good is None else good & finite
         after = after.replace(
             opt_state=_keep(finite, after.opt_state, before.opt_state),
             ema=_keep(finite, after.ema, before.ema),
+            ema_state=_keep(finite, after.ema_state, before.ema_state),
             scale=trainer.scaling.update(before.scale, finite),
+        )
+    if good is not None:
+        after = after.replace(
+            params=_keep(good, after.params, before.params), state=_keep(good, after.state, before.state)
         )
     return after, metrics
 

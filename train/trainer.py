@@ -16,7 +16,7 @@ from sapwood.core.layer import describe
 from sapwood.core.loop import compiling_for
 from sapwood.core.policy import Policy, as_policy
 from sapwood.parallel.per_device import platform
-from sapwood.train import birth, evaluation, loop, offload, programs, trainable
+from sapwood.train import birth, ema, evaluation, loop, offload, programs, trainable
 from sapwood.train.scaling import LossScale
 from sapwood.train.state import TrainState
 from sapwood.train.step import train_step
@@ -56,15 +56,17 @@ class Trainer:
 
     Attributes:
         objective: a pure function ``(v, batch) -> (loss, metrics)``; `supervised` makes one.
-        optimizer: any optax transformation; it is given ``value``, ``grad`` and ``value_fn``, so `reduce_on_plateau`
-            and L-BFGS with its line search work.
+        optimizer: any optax transformation; it is given ``value``, ``grad`` and ``value_fn``, so L-BFGS with its line
+            search works. So does `optax.contrib.reduce_on_plateau`, which counts steps and watches the training loss;
+            `callbacks.ReduceOnPlateau` counts epochs and watches validation.
         mesh, rules: where arrays live: `sapwood.mesh` or its string, "replica=2,fsdp=2,tensor=2"; the name of a table,
             "fsdp+tensor", or `sapwood.parallel.Rules`. None is one device; without rules they follow the mesh.
         policy: a `Policy` or a compute dtype; "float16" brings dynamic loss scaling.
         trainable: path patterns of what trains: "head", "**/lora_*", or ("!encoder/norm", "encoder"), of which the
             first that fits decides; "!stem" is everything but the stem, None is everything. A layer of which nothing
             trains keeps its state, and its batch norm runs as in evaluation (as in Keras; `sw.frozen` tells a layer).
-        ema: decay of a running mean of the parameters, in float32 at least, which evaluation then uses.
+        ema: decay of a running mean of the parameters and of batch statistics, which evaluation and saved models use.
+            It begins with less, ``(1 + n) / (10 + n)`` after n steps, so that it is of use in short runs (`train.ema`).
         accumulate: micro-batches that a batch is cut into, one after the other, for one optimizer step.
         clip: largest global norm of the gradient.
         learning_rate: the schedule or number given to the optimizer, once more, to be logged; not needed where the
@@ -72,7 +74,8 @@ class Trainer:
         scaling: how the loss scale of float16 moves; made by default for a float16 policy.
         offload: "optimizer" keeps the optimizer's state in the host's memory between steps; needs a mesh.
         jit: False runs every step as plain Python, so that a breakpoint in a layer stops there.
-        checks: collect `v.check` and the finiteness of the loss on the device; a failure raises `CheckError`.
+        checks: collect `v.check` and the finiteness of loss and gradients on the device; a failure raises `CheckError`
+            (but for gradients that the optimizer looks after, as `optax.apply_if_finite` and `optax.zero_nans` do).
 
     Raises `ConfigError` for values that cannot be.
 
@@ -152,13 +155,33 @@ class Trainer:
         self.check_batch_size(jax.tree.leaves(dict(batch))[0].shape[0])
         return birth.plan(self, batch).make(key, dict(batch), params, state)
 
+    def restart(self, state: TrainState) -> TrainState:
+        """What a state has learned, at step 0 again: for another run from its parameters and model state.
+
+        The optimizer's memory, and with it the count that its schedule goes by, running means and loss scale are new,
+        and what is drawn is drawn anew. (``state.replace(step=0)`` would leave a schedule at its end.) The state may be
+        that of another trainer of the same model, with another optimizer.
+
+        >>> import jax.numpy as jnp, optax
+        >>> from sapwood.train import supervised
+        >>> model = lambda v, x: x @ v.param("w", (2, 3), jax.nn.initializers.zeros)
+        >>> trainer = Trainer(supervised(model, inputs="x"), optax.sgd(optax.cosine_decay_schedule(1.0, 1)))
+        >>> batch = {"x": jnp.eye(2), "label": jnp.array([0, 2])}
+        >>> done, _ = trainer.step(trainer.init(0, batch), batch)
+        >>> again = trainer.restart(done)
+        >>> int(again.step), bool((again.params["w"] == done.params["w"]).all()), int(again.opt_state[1].count)
+        (0, True, 0)
+        """
+        return birth.restart(self, state)
+
     def step(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         """One training step, a pure function: ``jax.jit(trainer.step, donate_argnums=0)`` in a loop of your own;
         `train.compiling.compiled` compiles that as `fit` does.
 
         The metrics are accumulators (`Metric`) or scalars by name (`metrics.compute` gives values): "loss" and what the
         objective gives, then "auxiliary_loss" where layers add one, "gradient_norm" with ``clip``, "learning_rate"
-        where the optimizer holds it, and with ``checks`` the bits under "checks" (`Flags.failed` lists what failed).
+        where the optimizer holds it or the trainer was given it, "skipped_steps" under loss scaling, and with
+        ``checks`` the bits under "checks" (`Flags.failed` lists what failed).
         """
         with self.compiling():
             after, metrics = train_step(self, state.replace(features=None), dict(batch))
@@ -241,12 +264,9 @@ class Trainer:
             return jax.device_put(dict(batch))
         return parallel.put_batch(dict(batch), self.batch_sharding)
 
-    def eval_params(self, state: TrainState) -> dict:
-        """The parameters evaluation uses: their running mean, in their own dtypes, where the state keeps one."""
-        if state.ema is None:
-            return state.params
-        trained, frozen = trainable.split(state.params, self.trainable)
-        return trainable.join(jax.tree.map(_in_dtype_of, trained, state.ema), frozen)
+    def eval_variables(self, state: TrainState) -> tuple[dict, dict]:
+        """The parameters and model state that evaluation uses: their running means, where the state keeps some."""
+        return ema.variables(self, state)
 
     def check_batch_size(self, size: int) -> int:
         """The size itself; `ConfigError` where accumulation or the mesh cannot divide it."""
@@ -267,12 +287,3 @@ class Trainer:
 
 _fit = foreign.answering("Trainer.fit", foreign.FIT)(loop.fit)
 Trainer.__init__ = foreign.answering("Trainer", foreign.TRAINER)(Trainer.__init__)
-
-
-def _in_dtype_of(x: Any, mean: Any) -> Any:
-    """The running mean of a parameter, or its shape, in the parameter's dtype."""
-    if mean.dtype == x.dtype:
-        return mean
-    if isinstance(mean, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(mean.shape, x.dtype, sharding=mean.sharding)
-    return mean.astype(x.dtype)

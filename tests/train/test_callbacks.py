@@ -13,8 +13,8 @@ import pytest
 
 from sapwood import ConfigError
 from sapwood.layers import Dense
-from sapwood.train import Trainer, supervised
-from sapwood.train.callbacks import EarlyStopping, Event, OnEpoch, StopAt, TimeLimit, better
+from sapwood.train import Trainer, TrainState, supervised
+from sapwood.train.callbacks import EarlyStopping, Event, OnEpoch, ReduceOnPlateau, StopAt, TimeLimit, better
 
 
 def event(epoch=1, epoch_end=True, begun=0.0, **row):
@@ -35,6 +35,42 @@ def test_early_stopping_waits_for_its_patience():
 def test_early_stopping_can_look_for_the_largest_and_for_a_margin():
     largest = EarlyStopping("accuracy", patience=1, mode="max", delta=0.1)
     assert stops(largest, [0.5, 0.7, 0.75], name="accuracy") == [False, False, True]
+
+
+PLATEAU = [1.0, 0.9, 0.895, 0.9, 0.9, 0.7, 0.71, 0.72, 0.73, math.nan, 0.74, 0.6, 0.61, 0.62]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({"patience": 2, "factor": 0.5, "delta": 0.01},
+      [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.125, 0.125, 0.0625]),
+     ({"patience": 1, "factor": 0.1, "cooldown": 2, "delta": 0.0, "least": 0.05},
+      [1, 1, 1, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05]),
+     ({"patience": 2, "factor": 0.5, "mode": "max", "delta": 0.0},
+      [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.0625, 0.0625, 0.03125, 0.03125, 0.015625, 0.015625])],
+    ids=["delta", "cooldown and least", "max"],
+)  # fmt: skip
+def test_the_rate_falls_on_a_plateau_as_in_keras(options, expected):
+    """What `keras.callbacks.ReduceLROnPlateau` of Keras 3.15.1 gave for the same values (its min_delta is delta)."""
+    tx = optax.chain(optax.clip(1.0), optax.inject_hyperparams(optax.sgd)(learning_rate=1.0))
+    state, memory, found = TrainState(0, {}, {}, tx.init(np.zeros(2)), None), {}, []
+    for i, x in enumerate(PLATEAU):
+        memory = json.loads(json.dumps(memory))
+        said = ReduceOnPlateau(**options)(Event(i, 99, i + 1, True, {"validation_loss": x}, state), memory)
+        state = state if said is None else said
+        found.append(float(state.opt_state[1].hyperparams["learning_rate"]))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tx", "message"),
+    [(optax.adam(1e-3), r"holds none: make the optimizer by optax.inject_hyperparams\(optax.adam\)"),
+     (optax.inject_hyperparams(optax.sgd)(optax.linear_schedule(1.0, 0.0, 4)), "a schedule sets anew in each step")],
+)  # fmt: skip
+def test_a_rate_that_cannot_be_changed_says_so_at_the_first_epoch(tx, message):
+    state = TrainState(0, {}, {}, tx.init(np.zeros(2)), None)
+    with pytest.raises(ConfigError, match=message):
+        ReduceOnPlateau()(Event(1, 9, 1, True, {"validation_loss": 1.0}, state), {})
 
 
 def test_early_stopping_goes_on_from_its_memory_as_json():

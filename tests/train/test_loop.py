@@ -16,7 +16,7 @@ from scipy import special
 import sapwood as sw
 from sapwood import CheckError, CheckpointError, ConfigError, DataError
 from sapwood.data.load import load
-from sapwood.train import EarlyStopping, LossScale, Trainer, checks, supervised
+from sapwood.train import EarlyStopping, LossScale, ReduceOnPlateau, Trainer, checks, supervised
 from sapwood.train import metrics as M
 from sapwood.train.checkpoints import Checkpoints
 from sapwood.train.logs import read_rows
@@ -58,7 +58,7 @@ def first():
 
 def logits_by_hand(state):
     """What a state predicts for `DATA`, in NumPy."""
-    mean, kernel = jax.device_get((state.state["norm"]["mean"], state.ema["head"]["kernel"]))
+    mean, kernel = jax.device_get((state.ema_state["norm"]["mean"], state.ema["head"]["kernel"]))
     return (DATA["x"] - mean) @ kernel
 
 
@@ -221,12 +221,13 @@ def test_the_best_is_kept_where_checkpoints_are_due_at_other_steps_than_epochs_e
     assert Checkpoints(tmp_path / "checkpoints", best="min:validation_loss").best() == min(losses, key=losses.get)
 
 
-def test_a_run_goes_on_whose_running_mean_was_saved_in_bfloat16(tmp_path, monkeypatch):
+def test_a_run_goes_on_whose_running_mean_was_saved_in_bfloat16_and_without_statistics(tmp_path, monkeypatch):
     trainer = Trainer(OBJECTIVE, SGD, ema=0.9, policy=sw.Policy("bfloat16", param="bfloat16"))
     save = Checkpoints.save
 
     def as_before(self, step, tree, *rest):
-        save(self, step, tree.replace(ema=jax.tree.map(lambda x: x.astype("bfloat16"), tree.ema)), *rest)
+        narrow = jax.tree.map(lambda x: x.astype("bfloat16"), tree.ema)
+        save(self, step, tree.replace(ema=narrow, ema_state=None), *rest)
 
     options = {"batch_size": 4, "progress": False, "run": tmp_path}
     with monkeypatch.context() as patch:
@@ -235,7 +236,9 @@ def test_a_run_goes_on_whose_running_mean_was_saved_in_bfloat16(tmp_path, monkey
     state, _ = trainer.fit(DATA, steps=3, resume=True, **options)
     assert {x.dtype for x in jax.tree.leaves(state.ema)} == {jnp.dtype("float32")}
     mean, after = (x["head"]["kernel"].astype("float32") for x in (first.ema, state.params))
-    np.testing.assert_allclose(state.ema["head"]["kernel"], 0.9 * mean + 0.1 * after, rtol=1e-2)
+    np.testing.assert_allclose(state.ema["head"]["kernel"], 0.25 * mean + 0.75 * after, rtol=1e-2)
+    mean, before, after = (x["norm"]["mean"] for x in (state.ema_state, first.state, state.state))
+    np.testing.assert_allclose(mean, 0.25 * before + 0.75 * after, rtol=1e-5)
 
 
 def test_nothing_is_compiled_twice(monkeypatch):
@@ -427,13 +430,60 @@ def test_the_layer_where_the_first_nan_arises_is_named():
         trainer.fit(DATA, **{**FIT, "validation": None})
 
 
-def test_parameters_that_blow_up_are_named():
-    def objective(v, batch):
-        w = v.deep.param("kernel", (4,), spread)
-        return jnp.sum(jnp.sqrt(w * 0)) + jnp.sum(batch["x"]) * 0, {}  # finite, with a gradient that is not
+def test_a_gradient_that_is_not_finite_is_named_with_its_step():
+    """In the last step of all, too, after which no loss would tell."""
 
-    with pytest.raises(CheckError, match="params deep/kernel are not finite before this step"):
-        Trainer(objective, optax.sgd(0.1)).fit(DATA, steps=4, batch_size=4, progress=False)
+    def objective(v, batch):
+        w, other = v.deep.param("kernel", (4,), spread), v.other.param("kernel", (4,), spread)
+        worst = batch["label"].min()  # 0 where no label is; the order below puts one such batch last
+        return jnp.sum(jnp.sqrt((1 + w * w) * worst)) + jnp.sum(other), {}
+
+    data = {"label": np.int32([3, 2, 1, 2, 1, 3, 0, 3])}
+    order = np.random.RandomState([0, 0]).permutation(8)
+    data["label"] = data["label"][np.argsort(order)]
+    with pytest.raises(CheckError, match="the gradient of deep/kernel is not finite, though the loss is") as caught:
+        Trainer(objective, optax.sgd(0.1)).fit(data, steps=4, batch_size=2, progress=False)
+    assert caught.value.__notes__ == ["in step 4 (epoch 1)"]
+
+
+def test_parameters_that_are_not_finite_are_named(first):
+    broken = first.replace(params=jax.tree.map(lambda x: x * jnp.nan, first.params))
+    with pytest.raises(CheckError, match="params head/kernel are not finite before this step"):
+        TRAINER.fit(DATA, state=broken, steps=4, batch_size=4, progress=False)
+
+
+def test_a_run_that_loss_scaling_cannot_help_ends_with_a_reason():
+    trainer = Trainer(supervised(linear, inputs="x"), SGD, policy="float16", scaling=LossScale(initial=4.0))
+    huge = {**DATA, "x": DATA["x"] * np.float32(1e6)}
+    with pytest.raises(CheckError, match="the loss is not finite") as caught:
+        trainer.fit(huge, steps=8, batch_size=4, progress=False)
+    assert caught.value.__notes__[0] == "in step 3 (epoch 1)"
+    assert "the loss scale had fallen to 1" in caught.value.__notes__[1]
+
+
+def test_a_schedule_that_is_at_its_end_begins_again_by_restart():
+    """`replace(step=0)` left it there: training by a rate of 0."""
+    trainer = Trainer(OBJECTIVE, optax.adam(optax.cosine_decay_schedule(0.1, 4)), ema=0.9)
+    options = {"steps": 4, "batch_size": 4, "progress": False}
+    done, _ = trainer.fit(DATA, **options)
+    with pytest.raises(ConfigError, match=r"at step 4 and the run ends at step 4; .* trainer.restart\(state\)"):
+        trainer.fit(DATA, state=done, **options)
+    with pytest.raises(ConfigError, match=r"at step 0, but its optimizer's schedule is at update 4.*restart\(state\)"):
+        trainer.fit(DATA, state=done.replace(step=jnp.int32(0)), **options)
+    again = trainer.restart(done)
+    assert equal((again.params, again.state), (done.params, done.state))
+    assert not equal(again.rng, done.rng)
+    assert not any(np.any(x) for x in jax.tree.leaves(again.opt_state))
+    after, _ = trainer.fit(DATA, state=again, **options)
+    assert np.abs(after.params["head"]["kernel"] - done.params["head"]["kernel"]).max() > 0.01
+
+
+def test_a_plateau_of_the_validation_loss_halves_the_rate_for_the_next_epoch():
+    trainer = Trainer(OBJECTIVE, optax.inject_hyperparams(optax.sgd)(learning_rate=0.5))
+    reduce = ReduceOnPlateau(factor=0.5, patience=1, delta=100.0)  # nothing improves that much
+    state, history = trainer.fit(DATA, callbacks=[reduce], **FIT)
+    assert [row["learning_rate"] for row in history] == [0.5, 0.5, 0.25, 0.125]
+    assert float(state.opt_state.hyperparams["learning_rate"]) == 0.0625
 
 
 def test_without_jit_a_wrong_label_raises_where_it_is():
@@ -514,10 +564,10 @@ def test_a_missing_feature_is_named_with_what_there_is():
         TRAINER.fit({"y": DATA["x"], "label": DATA["label"]}, **FIT)
 
 
-def test_an_objective_without_predict_says_how_to():
+def test_an_objective_without_predict_says_how_to(first):
     trainer = Trainer(lambda v, batch: (jnp.float32(0), {}), optax.sgd(0.1))
     with pytest.raises(ConfigError, match=r"no predict\(v, batch\)"):
-        trainer.predict(None, DATA)
+        trainer.predict(first, DATA)
 
 
 def test_a_state_that_is_at_the_end_already_is_refused(unbroken):

@@ -182,8 +182,9 @@ def test_a_batch_that_does_not_divide_says_what_would(size, accumulate, message)
 
 
 def test_an_evaluation_batch_that_does_not_divide_says_what_would():
+    state = sw.train.TrainState(0, {}, {}, (), None)
     with pytest.raises(ConfigError, match="batch size 5"):
-        trainer("data=8").evaluate(None, DATA, 5)
+        trainer("data=8").evaluate(state, DATA, 5)
 
 
 def piped(v, x):

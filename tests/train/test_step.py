@@ -11,10 +11,12 @@ import optax
 import pytest
 
 import sapwood as sw
-from sapwood.train import LossScale, Trainer, losses, supervised
+from sapwood.train import LossScale, Trainer, TrainState, birth, losses, supervised
 from sapwood.train.accumulate import accumulate
 from sapwood.train.forward import Pass
+from sapwood.train.learning_rate import logged
 from sapwood.train.metrics import Mean, compute
+from sapwood.train.scaling import all_finite
 
 zeros = jax.nn.initializers.zeros
 
@@ -141,7 +143,19 @@ def test_what_checks_add_is_a_few_comparisons_and_one_choice_a_parameter():
     extra = ops(jax.jit(checked.step).lower(shapes(checked), BATCH))
     extra -= ops(jax.jit(lean.step).lower(shapes(lean), BATCH))
     kinds = {(x.shape, x.dtype) for x in jax.tree.leaves(shapes(lean).params)}
-    assert set(extra) <= {"select", "compare", "and", "reduce", "is_finite", "constant", "broadcast_in_dim", "return"}
+    kinds_of = {
+        "select",
+        "compare",
+        "and",
+        "or",
+        "not",
+        "reduce",
+        "is_finite",
+        "constant",
+        "broadcast_in_dim",
+        "return",
+    }
+    assert set(extra) <= kinds_of
     assert extra["select"] <= len(kinds)  # jnp.where lowers to one shared function for each kind of leaf
 
 
@@ -239,26 +253,46 @@ def test_ema_of_bfloat16_parameters_is_float32_and_moves():
     trainer = make(ema=0.999, policy=sw.Policy("bfloat16", param="bfloat16"))
     state = trainer.init(0, BATCH)
     wide = lambda params: jax.tree.map(lambda x: x.astype("float32"), jax.device_get(params))  # noqa: E731
+    state = state.replace(step=jnp.int32(10**6))  # when 0.999 has set in
     ema = wide(state.params)
     for _ in range(3):
         state, _ = run(trainer, [BATCH], state)
         ema = jax.tree.map(lambda e, p: np.float32(0.999) * e + np.float32(0.001) * p, ema, wide(state.params))
     assert_trees_close(state.ema, ema)
-    assert {x.dtype for x in jax.tree.leaves(trainer.eval_params(state))} == {jnp.dtype("bfloat16")}
+    assert {x.dtype for x in jax.tree.leaves(trainer.eval_variables(state))} == {jnp.dtype("bfloat16")}
     assert np.isfinite(trainer.evaluate(state, BATCH)["loss"])
 
 
 def test_ema_follows_its_formula_and_is_what_is_evaluated():
-    trainer = make(ema=0.75)
+    trainer = make(ema=0.25)
     state = trainer.init(0, BATCH)
     ema = jax.device_get(state.params)
-    for _ in range(3):
+    for decay in (1 / 10, 2 / 11, 0.25):  # its warm-up, and then the decay itself
         state, _ = run(trainer, [BATCH], state)
-        ema = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, ema, jax.device_get(state.params))
+        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, jax.device_get(state.params))  # noqa: B023
     assert_trees_close(state.ema, ema)
     found = trainer.evaluate(state, BATCH)
     np.testing.assert_allclose(found["loss"], gradient_by_hand(ema, BATCH)[0], rtol=1e-5)
     assert found["loss"] != pytest.approx(float(gradient_by_hand(state.params, BATCH)[0]), rel=1e-4)
+
+
+def test_averaged_parameters_run_with_averaged_statistics():
+    """Of one step: a tenth of what was, nine tenths of what is. A count is no statistic, and stays the newest."""
+
+    def centred(v, x):
+        mean, count = v.norm.state("mean", (4,), zeros), v.norm.state("count", (), zeros, dtype="int32")
+        if v.train:
+            v.norm.put(mean=0.9 * mean + 0.1 * x.mean(0), count=count + 1)
+        return mlp(v, x - mean)
+
+    trainer = make(centred, ema=0.999)
+    state, _ = run(trainer, [BATCH])
+    statistics = 0.9 * np.asarray(state.state["norm"]["mean"])
+    params, used = trainer.eval_variables(state)
+    np.testing.assert_allclose(used["norm"]["mean"], statistics, rtol=1e-5)
+    assert int(used["norm"]["count"]) == 1
+    expected = gradient_by_hand(params, {**BATCH, "x": X - statistics})[0]
+    np.testing.assert_allclose(trainer.evaluate(state, BATCH)["loss"], expected, rtol=1e-5)
 
 
 def test_what_is_frozen_has_no_gradient_and_no_optimizer_memory():
@@ -273,7 +307,7 @@ def test_what_is_frozen_has_no_gradient_and_no_optimizer_memory():
     # the gradient of what is frozen would be one more product of shape (4, 8)
     text = jax.jit(make(trainable="head", checks=False).step).lower(before.replace(ema=None, ok=None), BATCH).as_text()
     assert not re.search(r"dot_general.*-> tensor<(8x4|4x8)xf32>", text)
-    assert_trees_close(trainer.eval_params(after)["hidden"], before.params["hidden"])
+    assert_trees_close(trainer.eval_variables(after)[0]["hidden"], before.params["hidden"])
 
 
 def overflowing(v, x):
@@ -291,7 +325,7 @@ def test_a_skipped_step_of_float16_changes_nothing_but_the_scale():
     one, metrics = run(trainer, [good])
     assert np.isfinite(metrics["loss"])
     two, _ = run(trainer, [bad], one)
-    for name in ("params", "state", "opt_state", "ema", "rng"):
+    for name in ("params", "state", "opt_state", "ema", "ema_state", "rng"):
         assert_trees_equal(getattr(one, name), getattr(two, name))
     assert float(two.scale.scale) == 2.0**9
     assert int(two.scale.skipped) == 1
@@ -395,6 +429,40 @@ def test_an_injected_learning_rate_is_logged_as_used():
     assert compute({"lr": metrics["learning_rate"]})["lr"] == pytest.approx(0.8)
 
 
+def test_a_given_schedule_is_logged_as_the_optimizer_uses_it():
+    """The update of a gradient of one is the rate itself. What has no count of its own counts as the steps do."""
+    schedule = optax.linear_schedule(1.0, 0.0, 4)
+    chain = optax.chain(optax.scale_by_sign(), optax.scale_by_learning_rate(schedule))
+    optimizers = {
+        "sgd": optax.sgd(schedule),
+        "micro": optax.MultiSteps(optax.sgd(schedule), 2),
+        "micro chain": optax.MultiSteps(chain, 2),
+        "groups": optax.multi_transform({"a": optax.sgd(schedule)}, "a"),
+        "skipping": optax.apply_if_finite(optax.sgd(schedule), 5),
+        "none": optax.identity(),
+    }
+
+    @jax.jit
+    def four():
+        rows = {}
+        for name, tx in optimizers.items():
+            state = TrainState(jnp.int32(0), {}, {}, tx.init(jnp.zeros(())), None)
+            for _ in range(4):
+                used, opt_state = tx.update(jnp.ones(()), state.opt_state, jnp.zeros(()))
+                said = logged(schedule, state, opt_state)["learning_rate"].compute()
+                rows.setdefault(name, []).append((said, -used))
+                state = state.replace(step=state.step + 1, opt_state=opt_state)
+        return rows
+
+    rows = {name: np.array(found).T for name, found in four().items()}
+    for name in ("sgd", "groups", "skipping"):
+        np.testing.assert_allclose(rows[name][0], rows[name][1])
+    for name in ("micro", "micro chain"):  # every other step only adds up, for the update of the next
+        np.testing.assert_allclose(rows[name][0][1::2], rows[name][1][1::2])
+        np.testing.assert_allclose(rows[name][0][::2], rows[name][0][1::2])
+    np.testing.assert_allclose(rows["none"][0], [1, 0.75, 0.5, 0.25])
+
+
 def test_a_plateau_scale_multiplies_an_injected_rate():
     tx = optax.chain(optax.inject_hyperparams(optax.sgd)(0.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=1))
     _, metrics = run(make(optimizer=tx), [BATCH] * 3)
@@ -422,6 +490,71 @@ def test_a_loss_that_is_not_finite_is_flagged():
     state, metrics = run(make(), [bad])
     assert metrics["checks"].failed() == ["the loss is not finite"]
     assert np.isfinite(state.params["head"]["kernel"]).all()
+
+
+def rooted(v, x):
+    """A finite loss whose gradient is NaN where an input is 0."""
+    y = x @ v.param("kernel", (4, 3), normal)
+    return y - jnp.sqrt(jnp.sum(y * y, -1, keepdims=True))
+
+
+ZERO = {**BATCH, "x": np.where(np.arange(12)[:, None] == 5, 0, X).astype("float32")}
+
+
+def steps_of(trainers, batches):
+    """The states and metrics of a step on each batch for each trainer, from the same parameters, by one program."""
+    params, _ = jax.tree.map(np.asarray, sw.init(trainers[0].objective, 0, BATCH))
+
+    def all_of_them(batches):
+        found = []
+        for trainer in trainers:
+            state = birth._complete(trainer, jax.random.key(0), params, {})
+            for batch in batches:
+                state, metrics = trainer.step(state, batch)
+                found.append((state, metrics))
+        return found
+
+    return params, jax.jit(all_of_them)(batches)
+
+
+def test_a_gradient_that_is_not_finite_is_flagged_and_changes_nothing():
+    """Alone and clipped. Under loss scaling the step is skipped until the scale has fallen to 1."""
+    trainers = [make(rooted, SLOW_SGD, **options) for options in ({}, {"clip": 1.0})]
+    trainers.append(make(rooted, SLOW_SGD, policy="float16", scaling=LossScale(initial=2.0)))
+    params, found = steps_of(trainers, [ZERO, ZERO])
+    for i, (state, metrics) in enumerate(found):
+        skips = i == len(found) - 2
+        assert metrics["checks"].failed() == ([] if skips else ["the gradients are not finite"])
+        assert bool(state.ok) is skips
+        assert np.isfinite(compute(metrics)["loss"])
+        assert_trees_equal(state.params, params)
+    assert [compute(metrics)["skipped_steps"] for _, metrics in found[-2:]] == [1, 1]
+
+
+@pytest.mark.slow
+def test_an_optimizer_that_looks_after_such_gradients_is_left_to():
+    guards = optax.apply_if_finite(SLOW_SGD, 5), optax.chain(optax.zero_nans(), SLOW_SGD)
+    skips = optax.MultiSteps(SLOW_SGD, 1, should_skip_update_fn=optax.skip_not_finite)
+    params, found = steps_of([make(rooted, tx) for tx in (*guards, skips)], [ZERO, BATCH])
+    for state, metrics in found:
+        assert metrics["checks"].failed() == []
+        assert bool(state.ok)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+    assert not np.array_equal(found[1][0].params["kernel"], params["kernel"])
+
+
+def test_all_finite_sees_every_entry_of_every_kind():
+    """Large matrices are summed by a product on a CPU, whatever is in them."""
+    shapes = {"kernel": (3, 5, 16, 24), "matrix": (64, 96), "bias": (7,), "scalar": ()}
+    fine = {name: np.asarray(RNG.normal(size=shape) * 1e30, "float32") for name, shape in shapes.items()}
+    fine["matrix"][:] = np.finfo("float32").max
+    check = jax.jit(lambda tree: (all_finite(tree), all_finite(tree, alone=True)))
+    assert [bool(x) for x in check(fine)] == [True, True]
+    for name, x in fine.items():
+        for bad in (np.nan, np.inf, -np.inf):
+            broken = x.copy()
+            broken[tuple(RNG.integers(0, n) for n in x.shape)] = bad
+            assert [bool(x) for x in check({**fine, name: broken})] == [False, False], (name, bad)
 
 
 def test_without_checks_there_are_no_bits():
