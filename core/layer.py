@@ -11,6 +11,7 @@ import numpy as np
 
 from sapwood.core import foreign, paths
 from sapwood.core.errors import ConfigError
+from sapwood.core.result import computed
 from sapwood.core.vars import Vars, as_vars
 
 
@@ -123,7 +124,7 @@ def _located(call: Callable) -> Callable:
             scope = recorder.on_enter(v, self)
         try:
             with jax.named_scope(scope):
-                y = call(self, v._with(_scope=len(v._path)), *xs, **options)
+                y = computed(self, call(self, v._with(_scope=len(v._path)), *xs, **options))
         except Exception as error:
             _add_note(error, f"in {paths.join(v._path)}", self, (xs, options))
             raise

@@ -8,6 +8,7 @@ from sapwood.core import paths
 from sapwood.core.collect import Updates
 from sapwood.core.errors import DeclarationError, EffectError
 from sapwood.core.policy import as_policy
+from sapwood.core.result import computed
 from sapwood.core.vars import Vars, _tree, as_vars, collecting, current_state
 
 
@@ -69,7 +70,7 @@ def pure(f: Callable, full: bool = False) -> Callable[..., tuple[Any, Any]]:
     @functools.wraps(f, updated=())
     def run(v, *xs, **options):
         inner, collector = collecting(as_vars(v, f))
-        y = f(inner, *xs, **options)
+        y = computed(f, f(inner, *xs, **options))
         if not full:
             return y, collector.updates()
         _refuse_to_lose(collector.losses, inner)

@@ -8,6 +8,7 @@ import jax
 
 from sapwood.core.declare import Recorder
 from sapwood.core.policy import as_policy
+from sapwood.core.result import arrays as arrays_only
 from sapwood.core.run import bind, pure
 
 
@@ -44,7 +45,7 @@ def trace(f: Callable, xs: tuple, recorder: Recorder, *, train: bool, policy=Non
     def run(key, arrays):
         v = bind({}, {}, rng=key, train=train, policy=as_policy(policy))
         y, _ = pure(f)(v._with(_recorder=weakref.ref(recorder)), *rest(arrays))
-        return y
+        return arrays_only(f, y)
 
     return jax.eval_shape(run, jax.eval_shape(lambda: jax.random.key(0)), arrays)
 

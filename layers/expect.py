@@ -13,6 +13,20 @@ import jax.numpy as jnp
 from sapwood.core import foreign
 from sapwood.core.errors import ConfigError, InputError
 from sapwood.core.layer import describe
+from sapwood.core.result import is_array
+
+
+def array(who: str, x: Any) -> jax.Array:
+    """`x` as an array.
+
+    >>> array("Dense", None)
+    Traceback (most recent call last):
+    sapwood.core.errors.InputError: Dense expects an array, got None; does what comes before it `return` its result?
+    """
+    if not is_array(x) and not isinstance(x, list | tuple):
+        hint = "; does what comes before it `return` its result?" if x is None else ""
+        raise InputError(f"{who} expects an array, got {describe(x)}{hint}")
+    return jnp.asarray(x)
 
 
 def floating(who: str, x: Any) -> jax.Array:
@@ -23,7 +37,7 @@ def floating(who: str, x: Any) -> jax.Array:
     sapwood.core.errors.InputError: dense expects floating numbers, got uint8[2,3]; \
 convert them first, 8-bit images with x.astype("float32") / 255
     """
-    x = jnp.asarray(x)
+    x = array(who, x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         hint = ', 8-bit images with x.astype("float32") / 255' if x.dtype == jnp.uint8 else ""
         raise InputError(f"{who} expects floating numbers, got {describe(x)}; convert them first{hint}")
@@ -38,7 +52,7 @@ def integer(who: str, x: Any) -> jax.Array:
     >>> integer("embed", jnp.zeros(3, jnp.uint8)).dtype
     dtype('int32')
     """
-    x = jnp.asarray(x)
+    x = array(who, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise InputError(f"{who} expects integers, got {describe(x)}")
     return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x

@@ -3,7 +3,6 @@
 import math
 
 import jax
-import jax.numpy as jnp
 
 from sapwood.core.layer import Layer
 from sapwood.core.vars import Vars
@@ -16,7 +15,7 @@ def flatten(x: jax.Array) -> jax.Array:
     >>> flatten(jnp.ones((2, 3, 4))).shape
     (2, 12)
     """
-    x = jnp.asarray(x)
+    x = expect.array("flatten", x)
     expect.at_least("flatten", x, 1, "(batch, ...)")
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from sapwood.core.errors import ConfigError
 from sapwood.core.paths import join, leaves, overlay
+from sapwood.core.result import is_array
 from sapwood.core.run import bind, pure
 from sapwood.train import checks, losses, metrics, trainable
 from sapwood.train.objective import takes_mask
@@ -56,6 +57,10 @@ def _unpack(result: Any, objective: Any) -> tuple[jax.Array, dict[str, Any]]:
             f"(loss, metrics), where metrics is a dict, {{}} if there are none"
         )
     loss, found = result
+    if not isinstance(loss, metrics.Metric) and not is_array(loss):
+        raise ConfigError(f"the objective {name} returned a loss of type {type(loss).__name__}; a number is expected")
+    if is_array(loss) and not jnp.issubdtype(kind := jnp.result_type(loss), jnp.floating):
+        raise ConfigError(f"the objective {name} returned a loss of {kind}, which has no gradient; a float is expected")
     if not isinstance(loss, metrics.Mean) and (isinstance(loss, metrics.Metric) or jnp.ndim(loss) != 0):
         got = type(loss).__name__ if isinstance(loss, metrics.Metric) else f"shape {jnp.shape(loss)}"
         raise ConfigError(

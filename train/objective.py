@@ -28,7 +28,9 @@ import jax
 
 from sapwood.core import foreign
 from sapwood.core.errors import ConfigError, DataError
+from sapwood.core.layer import describe
 from sapwood.core.paths import nearest
+from sapwood.core.result import arrays, is_array, named
 from sapwood.train import losses as losses_
 from sapwood.train import metrics as metrics_
 
@@ -84,10 +86,18 @@ class Supervised:
 
     def predict(self, v: Any, batch: Batch) -> Any:
         """The model's outputs for the inputs of a batch, which are cast to the compute dtype."""
-        return self.model(v, *(v.policy.cast(_feature(batch, name, "inputs")) for name in self.inputs))
+        outputs = self.model(v, *(v.policy.cast(_feature(batch, name, "inputs")) for name in self.inputs))
+        if outputs is None:
+            raise ConfigError(f"{named(self.model)} returned None; does it `return` what it computes?")
+        return arrays(self.model, outputs)
 
     def __call__(self, v: Any, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
         outputs, target = self.predict(v, batch), _feature(batch, self.target, "target")
+        if not is_array(outputs) and self.loss in losses_.LOSSES.values():
+            raise ConfigError(
+                f"{named(self.model)} returned a {type(outputs).__name__} of {describe(outputs)}; the loss "
+                f"{named(self.loss)} takes one array. Return that one, or give a loss(outputs, target) of your own"
+            )
         weight = losses_.example_weight(batch)
         losses_.check(v, self.loss, outputs, target, batch.get("mask"))
         loss, mean = losses_.reduce(self._per_example(*losses_.contained((outputs, target), weight)), weight)
@@ -98,6 +108,8 @@ class Supervised:
 
     def _per_example(self, outputs: Any, target: Any) -> jax.Array:
         losses = self.loss(outputs, target)
+        if not is_array(losses):
+            raise ConfigError(f"the loss {named(self.loss)} returned {losses!r}; one loss per example is expected")
         if losses.ndim == 0 or losses.shape[0] != target.shape[0]:
             name = getattr(self.loss, "__name__", repr(self.loss))
             raise ConfigError(

@@ -1,0 +1,60 @@
+"""What a model hands back: arrays, and not what Python makes of a `yield`, an `async def` or a call left out."""
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from sapwood.core.errors import ConfigError
+
+
+def computed(f: Callable, y: Any) -> Any:
+    """``y``, which ``f`` handed back; `ConfigError` where Python put its computation off.
+
+    >>> def model(v, x):
+    ...     yield x
+    >>> computed(model, model(None, 1))
+    Traceback (most recent call last):
+    sapwood.core.errors.ConfigError: model returned a generator, since it has a `yield`: nothing was computed. \
+Write `return`, and for several results a tuple
+    """
+    if isinstance(y, types.GeneratorType):
+        raise ConfigError(
+            f"{named(f)} returned a generator, since it has a `yield`: nothing was computed. Write `return`, and for "
+            "several results a tuple"
+        )
+    if isinstance(y, types.CoroutineType | types.AsyncGeneratorType):
+        if isinstance(y, types.CoroutineType):
+            y.close()  # Python would complain that nobody awaited it
+        raise ConfigError(f"{named(f)} is an `async def`: nothing was computed. Write `def`, and no `await`")
+    if isinstance(y, map | filter | zip):
+        kind = type(y).__name__
+        raise ConfigError(f"{named(f)} returned a {kind}: nothing was computed. Write tuple({kind}(...))")
+    return y
+
+
+def arrays(f: Callable, y: Any) -> Any:
+    """``y``, which ``f`` handed back; `ConfigError` where part of it is no array or number.
+
+    >>> arrays(len, {"logits": "many"})
+    Traceback (most recent call last):
+    sapwood.core.errors.ConfigError: len returned a str ('many'); a model returns arrays, or dicts and tuples of them
+    """
+    for leaf in jax.tree.leaves(computed(f, y)):
+        if not is_array(leaf):
+            kind = type(leaf).__name__
+            what = f"{named(leaf)} itself, which is to be called" if callable(leaf) else f"a {kind} ({leaf!r})"
+            raise ConfigError(f"{named(f)} returned {what}; a model returns arrays, or dicts and tuples of them")
+    return y
+
+
+def is_array(x: Any) -> bool:
+    """Whether JAX takes this for an array: one of its own, of NumPy's, or a number."""
+    return (hasattr(x, "shape") and hasattr(x, "dtype")) or isinstance(x, bool | int | float | complex | np.generic)
+
+
+def named(f: Callable) -> str:
+    """A model in a message: a function's name, a layer as it was written."""
+    return getattr(f, "__name__", None) or repr(f)
