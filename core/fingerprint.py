@@ -10,6 +10,7 @@ import sysconfig
 import types
 from collections import deque
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -70,7 +71,7 @@ def traced_anew(mark: Any) -> contextlib.AbstractContextManager[Any]:
     JAX keeps what it traced of the body of a scan, a branch of a cond or an inner `jax.jit` by the function object,
     which stays the same where only a helper of it was edited. None is where everybody is.
     """
-    return _ANEW(mark)
+    return contextlib.nullcontext() if mark is None else _ANEW(mark)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,20 @@ class _Same:
         return id(self.x)
 
 
+class _Equal(_Same):
+    """An object of a class of values, which may keep what it has made of them."""
+
+    def __eq__(self, other: Any) -> bool:
+        if not isinstance(other, _Equal) or type(self.x) is not type(other.x):
+            return False
+        try:
+            return self.x is other.x or bool(self.x == other.x)
+        except Exception:  # arrays of other libraries say so of each number
+            return False
+
+    __hash__ = object.__hash__
+
+
 def _parts(x: Any) -> Iterator[Any]:
     """What an object is made of: other objects, and `_Told` for what is compared as it stands."""
     if isinstance(x, types.FunctionType):
@@ -113,8 +128,17 @@ def _parts(x: Any) -> Iterator[Any]:
         yield from _parts_of_array(np.asarray(x))
     elif isinstance(x, jax.Array | types.ModuleType):
         yield _Told(_Same(x))
+    elif _is_value(type(x)):
+        yield _Told(_Equal(x))
     else:
         yield from _parts_of_object(x)
+
+
+@functools.cache
+def _is_value(kind: type) -> bool:
+    """Whether objects of an installed class, such as `pathlib.Path`, say themselves which ones are equal."""
+    container = issubclass(kind, tuple | frozenset) or dataclasses.is_dataclass(kind)
+    return not container and kind.__hash__ not in (None, object.__hash__) and installed("", kind.__module__)
 
 
 def _parts_of_function(f: types.FunctionType) -> Iterator[Any]:
@@ -187,13 +211,20 @@ def _items(x: Any) -> list[Any] | None:
 
 
 def _attributes(x: Any) -> list[tuple[str, Any]]:
-    """The attributes of an object by name: of a dataclass its fields, for it may keep what it has made of them."""
+    """The attributes of an object by name, without what it keeps of what it has made of them: no cached properties, and
+    of a dataclass its fields."""
     if dataclasses.is_dataclass(x):
         return [(field.name, getattr(x, field.name, None)) for field in dataclasses.fields(x)]
     slots = [vars(kind).get("__slots__", ()) for kind in type(x).__mro__]
     names = [name for some in slots for name in ((some,) if isinstance(some, str) else some)]
     held = [(name, getattr(x, name, None)) for name in names if name not in ("__dict__", "__weakref__")]
-    return held + [(name, value) for name, value in getattr(x, "__dict__", {}).items() if name not in _ABOUT]
+    own = [(name, value) for name, value in getattr(x, "__dict__", {}).items() if name not in _ABOUT]
+    return held + [(name, value) for name, value in own if not isinstance(_of_class(type(x), name), cached_property)]
+
+
+def _of_class(kind: type, name: str) -> Any:
+    """The attribute of a class, as it stands there."""
+    return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
 
 
 @functools.cache

@@ -33,7 +33,8 @@ def plan(trainer: Any, batch: Any) -> Plan:
     """The plan of the training state of a trainer for batches like this one (arrays or shapes), made once for them."""
     batch = jax.eval_shape(lambda x: x, dict(batch))
     leaves, structure = jax.tree.flatten(batch)
-    alike = structure, tuple((x.shape, x.dtype, x.weak_type) for x in leaves)
+    flags = jax.config.jax_enable_x64, jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
+    alike = flags, structure, tuple((x.shape, x.dtype, x.weak_type) for x in leaves)
     plans = trainer.compiled.plans
     if alike not in plans:
         with trainer.compiling():

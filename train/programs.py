@@ -5,14 +5,19 @@ code of its model and all that this names (`core.fingerprint`). As long as that 
 compiled is kept; where anything was edited, all of it is made anew.
 """
 
+import contextlib
+import dataclasses
 import functools
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
 from sapwood import parallel
+from sapwood.core.fingerprint import fingerprint, traced_anew
+from sapwood.core.loop import compiling_for
 from sapwood.train import compiling
 from sapwood.train.evaluation import evaluate_step, predict_step, remainder_step
 from sapwood.train.multistep import train_block, train_one
@@ -22,15 +27,42 @@ from sapwood.train.step import train_step
 class Programs:
     """What a `Trainer` runs: `train` for shardings of the state, `evaluate`, `predict`; and `plans`, `birth.plan`'s.
 
-    ``made_of`` is the fingerprint of the trainer that they are programs of, ``mark`` what `traced_anew` takes.
+    ``mark`` is what `traced_anew` takes.
     """
 
-    def __init__(self, trainer: Any, made_of: Any = None, mark: Any = None):
-        self.trainer, self.made_of, self.mark = trainer, made_of, mark
+    def __init__(self, trainer: Any, mark: Any = None):
+        self.trainer, self.mark = trainer, mark
+        self._made_of, self._lock, self._traces = self._code(), threading.Lock(), 0
         self.plans: dict[Any, Any] = {}
         self.whole = None if trainer.mesh is None else parallel.replicated(trainer.mesh)
         self._sent: dict[Any, tuple[Callable[..., Any], Callable[..., Any]]] = {}
         self._compiled: dict[Any, tuple[Callable[..., Any], float]] = {}
+
+    def _code(self) -> tuple:
+        trainer = self.trainer
+        return fingerprint(*(getattr(trainer, field.name) for field in dataclasses.fields(trainer)))
+
+    def edited(self) -> bool:
+        """Whether anything was edited since they were made.
+
+        What tracing itself changes, a list that notes it or a value that is kept, is no edit.
+        """
+        with self._lock:
+            return not self._traces and self._code() != self._made_of
+
+    @contextlib.contextmanager
+    def tracing(self) -> Iterator[None]:
+        """Where they are traced."""
+        with self._lock:
+            self._traces += 1
+        try:
+            with compiling_for(self.trainer.platform), traced_anew(self.mark):
+                yield
+        finally:
+            with self._lock:
+                self._traces -= 1
+                if not self._traces:
+                    self._made_of = self._code()
 
     @functools.cached_property
     def evaluate(self) -> Callable[..., Any]:

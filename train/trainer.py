@@ -11,9 +11,7 @@ import jax
 from sapwood import parallel
 from sapwood.core import foreign
 from sapwood.core.errors import ConfigError
-from sapwood.core.fingerprint import fingerprint, traced_anew
 from sapwood.core.layer import describe
-from sapwood.core.loop import compiling_for
 from sapwood.core.policy import Policy, as_policy
 from sapwood.parallel.per_device import platform
 from sapwood.train import birth, ema, evaluation, loop, offload, programs, trainable
@@ -232,11 +230,7 @@ class Trainer:
 
     def compiling(self) -> contextlib.AbstractContextManager[None]:
         """Where programs of this trainer are traced: layers choose for its platform, and code is taken as it is now."""
-        within = contextlib.ExitStack()
-        within.enter_context(compiling_for(self.platform))
-        if (mark := self.compiled.mark) is not None:
-            within.enter_context(traced_anew(mark))
-        return within
+        return self.compiled.tracing()
 
     @property
     def platform(self) -> str:
@@ -251,10 +245,9 @@ class Trainer:
     @property
     def compiled(self) -> "programs.Programs":
         """The programs of this trainer, made when first used, and anew where its code was edited: see `programs`."""
-        made_of = fingerprint(*(getattr(self, field.name) for field in dataclasses.fields(self)))
         kept = self._kept
-        if kept is None or kept.made_of != made_of:
-            kept = programs.Programs(self, made_of, None if kept is None else object())
+        if kept is None or kept.edited():
+            kept = programs.Programs(self, None if kept is None else object())
             object.__setattr__(self, "_kept", kept)
         return kept
 

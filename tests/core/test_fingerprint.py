@@ -4,6 +4,7 @@ import collections
 import functools
 import sys
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -180,6 +181,17 @@ def test_nothing_that_was_freed_is_taken_for_another():
     before = fingerprint(lambda: arrays)
     arrays[1] = np.arange(5)
     assert before != fingerprint(lambda: arrays)
+
+
+def test_what_an_object_keeps_of_its_value_is_no_edit():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), "x")
+    before = fingerprint(mesh)
+    assert jax.sharding.NamedSharding(mesh, jax.P("x")).mesh.shape == {"x": 2}
+    assert mesh.size == mesh.local_mesh.size == 2
+    assert str(mesh)
+    assert before == fingerprint(mesh) == fingerprint(jax.sharding.Mesh(np.array(jax.devices()[:2]), "x"))
+    assert fingerprint(jax.P("x"), Path("a")) == fingerprint(jax.P("x"), Path("a"))
+    assert before != fingerprint(jax.sharding.Mesh(np.array(jax.devices()[1:3]), "x"))
 
 
 def test_installed_code_is_taken_as_it_is():

@@ -28,8 +28,12 @@ def body(x, _):
     return helper(x), None
 
 
+NOTED = []
+
+
 def model(v, x):
     next(TRACED)
+    NOTED.append(v.train)  # what tracing changes is no edit
     x, _ = jax.lax.scan(body, x, None, length=2)  # JAX keeps the body by itself
     return L.Dense(WIDTH)(v.head, helper(x))
 
@@ -106,3 +110,11 @@ def test_predictions_of_twenty_sizes_are_of_three_programs():
         found = train.predict(state, {"features": X[:n]})
         np.testing.assert_allclose(found, outputs(state, X[:n]), rtol=1e-5, atol=1e-6)
     assert traces() == before + 3
+
+
+def test_a_mesh_that_was_used_is_the_same_mesh():
+    train = sw.Trainer(sw.supervised(model, inputs="features"), optax.sgd(0.0), mesh="data=8")
+    programs = train.compiled
+    jax.eval_shape(lambda: train.init(0, DATA))
+    assert train.put(DATA)["features"].sharding.mesh.size == train.mesh.size == 8
+    assert train.compiled is programs
