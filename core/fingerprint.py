@@ -105,7 +105,8 @@ class _Equal(_Same):
         except Exception:  # arrays of other libraries say so of each number
             return False
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:
+        return hash(type(self.x))
 
 
 def _parts(x: Any) -> Iterator[Any]:
