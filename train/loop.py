@@ -143,6 +143,8 @@ def fit(
         with show as loop.progress:
             loop.run()
         state = loop.state if goal is None else loop.best(first.programs.state)
+        if state is not loop.state:
+            show.say(f"ends with step {int(jax.device_get(state.step))}, the best by {goal}; the last is {loop.done}")
     return Result(state.replace(features=features), loop.history)
 
 

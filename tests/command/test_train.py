@@ -139,7 +139,7 @@ def test_a_run_does_not_go_on_as_another(run, sapwood, stripes, words, message):
     assert error == f"r cannot go on as another run: {message.format(stripes=stripes)}"
 
 
-@pytest.mark.costs("two trainings more")
+@pytest.mark.slow
 def test_a_run_is_lengthened_by_intent_and_says_from_where_it_goes_on(run, sapwood, stripes, config):
     before = config("r")
     whole = sapwood("train", stripes, "--run", "s", "--epochs", 3, "--resume")
@@ -331,6 +331,7 @@ def test_a_run_ends_with_the_best_checkpoint_and_all_that_read_it_take_that(sapw
     stripes.write_text(text + "\n" + stopping)
     words = ("--validation", 0.25, "--epochs", 9, "--keep", 1, "--learning-rate", 2)
     done = sapwood("train", stripes, "--run=~/r", "--best", "min:validation_loss", *words)
+    assert re.fullmatch(r"sapwood: ends with step \d+, the best by min:validation_loss; the last is \d+", done.err[0])
     losses = {row["step"]: row["validation_loss"] for row in read_rows("r/metrics.jsonl")}
     last, best = max(losses), min(losses, key=losses.__getitem__)
     assert best < last == best + 6 < 27  # stopped by the recipe's callback
