@@ -323,6 +323,46 @@ METHODS: dict[str, tuple[str, ...]] = {
 """Methods and attributes of models, layers and trainers."""
 
 
+_SIGMOID = "which takes logits: the model ends without a sigmoid"
+_SOFTMAX = "which takes logits: the model ends without a softmax"
+
+LOSSES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("mse", "meansquarederror", "mseloss", "l2"), ('"squared_error"',)),
+    **dict.fromkeys(("mae", "meanabsoluteerror", "l1", "l1loss"), ('"absolute_error"',)),
+    **dict.fromkeys(("bce", "binarycrossentropy", "bceloss", "bcewithlogits", "bcewithlogitsloss", "logloss"),
+                    ('"sigmoid_cross_entropy"', _SIGMOID)),
+    **dict.fromkeys(("crossentropy", "crossentropyloss", "categoricalcrossentropy", "sparsecategoricalcrossentropy",
+                     "nll", "nllloss"), ('"softmax_cross_entropy"', _SOFTMAX)),
+    **dict.fromkeys(("kl", "kld", "kldiv", "kldivloss", "kullbackleiblerdivergence"),
+                    ('"kl_divergence"', "which takes log-probabilities: jax.nn.log_softmax of logits")),
+    **dict.fromkeys(("smoothl1", "smoothl1loss", "huberloss"), ('"huber"',)),
+    "logcosh": ('"log_cosh"',),
+    "cosinesimilarity": ('"cosine_distance"', "one minus it"),
+    "binaryfocalcrossentropy": ('"focal"', _SIGMOID),
+}  # fmt: skip
+"""Names of losses, after `sw.supervised(model, ...)`."""
+
+METRICS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("acc", "categoricalaccuracy", "sparsecategoricalaccuracy", "accuracyscore"), ('"accuracy"',)),
+    **dict.fromkeys(("topkaccuracy", "topkcategoricalaccuracy"), ('"top_5_accuracy"',)),
+    "confusionmatrix": ('"confusion"',),
+    "precisionscore": ('"precision"', 'of classes, and "binary_precision" of labels'),
+    "recallscore": ('"recall"', 'of classes, and "binary_recall" of labels'),
+    **dict.fromkeys(("f1score", "f1macro", "fscore"), ('"f1"', 'of classes, and "binary_f1" of labels')),
+    **dict.fromkeys(("balancedaccuracy", "balancedaccuracyscore"), ('"recall"', "its mean over the classes")),
+    **dict.fromkeys(("exactmatch", "subsetaccuracyscore"), ('"subset_accuracy"',)),
+    **dict.fromkeys(("hammingloss", "hamming"), ('"binary_accuracy"', "which is one minus it")),
+    **dict.fromkeys(("rocauc", "rocaucscore", "auroc"), ('"auc"',)),
+    "mse": ('"mean_squared_error"',),
+    "mae": ('"mean_absolute_error"',),
+    "rmse": ('"root_mean_squared_error"',),
+    "r2score": ('"r2"',),
+    "ppl": ('"perplexity"',),
+    **dict.fromkeys(("bce", "binarycrossentropy", "crossentropy", "logloss"), ("", "the loss is in every row already")),
+}  # fmt: skip
+"""Names of metrics, after `sw.supervised(model, loss, metrics=...)`."""
+
+
 def answer(table: dict[str, tuple[str, ...]], name: str, known: Collection[str] = ()) -> str:
     """What an error says after "there is no ...": what to write, or the nearest of the names that are known.
 

@@ -317,13 +317,17 @@ class Dataset:
         label = self.features.get("label")
         if label is None or not label.num_classes:
             raise ConfigError("weights by class need a label with classes")
-        table = np.ones(label.num_classes, np.float32)
+        table, given = np.ones(label.num_classes, np.float32), {}
         names = {label.name(i): i for i in range(label.num_classes)}
         for key, weight in by_class.items():
-            index = key if isinstance(key, int | np.integer) else names.get(key, -1)
+            flag = isinstance(key, bool | np.bool_)
+            named = isinstance(key, str) or (flag and label.classes is not None)  # classes called "False" and "True"
+            index = names.get(str(key), -1) if named else int(key) if flag or isinstance(key, int | np.integer) else -1
             if not 0 <= index < len(table):
                 raise ConfigError(f"there is no class {key!r} to weigh; classes are {', '.join(names)}")
-            table[index] = weight
+            if index in given:
+                raise ConfigError(f"{given[index]!r} and {key!r} are the same class; give it one weight")
+            table[index], given[index] = weight, key
         return table
 
     def check(self, batch: Mapping[str, np.ndarray], first_index: int = 0) -> None:

@@ -71,6 +71,8 @@ def _unpack(result: Any, objective: Any) -> tuple[jax.Array, dict[str, Any]]:
         raise ConfigError(
             f"the objective {name} gives a metric called 'loss', where the loss itself is logged; call it otherwise"
         )
+    for metric in found:
+        metrics.check_name(metric, allowed=("loss",))
     for path, value in leaves(found):
         if not isinstance(value, metrics.Metric) and jnp.ndim(value) != 0:
             raise ConfigError(

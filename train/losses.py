@@ -1,19 +1,19 @@
 """Losses: functions ``loss(outputs, target) -> per-example losses``, in float32, from optax where optax has them.
 
-A loss keeps the batch's shape; `reduce` turns it into one number under a mask or weights. What indexing would clamp in
-silence, a label outside the classes, is flagged by `check` on the device.
+A loss keeps the batch's shape; `reduce` turns it into one number under a mask or weights. What would be misread in
+silence, such as a label outside the classes, which indexing clamps, is flagged by `check` on the device.
 """
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from sapwood.core import foreign
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.core.paths import nearest
+from sapwood.train import metrics as metrics_
 from sapwood.train.metrics import Mean, lead, same_shape, wide
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -25,6 +25,11 @@ def _float32(x: jax.Array) -> jax.Array:
 
 def _classes(what: str, logits: jax.Array, target: jax.Array) -> bool:
     """Whether the target is class labels (...) for logits (..., classes); False for one probability per class."""
+    if logits.ndim == 0 or logits.shape[-1] < 2:
+        raise DataError(
+            f"{what}: one output is no choice between classes, its softmax is always 1, but the logits have shape "
+            f"{logits.shape}; for yes or no take sigmoid_cross_entropy, for a number squared_error"
+        )
     if jnp.issubdtype(target.dtype, jnp.integer) and target.shape == logits.shape[:-1]:
         return True
     if jnp.issubdtype(target.dtype, jnp.floating) and target.shape == logits.shape:
@@ -114,7 +119,9 @@ def log_cosh(outputs: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def hinge(outputs: jax.Array, target: jax.Array) -> jax.Array:
-    """``max(0, 1 - outputs * target)`` for a target of -1 and 1; all of one shape.
+    """``max(0, 1 - outputs * target)`` for a target of -1 and 1, numbers of any type; all of one shape.
+
+    Labels 0 and 1 are written ``2 * target - 1``; `supervised` refuses them as they are.
 
     >>> hinge(jnp.array([0.5, -2.0]), jnp.array([1, 1])).tolist()
     [0.5, 3.0]
@@ -125,6 +132,8 @@ def hinge(outputs: jax.Array, target: jax.Array) -> jax.Array:
 
 def kl_divergence(log_probabilities: jax.Array, target: jax.Array) -> jax.Array:
     """KL divergence of ``target`` (..., classes) from ``exp(log_probabilities)`` (..., classes): losses (...).
+
+    Logits become log-probabilities by `jax.nn.log_softmax`; `supervised` refuses them as they are.
 
     >>> kl_divergence(jnp.log(jnp.full((1, 2), 0.5)), jnp.full((1, 2), 0.5)).tolist()
     [0.0]
@@ -150,6 +159,13 @@ LOSSES: Mapping[str, Loss] = {
 }  # fmt: skip
 """Every loss by name."""
 
+KINDS: Mapping[str, tuple[Loss, ...]] = {
+    "classes": (softmax_cross_entropy, kl_divergence),
+    "binary labels": (sigmoid_cross_entropy, focal, hinge),
+    "numbers": (squared_error, absolute_error, huber, log_cosh),
+}
+"""Losses by what they take outputs and target for, in the words of `train.metrics.KINDS`."""
+
 
 def resolve(loss: str | Loss) -> Loss:
     """A loss given by name or as a function; `ConfigError` with the nearest names.
@@ -159,12 +175,22 @@ def resolve(loss: str | Loss) -> Loss:
     """
     if callable(loss):
         return loss
-    if loss not in LOSSES:
+    if not isinstance(loss, str) or loss not in LOSSES:
         raise ConfigError(
-            f"no loss is called {loss!r}{nearest(str(loss), LOSSES)} (known: {', '.join(LOSSES)}; or "
-            f"give a function (outputs, target) -> per-example losses)"
+            f"no loss is called {loss!r}{foreign.answer(foreign.LOSSES, str(loss), LOSSES)} "
+            f"(known: {', '.join(LOSSES)}; or give a function (outputs, target) -> per-example losses)"
         )
     return LOSSES[loss]
+
+
+def kind(loss: Loss) -> str | None:
+    """What a loss takes the outputs for; None for a function of one's own, and for `cosine_distance`.
+
+    >>> import functools
+    >>> kind(functools.partial(huber, delta=2.0))
+    'numbers'
+    """
+    return next((name for name, losses in KINDS.items() if metrics_.plain(loss) in losses), None)
 
 
 def example_weight(batch: Mapping[str, Any]) -> jax.Array | None:
@@ -214,14 +240,41 @@ def of_mean(mean: Mean) -> jax.Array:
     return mean.total / jnp.where(mean.weight == 0, 1, mean.weight)
 
 
-def check(v: Any, loss: Loss, outputs: jax.Array, target: jax.Array, mask: jax.Array | None = None) -> None:
-    """Flag targets that ``loss`` would misread in silence; examples outside ``mask`` may hold anything."""
-    function = loss.func if isinstance(loss, functools.partial) else loss
-    if function is softmax_cross_entropy and jnp.issubdtype(target.dtype, jnp.integer):
+def check(
+    v: Any, loss: Loss, outputs: jax.Array, target: jax.Array, mask: jax.Array | None = None,
+    kinds: Collection[str] = (),
+) -> None:  # fmt: skip
+    """Flag what ``loss`` would misread in silence, and metrics of other ``kinds``; examples outside ``mask`` may hold
+    anything."""
+    function = metrics_.plain(loss)
+    kinds = {kind(loss), *kinds}
+    if "classes" in kinds and jnp.issubdtype(target.dtype, jnp.floating) and target.shape == outputs.shape:
+        _flag(v, _distributions(target), DISTRIBUTION.format(target.shape[-1]), mask)
+    elif "classes" in kinds:
         classes, target = outputs.shape[-1], wide(target)
-        ok, message = (target >= 0) & (target < classes), f"label outside the {classes} classes 0 to {classes - 1}"
-    elif function in (sigmoid_cross_entropy, focal):
-        ok, message = (target >= 0) & (target <= 1), "target outside 0 to 1"
-    else:
-        return
+        message = f"label outside the {classes} classes 0 to {classes - 1}"
+        _flag(v, (target >= 0) & (target < classes), message, mask)
+    if function is hinge:
+        _flag(v, abs(_float32(target)) == 1, SIGNS, mask)
+    elif "binary labels" in kinds:
+        low = 0 if kind(loss) else -1
+        _flag(v, (target >= low) & (target <= 1), f"target outside {low} to 1", mask)
+    if function is kl_divergence:
+        total = jax.nn.logsumexp(_float32(outputs), -1)
+        _flag(v, abs(total) < 0.05, "outputs that are no log-probabilities; take jax.nn.log_softmax of logits", mask)
+
+
+DISTRIBUTION = (
+    "target that is no distribution over the {} classes: a row does not sum to 1; for independent labels take "
+    "sigmoid_cross_entropy and binary metrics"
+)
+SIGNS = "target of hinge other than -1 and 1; labels 0 and 1 are written 2 * target - 1, or take sigmoid_cross_entropy"
+
+
+def _distributions(target: jax.Array) -> jax.Array:
+    """Which rows (..., classes) are at least 0 and sum to 1, to the accuracy of bfloat16."""
+    return (jnp.min(target, -1) >= 0) & (abs(jnp.sum(_float32(target), -1) - 1) < 0.02)
+
+
+def _flag(v: Any, ok: jax.Array, message: str, mask: Any) -> None:
     v.check(ok if mask is None else ok | ~lead(mask, ok.shape).astype(bool), message)

@@ -35,6 +35,8 @@ from sapwood.train import losses as losses_
 from sapwood.train import metrics as metrics_
 
 Batch = Mapping[str, Any]
+Chosen = str | Callable[..., Any]
+Metrics = Chosen | Sequence[Chosen] | Mapping[str, Chosen]
 
 
 class Objective(Protocol):
@@ -99,7 +101,8 @@ class Supervised:
                 f"{named(self.loss)} takes one array. Return that one, or give a loss(outputs, target) of your own"
             )
         weight = losses_.example_weight(batch)
-        losses_.check(v, self.loss, outputs, target, batch.get("mask"))
+        kinds = {kind for _, metric in self.metrics if (kind := metrics_.kind(metric))}
+        losses_.check(v, self.loss, outputs, target, batch.get("mask"), kinds)
         loss, mean = losses_.reduce(self._per_example(*losses_.contained((outputs, target), weight)), weight)
         metrics = {name: _as_accumulator(metric(outputs, target, weight), weight) for name, metric in self.metrics}
         if weight is None:  # the loss says it all: every example counts the same
@@ -137,17 +140,25 @@ def _feature(batch: Batch, name: str, role: str) -> Any:
 def supervised(
     model: Callable[..., Any],
     loss: str | losses_.Loss = "softmax_cross_entropy",
-    metrics: Sequence[str | Callable[..., Any]] = ("accuracy",),
+    metrics: Metrics | None = None,
     inputs: str | Sequence[str] = "image",
     target: str = "label",
 ) -> Supervised:
     """The objective of learning ``target`` from ``inputs`` by example.
 
     ``model(v, *inputs)`` is any model. ``loss`` is a name or a function ``(outputs, target) -> per-example losses``;
-    ``metrics`` are names or functions ``(outputs, target, weight) -> Metric`` (or one value per example). The entries
-    "mask" and "weight" of the batch, where there are any, say what counts in both. Labels outside the classes are
-    flagged on the device. Raises `ConfigError` with the nearest names for an unknown loss or metric, and for an input
-    or target called "mask" or "weight"; `DataError` for a feature the batch lacks.
+    ``metrics`` are names or functions ``(outputs, target, weight) -> Metric`` (or one value per example), or a dict of
+    them by the name each has in a row. The entries "mask" and "weight" of the batch,
+    where there are any, say what counts in both.
+
+    The loss says what the outputs are: logits of classes, logits of independent "binary labels", or numbers. Without
+    ``metrics`` there is the one that goes with it: "accuracy", "binary_accuracy" or "mean_absolute_error"; none for a
+    loss of one's own. A metric that takes the outputs for something else is refused, and so, on the device, is a target
+    that the loss or a metric would misread, such as a label outside the classes. docs/metrics.md lists them all.
+
+    Raises `ConfigError` with the nearest names for an unknown loss or metric, for one name given to two metrics or
+    taken by a column of `fit`, and for an input or target called "mask" or "weight"; `DataError` for a feature the
+    batch lacks and for shapes that do not fit.
 
     >>> import jax.numpy as jnp
     >>> import sapwood as sw
@@ -167,9 +178,23 @@ def supervised(
             f"supervised(loss={loss!r}): one loss is expected. For several outputs write the objective yourself, a "
             "function (v, batch) -> (the sum of the losses, metrics), which sw.Trainer takes in its place"
         )
-    if isinstance(metrics, str):
-        metrics = (metrics,)
     names = (inputs,) if isinstance(inputs, str) else tuple(inputs)
     check_names("supervised", names, target)
-    chosen = tuple(metrics_.resolve(metric) for metric in metrics)
-    return Supervised(model, losses_.resolve(loss), chosen, names, target)
+    loss = losses_.resolve(loss)
+    kind = losses_.kind(loss)
+    chosen = metrics_.resolve_all(metrics_.default(kind) if metrics is None else metrics)
+    for name, metric in chosen:
+        _check_kind(name, metric, loss, kind)
+    return Supervised(model, loss, chosen, names, target)
+
+
+def _check_kind(name: str, metric: Callable[..., Any], loss: losses_.Loss, kind: str | None) -> None:
+    """Raise `ConfigError` for a metric that would take the outputs for something else than the loss does."""
+    other = metrics_.kind(metric)
+    if kind is not None and other is not None and kind != other:
+        raise ConfigError(
+            f"supervised: the metric {name!r} is of {other}, but the loss {metrics_.plain(loss).__name__} takes the "
+            f"outputs for {kind}; metrics of {kind} are "
+            f"{', '.join(repr(each.__name__) for each in metrics_.KINDS[kind])}, and a function (outputs, target, "
+            f"weight) of your own may take them for anything"
+        )

@@ -38,7 +38,8 @@ def encode(
     values: Any, classes: Classes, name: str = "label", where: Callable[[int], str] = "example {}".format
 ) -> tuple[np.ndarray, Feature]:
     """Labels and their feature. Text becomes the number of its class, int32; integers are class numbers already;
-    floats are targets of a regression and stay.
+    floats are targets of a regression and stay, and so do the signs -1 and 1 of the hinge loss, which are no class
+    numbers.
 
     Args:
         values: labels `(examples, ...)`.
@@ -70,11 +71,13 @@ def encode(
         return values, Feature(values.shape[1:], narrow(name, values[:1]).dtype.name)
     values = values if kept else values.astype(np.int32, copy=False)
     if classes is None:
+        if values.size and (values.min(), values.max()) == (-1, 1) and np.all(values != 0):
+            return values, Feature(values.shape[1:], "int32", low=-1, high=1)
         if values.size and values.min() < 0:
             first = tuple(np.argwhere(values < 0)[0])
             raise DataError(
                 f"{name} of {where(int(first[0]))} is {values[first]}; classes are counted from 0. Renumber them, or "
-                "give floats for a regression"
+                "give floats for a regression (-1 and 1 alone are the signs of the loss hinge)"
             )
         classes = int(values.max()) + 1 if values.size else 0
     return values, _feature(values, classes)

@@ -189,6 +189,19 @@ def test_weights_by_the_name_of_a_class():
         data.weighted({"cow": 1})
 
 
+def test_weights_of_false_and_true():
+    """NumPy takes a bool in place of an index for a mask, so True once weighed every class."""
+    data = load((np.zeros(3), np.array([False, False, True])))
+    for false, true in ((False, True), (np.False_, np.True_), (0, 1), ("0", "1")):
+        assert data.weighted({false: 1, true: 5}).column("weight").tolist() == [1, 1, 5]
+    named = load((np.zeros(3), np.array(["True", "False", "True"])))
+    assert named.weighted({False: 1, True: 5}).column("weight").tolist() == [5, 1, 5]
+    with pytest.raises(ConfigError, match="no class True to weigh; classes are cat, dog"):
+        load((np.zeros(3), np.array(["cat", "dog", "cat"]))).weighted({True: 2})
+    with pytest.raises(ConfigError, match="1 and '1' are the same class"):
+        data.weighted({1: 2, "1": 3})
+
+
 def test_bad_weights(data):
     with pytest.raises(DataError, match=r"shape \(3,\); \(100,\) is expected"):
         data.weighted([1, 2, 3])

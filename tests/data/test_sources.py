@@ -37,13 +37,22 @@ def test_float_labels_are_a_regression_and_text_labels_have_names():
     assert load((np.zeros(2), ["b", "a"]), classes=["b", "a", "c"]).column("label").tolist() == [0, 1]
 
 
+def test_signs_are_no_class_numbers():
+    """-1 and 1 are what the hinge loss takes; they are kept, and bounded, but not counted as classes."""
+    for labels in (np.array([-1, 1, 1]), np.array([[-1], [1], [-1]], "int8")):
+        data = load((np.zeros(3), labels))
+        assert data.features["label"] == Feature(labels.shape[1:], "int32", low=-1, high=1)
+        np.testing.assert_array_equal(data.column("label"), labels)
+    assert load((np.zeros(3), np.array([1, 1, 0]))).features["label"].num_classes == 2
+
+
 def test_bad_arrays():
     with pytest.raises(DataError, match="features has 3, label has 2"):
         load((np.zeros(3), np.zeros(2, int)))
     with pytest.raises(DataError, match="empty"):
         load((np.zeros((0, 4)), np.zeros(0, int)))
     with pytest.raises(DataError, match=r"label of example 1 is -1; classes are counted from 0"):
-        load((np.zeros(2), np.array([1, -1])))
+        load((np.zeros(2), np.array([2, -1])))
     with pytest.raises(DataError, match="label of example 1 is 'cow'; classes are 'cat', 'dog'"):
         load((np.zeros(2), ["cat", "cow"]), classes=["cat", "dog"])
     with pytest.raises(ConfigError, match="no entry 'y' to be the target; it has 'x'"):

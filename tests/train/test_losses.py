@@ -10,6 +10,7 @@ from scipy import special
 
 import sapwood as sw
 from sapwood import CheckError, ConfigError, DataError
+from sapwood.core import foreign
 from sapwood.train import losses
 
 RNG = np.random.default_rng(1)
@@ -183,6 +184,34 @@ def test_a_target_that_is_no_probability_is_flagged():
     assert [bool(ok) for ok in found.values()] == [False]
 
 
+@pytest.mark.parametrize(
+    ("loss", "outputs", "target", "message"),
+    [(losses.hinge, np.zeros(2), [1, 0], r"other than -1 and 1; labels 0 and 1 are written 2 \* target - 1"),
+     (losses.softmax_cross_entropy, np.zeros((2, 2)), [[0.5, 0.5], [1.0, 1.0]], "no distribution over the 2 classes"),
+     (losses.kl_divergence, np.zeros((2, 2)), [[0.5, 0.5], [1.0, 0.0]], "no log-probabilities; take jax.nn.log_softm")],
+)  # fmt: skip
+def test_a_target_that_would_be_misread_is_flagged(loss, outputs, target, message):
+    target = np.asarray(target, "f4" if np.ndim(target) > 1 else "i4")
+    found, eager = _flag(loss, outputs.astype("f4"), target)
+    assert [bool(ok) for ok in found.values()].count(False) == 1
+    with pytest.raises(CheckError, match=message):
+        eager()
+
+
+def test_targets_that_mean_what_the_loss_means_pass():
+    log_p = np.log(SOFT)
+    for loss, outputs, target in ((losses.hinge, np.zeros(2, "f4"), np.int32([-1, 1])),
+                                  (losses.softmax_cross_entropy, LOGITS, SOFT.astype(jnp.bfloat16)),
+                                  (losses.kl_divergence, log_p.astype(jnp.bfloat16), SOFT)):  # fmt: skip
+        assert all(bool(ok) for ok in _flag(loss, outputs, target)[0].values())
+
+
+def test_one_output_is_no_choice_between_classes():
+    for target in (np.zeros(4, "int32"), np.ones((4, 1), "f4")):
+        with pytest.raises(DataError, match=r"its softmax is always 1.*take sigmoid_cross_entropy"):
+            losses.softmax_cross_entropy(np.zeros((4, 1), "f4"), target)
+
+
 def test_what_needs_no_check_adds_none():
     assert _flag(losses.squared_error, np.zeros(2, "f4"), np.zeros(2, "f4"))[0] == {}
 
@@ -204,3 +233,4 @@ def test_a_column_against_a_vector_is_an_error_and_no_broadcast():
 def test_unknown_names_come_with_the_nearest():
     with pytest.raises(ConfigError, match="'softmax_crossentropy'; did you mean 'softmax_cross_entropy'"):
         losses.resolve("softmax_crossentropy")
+    assert {code.strip('"') for code, *_ in foreign.LOSSES.values()} <= set(losses.LOSSES)

@@ -1,16 +1,19 @@
 """`supervised`, and what any objective has to be."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from scipy import special
+from sklearn.metrics import precision_recall_fscore_support
 
 import sapwood as sw
-from sapwood import ConfigError, DataError
-from sapwood.train import Last, Trainer, supervised
-from sapwood.train.metrics import compute
+from sapwood import CheckError, ConfigError, DataError
+from sapwood.train import Last, Trainer, losses, supervised
+from sapwood.train.metrics import METRICS, compute
 
 zeros = jax.nn.initializers.zeros
 BATCH = {"x": np.eye(4, dtype="float32"), "label": np.array([0, 1, 2, 2])}
@@ -56,6 +59,63 @@ def test_several_inputs_and_a_metric_of_your_own():
     assert metrics["top_5_accuracy"] == 1.0
 
 
+OUTPUTS = np.float32([[2.0, -1.0, 3.0], [-1.0, 1.0, 1.0], [0.5, -2.0, -3.0], [-0.5, 4.0, -1.0]])
+BITS = np.float32([[1, 1, 1], [0, 0, 1], [0, 0, 0], [1, 1, 0]])
+DEFAULTS = {
+    "softmax_cross_entropy": ["accuracy"], "kl_divergence": ["accuracy"], "sigmoid_cross_entropy": ["binary_accuracy"],
+    "focal": ["binary_accuracy"], "hinge": ["binary_accuracy"], "squared_error": ["mean_absolute_error"],
+    "absolute_error": ["mean_absolute_error"], "huber": ["mean_absolute_error"], "log_cosh": ["mean_absolute_error"],
+    "cosine_distance": [],
+}  # fmt: skip
+
+
+def test_the_default_metric_follows_the_loss():
+    assert {loss: [name for name, _ in supervised(linear, loss).metrics] for loss in losses.LOSSES} == DEFAULTS
+    smooth = functools.partial(losses.softmax_cross_entropy, label_smoothing=0.1)
+    assert [name for name, _ in supervised(linear, smooth).metrics] == ["accuracy"]
+    assert supervised(linear, lambda outputs, target: outputs[:, 0]).metrics == ()  # what it means is not known
+
+
+def test_the_accuracy_of_yes_and_no_in_every_shape():
+    """Once 1.0 for a column, 0.0 for a vector and that of the largest label for several."""
+    shapes = {"vector": (OUTPUTS[:, 0], BITS[:, 0]), "column": (OUTPUTS[:, :1], BITS[:, :1]), "labels": (OUTPUTS, BITS)}
+    wanted = "binary_accuracy", "binary_precision", "binary_recall", "binary_f1"
+    objective = supervised(lambda v, x: x, "sigmoid_cross_entropy", wanted, inputs="x", target="y")
+    run = jax.jit(
+        lambda given: {name: sw.apply(objective, {}, {}, {"x": x, "y": y})[0][1] for name, (x, y) in given.items()}
+    )
+    for name, found in jax.device_get(run(shapes)).items():
+        chosen, true = shapes[name][0] > 0, shapes[name][1]
+        average = "macro" if name == "labels" else "binary"
+        expected = precision_recall_fscore_support(true, chosen, average=average, zero_division=0)[:3]
+        np.testing.assert_allclose(list(compute(found).values()), [(chosen == true).mean(), *expected], rtol=1e-6)
+
+
+def test_a_metric_that_takes_the_outputs_for_something_else_is_refused():
+    expected = "metric 'f1' is of classes, but the loss focal takes the outputs for binary labels; .* 'binary_f1'"
+    with pytest.raises(ConfigError, match=expected):
+        supervised(linear, "focal", "f1")
+    for loss, metric in (("squared_error", "binary_accuracy"), ("softmax_cross_entropy", "r2"), ("hinge", "accuracy")):
+        with pytest.raises(ConfigError, match=r"metric 'any' is of .* but the loss"):
+            supervised(linear, functools.partial(losses.LOSSES[loss]), {"any": functools.partial(METRICS[metric])})
+
+
+def test_metrics_with_names_of_ones_own():
+    chosen = {"strict": functools.partial(METRICS["binary_recall"], threshold=0.9), "usual": "binary_recall"}
+    objective = supervised(lambda v, x: x, "sigmoid_cross_entropy", chosen, inputs="x")
+    batch = {"x": np.float32([1.0, 3.0, 1.0, -1.0]), "label": np.float32([1, 1, 0, 0])}
+    assert run(objective, batch, {})[1] == {"strict": 0.5, "usual": 1.0}
+
+
+def test_a_target_that_a_metric_would_misread_is_flagged():
+    """Also where the loss is one's own and tells nothing: several labels are no distribution over classes."""
+    objective = supervised(lambda v, x: x, lambda x, y: x.sum(-1), "precision", inputs="x")
+    with pytest.raises(CheckError, match=r"no distribution over the 3 classes.*binary metrics at entry 0"):
+        sw.apply(objective, {}, {}, {"x": OUTPUTS, "label": BITS})
+    (_, found), _ = sw.apply(objective, {}, {}, {"x": OUTPUTS, "label": np.eye(3, dtype="f4")[[2, 1, 0, 1]]})
+    assert compute(found)["precision"] == 1.0
+
+
 def test_inputs_are_cast_to_the_compute_dtype_and_integers_are_not():
     seen = {}
 
@@ -85,7 +145,10 @@ def test_what_it_was_made_of_compares_by_value():
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"loss": "crossentropy"}, "no loss is called 'crossentropy'"),
-     ({"metrics": "acuracy"}, "did you mean 'accuracy'"), ({"model": 3}, "a model is a function"),
+     ({"loss": "mse"}, "'mse': here it is \"squared_error\""), ({"loss": 3}, "no loss is called 3"),
+     ({"loss": "bce"}, '"sigmoid_cross_entropy", which takes logits'), ({"metrics": "mae"}, '"mean_absolute_error"'),
+     ({"metrics": "acuracy"}, "did you mean 'accuracy'"), ({"metrics": {"step": "accuracy"}}, "called 'step'"),
+     ({"model": 3}, "a model is a function"),
      ({"target": "mask"}, r"target='mask'\): an entry \"mask\" says which examples .* so it cannot be the target too"),
      ({"inputs": ("height", "weight")}, r"inputs='weight'\): .* how much an example counts .*\"weights\": e\[")],
 )  # fmt: skip
@@ -108,6 +171,7 @@ def test_a_feature_with_a_name_nearby():
 @pytest.mark.parametrize(
     ("result", "message"),
     [(jnp.ones(3), "returned ArrayImpl|returned .*Tracer"), ((jnp.ones(3), {}), r"a loss of shape \(3,\)"),
+     ((jnp.ones(()), {"step": jnp.ones(())}), "a metric cannot be called 'step'"),
      ((jnp.ones(()), {"m": jnp.ones(2)}), r"metric 'm' .* shape \(2,\)"), ((jnp.ones(()), None), "returns"),
      ((Last(1.0), {}), "a loss of Last; it must be one number or a train.Mean"),
      ((jnp.ones(()), {"loss": jnp.ones(())}), "a metric called 'loss', where the loss itself is logged")],

@@ -1,0 +1,20 @@
+"""Every metric through `evaluate` against scikit-learn's, as benchmarks/metrics.py measures it."""
+
+import pytest
+
+from benchmarks import metrics
+
+QUICK = ["blobs, classes 1, 4, 6, 8 of 12", "seven labels, one absent", "20000 plus minus 1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUICK)
+def test_some_data_sets(name):
+    """Under weights, of which some are 0, in batches that leave a remainder."""
+    assert max(metrics.differences(metrics.cases()[name], True, [11]).values()) < metrics.BOUND
+
+
+@pytest.mark.long
+def test_the_whole_table():
+    found = metrics.measure()
+    assert max(found["metrics"].values()) < metrics.BOUND

@@ -1,0 +1,164 @@
+"""Metrics of independent yes-or-no labels: logits (..., labels) against 0 and 1 of the same shape.
+
+Logits of shape (examples,) or (examples, 1) are one label. A target may be bool, 0 and 1, -1 and 1, or a probability,
+which counts as 1 above one half. ``threshold`` is the probability, ``sigmoid(logit)``, above which a label is
+predicted.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sapwood.core.errors import ConfigError
+from sapwood.train.metrics.accumulators import Mean, Metric, static
+from sapwood.train.metrics.counts import F1, Precision, Recall, check_average
+from sapwood.train.metrics.shapes import column_weight, columns, same_shape
+
+
+def binary_accuracy(
+    outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None, threshold: float = 0.5
+) -> Mean:
+    """The share of labels that are predicted rightly, each by itself.
+
+    >>> float(binary_accuracy(jnp.array([[2.0, -1.0], [1.0, 1.0]]), jnp.array([[1, 0], [1, 0]])).compute())
+    0.75
+    """
+    return Mean.of(_right("binary_accuracy", outputs, target, threshold), weight)
+
+
+def subset_accuracy(
+    outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None, threshold: float = 0.5
+) -> Mean:
+    """The share of examples (..., labels) of which every label is predicted rightly.
+
+    >>> float(subset_accuracy(jnp.array([[2.0, -1.0], [1.0, 1.0]]), jnp.array([[1, 0], [1, 0]])).compute())
+    0.5
+    """
+    right = _right("subset_accuracy", outputs, target, threshold)
+    return Mean.of(right if right.ndim == 1 else right.all(-1), weight)
+
+
+def binary_precision(
+    outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None, average: str | None = "macro",
+    threshold: float = 0.5,
+) -> Precision:  # fmt: skip
+    """Of the examples for which a label was predicted, the share that have it.
+
+    Over several labels ``average`` is "macro" (the mean over all of them), "micro", "weighted" or None, as in
+    scikit-learn. Raises `ConfigError` for another one, or for a threshold outside 0 to 1, `DataError` for shapes that
+    differ. `functools.partial` sets options for `supervised`.
+
+    >>> outputs, target = jnp.array([2.0, 1.0, -1.0, -2.0]), jnp.array([1, 0, 1, 0])
+    >>> float(binary_precision(outputs, target).compute())
+    0.5
+    >>> float(binary_precision(outputs, target, threshold=0.8).compute())
+    1.0
+    """
+    return _counts(Precision, outputs, target, weight, average, threshold)
+
+
+def binary_recall(
+    outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None, average: str | None = "macro",
+    threshold: float = 0.5,
+) -> Recall:  # fmt: skip
+    """Of the examples that have a label, the share for which it was predicted; options as `binary_precision` has.
+
+    >>> float(binary_recall(jnp.array([2.0, 1.0, -1.0, -2.0]), jnp.array([1, 0, 1, 0]), threshold=0.1).compute())
+    1.0
+    """
+    return _counts(Recall, outputs, target, weight, average, threshold)
+
+
+def binary_f1(
+    outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None, average: str | None = "macro",
+    threshold: float = 0.5,
+) -> F1:  # fmt: skip
+    """The harmonic mean of precision and recall of a label; options as `binary_precision` has.
+
+    >>> float(binary_f1(jnp.array([2.0, 1.0, -1.0, -2.0]), jnp.array([1, 0, 1, 0])).compute())
+    0.5
+    """
+    return _counts(F1, outputs, target, weight, average, threshold)
+
+
+def _predicted(what: str, outputs: jax.Array, target: jax.Array, threshold: float) -> jax.Array:
+    same_shape(what, outputs, target)
+    if not 0 < threshold < 1:
+        raise ConfigError(f"{what}(threshold={threshold}): a probability between 0 and 1 is expected")
+    return outputs > math.log(threshold / (1 - threshold))
+
+
+def _right(what: str, outputs: jax.Array, target: jax.Array, threshold: float) -> jax.Array:
+    return _predicted(what, outputs, target, threshold) == (target > 0.5)
+
+
+def _counts(kind: type[Any], outputs: Any, target: Any, weight: Any, average: Any, threshold: float) -> Any:
+    what = f"binary_{kind.__name__.lower()}"
+    check_average(what, average)
+    chosen, true = columns(_predicted(what, outputs, target, threshold)), columns(target > 0.5)
+    each = column_weight(weight, outputs.shape)
+    sums = (jnp.sum(x if each is None else x & each if each.dtype == bool else x * each, 0)
+            for x in (chosen & true, chosen, true))  # fmt: skip
+    return kind(*sums, average, absent=True)
+
+
+class AUC(Metric):
+    """The scores (examples, labels) that were seen, which label was there, and what each counts."""
+
+    score: Any
+    positive: Any
+    weight: Any
+    average: str | None = static("macro")
+
+    def merge(self, other: "AUC") -> "AUC":
+        return jax.tree.map(lambda one, two: _numpy(one).concatenate([one, two]), self, other)
+
+    def compute(self) -> Any:
+        np_, weight = _numpy(self.score), self.weight if self.weight is not None else np.True_
+        weight = np_.broadcast_to(weight, self.score.shape)
+        if self.average == "micro":
+            return _area(self.score.ravel(), self.positive.ravel(), weight.ravel())
+        each = zip(self.score.T, self.positive.T, weight.T, strict=True)
+        areas = np_.stack([_area(score, positive, weight) for score, positive, weight in each])
+        if self.average is None:
+            return areas
+        if self.average == "macro":
+            return areas.mean()
+        there = (self.positive * weight).sum(0)
+        return (np_.where(there == 0, 0, areas) * there).sum() / (there.sum() + (there.sum() == 0))
+
+
+def auc(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None, average: str | None = "macro") -> AUC:
+    """The area under the ROC curve of scores, logits or not: the chance that of a positive and a negative example the
+    positive one has the larger score, where equal scores count half.
+
+    (Hanley and McNeil 1982; Fawcett 2006, "An introduction to ROC analysis".) It is exact, so the accumulator keeps
+    every score, 6 bytes an example. Several labels are averaged as in `binary_precision`. NaN where a label has no
+    positive or no negative example, or a score is NaN.
+
+    >>> float(auc(jnp.array([9.0, 8.5, 8.7, 8.0]), jnp.array([1, 1, 0, 0])).compute())
+    0.75
+    """
+    same_shape("auc", outputs, target)
+    check_average("auc", average)
+    return AUC(columns(outputs), columns(target > 0.5), column_weight(weight, outputs.shape), average)
+
+
+def _area(score: Any, positive: Any, weight: Any) -> Any:
+    """The area of one label: for each positive the negatives below it, and half of those beside it."""
+    np_ = _numpy(score)
+    order = np_.argsort(score)
+    score, up, down = score[order], (positive * weight)[order], (~positive * weight)[order]
+    below = np_.concatenate([np_.zeros(1, down.dtype), down.cumsum()])
+    under, upto = (below[np_.searchsorted(score, score, side=side)] for side in ("left", "right"))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        area = (up * (under + upto)).sum() / (2 * up.sum() * down.sum())
+    return np_.where((np_.isnan(score) & (up + down > 0)).any(), np.nan, area)
+
+
+def _numpy(x: Any) -> Any:
+    """The namespace of an array: `jax.numpy` for those on the device or traced."""
+    return jnp if isinstance(x, jax.Array) else np

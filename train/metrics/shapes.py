@@ -1,0 +1,81 @@
+"""Shapes of outputs, targets and weights: what fits together, and what is refused because NumPy would broadcast it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sapwood.core.errors import DataError
+
+
+def lead(weight: Any, shape: tuple[int, ...]) -> jax.Array:
+    """``weight`` (batch, ...) with trailing axes of 1, so that it broadcasts over ``shape`` (batch, ..., features)."""
+    weight = jnp.asarray(weight)
+    if weight.shape != tuple(shape[: weight.ndim]):
+        raise DataError(
+            f"a mask or weight of shape {weight.shape} does not lead the shape {tuple(shape)} of the "
+            f"per-example values; give one number per example, or per position of each example"
+        )
+    return weight.reshape(weight.shape + (1,) * (len(shape) - weight.ndim))
+
+
+def same_shape(what: str, outputs: jax.Array, target: jax.Array) -> None:
+    """Raise `DataError` unless both shapes agree (NumPy would broadcast (n, 1) against (n,) to (n, n))."""
+    if outputs.shape != target.shape:
+        raise DataError(
+            f"{what} compares outputs and target element by element, but the outputs have shape "
+            f"{outputs.shape} and the target {target.shape}; reshape one of them"
+        )
+
+
+def columns(x: jax.Array) -> jax.Array:
+    """Values (..., outputs) as (examples, outputs), values (examples,) as one column.
+
+    >>> columns(jnp.ones((2, 3, 4))).shape, columns(jnp.ones(5)).shape
+    ((6, 4), (5, 1))
+    """
+    return x.reshape(-1, x.shape[-1] if x.ndim > 1 else 1)
+
+
+def column_weight(weight: Any, shape: tuple[int, ...]) -> jax.Array | None:
+    """The weight of each of the `columns` of values of this shape: None, (examples, 1) or (examples, outputs)."""
+    if weight is None:
+        return None
+    weight = lead(weight, shape)
+    if len(shape) > 1:
+        weight = jnp.broadcast_to(weight, (*shape[:-1], weight.shape[-1]))
+    return columns(weight)
+
+
+def labels(outputs: jax.Array, target: jax.Array) -> jax.Array:
+    """Class labels (...) from a target of class labels, or of one probability per class, for outputs (..., classes).
+
+    Raises `DataError` for anything else, such as a number or several independent labels per example.
+
+    >>> labels(jnp.zeros((2, 3)), jnp.array([[0.0, 0.9, 0.1], [1.0, 0.0, 0.0]])).tolist()
+    [1, 0]
+    """
+    if outputs.ndim and outputs.shape[-1] > 1:
+        if not jnp.issubdtype(target.dtype, jnp.floating):
+            if target.shape == outputs.shape[:-1]:
+                return wide(target)
+        elif target.shape == outputs.shape and outputs.ndim > 1:
+            return jnp.argmax(target, -1)
+    raise DataError(
+        f"no choice between classes: outputs of shape {outputs.shape}, a target {target.dtype}{list(target.shape)}. "
+        f"Outputs (..., 2 or more classes) need class labels of shape {outputs.shape[:-1]}, integers, or probabilities "
+        f"of shape {outputs.shape}, floats. For independent labels there are sigmoid_cross_entropy and the metrics "
+        f"binary_accuracy, binary_precision, ...; for numbers squared_error and mean_absolute_error"
+    )
+
+
+def wide(target: jax.Array) -> jax.Array:
+    """Widen bool and integer labels below 32 bits to int32, so comparing uint8 labels with 256 does not wrap to 0.
+
+    >>> wide(jnp.array([255], "uint8")) < 256
+    Array([ True], dtype=bool)
+    """
+    if target.dtype == bool:
+        return target.astype(jnp.int32)
+    narrow = jnp.issubdtype(target.dtype, jnp.integer) and jnp.iinfo(target.dtype).bits < 32
+    return target.astype(jnp.int32) if narrow else target
