@@ -193,10 +193,13 @@ class Loop:
             together(lambda: self.record.begin(None))
             self.done = int(jax.device_get(self.state.step))
             if self.done >= self.plan.steps:
+                more = self.done + self.plan.steps
+                epochs, rest = divmod(more, self.plan.steps_per_epoch)
+                again = f"steps={more}" if rest else f"epochs={epochs}"
                 raise ConfigError(
                     f"fit(state=...): the state is at step {self.done} and the run ends at step {self.plan.steps}; "
-                    "steps and epochs count from step 0: ask for more, or begin anew from what it learned with "
-                    "trainer.restart(state)"
+                    f"steps and epochs count from step 0: {again} adds as many again, and trainer.restart(state) begins "
+                    "anew from what it learned"
                 )
             counted = learning_rate.count(self.state.opt_state)
             if counted is not None and (counted := int(jax.device_get(counted))) > self.done:

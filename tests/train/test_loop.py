@@ -572,5 +572,7 @@ def test_an_objective_without_predict_says_how_to(first):
 
 def test_a_state_that_is_at_the_end_already_is_refused(unbroken):
     _, (state, _) = unbroken
-    with pytest.raises(ConfigError, match="the state is at step 24 and the run ends at step 20"):
+    with pytest.raises(ConfigError, match=r"at step 24 and the run ends at step 20; .* steps=44 adds as many"):
         TRAINER.fit(DATA, state=state, steps=20, batch_size=4, progress=False)
+    with pytest.raises(ConfigError, match="epochs=8 adds as many again"):
+        TRAINER.fit(DATA, state=state, epochs=4, batch_size=4, progress=False)
