@@ -198,7 +198,7 @@ class Loop:
                 again = f"steps={more}" if rest else f"epochs={epochs}"
                 raise ConfigError(
                     f"fit(state=...): the state is at step {self.done} and the run ends at step {self.plan.steps}; "
-                    f"steps and epochs count from step 0: {again} adds as many again, and trainer.restart(state) begins "
+                    f"steps and epochs count from step 0: {again} adds as many again; trainer.restart(state) begins "
                     "anew from what it learned"
                 )
             counted = learning_rate.count(self.state.opt_state)
