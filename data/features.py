@@ -123,6 +123,15 @@ def infer(values: np.ndarray) -> Feature:
 
 def array(name: str, values: Any) -> np.ndarray:
     """`values` as an array; DataError, naming the entry, where they make none or hide something that one would lose."""
+    plain = type(values) is np.ndarray or isinstance(values, np.generic | int | float)
+    made = np.asarray(values) if plain else _read(name, values)
+    if made.dtype.names:
+        fields = ", ".join(made.dtype.names[:5])
+        raise DataError(f"{name} has fields ({fields}); give each as an entry: {{n: x[n] for n in x.dtype.names}}")
+    return made
+
+
+def _read(name: str, values: Any) -> np.ndarray:
     if hasattr(values, "toarray") or hasattr(values, "todense"):
         kind = type(values).__name__
         raise DataError(f"{name} is a sparse {kind}; make it an array with its toarray() or todense()")
@@ -130,18 +139,13 @@ def array(name: str, values: Any) -> np.ndarray:
         raise DataError(f"{name} has masked values, which no array keeps; fill them first, as filled(0) does")
     if isinstance(values, list | tuple) and any(map(is_picture, values[:1])):
         values = [pixels(value) for value in values]
-    values = pixels(values)
     try:
-        made = np.asarray(values)
+        return np.asarray(pixels(values))
     except Exception as error:  # TypeError, RuntimeError, BufferError: whatever the values' own library raises
         if isinstance(error, ValueError) and isinstance(values, list | tuple):
             raise _uneven(name) from error
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{name} is a {type(values).__name__} that NumPy cannot read: {cause}") from error
-    if made.dtype.names:
-        fields = ", ".join(made.dtype.names[:5])
-        raise DataError(f"{name} has fields ({fields}); give each as an entry: {{n: x[n] for n in x.dtype.names}}")
-    return made
 
 
 def _uneven(name: str) -> DataError:
@@ -184,7 +188,7 @@ def narrow(name: str, values: Any) -> np.ndarray:
         return values
     from jax.dtypes import canonicalize_dtype
 
-    dtype = np.dtype(canonicalize_dtype(np.float64 if values.dtype == np.longdouble else values.dtype))
+    dtype = np.dtype(canonicalize_dtype(values.dtype if values.dtype.itemsize == 8 else np.float64))
     if dtype.kind in "iu" and dtype != values.dtype and values.size:
         limits = np.iinfo(dtype)
         if values.min() < limits.min or values.max() > limits.max:

@@ -92,32 +92,29 @@ class ArraySource(Source):
     def __init__(self, arrays: Mapping[str, np.ndarray | Pictures], features: dict[str, Feature]):
         self.arrays, self.features = arrays, features
         self.remember = any(isinstance(a, Pictures) for a in arrays.values())
+        types = _dtypes(features)
+        self._turned = {n: types[n] for n, a in arrays.items() if n in types and getattr(a, "dtype", None) != types[n]}
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: self._rows(name, indices) for name in self.arrays}
+        return {name: self._rows(name, values, indices) for name, values in self.arrays.items()}
 
     def column(self, name: str) -> np.ndarray:
         values = self.arrays[name]
-        if isinstance(values, Pictures):
-            return self._rows(name, np.arange(len(values)))
-        return self._typed(name, values)
+        if name not in self._turned:
+            return values
+        return self._rows(name, values, np.arange(len(values)))
 
-    def _rows(self, name: str, indices: np.ndarray) -> np.ndarray:
-        values = self.arrays[name]
+    def _rows(self, name: str, values: np.ndarray | Pictures, indices: np.ndarray) -> np.ndarray:
+        """Rows in the dtype of their feature; an integer that does not fit is an error (`narrow`)."""
         if isinstance(values, Pictures):
             numbers = [int(i) for i in indices]
             examples = self.in_parts(lambda part: [{name: values[i]} for i in part], numbers)
             return stack(examples, numbers, self.where)[name]
-        return self._typed(name, take(values, indices))
-
-    def _typed(self, name: str, values: np.ndarray) -> np.ndarray:
-        """`values` in the dtype of their feature; an integer that does not fit is an error (`narrow`)."""
-        if values.dtype == object or (values.dtype.isnative and values.dtype.name == self.features[name].dtype):
-            return values
-        return narrow(name, values).astype(self.features[name].dtype, copy=False)
+        rows = take(values, indices)
+        return narrow(name, rows).astype(self._turned[name], copy=False) if name in self._turned else rows
 
 
 class Reader:
