@@ -131,7 +131,7 @@ class Evaluation:
         (params, model_state), found = variables(self.trainer, state), []
         masked, rows = takes_mask(self.trainer.objective), len(self.data) % self.batches.batch_size
         for i, batch in enumerate(stream(self.trainer, self.batches)):
-            last = rows and i == self.batches.steps - 1
+            last = rows and i == self.batches.steps_per_epoch - 1
             if masked or not last:
                 found.append(self.step(params, model_state, batch))
                 self.check(found[-1])
@@ -146,7 +146,7 @@ class Evaluation:
 
     def check(self, found: dict[str, Any]) -> None:
         """Raise `ConfigError` where metrics, or the structure of one batch's, cannot be put together with others."""
-        if self.batches.steps > 1:
+        if self.batches.steps_per_epoch > 1:
             n, size = len(self.data), self.batches.batch_size
             what = f"evaluating {n} examples in batches of {size} puts their metrics together (batch_size={n} does not)"
             hold(self.trainer.objective, without_flags(found), what)

@@ -49,7 +49,7 @@ def forward(trainer: Any, params: dict, state: dict, key: Any, batch: Any, *, tr
     return Pass(loss, weight, found, overlay(state, trainable.unfrozen(updates.state, frozen)), ok)
 
 
-def _unpack(result: Any, objective: Any) -> tuple[jax.Array, dict[str, Any]]:
+def _unpack(result: Any, objective: Any) -> tuple[jax.Array | metrics.Mean, dict[str, Any]]:
     name = _name(objective)
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
         raise ConfigError(
