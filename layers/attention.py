@@ -10,6 +10,7 @@ from sapwood.core.initializers import Initializer, lecun_normal, zeros
 from sapwood.core.layer import Layer, describe
 from sapwood.core.vars import Vars
 from sapwood.layers import expect, ring, ulysses
+from sapwood.layers.aligned import aligned
 from sapwood.layers.local_attention import fit, local_attention
 from sapwood.layers.matmul import matmul
 from sapwood.layers.positions import Rotary
@@ -153,11 +154,11 @@ class MultiHeadAttention(Layer):
         kernel = v.param("kernel", shape, self.kernel_init, axes=("embed", "heads", "kv"))
         y = matmul(x, kernel, split=meshed(v))
         if self.bias:
-            y = y + v.param("bias", shape[1:], zeros, axes=("heads", "kv"))
+            y = y + aligned(v.param("bias", shape[1:], zeros, axes=("heads", "kv")), y)
         return v.shard(y, "batch", "length", "heads", "kv")
 
     def _join(self, v: Vars, x: jax.Array, features: int) -> jax.Array:
         """`(batch, length, heads, head_dim)` projected back to `(batch, length, features)`."""
         kernel = v.param("kernel", (*x.shape[2:], features), self.out_init, axes=("heads", "kv", "embed"))
         y = matmul(x, kernel, 2, split=meshed(v))
-        return y + v.param("bias", (features,), zeros, axes=("embed",)) if self.bias else y
+        return y + aligned(v.param("bias", (features,), zeros, axes=("embed",)), y) if self.bias else y

@@ -182,7 +182,7 @@ def _seen(query: Queries, key: Keys, at: Any) -> jax.Array | None:
     """Which keys each query may see, `(batch or 1, 1, rows, size)`; None for all."""
     seen = None
     if query.at is not None:
-        seen = (at <= query.at[:, None])[None, None]
+        seen = (at[None] <= query.at[:, None])[None, None]
     if query.segments is not None and key.segments is not None:
         same = (query.segments[:, :, None] == key.segments[:, None, :])[:, None]
         seen = same if seen is None else seen & same

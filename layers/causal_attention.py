@@ -57,8 +57,8 @@ def _block(q: jax.Array, k: jax.Array, v: jax.Array, begin: int, segments: jax.A
     """Queries from position ``begin`` on, group after group, against all keys up to the last of them."""
     rows, end = q.shape[2], k.shape[2]
     scores = lax.dot_general(q, k, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=wide(q))
-    position = begin + lax.broadcasted_iota(jnp.int32, (rows, end), 0) % (end - begin)
-    hidden = lax.broadcasted_iota(jnp.int32, (rows, end), 1) > position
+    position = begin + lax.broadcasted_iota(jnp.int32, (1, 1, rows, end), 2) % (end - begin)
+    hidden = lax.broadcasted_iota(jnp.int32, (1, 1, rows, end), 3) > position
     if segments is not None:
         own = jnp.tile(segments[:, begin:end], (1, rows // (end - begin)))
         hidden = hidden | (own[:, :, None] != segments[:, None, :end])[:, None]

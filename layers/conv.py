@@ -9,6 +9,7 @@ from sapwood.core.initializers import Initializer, lecun_normal, zeros
 from sapwood.core.layer import Layer, describe
 from sapwood.core.vars import Vars
 from sapwood.layers import expect, windows
+from sapwood.layers.aligned import aligned
 from sapwood.layers.once import once
 from sapwood.layers.windows import Padding, Sizes
 
@@ -64,7 +65,7 @@ def conv(
     y = lax.conv_general_dilated(
         once(x), kernel, strides, pads, rhs_dilation=dilation, dimension_numbers=_LAYOUT[n], feature_group_count=groups
     )
-    return y if bias is None else y + bias
+    return y if bias is None else y + aligned(bias, y)
 
 
 class Conv(Layer):

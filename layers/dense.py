@@ -7,6 +7,7 @@ from sapwood.core.initializers import Initializer, lecun_normal, zeros
 from sapwood.core.layer import Layer, describe
 from sapwood.core.vars import Vars
 from sapwood.layers import expect
+from sapwood.layers.aligned import aligned
 from sapwood.layers.matmul import matmul
 from sapwood.parallel.place import meshed
 
@@ -26,7 +27,7 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, spl
     if x.ndim == 0 or kernel.ndim != 2 or x.shape[-1] != kernel.shape[0]:
         raise InputError(f"dense expects x (..., features) and kernel (features, out), got {describe((x, kernel))}")
     y = matmul(x, kernel, split=split)
-    return y if bias is None else y + bias
+    return y if bias is None else y + aligned(bias, y)
 
 
 class Dense(Layer):

@@ -19,7 +19,7 @@ def by_group(groups: jax.Array, n: int) -> tuple[jax.Array, jax.Array, jax.Array
     """
     order = jnp.argsort(groups, stable=True).astype(jnp.int32)
     place = jnp.zeros_like(order).at[order].set(jnp.arange(len(order), dtype=jnp.int32), unique_indices=True)
-    sizes = jnp.sum(groups[:, None] == jnp.arange(n), axis=0, dtype=jnp.int32)
+    sizes = jnp.sum(groups[:, None] == jnp.arange(n)[None], axis=0, dtype=jnp.int32)
     return order, place, sizes
 
 

@@ -63,7 +63,7 @@ def swap(axis: Axis, x: jax.Array) -> jax.Array:
 
 
 def _send_padded(axis, width, rows, sent, received):
-    column = jnp.arange(width)
+    column = jnp.arange(width)[None]
     index = jnp.where(column < sent[:, None], _starts(sent)[:, None] + column, rows.shape[0])
     return swap(axis, rows.at[index].get(mode="fill", fill_value=0)).reshape(len(sent) * width, *rows.shape[1:])
 

@@ -59,7 +59,7 @@ def _until(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]
     The last is `(batch, length, kv_heads, 1)`. A hidden key has weight 0, but 0 x inf is NaN: in a matrix product with
     the weights it would reach earlier queries, and their gradient.
     """
-    place = lax.broadcasted_iota(jnp.int32, (k.shape[1], 1, 1), 0)
+    place = lax.broadcasted_iota(jnp.int32, (1, k.shape[1], 1, 1), 1)
     fine = jnp.isfinite(k) & jnp.isfinite(v)
     first = jnp.min(jnp.where(fine, k.shape[1], place), (1, 3), keepdims=True)
     late = jnp.where(place >= first, jnp.inf, 0).astype(v.dtype) * 0  # no constant is NaN, which `jax_debug_nans` sees
@@ -75,7 +75,8 @@ def _plain(
         mask = same if mask is None else mask & same
     if q.dtype == jnp.float64:
         return _in_float64(q, k, v, mask, causal, scale)
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale)
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own formula mixes dtypes
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale)
 
 
 def _in_float64(

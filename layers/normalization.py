@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from sapwood.core.errors import InputError
@@ -12,13 +13,14 @@ from sapwood.core.initializers import Initializer, ones, zeros
 from sapwood.core.layer import Layer, describe
 from sapwood.core.vars import Vars, declares, frozen
 from sapwood.layers import expect
+from sapwood.layers.aligned import aligned
 from sapwood.layers.contained import contained, leading
 from sapwood.layers.once import once
 
 
 def _wide(x: jax.Array) -> jax.Array:
     """x in float32, or wider if it is."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(np.promote_types(x.dtype, np.float32))
 
 
 def moments(
@@ -60,7 +62,7 @@ def _average(x, where, axes, axis_name):
     total = jnp.sum(x, axes, keepdims=True, where=where)
     if axis_name is not None:
         count, total = lax.psum(count, axis_name), lax.psum(total, axis_name)
-    return total / (count if where is None else jnp.maximum(count, 1))
+    return total / (count if where is None else jnp.maximum(count, 1).astype(total.dtype))
 
 
 @jax.custom_jvp
@@ -76,8 +78,8 @@ def _standardise_jvp(primals, tangents):
 
 
 def _affine(y: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
-    y = y if scale is None else y * scale
-    return y if bias is None else y + bias
+    y = y if scale is None else y * aligned(scale, y)
+    return y if bias is None else y + aligned(bias, y)
 
 
 def batch_norm(
@@ -99,8 +101,8 @@ def batch_norm(
     """
     x = expect.floating("batch_norm", x)
     scale = None if scale is None else once(scale)  # and its gradient, which XLA rounds otherwise within an optimizer
-    gain = _affine(lax.rsqrt(_wide(var) + eps), scale, None)
-    return _standardise(_wide(x), mean, gain, 0.0 if bias is None else bias).astype(x.dtype)
+    gain = _affine(lax.rsqrt(aligned(_wide(var), x) + eps), scale, None)
+    return _standardise(_wide(x), aligned(mean, x), gain, 0.0 if bias is None else aligned(bias, x)).astype(x.dtype)
 
 
 def layer_norm(
@@ -207,7 +209,7 @@ class BatchNorm(Layer):
         now = moments(x, tuple(range(x.ndim - 1)), where, axis)
         if where is not None:
             some = jnp.sum(where) if axis is None else lax.psum(jnp.sum(where), axis)
-            now = [jnp.where(some > 0, new, old) for new, old in zip(now, (mean, var), strict=True)]
+            now = [jnp.where(some > 0, new, aligned(old, new)) for new, old in zip(now, (mean, var), strict=True)]
         step = 1 - self.momentum
         v.put(mean=mean + step * (now[0].reshape(features) - mean), var=var + step * (now[1].reshape(features) - var))
         return batch_norm(x, *now, scale, bias, self.eps)

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from sapwood.core.errors import ConfigError, InputError
@@ -86,7 +87,7 @@ def avg_pool(
     Array([2., 2.], dtype=float32)
     """
     x, window, strides, pads = _geometry("avg_pool", x, window, strides, padding)
-    total = _reduce(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 0.0, lax.add, window, strides, pads)
+    total = _reduce(x.astype(np.promote_types(x.dtype, np.float32)), 0.0, lax.add, window, strides, pads)
     if count_padding or not any(map(any, pads)):
         return (total / math.prod(window)).astype(x.dtype)
     seen = jnp.ones((1, *x.shape[1:-1], 1), total.dtype)
@@ -124,8 +125,8 @@ def global_avg_pool(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
             f"global_avg_pool expects a boolean mask of the shape of x without channels, got mask "
             f"{describe(mask)} for x {describe(x)}"
         )
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    count = jnp.maximum(jnp.sum(mask, axes), 1)[:, None]
+    wide = x.astype(np.promote_types(x.dtype, np.float32))
+    count = jnp.maximum(jnp.sum(mask, axes), 1)[:, None].astype(wide.dtype)
     return (jnp.sum(wide, axes, where=mask[..., None]) / count).astype(x.dtype)
 
 

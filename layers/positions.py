@@ -9,6 +9,7 @@ from sapwood.core.initializers import Initializer, normal
 from sapwood.core.layer import Layer, describe
 from sapwood.core.vars import Vars
 from sapwood.layers import expect
+from sapwood.layers.aligned import aligned
 
 
 def rotary(x: jax.Array, positions: jax.Array | None = None, base: float = 10000.0) -> jax.Array:
@@ -32,10 +33,11 @@ def rotary(x: jax.Array, positions: jax.Array | None = None, base: float = 10000
         raise InputError(
             f"rotary expects positions (length,) or (batch, length), got {describe(positions)} for x {describe(x)}"
         )
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = np.promote_types(x.dtype, np.float32)
     frequencies = (float(base) ** (-np.arange(0, head_dim, 2) / head_dim)).astype(wide)
-    angles = positions.astype(wide)[..., None, None] * frequencies  # (..., length, 1, head_dim / 2)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    places = positions.astype(wide)[..., None, None]
+    angles = places * aligned(frequencies, places)  # (..., length, 1, head_dim / 2)
+    cos, sin = (aligned(turn, x) for turn in (jnp.cos(angles), jnp.sin(angles)))
     first, second = jnp.split(x.astype(wide), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
@@ -88,4 +90,4 @@ class LearnedPositions(Layer):
                 f"LearnedPositions has max_length={self.max_length}, got length {x.shape[1]}: {describe(x)}"
             )
         table = v.param("table", (self.max_length, x.shape[2]), self.table_init, axes=self.axes)
-        return x + table[: x.shape[1]]
+        return x + aligned(table[: x.shape[1]], x)

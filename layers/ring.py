@@ -275,5 +275,5 @@ def _places(ring: _Ring, cut: Cut, x: jax.Array, hops: Any, fill: int = blockwis
     device = (lax.axis_index(ring.names) - hops) % ring.n if ring.n > 1 else 0
     each = length // cut.pieces
     first = zigzag.starts(device, ring.n, each) if cut.pieces > 1 else jnp.asarray([device * length])
-    at = (first[:, None] + jnp.arange(each)).reshape(1, length).astype(jnp.int32)
+    at = (first[:, None] + jnp.arange(each)[None]).reshape(1, length).astype(jnp.int32)
     return cut.blocks(at if ring.causal else jnp.zeros_like(at), fill)[:, 0]

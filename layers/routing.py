@@ -78,7 +78,7 @@ def mean_of_tokens(x: jax.Array, mask: jax.Array | None) -> jax.Array:
         return jnp.zeros_like(x, shape=x.shape[-1:])
     if mask is None:
         return x.mean(tokens)
-    return jnp.sum(x, tokens, where=mask[..., None]) / jnp.maximum(jnp.sum(mask), 1)
+    return jnp.sum(x, tokens, where=mask[..., None]) / jnp.maximum(jnp.sum(mask), 1).astype(x.dtype)
 
 
 def _largest(x: jax.Array, k: int) -> jax.Array:
@@ -86,7 +86,7 @@ def _largest(x: jax.Array, k: int) -> jax.Array:
     found = []
     for _ in range(k):
         found.append(jnp.argmax(x, -1).astype(jnp.int32))
-        x = jnp.where(jnp.arange(x.shape[-1]) == found[-1][..., None], -jnp.inf, x)
+        x = jnp.where(lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1) == found[-1][..., None], -jnp.inf, x)
     return jnp.stack(found, -1)
 
 

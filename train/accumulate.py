@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sapwood.core.errors import ConfigError
 from sapwood.core.loop import scan
@@ -58,7 +59,7 @@ def accumulate(gradient: Gradient, n: int) -> Gradient:
         micros = split(batch, n)
         first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), micros)
         shapes = jax.eval_shape(gradient, trained, model_state, key, first)[0]
-        zeros = jax.tree.map(lambda g: jnp.zeros(g.shape, jnp.promote_types(g.dtype, jnp.float32)), shapes)
+        zeros = jax.tree.map(lambda g: jnp.zeros(g.shape, np.promote_types(g.dtype, np.float32)), shapes)
         (total, model_state), outs = scan(body, (zeros, model_state), (jnp.arange(n), micros), n)
         weight = jnp.sum(outs.weight)
         safe = jnp.where(weight == 0, 1, weight)

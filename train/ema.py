@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sapwood.core.paths import leaves, nest, overlay
 from sapwood.train import trainable
@@ -22,7 +23,7 @@ from sapwood.train import trainable
 
 def first(tree: Any) -> Any:
     """The running mean of arrays before the first step."""
-    return jax.tree.map(lambda x: jnp.copy(x).astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+    return jax.tree.map(lambda x: jnp.copy(x).astype(np.promote_types(x.dtype, np.float32)), tree)
 
 
 def averaged(state: dict) -> dict:

@@ -96,7 +96,7 @@ def _forward(chunk: Any, sharding: Any, x: Any, kernel: Any, bias: Any, labels: 
 
 
 def _backward(chunk: Any, sharding: Any, gradients: Any, cotangent: LinearCrossEntropy) -> tuple[Any, ...]:
-    scaled = jax.tree.map(lambda g: (g * cotangent.total).astype(g.dtype), gradients)
+    scaled = jax.tree.map(lambda g: (g.astype(jnp.float32) * cotangent.total).astype(g.dtype), gradients)
     return *scaled, None, None
 
 
@@ -175,7 +175,9 @@ def _chunk(train: bool, names: Names, kernel: Any, bias: Any, x: Any, labels: An
 
     Labels count from the first class of this device: those of other devices are out of its range.
     """
-    logits = jnp.einsum("blf,fc->blc", x, kernel, preferred_element_type=jnp.float32) + bias.astype(jnp.float32)
+    logits = (
+        jnp.einsum("blf,fc->blc", x, kernel, preferred_element_type=jnp.float32) + bias.astype(jnp.float32)[None, None]
+    )
     right = lax.broadcasted_iota(labels.dtype, logits.shape, 2) == labels[..., None]
     highest = jnp.max(logits, -1, keepdims=True)
     top = lax.pmax(highest, names) if names else highest
@@ -191,7 +193,7 @@ def _chunk(train: bool, names: Names, kernel: Any, bias: Any, x: Any, labels: An
     hit = best == labels
     if not train:
         return loss, hit
-    slope = jnp.where(weight[..., None] != 0, (exp / norm - right) * weight[..., None], 0)
+    slope = jnp.where(weight[..., None] != 0, (exp / norm - right.astype(jnp.float32)) * weight[..., None], 0)
     narrow, x = slope.astype(x.dtype), jnp.where(weight[..., None] != 0, x, 0)  # both, as 0 x inf is no 0
     dx = jnp.einsum("blc,fc->blf", narrow, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
     dkernel = jnp.einsum("blf,blc->fc", x, narrow, preferred_element_type=jnp.float32)

@@ -120,6 +120,8 @@ def fit(
     if isinstance(validation, float):
         data, validation = data.split(validation, seed=seed)
     features = Learned({**(known or {}), **data.features})
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        trainer = dataclasses.replace(trainer, jit=False)
     stream = batches(data, batch_size, seed=seed)
     goal = wanted(best, asked, None if saved is None or resume == continuing.ANYWAY else saved.best)
     if goal is not None and goal.metric.startswith("validation_") and validation is None:

@@ -200,7 +200,8 @@ def example_weight(batch: Mapping[str, Any]) -> jax.Array | None:
         return mask if weight is None else jnp.asarray(weight)
     mask, weight = jnp.asarray(mask), jnp.asarray(weight)
     wide = max(mask, weight, key=lambda x: x.ndim).shape
-    return lead(mask, wide) * lead(weight, wide)
+    dtype = weight.dtype if mask.dtype == bool else jnp.result_type(mask, weight)
+    return lead(mask, wide).astype(dtype) * lead(weight, wide).astype(dtype)
 
 
 def contained(tree: Any, weight: jax.Array | None) -> Any:
@@ -217,7 +218,7 @@ def contained(tree: Any, weight: jax.Array | None) -> Any:
     def one(x: Any) -> Any:
         if not jnp.issubdtype(jnp.result_type(x), jnp.floating) or x.shape[: weight.ndim] != weight.shape:
             return x
-        return jnp.where((lead(weight, x.shape) != 0) | jnp.isfinite(x), x, jnp.zeros_like(x, shape=()))
+        return jnp.where(lead(weight, x.shape).astype(bool) | jnp.isfinite(x), x, jnp.zeros_like(x, shape=()))
 
     return jax.tree.map(one, tree)
 

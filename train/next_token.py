@@ -38,7 +38,7 @@ class NextToken:
         if self.segments is not None:
             each = there["mask"] if each is None else jnp.where(there["mask"], each, jnp.zeros_like(each, shape=()))
         if each is not None and _takes(self.model, "mask"):  # a row out of the loss has no part in a mixture either
-            rows = jnp.any(each != 0, 1)
+            rows = jnp.any(each.astype(bool), 1)
             there["mask"] = rows if "mask" not in there else there["mask"] & rows[:, None]
         x = self.model.features(v, *(batch[name] for name in self.inputs), **there)
         kernel, bias = self.model.head(v)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sapwood.core.brief import in_brief
 from sapwood.core.errors import ConfigError
@@ -73,7 +74,7 @@ def unscaled(gradient: jax.Array, scale: jax.Array) -> jax.Array:
     >>> unscaled(jnp.float16(32768), jnp.float32(2.0**17))
     Array(0.25, dtype=float16)
     """
-    wide = jnp.promote_types(gradient.dtype, jnp.float32)
+    wide = np.promote_types(gradient.dtype, np.float32)
     return (gradient.astype(wide) / scale).astype(gradient.dtype)
 
 
@@ -102,6 +103,6 @@ def all_finite(tree: Any, alone: bool = False) -> jax.Array:
 
 def _finite(x: jax.Array, by_product: bool) -> jax.Array:
     if by_product and x.ndim > 1 and x.size >= 4096 and jnp.issubdtype(x.dtype, jnp.floating):
-        tiny = jnp.full(x.shape[:-1], 2.0**-30, jnp.promote_types(x.dtype, jnp.float32))
+        tiny = jnp.full(x.shape[:-1], 2.0**-30, np.promote_types(x.dtype, np.float32))
         x = jnp.tensordot(tiny, x.astype(tiny.dtype), x.ndim - 1)
     return jnp.all(jnp.isfinite(x))

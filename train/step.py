@@ -47,10 +47,11 @@ def train_step(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState,
             finite = all_finite(grads, alone=trainer.mesh is None)
         if beside is not None:  # each device updates its pieces, and the parameters are gathered again
             trained = jax.lax.with_sharding_constraint(trained, beside.moments)
-        updates, opt_state = optax.with_extra_args_support(trainer.optimizer).update(
-            grads, state.opt_state, trained,
-            value=out.loss, grad=grads, value_fn=lambda trained: plain(trained, state.state, key, batch)[1].loss,
-        )  # fmt: skip
+        with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic mixes dtypes
+            updates, opt_state = optax.with_extra_args_support(trainer.optimizer).update(
+                grads, state.opt_state, trained,
+                value=out.loss, grad=grads, value_fn=lambda trained: plain(trained, state.state, key, batch)[1].loss,
+            )  # fmt: skip
         trained: Any = optax.apply_updates(trained, updates)
         after = state.replace(state=out.state, opt_state=opt_state)
         if trainer.ema is not None:

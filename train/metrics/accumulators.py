@@ -76,7 +76,7 @@ class Mean(Metric):
         if weight is None:
             return cls(jnp.sum(values), np.float32(values.size))
         weight = lead(weight, values.shape)
-        inside = jnp.where(weight != 0, values, 0)
+        inside = jnp.where(weight.astype(bool), values, 0)
         total = jnp.sum(inside if weight.dtype == bool else inside * weight)
         return cls(total, jnp.sum(weight, dtype=jnp.float32) * (values.size // max(weight.size, 1)))
 
