@@ -41,20 +41,22 @@ PLATEAU = [1.0, 0.9, 0.895, 0.9, 0.9, 0.7, 0.71, 0.72, 0.73, math.nan, 0.74, 0.6
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
-    [({"patience": 2, "factor": 0.5, "delta": 0.01},
+    ("values", "options", "expected"),
+    [(PLATEAU, {"patience": 2, "factor": 0.5, "delta": 0.01},
       [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.125, 0.125, 0.0625]),
-     ({"patience": 1, "factor": 0.1, "cooldown": 2, "delta": 0.0, "least": 0.05},
+     ([1.0] * 9, {"patience": 1, "factor": 0.5, "cooldown": 2, "delta": 0.0},
+      [1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.0625, 0.0625]),
+     (PLATEAU, {"patience": 1, "factor": 0.1, "cooldown": 2, "delta": 0.0, "least": 0.05},
       [1, 1, 1, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05]),
-     ({"patience": 2, "factor": 0.5, "mode": "max", "delta": 0.0},
+     (PLATEAU, {"patience": 2, "factor": 0.5, "mode": "max", "delta": 0.0},
       [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.0625, 0.0625, 0.03125, 0.03125, 0.015625, 0.015625])],
-    ids=["delta", "cooldown and least", "max"],
+    ids=["delta", "cooldown", "cooldown and least", "max"],
 )  # fmt: skip
-def test_the_rate_falls_on_a_plateau_as_in_keras(options, expected):
+def test_the_rate_falls_on_a_plateau_as_in_keras(values, options, expected):
     """What `keras.callbacks.ReduceLROnPlateau` of Keras 3.15.1 gave for the same values (its min_delta is delta)."""
     tx = optax.chain(optax.clip(1.0), optax.inject_hyperparams(optax.sgd)(learning_rate=1.0))
     state, memory, found = TrainState(0, {}, {}, tx.init(np.zeros(2)), None), {}, []
-    for i, x in enumerate(PLATEAU):
+    for i, x in enumerate(values):
         memory = json.loads(json.dumps(memory))
         said = ReduceOnPlateau(**options)(Event(i, 99, i + 1, True, {"validation_loss": x}, state), memory)
         state = state if said is None else said
