@@ -82,6 +82,8 @@ def read(file: str, feature: Any, low: float, high: float, *, invert: bool) -> n
     from sapwood.data import decode_image
 
     height, width, channels = feature.shape
+    if None in (height, width) or channels not in (1, 3):
+        raise ConfigError(f"the model takes images {feature.shape}; one size, and 1 or 3 channels are expected")
     pixels = decode_image(os.path.expanduser(file), grey=channels == 1, size=(height, width)).astype(np.float32) / 255
     values = low + (1 - pixels if invert else pixels) * (high - low)
     return (np.rint(values) if np.issubdtype(feature.dtype, np.integer) else values).astype(feature.dtype)

@@ -184,7 +184,8 @@ def to_device(
         if isinstance(sharding, jax.sharding.NamedSharding):
             check_batch_size(batches.batch_size, sharding)
         rows = _rows_here(batches.batch_size, sharding)
-    host = host and jax.config.jax_transfer_guard_host_to_device in (None, "allow")
+    guard = jax.config.jax_transfer_guard_host_to_device  # type: ignore[attr-defined]
+    host = host and guard in (None, "allow")
     return DeviceBatches(batches.of_rows(rows), sharding, prefetch, block, host)
 
 

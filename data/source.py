@@ -103,9 +103,9 @@ class ArraySource(Source):
 
     def column(self, name: str) -> np.ndarray:
         values = self.arrays[name]
-        if name not in self._turned:
-            return values
-        return self._rows(name, values, np.arange(len(values)))
+        if isinstance(values, Pictures) or name in self._turned:
+            return self._rows(name, values, np.arange(len(values)))
+        return values
 
     def _rows(self, name: str, values: np.ndarray | Pictures, indices: np.ndarray) -> np.ndarray:
         """Rows in the dtype of their feature; an integer that does not fit is an error (`narrow`)."""

@@ -142,6 +142,13 @@ def test_an_input_whose_limits_nothing_says(sapwood, images, pretend, dtype, giv
     assert seen == []
 
 
+@pytest.mark.parametrize("shape", [(None, None, 3), (4, 4, 4)])
+def test_an_input_that_no_file_can_be_made_to_fit(sapwood, images, pretend, shape):
+    pretend(Feature(shape, "uint8"))
+    error = sapwood("predict", "r", "grey.png").error
+    assert error == f"the model takes images {shape}; one size, and 1 or 3 channels are expected"
+
+
 @pytest.mark.parametrize(("outputs", "shape"), [((2.0,), "(1,)"), (2.0, "()"), (((2.0, 1.0),) * 2, "(2, 2)")])
 def test_a_model_whose_outputs_are_no_classes(sapwood, images, pretend, outputs, shape):
     pretend(outputs=outputs)
