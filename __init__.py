@@ -79,9 +79,11 @@ def __getattr__(name: str):
 
 
 def _elsewhere(name: str) -> str:
+    from sapwood.core import foreign
+
     if name in layers.__all__:
         return f": it is sapwood.layers.{name}, and L.{name} after `from sapwood import layers as L`"
-    return core.foreign.answer(core.foreign.LAYERS | core.foreign.SAPWOOD, name, __all__)
+    return foreign.answer(foreign.LAYERS | foreign.SAPWOOD, name, __all__)
 
 
 def __dir__():

@@ -122,7 +122,7 @@ def _parts(x: Any) -> Iterator[Any]:
     elif isinstance(x, property):
         yield from (x.fget, x.fset, x.fdel)
     elif isinstance(x, _WRAPPERS):
-        yield from (_Told(_Same(x)), x.__wrapped__)
+        yield from (_Told(_Same(x)), vars(x)["__wrapped__"])
     elif isinstance(x, type):
         yield from _parts_of_class(x)
     elif isinstance(x, np.ndarray | np.generic):
