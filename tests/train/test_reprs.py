@@ -17,7 +17,9 @@ TREE = {"blocks": {str(i): {"kernel": np.ones((30, 30), "float32")} for i in ran
 @pytest.fixture
 def state():
     scale = ScaleState(jnp.float32(8), np.int32(2), np.int32(0))
-    return sw.TrainState(np.int32(3), TREE, {}, (TREE, np.int32(1)), jax.random.key(0), TREE, scale, jnp.bool_(True))
+    return sw.TrainState(
+        np.int32(3), TREE, {}, (TREE, np.int32(1)), jax.random.key(0), ema=TREE, scale=scale, ok=jnp.bool_(True)
+    )
 
 
 def test_holders_of_arrays_print_in_a_line(state, tmp_path):
