@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def aligned(a: jax.Array, x: Any) -> jax.Array:
+def aligned(a: Any, x: Any) -> jax.Array:
     """`a` with leading dimensions of 1, as many as x has more: what `a + x` does by itself, unless JAX is told not to.
 
     >>> aligned(jnp.ones(3), jnp.ones((5, 4, 3))).shape

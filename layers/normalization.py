@@ -206,13 +206,13 @@ class BatchNorm(Layer):
         if not v.train or frozen(v) or x.size == 0:
             return batch_norm(x, mean, var, scale, bias, self.eps)
         axis = self._axis(v)
-        now = moments(x, tuple(range(x.ndim - 1)), where, axis)
+        m, s = moments(x, tuple(range(x.ndim - 1)), where, axis)
         if where is not None:
             some = jnp.sum(where) if axis is None else lax.psum(jnp.sum(where), axis)
-            now = [jnp.where(some > 0, new, aligned(old, new)) for new, old in zip(now, (mean, var), strict=True)]
+            m, s = (jnp.where(some > 0, a, aligned(b, a)) for a, b in ((m, mean), (s, var)))
         step = 1 - self.momentum
-        v.put(mean=mean + step * (now[0].reshape(features) - mean), var=var + step * (now[1].reshape(features) - var))
-        return batch_norm(x, *now, scale, bias, self.eps)
+        v.put(mean=mean + step * (m.reshape(features) - mean), var=var + step * (s.reshape(features) - var))
+        return batch_norm(x, m, s, scale, bias, self.eps)
 
     def _axis(self, v: Vars) -> str | tuple[str, ...] | None:
         """The axis to average over; none where variables are only declared, or first made, outside of it."""
