@@ -138,7 +138,7 @@ class MixtureOfExperts(Layer):
         """The same by sequence, of the tokens that there are; a table, as its sizes are rounded in float64."""
         if mask is None:
             return self._slots(length)
-        return jnp.asarray(np.int32([self._slots(n) for n in range(length + 1)]))[jnp.sum(mask, -1)]
+        return jnp.asarray(np.array([self._slots(n) for n in range(length + 1)], np.int32))[jnp.sum(mask, -1)]
 
     def _kernels(self, v: Vars, features: int) -> dict[str, jax.Array]:
         wide, init = (self.experts, features, self.hidden), each(self.kernel_init)
