@@ -248,16 +248,16 @@ def check(
     """Flag what ``loss`` would misread in silence, and metrics of other ``kinds``; examples outside ``mask`` may hold
     anything."""
     function = metrics_.plain(loss)
-    kinds = {kind(loss), *kinds}
-    if "classes" in kinds and jnp.issubdtype(target.dtype, jnp.floating) and target.shape == outputs.shape:
+    found = {kind(loss), *kinds}
+    if "classes" in found and jnp.issubdtype(target.dtype, jnp.floating) and target.shape == outputs.shape:
         _flag(v, _distributions(target), DISTRIBUTION.format(target.shape[-1]), mask)
-    elif "classes" in kinds:
+    elif "classes" in found:
         classes, target = outputs.shape[-1], wide(target)
         message = f"label outside the {classes} classes 0 to {classes - 1}"
         _flag(v, (target >= 0) & (target < classes), message, mask)
     if function is hinge:
         _flag(v, abs(_float32(target)) == 1, SIGNS, mask)
-    elif "binary labels" in kinds:
+    elif "binary labels" in found:
         low = 0 if kind(loss) else -1
         _flag(v, (target >= low) & (target <= 1), f"target outside {low} to 1", mask)
     if function is kl_divergence:

@@ -32,7 +32,7 @@ WIDE = (
 )
 SOFT = RNG.dirichlet(np.ones(C), N).astype("float32")
 BITS = (RNG.uniform(size=(N, 4)) < [0.5, 0.3, 0.05, 0]).astype("int32")  # the last label is never there
-SCORES = (RNG.normal(size=(N, 4)) + BITS - 0.5).astype("float32")
+SCORES = (RNG.normal(size=(N, 4)) + BITS - [0.5, 0.5, 0.5, 9]).astype("float32")  # nor predicted
 FAR = (20000 + SCORE + RNG.normal(size=N)).astype("float32")
 OUTPUTS, TARGETS = (
     np.stack(x, 1) for x in ((FAR, SCORE, LOGITS[:, 0]), (FAR + LOGITS[:, 1], TARGET, np.full(N, 7.0, "f4")))

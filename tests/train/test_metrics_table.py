@@ -16,5 +16,7 @@ def test_some_data_sets(name):
 
 @pytest.mark.long
 def test_the_whole_table():
-    found = metrics.measure()
-    assert max(found["metrics"].values()) < metrics.BOUND
+    """Ten minutes, alone on two cores."""
+    for name in metrics.cases():
+        row = metrics.measure(name)
+        assert row["largest difference"] < metrics.BOUND, (name, row)
