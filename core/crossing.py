@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sapwood.core.rng import RETURNED, ROOT, Ledger, mix
-from sapwood.core.traces import home, is_around, manual_axes
+from sapwood.core.traces import home, is_around, is_traced, manual_axes
 from sapwood.core.vars import Vars, current_state
 
 _JAX = str(Path(jax.__file__).parent)
@@ -27,7 +27,7 @@ class Static:
 
     def __init__(self, v: Vars, carry: bool, left: Any = None):
         self.label = (v._path, v._stacked, v._scope, v._reads, left)
-        alike, manual = (v._ledger.alike, manual_axes()) if carry and v._ledger is not None else (None, None)
+        alike, manual = (v._ledger.alike, manual_axes()) if carry and v._ledger else (frozenset(), frozenset())
         self.fields = (v._train, v._policy, v._place, v._capture, v._recorder, carry, v._own_params, v._own_state,
                        v._collected or v._collector is not None, v._frozen, v._keyless, alike, manual)  # fmt: skip
         by_path = v._recorder is not None or isinstance(v._capture, str)
@@ -49,7 +49,7 @@ def flatten(v: Vars):
         key, level, way = v._key, _word(v._ledger.level + 1), _way()
         start = tuple(map(_word, v._ledger.cross(v._path, v._hash(), way) if way else v._hash()))
         if shape := np.shape(key):
-            level = (np if isinstance(level, np.uint32) else jnp).broadcast_to(level, shape)
+            level = jnp.broadcast_to(level, shape) if is_traced(level) else np.broadcast_to(level, shape)
         if way and way[-1] == v._ledger.entry:
             left = home()
     return (v._params, current_state(v), key, start, level), Static(v, key is not None, left)

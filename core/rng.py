@@ -103,7 +103,8 @@ def as_key(key: Any) -> jax.Array:
     Raises `ConfigError` for anything else.
     """
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
-        return jax.random.key(int(key))
+        with jax.transfer_guard("allow"):  # a seed is a number of the caller's, given on purpose
+            return jax.random.key(int(key))
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
         return key
     if isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.ndim == 1:
