@@ -1,5 +1,7 @@
 """Every metric through `evaluate` against scikit-learn's, as benchmarks/metrics.py measures it."""
 
+import json
+
 import pytest
 
 from benchmarks import metrics
@@ -20,3 +22,13 @@ def test_the_whole_table():
     for name in metrics.cases():
         row = metrics.measure(name)
         assert row["largest difference"] < metrics.BOUND, (name, row)
+
+
+def test_the_committed_table_is_whole_and_within_the_bound():
+    rows = json.loads(metrics.RESULTS.read_text())["data sets"]
+    cases = metrics.cases()
+    assert list(rows) == list(cases)
+    for name, row in rows.items():
+        assert row["outputs"] == list(cases[name].outputs.shape)
+        assert row["batch sizes"] == metrics.sizes_of(len(cases[name].target))
+        assert row["largest difference"] < metrics.BOUND
