@@ -24,6 +24,7 @@ def test_the_whole_table():
         assert row["largest difference"] < metrics.BOUND, (name, row)
 
 
+@pytest.mark.slow
 def test_the_committed_table_is_whole_and_within_the_bound():
     rows = json.loads(metrics.RESULTS.read_text())["data sets"]
     cases = metrics.cases()
