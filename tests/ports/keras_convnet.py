@@ -15,7 +15,7 @@ def main():
     model = keras.Sequential([keras.Input((8, 8, 1)), layers.RandomTranslation(1 / 8, 1 / 8, fill_mode="constant")])
     for features in (16, 32):
         model.add(layers.Conv2D(features, 3, padding="same", use_bias=False))
-        model.add(layers.BatchNormalization())
+        model.add(layers.BatchNormalization(momentum=0.9))
         model.add(layers.ReLU())
         model.add(layers.MaxPooling2D(2))
     model.add(layers.Flatten())

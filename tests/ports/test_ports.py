@@ -41,7 +41,12 @@ def check(figures, bounds):
         assert low <= figures[name] <= high, f"{name} is {figures[name]:.4g}, {low} to {high} is expected"
 
 
-@pytest.mark.parametrize("name", [n if n in PLAIN else pytest.param(n, marks=pytest.mark.slow) for n in BOUNDS])
+def marked(name):
+    why = "a whole program: what it compiles is its own"
+    return pytest.param(name, marks=pytest.mark.costs(why) if name in PLAIN else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in BOUNDS])
 def test_port(name):
     check(run(name), BOUNDS[name])
 
