@@ -3,6 +3,8 @@
 Its arrays go along, its key only from `fork`, `fold` or `stack`, its collector never: effects belong to one trace.
 """
 
+import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sapwood.core.rng import RETURNED, ROOT, Ledger, mix
-from sapwood.core.traces import home, is_around, is_traced, manual_axes
+from sapwood.core.rng import ROOT, Ledger
+from sapwood.core.traces import is_traced, manual_axes
 from sapwood.core.vars import Vars, current_state
 
-_JAX = str(Path(jax.__file__).parent)
+_JAX = str(Path(jax.__file__).parent) + os.sep
 _LOOKS = {"debug_info", "_check_primal_refs"}
 """What of JAX flattens arguments only to look at them: nothing of it goes on."""
+_TRACES = "cache_miss"
+"""What of `jax.jit` runs where it finds no program for a call; it flattens the arguments once more."""
 
 
 class Static:
@@ -25,8 +29,8 @@ class Static:
 
     __slots__ = ("fields", "key", "label")
 
-    def __init__(self, v: Vars, carry: bool, left: Any = None):
-        self.label = (v._path, v._stacked, v._scope, v._reads, left)
+    def __init__(self, v: Vars, carry: bool):
+        self.label = (v._path, v._stacked, v._scope, v._reads)
         alike, manual = (v._ledger.alike, manual_axes()) if carry and v._ledger else (frozenset(), frozenset())
         self.fields = (v._train, v._policy, v._place, v._capture, v._recorder, carry, v._own_params, v._own_state,
                        v._collected or v._collector is not None, v._frozen, v._keyless, alike, manual)  # fmt: skip
@@ -41,65 +45,66 @@ class Static:
 
 
 def flatten(v: Vars):
-    key = start = level = left = None
+    key = start = level = None
     if v._carry and v._key is not None and not isinstance(v._key, jax.Array):  # JAX looks at the structure alone
         key, start, level = v._key, v._start[0], None if v._ledger is None else v._ledger.level
     elif v._carry and (v := v._drawing())._key is not None and v._ledger is not None:
         # The whole hash goes along: the path is a label, and equal blocks share one trace. So does the level.
         key, level, way = v._key, _word(v._ledger.level + 1), _way()
-        start = tuple(map(_word, v._ledger.cross(v._path, v._hash(), way) if way else v._hash()))
+        start = tuple(map(_word, v._ledger.cross(v._path, v._hash(), *way) if way else v._hash()))
         if shape := np.shape(key):
             level = jnp.broadcast_to(level, shape) if is_traced(level) else np.broadcast_to(level, shape)
-        if way and way[-1] == v._ledger.entry:
-            left = home()
-    return (v._params, current_state(v), key, start, level), Static(v, key is not None, left)
+    return (v._params, current_state(v), key, start, level), Static(v, key is not None)
 
 
 def _word(lane):
     return np.uint32(lane) if isinstance(lane, int) else lane
 
 
-def _way() -> tuple:
-    """The lines of the program from JAX's, which flattens a cursor, to JAX's caller; none for a mere look."""
-    frame, way = sys._getframe(2), []
+def _way() -> tuple | None:
+    """The lines of the program from which a transform was called that flattens a cursor, as `Ledger.cross` takes them:
+    with the way that a `jax.jit` that traces came by. None for a mere look.
+    """
+    frame, way, again = sys._getframe(2), [], None
     while frame is not None:
-        if frame.f_code.co_name in _LOOKS:
-            return ()
+        ours, name = frame.f_code.co_filename.startswith(_JAX), frame.f_code.co_name
+        if ours and name in _LOOKS:
+            return None
         way.append((frame.f_code, frame.f_lasti))
-        if not frame.f_code.co_filename.startswith(_JAX):
+        if ours and name == _TRACES and again is None:
+            again, way = tuple(way), []
+        elif ours and not way[:-1] and again and name == "reraise_with_filtered_traceback":
+            way = []
+        elif not ours:
             break
         frame = frame.f_back
-    return tuple(way)
+    return tuple(way), again
 
 
 def unflatten(static: Static, children) -> Vars:
     params, state, key, start, level = children
-    path, stacked, scope, reads, left = static.label
+    path, stacked, scope, reads = static.label
     (train, policy, place, capture, recorder, carry, own_params, own_state, collected, frozen, keyless, alike,
      manual) = static.fields  # fmt: skip
-    ledger = None
     if carry:
-        way = _way()
-        ledger = Ledger(level=level, entry=way[-1] if way else None, alike=alike | _same_on(key, stacked, manual))
-        if left is not None and isinstance(key, jax.Array) and not is_around(left):
-            start = mix(start, (0, RETURNED))  # out of the trace that it left: what went in there is used up
+        alike = (alike | _same_on(key, stacked, manual)) & manual_axes()
     return Vars(
         _params=params, _state=state, _key=key, _start=(start, len(path)) if carry else (ROOT, 0), _carry=carry,
-        _ledger=ledger, _path=path, _train=train, _policy=policy, _place=place, _capture=capture, _recorder=recorder,
-        _stacked=stacked, _scope=scope, _reads=reads, _collected=collected, _own_params=own_params,
-        _own_state=own_state, _frozen=frozen, _keyless=keyless,
+        _ledger=Ledger(level=level, alike=alike) if carry else None, _path=path, _train=train, _policy=policy,
+        _place=place, _capture=capture, _recorder=recorder, _stacked=stacked, _scope=scope, _reads=reads,
+        _collected=collected, _own_params=own_params, _own_state=own_state, _frozen=frozen, _keyless=keyless,
     )  # fmt: skip
 
 
-def _same_on(key, stacked: tuple, manual: frozenset[str]) -> frozenset[str]:
-    """The mesh axes of a `jax.shard_map` just entered on whose devices the key is the same.
+def _same_on(key: Any, stacked: tuple, manual: frozenset[str]) -> frozenset[str]:
+    """The mesh axes of a `jax.shard_map` just entered on whose devices the key may be the same.
 
-    Only a stack that comes in parts is another one on each.
+    Only a stack that comes in as many parts as there are devices is another one on each.
     """
     entered = manual_axes() - manual
-    if not entered or (np.ndim(key) and stacked and np.shape(key)[0] != stacked[-1].size):
-        return frozenset()
-    return entered
+    parts = stacked[-1].size // max(np.shape(key)[0], 1) if np.ndim(key) and stacked else 1
+    devices = math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in entered)
+    return entered if parts < devices else frozenset()
 
 
 jax.tree_util.register_pytree_node(Vars, flatten, unflatten)

@@ -4,8 +4,9 @@ The hash is 64 bits in two 32-bit lanes, and mixing works on Python integers and
 ``blocks/3/drop`` is the same number whether 3 is a name in an unrolled stack or a traced index in a scanned one.
 """
 
+import contextlib
 import hashlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ Hash = tuple[Any, Any]
 
 ROOT: Hash = (0x243F6A88, 0x85A308D3)
 INDEX, FOLD, HIGH = 0x13198A2E, 0x03707344, 0x082EFA98  # tags: what kind of segment this is
-AGAIN, REUSED, NEXT, RETURNED = 0xA4093822, 0x299F31D0, 0xEC4E6C89, 0x452821E6
+AGAIN, REUSED, NEXT = 0xA4093822, 0x299F31D0, 0xEC4E6C89
 WORD = 0xFFFFFFFF
 
 
@@ -108,17 +109,9 @@ def as_key(key: Any) -> jax.Array:
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
         return key
     if isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.ndim == 1:
-        return jax.random.wrap_key_data(jnp.asarray(key))
+        with contextlib.suppress(TypeError):  # a raw key of another generator than the default one
+            return jax.random.wrap_key_data(jnp.asarray(key))
     raise ConfigError(f"expected a random key (jax.random.key(0)) or an integer seed, got {key!r}")
-
-
-class Crossing(NamedTuple):
-    """One passing of a place's key into a transform, for which JAX may flatten the cursor more than once."""
-
-    where: Any
-    ways: set
-    used: int
-    hash: Hash
 
 
 class Ledger:
@@ -129,25 +122,19 @@ class Ledger:
     place used again after that gets another hash, marked by the level, which no deeper ledger can come upon.
 
     ``trace`` marks where the key was made; it is None for one that came in as an operand, which is a value of its
-    trace, and has in ``entry`` the line of the caller's by which it came. ``alike`` has the mesh axes of a
-    `jax.shard_map` along which all devices have this key.
+    trace. ``alike`` has the mesh axes of a `jax.shard_map` along which all devices have this key.
     """
 
-    __slots__ = (
-        "__weakref__", "alike", "crossings", "draws", "entry", "folds", "forks", "level", "steps", "trace", "used",
-        "words",
-    )  # fmt: skip
+    __slots__ = ("__weakref__", "alike", "crossings", "draws", "folds", "forks", "level", "trace", "used", "words")
 
-    def __init__(self, trace: Any = None, level: Any = 0, entry: Any = None, alike: frozenset[str] = frozenset()):
+    def __init__(self, trace: Any = None, level: Any = 0, alike: frozenset[str] = frozenset()):
         self.trace = trace
         self.level = level
-        self.entry = entry
         self.alike = alike
-        self.crossings: dict[tuple[str, ...], Crossing] = {}
+        self.crossings: dict[tuple[str, ...], tuple[tuple, set, Hash]] = {}
         self.draws: dict = {}
         self.folds: dict = {}
         self.forks: dict = {}
-        self.steps: dict = {}
         self.used: dict = {}
         self.words: set = set()
 
@@ -179,15 +166,9 @@ class Ledger:
         self.forks[path] = self.forks.get(path, 0) + 1
         return self._again(h, before + forks)
 
-    def fold(self, path: tuple[str, ...], i: Any, h: Hash, varies: bool) -> Hash:
-        """The hash of step ``i``, a number or a traced value, which is all numbers: a second loop gets other ones.
-
-        ``varies`` says that it is another number in each run of the trace.
-        """
+    def fold(self, path: tuple[str, ...], i: Any, h: Hash) -> Hash:
+        """The hash of step ``i``, a number or a traced value, which is all numbers: a second loop gets other ones."""
         forks = self._enter(path)
-        if varies:
-            for k in range(len(path) + 1):
-                self.steps[path[:k]] = self.steps.get(path[:k], 0) + 1
         loops = self.folds.setdefault(path, {})
         step = i if isinstance(i, int) else None
         times = max(loops.values(), default=0) if step is None else max(loops.get(step, 0), loops.get(None, 0))
@@ -197,21 +178,20 @@ class Ledger:
     def _again(self, h: Hash, times: int) -> Hash:
         return mix(h, (times, REUSED + self.level)) if times else h
 
-    def cross(self, path: tuple[str, ...], h: Hash, way: tuple) -> Hash:
+    def cross(self, path: tuple[str, ...], h: Hash, caller: tuple, again: tuple | None) -> Hash:
         """The hash with which the key of ``path`` goes into a transform, or out of one: for each crossing another one.
 
-        JAX may flatten the arguments of one call more than once, each time from another line of its own. So ``way``,
-        the lines from there to the caller's, tells a second look at the same crossing from the next crossing.
+        `jax.jit` flattens the arguments of one call a second time where it traces. ``again`` is then the way by which
+        it does, and ``caller`` the lines from which it was called, as in the first time; else ``again`` is None.
         """
-        last, used = self.crossings.get(path), self.used.get(path, 0)
-        if last and last.where == way[-1] and way not in last.ways and last.used == used:
-            last.ways.add(way)
-            return last.hash
+        last, looks, start = self.crossings.get(path, ((), set(), h))
+        if again and last == caller and again not in looks:
+            looks.add(again)
+            return start
+        before = self.used.get(path, 0)
         fresh = not any(self.forks.get(path[:k]) for k in range(len(path) + 1))
-        if fresh and way[-1] == self.entry and used == self.steps.get(path, 0):
-            return h  # a loop's carry from which only steps were taken, each by its number: the same as unrolled
         start = self.fork(path, h)
-        if fresh and used:
-            start = mix(h, (used, NEXT))  # after draws alone: the same at every level, with remat and without
-        self.crossings[path] = Crossing(way[-1], {way}, self.used[path], start)
+        if fresh and before:
+            start = mix(h, (before, NEXT))  # after draws alone: the same at every level, with remat and without
+        self.crossings[path] = caller, {again} if again else set(), start
         return start

@@ -46,16 +46,6 @@ def home() -> Any:
     return weakref.ref(_home())
 
 
-def is_around(mark: Any) -> bool:
-    """Whether the trace that `home` marked is one around the one we are in."""
-    trace, wanted = _home(), mark()
-    while trace is not None:
-        trace = getattr(trace, "parent_trace", None)
-        if trace is wanted:
-            return trace is not None
-    return False
-
-
 def belongs_here(x: Any) -> bool:
     """Whether ``x`` is a value of the trace in which keys are drawn, not one of a trace around it."""
     trace, owner = _innermost(), _home()
@@ -89,6 +79,12 @@ def _repeating(trace: Any) -> str:
         return "jax.vmap"
     debug_info = getattr(getattr(trace, "frame", None), "debug_info", None)
     return _LOOPS.get(getattr(debug_info, "traced_for", ""), "")
+
+
+def is_condition() -> bool:
+    """Whether we are in the condition of a `jax.lax.while_loop`."""
+    debug_info = getattr(getattr(_home(), "frame", None), "debug_info", None)
+    return getattr(debug_info, "traced_for", "") == "while_cond"
 
 
 def manual_axes() -> frozenset[str]:

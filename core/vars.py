@@ -16,7 +16,7 @@ from sapwood.core.errors import ConfigError, DeclarationError, EffectError
 from sapwood.core.param import Stacked
 from sapwood.core.policy import Policy, as_policy
 from sapwood.core.rng import INDEX, ROOT, Ledger, as_key, fold, fold_once, mix, path_hash
-from sapwood.core.traces import belongs_here, current_trace, home, inside, is_traced, repeats
+from sapwood.core.traces import belongs_here, current_trace, home, inside, is_condition, is_traced, repeats
 
 _DEFAULTS: dict[str, Any] = {
     "_params": {},  # what is bound here and below
@@ -315,6 +315,11 @@ class Vars:
             raise EffectError(
                 f"{self._at()}: rng({name!r}) on a stacked cursor; pass it through jax.vmap or jax.lax.scan first"
             )
+        if is_condition():
+            raise EffectError(
+                f"{self._at()}: rng({name!r}) in the condition of a while_loop would give what its body draws: draw in "
+                "the body, and carry what the condition needs"
+            )
         if v._ledger.alike:
             axis = min(v._ledger.alike)
             raise EffectError(
@@ -436,9 +441,8 @@ class Vars:
         if v._key is None or v._ledger is None:
             return v
         i = _step(i, self)
-        varies = is_traced(i) and belongs_here(i)
         alike = v._ledger.alike if isinstance(i, int) else frozenset()
-        return v._branch(v._ledger.fold(v._path, i, v._hash(), varies), alike)
+        return v._branch(v._ledger.fold(v._path, i, v._hash()), alike)
 
     def stack(self, n: int, axis: str | None = "layers") -> "Vars":
         """A cursor over ``n`` copies of everything below: every leaf has a leading axis of ``n``, keys included.

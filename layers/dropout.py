@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sapwood.core.errors import ConfigError
 from sapwood.core.layer import Layer
@@ -21,7 +22,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     x = expect.floating("dropout", x)
     if not 0 <= rate < 1:
         raise ConfigError(f"dropout: rate must be a number in [0, 1), got {rate!r}")
-    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    kept = jax.random.bernoulli(key, np.float32(1 - rate), x.shape)  # the same ones in 64 bits
     return jnp.where(kept, x / (1 - rate), 0)
 
 

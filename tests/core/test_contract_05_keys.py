@@ -1,5 +1,7 @@
 """Contract 5: never the same key twice, or an error."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,13 +110,9 @@ def test_numbered_and_traced_folds_never_meet():
     @jax.jit
     def uses():
         v = cursor().place
-        w = cursor().place
-        mixed = [bits(v.fold(3)), loop(v), bits(v.fold(4)), loop(v), bits(v.fold(4)), bits(v.fold(3)), bits(v.fold(5))]
-        return mixed, loop(cursor().place), [bits(w.fold(i)) for i in range(6)]
+        return [bits(v.fold(3)), loop(v), bits(v.fold(4)), loop(v), bits(v.fold(4)), bits(v.fold(3)), bits(v.fold(5))]
 
-    mixed, scanned, unrolled = uses()
-    assert distinct(*mixed)
-    assert np.array_equal(scanned, np.stack(unrolled))
+    assert distinct(*uses())
 
 
 WORDS = (0, 1, -1, 2**32, 2**32 + 1, 2**32 - 1, -(2**32), 2**63 - 1, -(2**63))
@@ -176,6 +174,65 @@ def test_uses_inside_and_outside_never_meet():
     inside = jax.jit(lambda w: jnp.stack([bits(w), *(bits(w.fork()) for _ in range(3)), jax.jit(bits)(w)]))
     draws = [inside(f), bits(f), inside(f), *(bits(f.fork()) for _ in range(3)), inside(f.fork()), inside(f)]
     assert distinct(*draws)
+
+
+def call(f, w):
+    return jax.jit(f)(w)
+
+
+def loop(f, w):
+    return jax.lax.scan(lambda w, _: (w, f(w)), w, None, 2)
+
+
+def accepts(w):
+    """Keeps the first cursor that it gets back."""
+    step, drawn = jax.jit(lambda w: (w, bits(w))), []
+    for i in range(4):
+        new, y = step(w)
+        w = new if i == 0 else w
+        drawn.append(y)
+    return drawn
+
+
+def debug_info(w):
+    return call(bits, w)
+
+
+STORIES = {  # what once gave the same numbers twice
+    "a helper within itself": lambda w: call(
+        lambda w: jnp.stack([call(bits, w), call(lambda w: bits(w), w), bits(w)]), w
+    ),
+    "a loop's helper within itself": lambda w: loop(lambda w: jnp.stack([loop(bits, w)[1], loop(bits, w)[1]]), w)[1],
+    "a returned one used again": accepts,
+    "handed out twice": lambda w: [bits(v) for v in jax.jit(lambda w: (w, w))(w)],
+    "handed out twice by rows": lambda w: [jax.vmap(bits)(v) for v in jax.vmap(lambda w: (w, w))(w.stack(3))],
+    "carried twice": lambda w: jax.lax.scan(
+        lambda c, i: ((c[1].a, c[1]), jnp.stack([bits(c[0].fold(i)), bits(c[1])])), (w.fork(), w.fork()), jnp.arange(3)
+    )[1],
+    "one line, two transforms": lambda w: [
+        f(w)
+        for f in (jax.jit(bits), functools.partial(jax.lax.cond, True, bits, bits), jax.jit(bits), jax.checkpoint(bits))
+    ],
+    "steps of one number": lambda w: jax.lax.scan(lambda w, i: (w, bits(w.fold(i // 2))), w, jnp.arange(4))[1],
+    "copies": lambda w: [bits(w := jax.tree.map(lambda a: a, w)) for _ in range(3)],
+    "a name of JAX's": lambda w: [debug_info(w) for _ in range(3)],
+    "twice in one call": lambda w: [jax.jit(lambda a, b: jnp.stack([bits(a), bits(b)]))(w, w) for _ in range(3)],
+}
+
+
+@pytest.mark.usefixtures("hashes")
+@pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
+def test_stories_of_one_key(story):
+    assert distinct(*story(cursor().fork()))
+    assert distinct(*jax.jit(lambda w: story(w))(cursor().fork()))
+
+
+def test_a_condition_does_not_draw():
+    def condition(c):
+        return jax.random.uniform(c[0].rng("go")) < c[1]
+
+    with pytest.raises(sw.EffectError, match="in the condition of a while_loop would give what its body draws"):
+        jax.lax.while_loop(condition, lambda c: c, (cursor().fork(), 0.5))
 
 
 def test_a_crossing_is_the_same_whether_jax_traces_or_not():
@@ -303,6 +360,21 @@ class TestOnManyDevices:
                 self.each(f, cursor().place.fork())
         with pytest.raises(sw.EffectError, match="each device along 'data' the same"):
             self.each(jax.vmap(bits), cursor().place.stack(3))
+
+    def test_parts_along_one_of_two_axes(self):
+        mesh = sw.mesh("data=2,tensor=2", devices=jax.devices()[:4])
+        both = P(("data", "tensor"))
+        run = lambda spec: jax.shard_map(  # noqa: E731
+            jax.vmap(bits), mesh=mesh, in_specs=spec, out_specs=both, check_vma=False
+        )(cursor().place.stack(4))
+        assert distinct(run(both))
+        with pytest.raises(sw.EffectError, match="the same numbers"):
+            run(P("data"))
+
+    def test_what_comes_out_is_free_again(self):
+        mesh = sw.mesh("data=4", devices=jax.devices()[:4])
+        out = jax.shard_map(lambda w: w, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)(cursor().fork())
+        assert distinct(bits(out), bits(out))
 
     def test_a_key_for_each_device(self):
         by_index = self.each(lambda w: bits(w.fold(jax.lax.axis_index("data"))), cursor().place.fork())

@@ -21,20 +21,32 @@ def cell(v, h, x):
 def rnn(v, xs):
     """``xs`` (length, features): the states of every step, (length, 8)."""
 
-    def step(carry, inputs):
-        (v, h), (x, i) = carry, inputs
-        h, _ = sw.pure(cell)(v.fold(i), h, x)
-        return (v, h), h
+    def step(h, inputs):
+        x, key = inputs
+        h, _ = sw.pure(cell)(v.replace(rng=key), h, x)
+        return h, h
 
-    return jax.lax.scan(step, (v.fork(), jnp.zeros(8)), (xs, jnp.arange(len(xs))))[1]
+    keys = jax.random.split(v.rng("steps"), len(xs)) if v.train else None
+    return jax.lax.scan(step, jnp.zeros(8), (xs, keys))[1]
 
 
 def unrolled(v, xs):
     h, hs = jnp.zeros(8), []
-    for i, x in enumerate(xs):
-        h = cell(v.fold(i), h, x)
+    for x, key in zip(xs, jax.random.split(v.rng("steps"), len(xs)), strict=True):
+        h = cell(v.replace(rng=key), h, x)
         hs.append(h)
     return jnp.stack(hs)
+
+
+def carried(v, xs):
+    """The cursor in the carry: other masks again, one for each step."""
+
+    def step(carry, x):
+        v, h = carry
+        h, _ = sw.pure(cell)(v, h, x)
+        return (v, h), h
+
+    return jax.lax.scan(step, (v.fork(), jnp.zeros(8)), xs)[1]
 
 
 def one_key(v, xs):
@@ -58,6 +70,13 @@ def test_every_step_has_its_own_mask_the_same_ones_as_unrolled():
     loop = np.asarray(apply(unrolled, params, {}, XS, rng=1, train=True)[0])
     assert ((loop == 0) == (hs == 0)).all()
     assert np.allclose(loop, hs, atol=1e-6)
+
+
+def test_a_cursor_in_the_carry():
+    params, _ = weights()
+    hs = np.asarray(apply(carried, params, {}, XS, rng=1, train=True)[0])
+    assert len({tuple(row) for row in (hs == 0).tolist()}) == len(XS)
+    assert np.allclose(apply(carried, params, {}, XS)[0], apply(rnn, params, {}, XS)[0], atol=1e-6)
 
 
 def test_the_gradient_through_the_scan():
