@@ -12,6 +12,7 @@ from sapwood.layers import expect
 def flatten(x: jax.Array) -> jax.Array:
     """All dimensions but the batch made one: `(batch, ...)` to `(batch, features)`. Raises `InputError` for a scalar.
 
+    >>> import jax.numpy as jnp
     >>> flatten(jnp.ones((2, 3, 4))).shape
     (2, 12)
     """
@@ -23,6 +24,7 @@ def flatten(x: jax.Array) -> jax.Array:
 class Flatten(Layer):
     """All dimensions but the batch made one: `(batch, ...)` to `(batch, features)`. No parameters.
 
+    >>> import jax.numpy as jnp
     >>> Flatten()({}, jnp.ones((2, 3, 4))).shape
     (2, 12)
     """

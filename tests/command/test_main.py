@@ -64,7 +64,7 @@ def test_recipes_are_listed(sapwood):
         ("train digits more", "there is no argument 'more' here"),
         (
             "train digits --best loss",
-            "argument --best: max:METRIC or min:METRIC is expected, such as min:loss, not 'loss'",
+            'argument --best: best=\'loss\': "min:loss" where the smallest is best, or "max:loss" where the largest is',
         ),
         ("train digits --devices 0", "--devices 0: at least one device is needed"),
         ("train digits --devices x", "argument --devices: invalid int value: 'x'"),

@@ -243,8 +243,8 @@ def test_variables_can_be_left_out():
     ("make", "message"),
     [
         (lambda: L.BatchNorm(momentum=1.0), r"momentum must be a number in \[0, 1\), got 1.0"),
-        (lambda: L.BatchNorm(eps=-1e-3), r"eps must be a number from 0 up"),
-        (lambda: L.LayerNorm(eps="small"), r"eps must be a number from 0 up, got 'small'"),
+        (lambda: L.BatchNorm(eps=-1e-3), r"eps must be a number in \[0, 1\)"),
+        (lambda: L.LayerNorm(eps="small"), r"eps must be a number in \[0, 1\), got 'small'"),
         (lambda: L.RMSNorm(eps=-1), r"eps"),
         (lambda: L.GroupNorm(0), r"groups must be an integer above 0"),
     ],

@@ -76,8 +76,11 @@ def test_the_count_follows_calls():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_default_extras_add_is_little(name):
-    """Checks and accuracy are on by default; the races of `benchmarks/` have them on, too."""
+    """Checks and accuracy are on by default; the races of `benchmarks/` have them on, too.
+
+    A check reads the gradient of each parameter: two operations for each, where there is nothing to fuse with.
+    """
     recipe, _ = RECIPES[name]
     plain = ours(recipe, checks=False)
-    assert (ours(recipe, checks=True) - plain).total() <= 60
+    assert (ours(recipe, checks=True) - plain).total() <= 64
     assert (ours(recipe, checks=False, metrics=("accuracy",)) - plain).total() <= 30
