@@ -9,7 +9,7 @@ import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data.features import Feature, check, even, infer, narrow, stack
-from sapwood.data.learned import meet
+from sapwood.data.learned import channels_differ, meet
 from sapwood.data.order import checked
 from sapwood.data.source import CHUNK, Reader, positive
 
@@ -183,14 +183,15 @@ class Dataset:
         """The same examples as training understood its own: classes, columns and tokens by name, in its order.
 
         `fit`, `evaluate` and `predict` do this with what the state carries; it is for loops of one's own. Entries that
-        only one side has stay as they are, and columns that training did not have are left out.
+        only one side has stay as they are, and columns that training did not have are left out. Grey pictures get the
+        three channels of a training in colour.
 
         Args:
             learned: the features of the data that was trained on, such as `TrainState.features`.
 
         Raises:
-            DataError: a class is unknown, a column is missing, or a range or a type means something else; names both
-                sides.
+            DataError: a class is unknown, a column is missing, or a range, a type or the channels of a picture mean
+                something else; names both sides.
 
         Example:
             >>> import numpy as np, sapwood.data
@@ -202,7 +203,10 @@ class Dataset:
         features, turns = dict(self.features), {}
         for name, there in learned.items():
             here = features.get(name, there)
-            if here != there and here != replace(there, shape=here.shape):
+            same = here == there or (
+                here == replace(there, shape=here.shape) and not channels_differ(name, here, there)
+            )
+            if not same:
                 features[name], turns[name] = meet(name, here, there, self)
         if not turns:
             return self
@@ -236,6 +240,9 @@ class Dataset:
             seed: 0 to 2**32 - 1.
             by: the entry whose classes are kept in proportion; default "label", if that is one class.
 
+        Raises:
+            DataError: there is one example, or examples overlap, as windows of `characters` do.
+
         Example:
             >>> import numpy as np, sapwood.data
             >>> data = sapwood.data.load({"x": np.arange(20.0), "label": np.arange(20) % 2})
@@ -247,6 +254,7 @@ class Dataset:
             raise ConfigError(f"a split takes a fraction between 0 and 1, not {fraction}")
         if len(self) < 2:
             raise DataError("one example cannot be split in two")
+        self._refuse_overlap(fraction)
         label = self.features.get("label")
         if by is None and label is not None and label.num_classes and not label.shape:
             by = "label"
@@ -255,6 +263,16 @@ class Dataset:
             raise ConfigError(f"split(by={by!r}): {groups.shape[1:]} values an example; one class each is expected")
         part = _draw(groups, fraction, checked(seed))
         return self.select(np.flatnonzero(~part)), self.select(np.flatnonzero(part))
+
+    def _refuse_overlap(self, fraction: float) -> None:
+        apart = self.reader.source.apart
+        entries = np.arange(len(self.reader)) if self.indices is None else np.sort(self.indices)
+        if apart > 1 and np.any(np.diff(entries) < apart):
+            raise DataError(
+                "the examples overlap, so that what is held out would be trained on too. Cut the text instead: cut = "
+                f"int({1 - fraction:.3g} * len(text)); characters(text[:cut], ...), characters(text[cut:], ..., "
+                "vocabulary=...); or make windows that share nothing, stride=length"
+            )
 
     def class_weights(self, name: str = "label") -> np.ndarray:
         """The weight of each class that makes all of them count the same, float32 `(classes,)`.
@@ -304,7 +322,9 @@ class Dataset:
                 raise ConfigError(f"weights are numbers, a dict by class or 'balanced', not {weights!r}")
             weights = self.class_weights()[self.column("label")]
         elif isinstance(weights, Mapping):
-            weights = self._weights_of(weights)[self.column("label")]
+            table, labels = self._weights_of(weights), self.column("label")
+            self._check_classes("label", labels)
+            weights = table[labels]
         weights = np.asarray(weights, np.float32)
         if weights.shape != (len(self),):
             raise DataError(f"weights have shape {weights.shape}; ({len(self)},) is expected, one an example")
@@ -325,6 +345,11 @@ class Dataset:
             index = names.get(str(key), -1) if named else int(key) if flag or isinstance(key, int | np.integer) else -1
             if not 0 <= index < len(table):
                 raise ConfigError(f"there is no class {key!r} to weigh; classes are {', '.join(names)}")
+            if not named and names.get(str(key), index) != index:
+                raise ConfigError(
+                    f"{key!r} is the number of class {label.name(index)!r}, and {str(key)!r} the name of another; "
+                    "write names"
+                )
             if index in given:
                 raise ConfigError(f"{given[index]!r} and {key!r} are the same class; give it one weight")
             table[index], given[index] = weight, key

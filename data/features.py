@@ -56,6 +56,11 @@ class Feature:
         for name in ("classes", "vocabulary", "columns"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(str(x) for x in getattr(self, name)))
+        for name in ("classes", "vocabulary"):
+            words = getattr(self, name) or ()
+            if len(set(words)) < len(words):
+                twice = next(word for word in words if words.count(word) > 1)
+                raise ConfigError(f"{name} have {twice!r} twice; each is expected once")
         if self.classes is not None:
             if self.num_classes not in (None, len(self.classes)):
                 raise ConfigError(f"num_classes is {self.num_classes}, but {len(self.classes)} classes are named")

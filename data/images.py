@@ -14,6 +14,8 @@ GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes that have no colour."""
 ORIENTATION = 0x0112
 TAIL = 1 << 17
+TURNED = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""Where Pillow finds the orientation of a PNG."""
 
 
 def decode(
@@ -44,7 +46,7 @@ def decode(
     from PIL import Image
 
     with _opened(picture, name) as (image, called):
-        _scale_key(image)
+        _scale_key(image, called)
         image.load()
         pixels = _seen(_upright(image), called)
         if grey:
@@ -149,24 +151,42 @@ def _upright(image: Any) -> Any:
 
 def _size(image: Any) -> tuple[int, int]:
     """Height and width as they will be once the image is upright. Pillow says those of a TIFF so already."""
-    if image.format == "PNG" and "exif" not in image.info and not _exif_behind(image.fp):
-        turned = False
-    else:
-        turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) >= 5
+    from PIL import Image
+
+    if image.format == "TIFF":
+        return image.height, image.width
+    header = image.format == "PNG" and not _turned_behind(image.fp)  # where a PNG's own method decodes the whole
+    exif = Image.Image.getexif(image) if header else image.getexif()
+    turned = exif.get(ORIENTATION, 1) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _exif_behind(file: Any) -> bool:
-    """Whether EXIF may follow the pixels of a PNG, by its last bytes: Pillow would decode the whole to find out."""
+def _turned_behind(file: Any) -> bool:
+    """Whether an orientation may follow the pixels of a PNG, by its last bytes: Pillow would decode the whole to find
+    out. The file is None once Pillow has done so: it knows then."""
+    if file is None:
+        return True
     at = file.tell()
     file.seek(max(0, file.seek(0, io.SEEK_END) - TAIL))
     end = file.read()
     file.seek(at)
-    return b"eXIf" in end
+    return any(key in end for key in TURNED)
 
 
-def _scale_key(image: Any) -> None:
-    """Pillow gives the pixels of a PNG 8 bits, and leaves the value that means "transparent" in the file's."""
+def _scale_key(image: Any, called: str) -> None:
+    """Pillow gives the pixels of a PNG 8 bits, and leaves the value that means "transparent" in the file's.
+
+    Raises:
+        DataError: the image is loaded already, so that it no longer says how many bits those were, and it matters.
+    """
+    key = image.info.get("transparency") if image.format == "PNG" and not image.tile else None
+    if image.mode == "L" and isinstance(key, int) and 0 < key < 16 and not np.any(np.asarray(image) % 17):
+        raise DataError(
+            f"{called} is a PNG that is loaded already, and does not say any more whether its transparent grey {key} "
+            "is of 2, 4 or 8 bits; give its path or its bytes"
+        )
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+        image.info["transparency"] = tuple(value >> 8 for value in key)
     depth = image.tile[0].args if image.format == "PNG" and "transparency" in image.info and image.tile else None
     if depth in ("L;2", "L;4"):
         image.info["transparency"] *= 85 if depth == "L;2" else 17

@@ -71,13 +71,34 @@ def meet(name: str, here: Feature, there: Feature, data: Any) -> tuple[Feature, 
     elif there.columns is not None and here.columns is None and shape[-1:] != (len(there.columns),):
         raise DataError(f"{name} has shape {shape} here, and training had the columns {_said(there.columns)}")
     turns += _renumbered(name, here, there, data)
-    if here.dtype == "uint8" and "float" in there.dtype:
-        raise DataError(f"{name} is uint8 here and was {there.dtype} in training: scale it with `map` as it was there")
+    if channels_differ(name, here, there):
+        turns.append(_in_color(name, here, there))
+        shape = (*shape[:-1], there.shape[-1])
+    if {here.dtype, there.dtype} & {"uint8"} and ("float" in here.dtype or "float" in there.dtype):
+        raise DataError(
+            f"{name} is {here.dtype} here and was {there.dtype} in training: scale it with `map` as it was there"
+        )
     turns.append(lambda values: _as_type(name, values, np.dtype(there.dtype)))
     if there.classes is None and here.classes is None:  # numbers mean the same, and there may be more of them here
         counts = [n for n in (here.num_classes, there.num_classes) if n is not None]
         there = replace(there, num_classes=max(counts) if len(counts) == 2 else None)
     return replace(there, shape=shape), turns
+
+
+def channels_differ(name: str, here: Feature, there: Feature) -> bool:
+    """Whether both are pictures, `(height, width, channels)`, and differ in the last."""
+    pictures = name == "image" or all(f.dtype == "uint8" and (f.low, f.high) == (0, 255) for f in (here, there))
+    ours, theirs = here.shape[2:], there.shape[2:]
+    return pictures and len(ours) == len(theirs) == 1 and None not in (*ours, *theirs) and ours != theirs
+
+
+def _in_color(name: str, here: Feature, there: Feature) -> Turn:
+    ours, theirs = here.shape[-1], there.shape[-1]
+    if (ours, theirs) != (1, 3):
+        raise DataError(
+            f"{name} has {ours} channel{'s' * (ours != 1)} here and had {theirs} in training; bring it there with `map`"
+        )
+    return lambda values: np.repeat(values, 3, axis=-1)  # as a grey picture is read among those in colour
 
 
 def _same_range(name: str, here: Feature, there: Feature) -> None:

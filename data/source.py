@@ -32,6 +32,7 @@ class Source:
     features: dict[str, Feature]
     threads = THREADS  # 1 where reading holds Python's lock or is not thread-safe
     remember = True  # False where an example costs no more to read than to remember
+    apart = 1  # examples fewer places apart overlap, so that a split at random would leak
     changes = False  # True where an example may be another each time it is read, as one that is augmented
     _asked, _short = 0, False  # how often `in_parts` was called, and what it saw when it looked
 

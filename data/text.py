@@ -17,6 +17,7 @@ class Windows(Source):
         self.ids, self.length, self.stride = ids, length, stride
         feature = Feature((length,), "int32", vocabulary=vocabulary)
         self.features = {"tokens": feature, "targets": feature}
+        self.apart = -(-length // stride)
         self._offsets = np.arange(length + 1)
 
     def __len__(self) -> int:
@@ -40,7 +41,8 @@ def characters(text: str, length: int, *, stride: int = 1, vocabulary: str | tup
 
     Returns:
         A data set of windows: "tokens" and "targets", int32 `(length,)`, where each target is the character after its
-        token. The vocabulary is in the features. Windows overlap: to hold some text out, cut the text, not the windows.
+        token. The vocabulary is in the features. Windows overlap
+        unless `stride` is `length`: to hold some text out, cut the text; a `split` of the windows is an error.
 
     Raises:
         DataError: the text is too short, or holds a character outside the vocabulary.

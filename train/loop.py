@@ -76,8 +76,8 @@ def fit(
         batch_size: examples of a global batch; the last batch of an epoch is filled from the next one.
         validation: data evaluated at the end of each epoch; its metrics are "validation_loss" and so on. Its classes
             and columns are matched by name with those of ``data`` (`Dataset.held_to`), as in `evaluate` later. A number
-            such as 0.2 is the share of ``data`` to hold out: drawn by ``seed`` and in proportion for each class
-            (`Dataset.split`), where Keras takes the last examples.
+            such as 0.2 is the share of ``data`` to hold out, in proportion for each class (`Dataset.split`). It is the
+            same one whatever ``seed`` is, so that who goes on from a ``state`` validates on what it has not seen.
         seed: of the first parameters, the order of the data and every random draw.
         state: start from this state instead of a fresh one; it is copied to where the trainer's mesh has it.
         run: directory for ``metrics.jsonl``, TensorBoard events and checkpoints; None writes nothing.
@@ -118,7 +118,7 @@ def fit(
     known = Learned.from_json(learned) if learned else getattr(state, "features", None)
     data = as_dataset(data, known, "data to train on")
     if isinstance(validation, float):
-        data, validation = data.split(validation, seed=seed)
+        data, validation = data.split(validation)
     features = Learned({**(known or {}), **data.features})
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         trainer = dataclasses.replace(trainer, jit=False)

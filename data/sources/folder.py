@@ -1,5 +1,6 @@
 """A folder of images, one folder a class inside it, read when they are asked for."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +55,7 @@ class Folder(Source):
             raise DataError(f"no images in {home}; a folder for each class is expected, with .png, .jpg, ... files")
         self.paths = [path for path, _ in found]
         self.labels = np.array([label for _, label in found], np.int32)
+        _warn_of_others([home / name for name in names])
         others = (path for h in homes if h != home for name in _classes(h) for path in _images(h / name))
         self.pictures = Pictures(self.paths, lambda index: str(self.paths[index]), size=size, beside=others)
         self.features = {
@@ -124,6 +126,19 @@ def _refuse_others(homes: list[Path]) -> None:
                 f"{folder} holds no image that is known as one ({kinds}): move it elsewhere if it is no class, convert "
                 "its files if it is one, or name the classes with classes="
             )
+
+
+def _warn_of_others(folders: list[Path]) -> None:
+    """One warning for the files beside images that are not known as such: they are passed over."""
+    files = [p for folder in folders if folder.is_dir() for p in folder.rglob("*") if p.is_file() and not _is_image(p)]
+    files = [path for path in files if not path.name.startswith(".") and path.name not in ("Thumbs.db", "desktop.ini")]
+    if files:
+        kinds = ", ".join(sorted({path.suffix or path.name for path in files})[:5])
+        several = f"files ({kinds}) are" if len(files) > 1 else f"file ({kinds}) is"
+        warnings.warn(
+            f"{len(files)} {several} left out, such as {files[0]}: not known as an image by its ending",
+            stacklevel=9,  # where `load` was called
+        )
 
 
 def _folders(root: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """A data set of the Hugging Face `datasets` library, recognised by how it looks; the library is not imported here."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,16 @@ def is_hub(value: Any) -> bool:
 def from_hub(rows: Any, split: str | None, target: str | None, classes: Classes) -> Source:
     """The rows of a `datasets.Dataset`, or of a split of a dict of them: of the columns that `set_format` chose, and as
     the transform gives them where there is one (`set_transform`, `with_transform`)."""
+    others = [r for r in rows.values() if hasattr(r, "__len__")] if isinstance(rows, Mapping) else []
     rows = _split(rows, split)
     if not hasattr(rows, "__len__"):
         raise DataError("a streamed data set has no random access; load it without streaming=True")
     chosen = rows.format
     if chosen["type"] == "custom":
         return _transformed(rows, target, classes)
-    return Hub(rows if chosen["output_all_columns"] else rows.select_columns(chosen["columns"]), target, classes)
+    return Hub(
+        rows if chosen["output_all_columns"] else rows.select_columns(chosen["columns"]), target, classes, others
+    )
 
 
 def _transformed(rows: Any, target: str | None, classes: Classes) -> Indexed:
@@ -51,9 +54,10 @@ def _transformed(rows: Any, target: str | None, classes: Classes) -> Indexed:
 class Hub(Source):
     """Rows of a `datasets.Dataset`, as NumPy. The column `target` (default "label", if there) is "label", with the
     classes of its `ClassLabel`, else those that its values tell; another column of that name is left out. Images are
-    read as `decode_image` says, with 1 channel where all are grey; `Image(mode=...)` says otherwise."""
+    read as `decode_image` says, with 1 channel where all are grey, those of other splits too; `Image(mode=...)` says
+    otherwise."""
 
-    def __init__(self, rows: Any, target: str | None, classes: Classes):
+    def __init__(self, rows: Any, target: str | None, classes: Classes, others: Sequence[Any] = ()):
         self.target = target or ("label" if "label" in rows.column_names else None)
         images = [n for n, kind in rows.features.items() if n != self.target and _is_image(kind)]
         self.rows = rows.with_format("numpy", columns=[n for n in rows.column_names if n not in images])
@@ -61,7 +65,7 @@ class Hub(Source):
         for name in images:
             self.cells = self.cells.cast_column(name, type(rows.features[name])(decode=False))
         self.threads = THREADS if images else 1
-        self.labels = None
+        self.labels, self.others = None, others
         self.features = {n: _feature(f) for n, f in rename(rows.features, self.target, classes).items()}
         self.pictures = {n: self._pictures(n, rows.features[n].mode) for n in images if n in self.features}
         self.features |= {n: pictures.feature for n, pictures in self.pictures.items()}
@@ -70,7 +74,10 @@ class Hub(Source):
 
     def _pictures(self, name: str, mode: str | None) -> Pictures:
         cells = _Cells(self.cells, name)
-        return Pictures(cells, lambda i: f"{name} of example {i}", grey=None if mode is None else mode == "L")
+        others = (_stored(r, name) for r in self.others if _is_image(r.features.get(name)))
+        beside = (cell for other in others for cell in other)
+        grey = None if mode is None else mode == "L"
+        return Pictures(cells, lambda i: f"{name} of example {i}", grey=grey, beside=beside)
 
     def _label(self, kind: Any, classes: Classes) -> None:
         values = np.asarray(self.rows[self.target][:]) if len(self.rows) else np.zeros(0, np.int32)
@@ -127,6 +134,12 @@ class _Cells:
 
     def __iter__(self) -> Iterator[Any]:
         return (row[self.name] for row in self.rows)
+
+
+def _stored(rows: Any, name: str) -> _Cells:
+    """A column of images, not decoded."""
+    rows = rows.with_format(None).select_columns([name])
+    return _Cells(rows.cast_column(name, type(rows.features[name])(decode=False)), name)
 
 
 def _is_image(kind: Any) -> bool:

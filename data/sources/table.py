@@ -19,8 +19,8 @@ EXACT = 2**24  # every whole number up to it is a float32
 
 class Table(ArraySource):
     """Rows of a table. Numeric columns together are "features", float32 `(columns,)`; the target column is "label";
-    a column of lists of one length, and one of text or pictures, stays an entry of its own; `weight` names the column
-    of weights.
+    a column of lists of one length, and one of text or pictures, stays an entry of its own, whose name must not be one
+    of those; `weight` names the column of weights.
 
     The target is the column named by `target`, else the one called "label" or "target", else there is none. `columns`
     are those that are read beside target and weight; default all. The classes of a label are sorted; those of a pandas
@@ -38,8 +38,12 @@ class Table(ArraySource):
         pictures: Mapping[str, Any] = MappingProxyType({}),
     ):
         self.name = name
-        target = target or next((n for n in ("label", "target") if n in table.column_names), None)
-        chosen = _chosen(table, [*table.column_names, *pictures], name, target, weight, columns)
+        columns = None if columns is None else [str(c) for c in ([columns] if isinstance(columns, str) else columns)]
+        target, weight = (None if column is None else str(column) for column in (target, weight))
+        there = [*table.column_names, *pictures]
+        target = target or next((n for n in ("label", "target") if n in there), None)
+        chosen = _chosen(table, there, name, target, weight, columns)
+        _refuse_pictures(pictures, name, target, weight)
         table = table.select([column for column in chosen if column not in pictures])
         if classes is not None and target is None:
             raise ConfigError(
@@ -49,6 +53,8 @@ class Table(ArraySource):
             classes = _categories(table, target)
         found = _columns(table, name)
         numeric = [n for n, c in found.items() if c.ndim == 1 and c.dtype != object and n not in (target, weight)]
+        own = [n for n in chosen if n not in (target, weight, *numeric)]
+        _refuse_taken(own, name, numeric, target, weight)
         arrays: dict[str, np.ndarray | Pictures] = {}
         features: dict[str, Feature] = {}
         for entry in (n for n in chosen if n in pictures):
@@ -57,10 +63,9 @@ class Table(ArraySource):
         if numeric:
             arrays["features"] = np.stack([self._as_float32(n, found[n]) for n in numeric], 1)
             features["features"] = Feature((len(numeric),), "float32", columns=tuple(numeric))
-        for column, values in found.items():
-            if column not in (target, weight, *numeric):
-                arrays[column] = kept = narrow(column, values)
-                features[column] = infer(kept)
+        for column in (n for n in own if n in found):
+            arrays[column] = kept = narrow(column, found[column])
+            features[column] = infer(kept)
         if target is not None:
             arrays["label"], features["label"] = encode(found[target], classes, where=self.where)
         if weight is not None:
@@ -101,7 +106,12 @@ def from_file(
     kind = path.suffix.lower()
     try:
         if kind in (".csv", ".tsv"):
-            table = _read_csv(path, "\t" if kind == ".tsv" else ",", header, {"label", "target", target, weight})
+            table = _read_csv(
+                path,
+                "\t" if kind == ".tsv" else ",",
+                header,
+                {"label", "target", *(str(c) for c in (target, weight) if c is not None)},
+            )
         elif header is not None:
             raise ConfigError(f"header={header} says nothing about {path.name}; it has the names of its columns")
         else:
@@ -134,7 +144,7 @@ def from_frame(
     if any(c.__module__.split(".")[0] == "pandas" for c in type(frame).__mro__):
         kinds = frame.dtypes.items() if len(frame) else ()
         seen = [n for n, kind in kinds if kind.kind == "O" and is_picture(frame[n].iloc[0])]
-        pictures = {n: list(frame[n]) for n in seen}
+        pictures = {str(n): list(frame[n]) for n in seen}
         table = _of_pandas(frame.drop(columns=seen))
     elif hasattr(frame, "__arrow_c_stream__"):
         table = pa.table(frame)
@@ -240,7 +250,6 @@ def _chosen(
     table: Any, there: list[str], name: str, target: str | None, weight: str | None, columns: Sequence[str] | None
 ) -> list[str]:
     """The names of the columns to read, `target` and `weight` among them, and no index of pandas'."""
-    columns = (columns,) if isinstance(columns, str) else columns
     asked = [("columns", column) for column in columns or ()] + [("target", target), ("weight", weight)]
     for role, column in asked:
         if column is not None and column not in there:
@@ -256,6 +265,32 @@ def _chosen(
         if target not in (None, "label") and weight != "label":
             columns = [column for column in columns if column != "label"]  # the target takes its place
     return list(dict.fromkeys([*columns, *(c for c in (target, weight) if c is not None)]))
+
+
+def _refuse_pictures(pictures: Mapping[str, Any], name: str, target: str | None, weight: str | None) -> None:
+    """A `DataError` for a column of pictures that would be the label or the weights."""
+    role, column = next(((r, c) for r, c in (("target", target), ("weight", weight)) if c in pictures), (None, None))
+    if column is not None:
+        raise DataError(
+            f"column {column!r} of {name}, the {role}, holds pictures; numbers or text are expected. Rename it if it "
+            "is an input; labels that are pictures, such as masks, are read from lists: "
+            "load({'image': [...], 'label': [...]})"
+        )
+
+
+def _refuse_taken(own: list[str], name: str, numeric: list[str], target: str | None, weight: str | None) -> None:
+    """A `DataError` for a column whose name is that of an entry made of others: one of the two would be lost."""
+    made = {
+        "features": ", ".join(map(repr, numeric)),
+        "label": target and repr(target),
+        "weight": weight and repr(weight),
+    }
+    for column in own:
+        if others := made.get(column):
+            raise DataError(
+                f"column {column!r} of {name} would be an entry {column!r}, and so would {others}: give it another "
+                f"name, as rename(columns={{{column!r}: '{column}_'}}) of pandas does, or leave it out with columns="
+            )
 
 
 def _categories(table: Any, target: str) -> list[str] | None:
@@ -299,7 +334,7 @@ def _column(column: Any, name: str, table: str) -> np.ndarray | None:
     if types.is_boolean(column.type) and column.null_count:
         column = column.cast(pa.int8())
     if types.is_decimal(column.type):
-        column = column.cast(pa.float64())
+        column = _of_decimals(column, name, table)
     kind = column.type
     if types.is_integer(kind) and column.null_count:
         filled = column.fill_null(0).to_numpy(zero_copy_only=False)
@@ -325,6 +360,18 @@ def _column(column: Any, name: str, table: str) -> np.ndarray | None:
         numbers = types.is_integer(kind.value_type) or types.is_floating(kind.value_type)
         return narrow(name, values.astype(np.float32) if empty and numbers else values)
     return None
+
+
+def _of_decimals(column: Any, name: str, table: str) -> Any:
+    """Decimals without fractions as whole numbers, which are checked as such, and others as floats."""
+    import pyarrow as pa
+
+    if column.type.scale > 0:
+        return column.cast(pa.float64())
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowInvalid:
+        raise DataError(f"column {name!r} of {table} has decimals beyond 64 bits; scale it, or leave it out") from None
 
 
 def _empty(column: Any) -> int:

@@ -189,6 +189,19 @@ def test_weights_by_the_name_of_a_class():
         data.weighted({"cow": 1})
 
 
+def test_a_number_that_is_the_name_of_another_class():
+    data = load({"x": np.zeros(3), "label": ["1", "2", "3"]})
+    with pytest.raises(ConfigError, match="1 is the number of class '2', and '1' the name of another"):
+        data.weighted({1: 5, 2: 7})
+    assert data.weighted({"1": 5, "2": 7}).column("weight").tolist() == [5, 7, 1]
+    assert load({"label": ["0", "1", "7"]}).weighted({1: 5, 2: 3}).column("weight").tolist() == [1, 5, 3]
+
+
+def test_a_label_beyond_the_classes_is_named_where_they_are_weighed():
+    with pytest.raises(DataError, match=r"label of example 2 is 5; classes are 0..2"):
+        load({"x": np.zeros(3), "label": np.array([0, 1, 5])}, classes=3).weighted({0: 2.0})
+
+
 def test_weights_of_false_and_true():
     """NumPy takes a bool in place of an index for a mask, so True once weighed every class."""
     data = load((np.zeros(3), np.array([False, False, True])))

@@ -217,6 +217,55 @@ def test_exif_behind_the_pixels_of_a_png_is_seen():
     assert survey([data], str) == (5, 3, 1)
 
 
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("kind", ["XMP", "a raw profile"])
+def test_an_orientation_of_a_png_that_is_no_chunk_of_exif(kind, behind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = exif.tobytes()
+    text = {
+        "XMP": b'XML:com.adobe.xmp\0\0\0\0\0<rdf:Description tiff:Orientation="6"/>',
+        "a raw profile": b"Raw profile type exif\0" + f"\nexif\n{len(raw):8}\n{raw.hex()}\n".encode(),
+    }[kind]
+    part = chunk(b"iTXt" if kind == "XMP" else b"tEXt", text)
+    data = png(5, 3, 8, 0, GREY.tobytes(), **{"behind" if behind else "before": part})
+    np.testing.assert_array_equal(decode_image(data, grey=True)[..., 0], np.rot90(GREY, -1))
+    assert survey([data], str) == (5, 3, 1)
+    image = Image.open(io.BytesIO(data))  # its header is surveyed, and then it is decoded
+    assert load([image])[0]["image"].shape == load([image])[0]["image"].shape == (5, 3, 1)
+
+
+def test_pictures_that_are_loaded_already():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images = [Image.open(io.BytesIO(encoded(Image.fromarray(GREY), "PNG", exif=exif))) for _ in range(2)]
+    images[0].load()
+    for _ in range(2):  # the second time both are
+        data = load((images, [0, 1]))
+        assert data.features["image"].shape == (5, 3, 1)
+        np.testing.assert_array_equal(data[1]["image"][..., 0], np.rot90(GREY, -1))
+    plain = Image.open(io.BytesIO(encoded(Image.fromarray(GREY), "PNG")))
+    assert [load([plain])[0]["image"].shape for _ in range(2)] == [(3, 5, 1)] * 2
+
+
+def test_a_transparent_grey_whose_bits_nobody_knows_any_more():
+    def loaded(depth, key, pixels):
+        data = png(4, 1, depth, 0, bytes(pixels), before=chunk(b"tRNS", key.to_bytes(2, "big")))
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return data, image
+
+    data, image = loaded(4, 3, [0x37, 0x37])
+    assert decode_image(data, grey=True).ravel().tolist() == [255, 119] * 2
+    with pytest.raises(DataError, match="loaded already, and does not say any more whether its transparent grey 3"):
+        decode_image(image, grey=True)
+    for case in (loaded(8, 3, [3, 7, 0, 17]), loaded(4, 0, [0x37, 0x03]), loaded(8, 200, [200, 7, 0, 17])):
+        np.testing.assert_array_equal(*(decode_image(one, grey=True) for one in case))
+    lazy = Image.open(io.BytesIO(data))
+    for _ in range(2):
+        assert decode_image(lazy, grey=True).ravel().tolist() == [255, 119] * 2
+
+
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_of_several_pictures_the_first_is_taken(kind):
     frames = [Image.new("RGB", (4, 2), color) for color in ("red", "lime", "blue")]
@@ -320,6 +369,15 @@ def test_every_source_reads_pictures_alike(source):
     grey = load(SOURCES[source]([Image.new("L", (3, 2), i) for i in range(3)]))
     assert grey.features["image"].shape == (2, 3, 1)
     assert grey.gather([0, 2])["image"][:, 0, 0, 0].tolist() == [0, 2]
+
+
+def test_the_splits_of_hugging_face_have_the_same_channels():
+    hub = pytest.importorskip("datasets")
+    colour, grey = ([Image.new(mode, (3, 2), 7) for _ in range(3)] for mode in ("RGB", "L"))
+    both = hub.DatasetDict(train=hugging_face(colour), test=hugging_face(grey))
+    assert [load(both, split)[0]["image"].shape for split in both] == [(2, 3, 3)] * 2
+    alike = hub.DatasetDict(train=hugging_face(grey), test=hugging_face(grey))
+    assert load(alike, "test").features["image"].shape == (2, 3, 1)
 
 
 def test_pictures_that_are_labels_keep_their_numbers():

@@ -177,12 +177,28 @@ def test_ranges_and_types():
         load({"image": np.zeros((1, 2), "uint8")}).declare(image=Feature((2,), "uint8", low=0, high=255)).held_to(
             learned
         )
-    with pytest.raises(DataError, match=r"image is float32 here, with 0.5, and was uint8 in training"):
-        load({"image": np.full((1, 2), 0.5)}).held_to(learned)[0]
+    with pytest.raises(DataError, match=r"image is float32 here and was uint8 in training: scale it"):
+        load({"image": np.ones((1, 2))}).held_to(learned)  # 1.0 is white, and 1 nearly black
     with pytest.raises(DataError, match="x is uint8 here and was float32 in training: scale it"):
         load({"x": np.zeros((1, 2), "uint8")}).held_to(learned)
     data = load({"x": np.array([[1, 2]]), "n": np.array([3.0])}).held_to(learned)
     assert (data[0]["x"].dtype, data[0]["n"].dtype, data[0]["x"].tolist()) == (np.float32, np.int32, [1, 2])
+
+
+def test_grey_pictures_for_a_model_of_colours():
+    colour, grey = (load(([Image.new(mode, (6, 4), 9)] * 2, [0, 1])) for mode in ("RGB", "L"))
+    held = grey.held_to(colour.features)
+    assert held.features["image"].shape == held[0]["image"].shape == (4, 6, 3)
+    assert (held.column("image") == 9).all()
+    assert grey.held_to(held.features)[1]["image"].shape == (4, 6, 3)
+    with pytest.raises(DataError, match="image has 3 channels here and had 1 in training"):
+        colour.held_to(grey.features)
+    with pytest.raises(DataError, match="image has 4 channels here and had 3 in training"):
+        load((np.zeros((2, 4, 6, 4), "uint8"), [0, 1])).held_to(
+            load((np.zeros((2, 4, 6, 3), "uint8"), [0, 1])).features
+        )
+    lengths = Feature((2, 2, 5), "float32")
+    assert load({"x": np.zeros((1, 2, 2, 7), "float32")}).held_to({"x": lengths})[0]["x"].shape == (2, 2, 7)
 
 
 def test_a_regression_whose_later_targets_are_whole_numbers():

@@ -1,6 +1,7 @@
 import threading
 import tracemalloc
 import zlib
+from decimal import Decimal
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ import scipy.sparse
 from PIL import Image
 
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.data import Feature, batches, decode_image, load, to_device
+from sapwood.data import Feature, batches, characters, decode_image, load, to_device
 from sapwood.data.source import LOOK, Reader, Source, _pool
 
 # arrays
@@ -539,6 +540,27 @@ def test_no_class_vanishes_for_the_kind_of_its_files(tmp_path):
     assert load(tmp_path, classes=tuple("abcd")).features["label"].classes == tuple("abcd")
 
 
+def test_files_beside_images_are_told_of_once(tmp_path, recwarn):
+    for name in ("cat/1.png", "dog/1.png"):
+        picture(tmp_path / name, 7)
+    (tmp_path / "cat" / ".DS_Store").write_bytes(b"")
+    assert len(load(tmp_path)) == 2
+    assert not recwarn
+    for name in ("cat/2", "dog/2.pngx"):
+        (tmp_path / name).write_bytes((tmp_path / "cat" / "1.png").read_bytes())
+    with pytest.warns(UserWarning, match=r"2 files \(.pngx, 2\) are left out, such as .*cat.2: not known") as told:
+        assert len(load(tmp_path)) == 2
+    assert len(told) == 1
+
+
+def test_classes_are_named_once():
+    for source in ({"x": np.zeros(2), "label": ["a", "b"]}, (np.zeros(2), [0, 1])):
+        with pytest.raises(ConfigError, match="classes have 'a' twice"):
+            load(source, classes=["a", "b", "a"])
+    with pytest.raises(ConfigError, match="vocabulary have 'b' twice"):
+        characters("abab", 2, vocabulary="abb")
+
+
 def test_a_class_may_be_called_like_a_split(tmp_path):
     for place in ("valid/a", "invalid/b"):
         picture(tmp_path / f"{place}.png", 1)
@@ -554,6 +576,55 @@ def test_a_grey_pgm_of_16_bits(tmp_path):
 def test_the_target_of_a_table_takes_the_place_of_its_label():
     data = load(pa.table({"x": [1.0, 2.0], "label": [5, 6], "y": [0, 1]}), target="y")
     assert (data.features["features"].columns, data.column("label").tolist()) == (("x",), [0, 1])
+
+
+def test_a_column_whose_name_an_entry_has_is_refused():
+    pandas = pytest.importorskip("pandas")
+    grey = Image.new("L", (4, 4))
+    for features in ([[1.0], [2.0]], ["x", "y"], [grey, grey]):
+        frame = pandas.DataFrame({"h": [0.5, 0.6], "k": [1.0, 2.0], "features": features, "label": [0, 1]})
+        with pytest.raises(
+            DataError, match=r"'features' of the data frame would be an entry 'features'.*'h', 'k'.*name"
+        ):
+            load(frame)
+        assert load(frame.drop(columns=["h", "k"])).features.keys() == {"features", "label"}
+    frame = pandas.DataFrame({"x": [1.0, 2.0], "label": ["a", "b"], "y": [0, 1]})
+    with pytest.raises(DataError, match=r"'label' of the data frame.* so would 'y'"):
+        load(frame, target="y", columns=["x", "label"])
+    with pytest.raises(DataError, match=r"'weight' of the data frame.* so would 'x'"):
+        load(frame.rename(columns={"label": "weight"}), target="y", weight="x")
+
+
+def test_a_column_of_pictures_is_no_label_of_a_table():
+    pandas = pytest.importorskip("pandas")
+    masks = [Image.new("L", (6, 4), i) for i in range(2)]
+    frame = pandas.DataFrame({"image": [Image.new("RGB", (6, 4))] * 2, "mask": masks, "k": [1.0, 2.0]})
+    for options in ({"target": "mask"}, {"weight": "mask"}):
+        with pytest.raises(DataError, match=r"column 'mask' of the data frame, .*, holds pictures"):
+            load(frame, **options)
+    with pytest.raises(DataError, match="column 'label' of the data frame, the target, holds pictures"):
+        load(frame.rename(columns={"mask": "label"}))
+    assert load({"image": list(frame["image"]), "label": masks}).features["label"].num_classes == 2
+
+
+def test_columns_and_target_of_any_kind():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"id": [1, 2], "a": [1.0, 2.0], "b": [3.0, 4.0], "label": [0, 1]})
+    for columns in ((c for c in "ab"), frame.columns[1:3], np.array(["a", "b"]), ("a", "b")):
+        assert load(frame, columns=columns).features["features"].columns == ("a", "b")
+    numbered = load(pandas.DataFrame({0: [1.0, 2.0], 1: [0, 1]}), target=1)
+    assert numbered.features["features"].columns == ("0",)
+    assert numbered.column("label").tolist() == [0, 1]
+
+
+def test_decimals_without_fractions_are_whole_numbers():
+    table = pa.table({"t": pa.array([Decimal(1_700_000_000), Decimal(1_700_000_050)]), "label": [0, 1]})
+    with pytest.raises(DataError, match=r"row 1.* is 1700000050, which float32 rounds to 1700000000"):
+        load(table)
+    small = pa.table({"t": pa.array([Decimal(3), Decimal(4)]), "u": pa.array([Decimal("0.25"), Decimal("1.50")])})
+    assert load(small).column("features").tolist() == [[3, 0.25], [4, 1.5]]
+    with pytest.raises(DataError, match="'t' of the table has decimals beyond 64 bits"):
+        load(pa.table({"t": pa.array([Decimal(10**20), Decimal(10**20 + 1)])}))
 
 
 def test_folders_of_splits_beside_others(tmp_path):

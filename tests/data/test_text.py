@@ -61,6 +61,17 @@ def test_texts_that_are_too_short():
         characters(TEXT, 5, stride=0)
 
 
+def test_windows_that_overlap_are_not_split():
+    data = characters(TEXT, 10)
+    with pytest.raises(DataError, match=r"cut = int\(0.8 \* len\(text\)\); characters\(text\[:cut\], .*stride=length"):
+        data.split(0.2)
+    with pytest.raises(DataError, match="the examples overlap"):
+        characters(TEXT, 10, stride=9)[:2].split(0.5)
+    for apart in (characters(TEXT, 10, stride=10), data[::10], characters(TEXT, 10, stride=5)[::2]):
+        rest, part = apart.split(0.3)
+        assert len(rest) + len(part) == len(apart)
+
+
 def test_batches_of_text():
     data = characters(TEXT, 8)
     batch = next(batches(data, 4, seed=1, process_index=0, process_count=1))
