@@ -22,7 +22,7 @@ from sapwood.data.device import to_device
 from sapwood.parallel.batches import batch_multiple
 from sapwood.train import checks, metrics
 from sapwood.train.ema import variables
-from sapwood.train.forward import AUXILIARY, forward, hold
+from sapwood.train.forward import AUXILIARY, examples, forward, hold
 from sapwood.train.objective import takes_mask
 from sapwood.train.state import TrainState
 
@@ -34,12 +34,13 @@ AHEAD = 16
 
 
 def evaluate_step(trainer: Any, params: dict, state: dict, batch: Any) -> dict[str, metrics.Metric]:
-    """The metrics of one batch in evaluation mode. Scalars that count as `forward.hold` says are weighted so."""
+    """The metrics of one batch in evaluation mode. Scalars count as `forward.hold` says; layers' by examples."""
     out = forward(trainer, params, state, None, batch, train=False)
-    found: dict[str, Any] = {
-        name: metrics.as_metric(value, out.weight) if takes_mask(trainer.objective) or name == AUXILIARY else value
-        for name, value in out.metrics.items()
-    }
+    found: dict[str, Any] = dict(out.metrics)
+    if AUXILIARY in found:
+        found[AUXILIARY] = metrics.as_metric(found[AUXILIARY], examples(batch))
+    if takes_mask(trainer.objective):
+        found = {name: metrics.as_metric(value, out.weight) for name, value in found.items()}
     return {**found, checks.FLAGS: checks.Flags(out.ok)} if out.ok else found
 
 

@@ -19,7 +19,8 @@ AUXILIARY = "auxiliary_loss"
 class Pass(NamedTuple):
     """What one pass gives: the total loss, what it weighs, metrics by name, the next model state, and check bits.
 
-    The weight of a plain number is that of the batch's examples, whatever it counts: see `hold`.
+    The weight is that of the objective's own loss; the weight of a plain number is that of the batch's examples,
+    whatever it counts: see `hold`. What layers add is a mean over the examples of the batch: see `examples`.
     """
 
     loss: jax.Array
@@ -29,8 +30,13 @@ class Pass(NamedTuple):
     ok: dict[str, Any]
 
 
-def forward(trainer: Any, params: dict, state: dict, key: Any, batch: Any, *, train: bool) -> Pass:
+def forward(
+    trainer: Any, params: dict, state: dict, key: Any, batch: Any, *, train: bool, ordinary: Any = None
+) -> Pass:
     """Run the trainer's objective on one batch.
+
+    ``ordinary`` is what a micro-batch weighs on average. Where it is given, the objective's own loss counts in the
+    total by its weight over that, and what layers add counts once, as micro-batches have the same number of examples.
 
     Raises `ConfigError` where the objective does not return a loss, a scalar or a `Mean`, and a dict of metrics.
     """
@@ -44,6 +50,8 @@ def forward(trainer: Any, params: dict, state: dict, key: Any, batch: Any, *, tr
     loss = losses.of_mean(loss) if isinstance(loss, metrics.Mean) else loss
     if auxiliary := jax.tree.leaves(updates.losses):
         found[AUXILIARY] = sum(auxiliary[1:], auxiliary[0])
+        if ordinary is not None:
+            loss = jnp.where(weight == 0, 0, loss * (weight / jnp.where(ordinary == 0, 1, ordinary)))
         loss = loss + found[AUXILIARY]
     ok = checks.flat(updates.checks) if trainer.checks else {}
     return Pass(loss, weight, found, overlay(state, trainable.unfrozen(updates.state, frozen)), ok)
@@ -106,5 +114,10 @@ def _weight(objective: Any, batch: Any) -> Any:
     """What a batch counts beside others: the sum of its mask and weights, or its number of examples."""
     weight = losses.example_weight(batch) if takes_mask(objective) else None
     if weight is None:
-        return jnp.float32(jax.tree.leaves(batch)[0].shape[0])
+        return examples(batch)
     return jnp.sum(weight, dtype=jnp.float32)
+
+
+def examples(batch: Any) -> jax.Array:
+    """The number of examples in a batch, which is what layers take their means over."""
+    return jnp.float32(jax.tree.leaves(batch)[0].shape[0])

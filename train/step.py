@@ -23,8 +23,8 @@ def train_step(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState,
     if beside is not None and beside.host is not None:
         state = state.replace(opt_state=jax.device_put(state.opt_state, beside.opt_state))
 
-    def loss(trained: dict, model_state: dict, key: Any, batch: Any) -> tuple[jax.Array, Pass]:
-        out = forward(trainer, join(trained, frozen), model_state, key, batch, train=True)
+    def loss(trained: dict, model_state: dict, key: Any, batch: Any, ordinary: Any = None) -> tuple[jax.Array, Pass]:
+        out = forward(trainer, join(trained, frozen), model_state, key, batch, train=True, ordinary=ordinary)
         if trainer.accumulate > 1:
             hold(trainer.objective, out.metrics, f"Trainer(accumulate={trainer.accumulate}) adds micro-batches up")
         return (out.loss if scale is None else out.loss * scale), out
@@ -33,7 +33,8 @@ def train_step(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState,
     if beside is not None:
         gradient = _in_pieces(gradient, beside)
     if trainer.accumulate > 1:
-        gradient, plain = accumulate(gradient, trainer.accumulate), accumulate(plain, trainer.accumulate)
+        n = trainer.accumulate
+        gradient, plain = accumulate(gradient, n, plain), accumulate(plain, n)
     grads, out = gradient(trained, state.state, key, batch)
     with jax.named_scope("optimizer"):  # how profiles tell the update from the model
         if scale is not None:

@@ -88,3 +88,38 @@ def test_the_last_examples_need_not_divide_over_the_mesh(mesh, rules):
     """11 examples are a batch of 8 and one of 3: too few for four stages, refused by strict rules."""
     found = evaluated(mesh, dataclasses.replace(DEFAULT, **rules))
     assert found == {name: pytest.approx(value, rel=1e-5) for name, value in evaluated().items()}
+
+
+def sized(v, x):
+    w = v.param("w", (1, 1), jax.nn.initializers.ones)
+    v.loss("size", jnp.mean((x @ w) ** 2))
+    return (x @ w)[:, 0]
+
+
+def of_tokens(v, batch):
+    each = (sized(v, batch["x"]) - batch["label"])[:, None] ** 2
+    return M.Mean.of(jnp.broadcast_to(each, batch["tokens"].shape), batch["tokens"]), {}
+
+
+X, WEIGHT = np.float32([1, 1, 3, 3]), np.float32([1, 0, 9, 9])
+TOKENS = np.array([[1, 0, 0], [0, 0, 0], [1, 1, 1], [1, 1, 0]], bool)
+OTHERS = {"x": X[:, None], "label": np.float32([2, 5, 1, 0]), "weight": WEIGHT, "tokens": TOKENS}
+LOSSES = [(supervised(sized, "squared_error", inputs="x"), WEIGHT), (of_tokens, TOKENS.sum(1))]
+
+
+@pytest.mark.costs("four small programs each: evaluation, what is left over, and two of micro-batches")
+@pytest.mark.parametrize(("objective", "weight"), LOSSES, ids=["weights", "tokens"])
+def test_what_layers_add_counts_by_examples_whatever_the_loss_counts_by(objective, weight):
+    """Both parts of the gradient, in NumPy, of the whole batch and of micro-batches, some of which weigh nothing."""
+    loss, auxiliary = np.average((X - OTHERS["label"]) ** 2, weights=weight), np.mean(X**2)
+    gradient = np.average(2 * X * (X - OTHERS["label"]), weights=weight) + 2 * auxiliary
+    one = Trainer(objective, optax.sgd(1.0))
+    state = one.init(0, OTHERS)
+    for size in (3, 1):  # 3 and 1 examples; one at a time
+        found = one.evaluate(state, OTHERS, size)
+        np.testing.assert_allclose([found["loss"], found["auxiliary_loss"]], [loss, auxiliary], rtol=1e-6)
+    for n in (2, 4):
+        after, metrics = jax.jit(dataclasses.replace(one, accumulate=n).step)(state, OTHERS)
+        found = M.compute(metrics)
+        np.testing.assert_allclose(after.params["w"][0, 0], 1 - gradient, rtol=1e-6)
+        np.testing.assert_allclose([found["loss"], found["auxiliary_loss"]], [loss, auxiliary], rtol=1e-6)
