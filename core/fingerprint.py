@@ -5,10 +5,13 @@ import dataclasses
 import dis
 import functools
 import hashlib
+import importlib.util
 import sys
 import sysconfig
 import types
-from collections import deque
+import weakref
+from array import array
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -16,9 +19,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from sapwood.core.filled import ITEM, METHODS, filled
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
 _STANDARD = sysconfig.get_paths()["stdlib"]
 _LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
+_CELLS = ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
+_CONTAINERS = (list, dict, set, deque, defaultdict, OrderedDict, Counter, bytearray, np.ndarray)
+_WHOLE = 2**22
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 _ABOUT = ("__doc__", "__module__", "__name__", "__qualname__", "__annotations__")
 _WRAPPERS = (type(jax.jit(len)), type(functools.cache(len)))
@@ -30,9 +38,14 @@ def fingerprint(*roots: Any) -> tuple:
 
     A function is its code, its defaults, what it closes over, and each global that its code names, with whatever that
     is made of in turn; `helpers.block` is looked up in the module, a class is its methods, an object its class and
-    attributes, an array its numbers (JAX's arrays, which never change, are themselves). Code of installed packages is
-    taken as it is. So two fingerprints differ where a helper was edited, a global set or a module reloaded in between.
+    attributes, an array its numbers (JAX's arrays, which never change, are themselves). A module of which code takes
+    more than that is what is defined in it. Code of installed packages is taken as it is. So two fingerprints differ
+    where a helper was edited, a global set or a module reloaded in between.
     What a function reads from elsewhere, such as a file or an environment variable, is in none.
+
+    Two things are taken for less than they hold. A NumPy array of more than 4 MiB is itself and a sample of 65 536 of
+    its numbers: another one in its place is seen, and what is written into a part of it may not be. A container that
+    code only puts something into, as ``log.append(x)`` in a callback does, is itself, whatever is in it.
 
     >>> scale = 2.0
     >>> def helper(x):
@@ -54,7 +67,7 @@ def fingerprint(*roots: Any) -> tuple:
         if isinstance(x, _Told):
             found.append(x.what)
         elif isinstance(x, _PLAIN):
-            found.append((type(x), repr(x) if isinstance(x, float | complex) else x))  # which tells -0.0 from 0.0
+            found.append(_plain(x))
         elif id(x) in seen:
             found.append(("again", seen[id(x)][0]))
         else:
@@ -63,6 +76,10 @@ def fingerprint(*roots: Any) -> tuple:
             found.append((type(x), len(parts)))
             waiting += reversed(parts)
     return tuple(found)
+
+
+def _plain(x: Any) -> tuple:
+    return type(x), repr(x) if isinstance(x, float | complex) else x  # which tells -0.0 from 0.0
 
 
 def traced_anew(mark: Any) -> contextlib.AbstractContextManager[Any]:
@@ -126,9 +143,11 @@ def _parts(x: Any) -> Iterator[Any]:
     elif isinstance(x, type):
         yield from _parts_of_class(x)
     elif isinstance(x, np.ndarray | np.generic):
-        yield from _parts_of_array(np.asarray(x))
-    elif isinstance(x, jax.Array | types.ModuleType):
+        yield from _parts_of_array(x)
+    elif isinstance(x, jax.Array):
         yield _Told(_Same(x))
+    elif isinstance(x, types.ModuleType):
+        yield from _parts_of_module(x)
     elif _is_value(type(x)):
         yield _Told(_Equal(x))
     else:
@@ -145,11 +164,12 @@ def _is_value(kind: type) -> bool:
 def _parts_of_function(f: types.FunctionType) -> Iterator[Any]:
     yield _Told(f.__code__)
     yield from (f.__defaults__, f.__kwdefaults__, vars(f))
-    for cell in f.__closure__ or ():
+    for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=False):
         try:
-            yield cell.cell_contents
+            x = cell.cell_contents
         except ValueError:  # not filled yet
-            yield _Told("empty")
+            x = _Told("empty")
+        yield _Told(_Same(x)) if type(x) in _CONTAINERS and name not in _cells(f.__code__) else x
     for chain, value in globals_of(f):
         yield _Told(chain)
         yield value
@@ -180,12 +200,35 @@ def _parts_of_class(x: type) -> Iterator[Any]:
             yield value
 
 
-def _parts_of_array(x: np.ndarray) -> Iterator[Any]:
+def _parts_of_module(x: types.ModuleType) -> Iterator[Any]:
+    yield _Told(_Same(x))
+    if installed("", x.__name__):
+        return
+    for name, value in vars(x).items():
+        if not name.startswith("__") and _is_part(value):
+            yield _Told(name)
+            yield value
+
+
+def _is_part(x: Any) -> bool:
+    """Whether a name of a module of one's own counts: values, and functions, classes and objects that are one's own."""
+    if isinstance(x, (*_PLAIN, *_CONTAINERS, tuple, np.generic, jax.Array, functools.partial)):
+        return True
+    module = getattr(x, "__module__", None)
+    own = isinstance(module, str) and not installed("", module)
+    return own or (dataclasses.is_dataclass(x) and not isinstance(x, type))  # layers, and settings
+
+
+def _parts_of_array(x: Any) -> Iterator[Any]:
     yield _Told((str(x.dtype), x.shape))
+    numbers = np.asarray(x)
     if x.dtype.hasobject:
-        yield x.tolist()
-    else:
-        yield _Told(hashlib.sha1(np.ascontiguousarray(x).view(np.uint8).data, usedforsecurity=False).digest())
+        yield numbers.tolist()
+        return
+    if x.nbytes > _WHOLE:
+        yield _Told(_Same(weakref.ref(x)))  # the same reference while the array is there, which it does not keep
+        numbers = numbers.flat[:: -(-x.size // 2**16)]
+    yield _Told(hashlib.sha1(np.ascontiguousarray(numbers).view(np.uint8).data, usedforsecurity=False).digest())
 
 
 def _parts_of_object(x: Any) -> Iterator[Any]:
@@ -207,14 +250,16 @@ def _items(x: Any) -> list[Any] | None:
     if isinstance(x, tuple | list | deque):
         return [*x]
     if isinstance(x, set | frozenset):
-        return [_Told(frozenset(part if isinstance(part, _PLAIN) else _Same(part) for part in x))]
+        return [_Told(frozenset(_plain(part) if isinstance(part, _PLAIN) else _Same(part) for part in x))]
+    if isinstance(x, bytearray | memoryview | array):
+        return [memoryview(x).format, bytes(x)]
     return None
 
 
 def _attributes(x: Any) -> list[tuple[str, Any]]:
     """The attributes of an object by name, without what it keeps of what it has made of them: no cached properties, and
-    of a dataclass its fields."""
-    if dataclasses.is_dataclass(x):
+    of an installed dataclass its fields."""
+    if dataclasses.is_dataclass(x) and installed("", type(x).__module__):
         return [(field.name, getattr(x, field.name, None)) for field in dataclasses.fields(x)]
     slots = [vars(kind).get("__slots__", ()) for kind in type(x).__mro__]
     names = [name for some in slots for name in ((some,) if isinstance(some, str) else some)]
@@ -249,37 +294,65 @@ def installed(file: str, module: str) -> bool:
 
 @functools.cache
 def _globals(code: types.CodeType) -> tuple[tuple[str, ...], ...]:
-    """The globals that code names, with the attributes that it takes of each, functions inside it included; what it
-    imports is a chain that begins with "import"."""
+    """The globals that code names, with the attributes that it takes of each, functions inside it included. What it
+    imports is a chain that begins with "import"; a container that is filled ends with how."""
     chains: list[list[str]] = []
-    last = None
-    for step in dis.get_instructions(code):
+    last, steps = None, _steps(code)
+    for at, step in enumerate(steps):
         if step.opname in _LOADS:
             chains.append(last := [step.argval])
         elif step.opname == "IMPORT_NAME":
+            module = "." * steps[at - 2].argval + step.argval  # the level and the names come before
             taken = [name for name in code.co_names if name != step.argval]
-            chains += [["import", step.argval, name] for name in taken]
+            chains += [["import", module, name] for name in taken]
             last = None
         elif step.opname in _ATTRIBUTES and last is not None:
             last.append(step.argval)
-        elif step.opname not in ("CACHE", "EXTENDED_ARG"):
+        else:
             last = None
-    inner = [_globals(const) for const in code.co_consts if isinstance(const, types.CodeType)]
-    return tuple(dict.fromkeys([tuple(chain) for chain in chains] + [chain for some in inner for chain in some]))
+        if last is not None and last[-1] not in METHODS and (how := filled(steps[at + 1 :])) is not None:
+            last.append(how)
+            last = None
+    return tuple(
+        dict.fromkeys([tuple(chain) for chain in chains] + [x for some in _inner(code) for x in _globals(some)])
+    )
+
+
+@functools.cache
+def _cells(code: types.CodeType) -> frozenset[str]:
+    """The names of what a function closes over that its code does more with than fill it."""
+    steps = _steps(code)
+    own = [step.argval for at, step in enumerate(steps) if step.opname in _CELLS and filled(steps[at + 1 :]) is None]
+    return frozenset(own).union(*map(_cells, _inner(code)))
+
+
+def _steps(code: types.CodeType) -> list[dis.Instruction]:
+    return [step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "EXTENDED_ARG")]
+
+
+def _inner(code: types.CodeType) -> list[types.CodeType]:
+    return [const for const in code.co_consts if isinstance(const, types.CodeType)]
 
 
 def _named(names: dict[str, Any], chain: tuple[str, ...]) -> Any:
     """What a chain of names leads to: attributes of modules are followed, those of other objects are in the object."""
     if chain[0] == "import":
-        package = names.get("__package__") or ""
-        x = sys.modules.get(chain[1]) or sys.modules.get(f"{package}.{chain[1]}")
-        chain = chain[1:]
+        x, chain = _imported(names, chain[1]), chain[1:]
     else:
         x = names.get(chain[0], _Told("not there"))
     for name in chain[1:]:
         if not isinstance(x, types.ModuleType):
-            return x
+            return _Told(_Same(x)) if type(x) in _CONTAINERS and name in (*METHODS, ITEM) else x
         as_it_is, x = installed("", x.__name__), vars(x).get(name, _Told("not there"))
         if as_it_is and not isinstance(x, types.ModuleType):
             return _Told(_Same(x))
     return x
+
+
+def _imported(names: dict[str, Any], module: str) -> types.ModuleType | None:
+    """The module that an import statement names, ``.helpers`` or ``helpers``; None before it is there."""
+    package = names.get("__package__") or names.get("__name__", "").rpartition(".")[0]
+    try:
+        return sys.modules.get(importlib.util.resolve_name(module, package))
+    except ImportError:  # outside of any package
+        return None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -76,8 +77,8 @@ class Layer:
 def _checked(cls: type) -> Callable:
     """How a layer is made, with what to write where it is given what it does not take."""
     made, name = cls.__init__, cls.__name__
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-    switches = [field for field in fields.values() if field.type in (bool, "bool")]
+    fields = list(inspect.signature(made).parameters)[1:]  # an `InitVar`, which is no field, included
+    switches = [field for field in dataclasses.fields(cls) if field.init and field.type in (bool, "bool")]  # type: ignore[arg-type]
 
     @functools.wraps(made)
     def init(self, *args, **options):

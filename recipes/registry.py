@@ -63,21 +63,36 @@ def _in_package(path: Path) -> types.ModuleType | None:
     names, folder = [path.stem], path.parent
     while (folder / "__init__.py").exists():
         names, folder = [folder.name, *names], folder.parent
+    package = importlib.util.find_spec(names[0]) if len(names) > 1 else None
+    places = (package.submodule_search_locations or ()) if package is not None else ()
+    if folder / names[0] not in [Path(place).resolve() for place in places]:
+        return None  # none, or something else of that name
     name = ".".join(names)
-    if len(names) == 1 or importlib.util.find_spec(names[0]) is None:
-        return None
-    spec = importlib.util.find_spec(name)
-    same = spec is not None and spec.origin is not None and Path(spec.origin).resolve() == path
-    return importlib.import_module(name) if same else None
+    parent = importlib.import_module(name.rpartition(".")[0])
+    module = _run(name, path)
+    setattr(parent, path.stem, module)
+    return module
 
 
 def _alone(path: Path) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location(f"sapwood_recipe_{path.stem}", path)
+    return _run(f"sapwood_recipe_{path.stem}", path)
+
+
+def _run(name: str, path: Path) -> types.ModuleType:
+    """A file as the module of that name, run anew each time, so that it is as it was edited last."""
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    before = sys.modules.get(name)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), vars(module))
+    except BaseException:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+        raise
     return module
 
 

@@ -1,6 +1,7 @@
 """Contract 9: a cursor is a place and nothing else; layers and initialisers are values."""
 
 import copy
+import dataclasses
 import inspect
 import pickle
 
@@ -157,6 +158,25 @@ def test_layers_are_values():
         Scale().start = 3.0  # pyright: ignore
     with pytest.raises(TypeError, match="Scale has no option 'stat'; did you mean 'start'"):
         Scale(stat=3.0)  # pyright: ignore
+
+
+class Half(sw.Layer):
+    size: dataclasses.InitVar[int] = 2
+    width: int = dataclasses.field(init=False)
+
+    def __post_init__(self, size):
+        object.__setattr__(self, "width", size // 2)
+
+    def __call__(self, v, x):
+        return x
+
+
+def test_a_layer_may_be_made_of_what_is_no_field():
+    assert (Half(size=8).width, Half(8).width, Half()) == (4, 4, Half(size=2))
+    with pytest.raises(TypeError, match="Half has no option 'width'"):
+        Half(width=3)  # pyright: ignore
+    with pytest.raises(TypeError, match=r"Half\(size\) was given 2 values"):
+        Half(1, 2)  # pyright: ignore
 
 
 def test_a_layer_given_no_cursor_says_so():

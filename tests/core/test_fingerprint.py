@@ -22,7 +22,8 @@ import sapwood as sw
 from sapwood import layers as L
 
 scale, table, rates, names, config = 2.0, np.arange(4.0), {"a": [1, 2]}, {"a"}, types.SimpleNamespace(width=[8])
-history, unused, queue = [], 0, collections.deque([1])
+history, unused, queue, raw, digits = [], 0, collections.deque([1]), bytearray(b"ab"), {1, 2}
+large = np.zeros(1_200_000, np.float32)
 traced = jnp.ones(2)
 
 def helper(x, by=1.0):
@@ -57,6 +58,22 @@ class Options:
     deep: object = None
 
 options = Options(Options([1]))
+options.beside = 1
+
+def noted(v, x):
+    jax.debug.callback(lambda m: history.append(float(m)), x.mean())
+    rates["n"] = 0
+    rates["a"].append(1)
+    rates.setdefault("b", []).append(1)
+    rates["n"] += 1
+    return x
+
+def closed():
+    log = []
+    def f(x):
+        jax.debug.callback(lambda m: log.append(m), x)
+        return x
+    return f
 
 def counted():
     count = 0
@@ -78,6 +95,20 @@ def of_module(v, x):
 def imports(v, x):
     from notebook_helpers import block
     return block(x)
+
+def relative(v, x):
+    def inner(y):
+        from . import helpers as own
+        return own.block(y)
+    return inner(x)
+
+def beside(v, x):
+    from .helpers import block
+    return block(x)
+
+def renamed(v, x):
+    h = helpers
+    return h.block(x)
 """
 
 
@@ -90,7 +121,11 @@ def cell(monkeypatch):
     helpers.deep = helpers
     exec(compile("def block(x):\n    return x\nother = 1", "helpers.py", "exec"), vars(helpers))
     monkeypatch.setitem(sys.modules, "notebook_helpers", helpers)
-    names["helpers"] = helpers
+    names |= {"helpers": helpers, "__package__": "notebook"}
+    package = types.ModuleType("notebook")
+    package.helpers = helpers
+    monkeypatch.setitem(sys.modules, "notebook", package)
+    monkeypatch.setitem(sys.modules, "notebook.helpers", helpers)
     return names
 
 
@@ -129,6 +164,21 @@ EDITED = {  # what is asked about, and an edit that it has to see
     "a function of a module": ("of_module", "helpers.block = lambda x: -x"),
     "a function of a module, in place": ("of_module", "helpers.block.__code__ = (lambda x: -x).__code__"),
     "what a function imports": ("imports", "helpers.block = lambda x: -x"),
+    "what a function imports from its package": ("relative", "helpers.block = lambda x: -x"),
+    "what a function imports from a module beside": ("beside", "helpers.block = lambda x: -x"),
+    "a module of another name": ("renamed", "helpers.block.__code__ = (lambda x: -x).__code__"),
+    "a number of a module of another name": ("renamed", "helpers.other = 2"),
+    "an attribute by its name": ("lambda x: getattr(helpers, 'block')(x)", "helpers.block = lambda x: -x"),
+    "an attribute of a dataclass that is no field": ("lambda x: options.beside", "options.beside = 2"),
+    "bytes in place": ("lambda x: x * raw[0]", "raw[0] = 1"),
+    "the numbers of a set": ("lambda x: x * (1 in digits)", "digits.clear(); digits.update({1.0, 2.0})"),
+    "a large array": ("lambda x: x * large[0]", "large = np.zeros_like(large)"),
+    "a large array in place": ("lambda x: x * large[0]", "large *= 0; large += 1"),
+    "a container that is filled and read": ("lambda x: history.append(x) or len(history)", "history.append(1)"),
+    "an item that is called": ("lambda x: rates['a'].update(x)", "rates['a'] = [2]"),
+    "an item that is read by setdefault": ("lambda x: x * rates.setdefault('a', 2)", "rates['a'] = 3"),
+    "items of one that is filled": ("lambda x: (rates.update(b=2), [*rates])", "rates['c'] = 3"),
+    "a container that is handed on": ("lambda x: helper(x, history).append(1)", "history.append(1)"),
     "a function of JAX's": ("of_module", "jax = types.SimpleNamespace(nn=jax.nn)"),
 }
 SAME = {
@@ -136,6 +186,9 @@ SAME = {
     "a name that nobody reads": ("model", "unused = 1; del history"),
     "the name of an attribute": ("lambda v, x: v.history.put(unused=x.table)", "history = [1]; unused = 1; table = 2"),
     "something else in the module": ("of_module", "helpers.other = 2"),
+    "what a model fills": ("noted", "history.append(1); rates['n'] = 3; rates['a'].append(2); rates['b'] = [1]"),
+    "what a function of a function fills": ("closed()", "f.__closure__[0].cell_contents.append(1)"),
+    "a large array as it was": ("lambda x: x * large[0]", "other = large[:10]"),
     "a model that was called": ("sw.supervised(model)", "sw.spec(model, jnp.ones((1, 2)))"),
 }
 

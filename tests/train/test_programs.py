@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +92,23 @@ def test_all_is_kept_while_the_code_is_the_same_and_made_anew_where_it_was_edite
     assert abs(found[0] - first[0]) > 0.1
     monkeypatch.setattr(HERE, "WIDTH", 5)
     assert jax.eval_shape(lambda: train.init(0, DATA)).params["head"]["kernel"].shape == (3, 5)
+
+
+def logged(v, x):
+    jax.debug.callback(lambda mean: NOTED.append(mean), x.mean())
+    return x * LARGE[0]
+
+
+LARGE = np.broadcast_to(np.float32(1), 100_000_000)  # which takes no memory
+
+
+def test_what_a_callback_fills_is_no_edit_and_a_large_array_costs_nothing():
+    train = sw.Trainer(sw.supervised(logged), optax.sgd(0.0))
+    programs = train.compiled
+    NOTED.append(0.0)
+    begun = time.perf_counter()
+    assert train.compiled is programs
+    assert time.perf_counter() - begun < 0.2  # all its numbers take 0.4 s
 
 
 def test_another_place_is_another_program():
