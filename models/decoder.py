@@ -42,6 +42,8 @@ class Decoder(Layer):
     ((2, 8, 32), (1, 5, 10))
     """
 
+    mask_of_rows = True  # whole rows need no segments, for which there are fewer kernels
+
     vocabulary: int
     depth: int
     width: int

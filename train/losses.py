@@ -245,8 +245,8 @@ def check(
     v: Any, loss: Loss, outputs: jax.Array, target: jax.Array, mask: jax.Array | None = None,
     kinds: Collection[str] = (),
 ) -> None:  # fmt: skip
-    """Flag what ``loss`` would misread in silence, and metrics of other ``kinds``; examples outside ``mask`` may hold
-    anything."""
+    """Flag what ``loss`` would misread in silence, and metrics of other ``kinds``; where ``mask`` (or a weight)
+    is zero, targets may hold anything."""
     function = metrics_.plain(loss)
     found = {kind(loss), *kinds}
     if "classes" in found and jnp.issubdtype(target.dtype, jnp.floating) and target.shape == outputs.shape:

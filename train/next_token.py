@@ -13,7 +13,7 @@ from sapwood.parallel.place import placed
 from sapwood.train import losses
 from sapwood.train.linear_losses import linear_cross_entropy
 from sapwood.train.metrics import Mean, lead, wide
-from sapwood.train.objective import check_names
+from sapwood.train.objective import check_names, counted_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +38,12 @@ class NextToken:
         if self.segments is not None:
             each = there["mask"] if each is None else jnp.where(there["mask"], each, jnp.zeros_like(each, shape=()))
         if each is not None and _takes(self.model, "mask"):  # a row out of the loss has no part in a mixture either
-            rows = jnp.any(each.astype(bool), 1)
-            there["mask"] = rows if "mask" not in there else there["mask"] & rows[:, None]
+            model = self.model if self.segments is None else None  # padding is a mask (batch, length) anyway
+            there["mask"] = counted_rows(model, each, target.shape) & there.get("mask", True)
         x = self.model.features(v, *(batch[name] for name in self.inputs), **there)
         kernel, bias = self.model.head(v)
         known = (target >= 0) & (target < kernel.shape[1])
-        counted = known if batch.get("mask") is None else known | ~lead(batch["mask"], known.shape).astype(bool)
-        counted = counted if self.segments is None else counted | (batch[self.segments] == 0)
+        counted = known if each is None else known | ~each.astype(bool)
         v.check(counted, f"target outside the {kernel.shape[1]} tokens 0 to {kernel.shape[1] - 1}")
         logits = jax.ShapeDtypeStruct((*target.shape, kernel.shape[1]), jnp.float32)
         sharding = placed(v, logits, "batch", "length", "vocab")
@@ -78,7 +77,7 @@ def next_token(model: Any, inputs: str = "tokens", target: str = "targets", segm
     ``segments`` names an entry (batch, length) for sequences packed into one: integers that say which is whose, 0 for
     padding, as packers write it. Padding does not count, and the model gets ``segments=`` and ``mask=``. A mask of the
     loss hides no token from the model, as a prompt must be read; but rows of which nothing counts are told to a model
-    that takes a ``mask`` (batch,), so that they do not steer its mixtures of experts.
+    that takes a ``mask`` (batch, length), so that they do not steer its mixtures of experts.
 
     >>> import sapwood as sw
     >>> from sapwood.models import Decoder

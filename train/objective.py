@@ -21,10 +21,12 @@ examples alone, as a smaller batch.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from sapwood.core import foreign
 from sapwood.core.errors import ConfigError, DataError
@@ -88,21 +90,27 @@ class Supervised:
 
     def predict(self, v: Any, batch: Batch) -> Any:
         """The model's outputs for the inputs of a batch, which are cast to the compute dtype."""
-        outputs = self.model(v, *(v.policy.cast(_feature(batch, name, "inputs")) for name in self.inputs))
+        return self._outputs(v, batch, None)
+
+    def _outputs(self, v: Any, batch: Batch, weight: jax.Array | None) -> Any:
+        """The model's outputs; a model that takes a ``mask`` is told the rows of which nothing counts."""
+        inputs = [v.policy.cast(_feature(batch, name, "inputs")) for name in self.inputs]
+        told = weight is not None and _takes_mask(self.model, len(inputs))
+        outputs = self.model(v, *inputs, **({"mask": _rows_of(self.model, weight, inputs[0])} if told else {}))
         if outputs is None:
             raise ConfigError(f"{named(self.model)} returned None; does it `return` what it computes?")
         return arrays(self.model, outputs)
 
     def __call__(self, v: Any, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
-        outputs, target = self.predict(v, batch), _feature(batch, self.target, "target")
+        weight = losses_.example_weight(batch)
+        outputs, target = self._outputs(v, batch, weight), _feature(batch, self.target, "target")
         if not is_array(outputs) and self.loss in losses_.LOSSES.values():
             raise ConfigError(
                 f"{named(self.model)} returned a {type(outputs).__name__} of {describe(outputs)}; the loss "
                 f"{named(self.loss)} takes one array. Return that one, or give a loss(outputs, target) of your own"
             )
-        weight = losses_.example_weight(batch)
         kinds = {kind for _, metric in self.metrics if (kind := metrics_.kind(metric))}
-        losses_.check(v, self.loss, outputs, target, batch.get("mask"), kinds)
+        losses_.check(v, self.loss, outputs, target, weight, kinds)
         loss, mean = losses_.reduce(self._per_example(*losses_.contained((outputs, target), weight)), weight)
         metrics = {name: _as_accumulator(metric(outputs, target, weight), weight) for name, metric in self.metrics}
         if weight is None:  # the loss says it all: every example counts the same
@@ -120,6 +128,36 @@ class Supervised:
                 f"one loss per example (batch, ...), the mean is taken under the mask and weights"
             )
         return losses
+
+
+def _takes_mask(model: Any, inputs: int) -> bool:
+    """Whether a model has a ``mask`` besides the cursor and its inputs."""
+    try:
+        names = list(inspect.signature(model).parameters.values())
+    except (TypeError, ValueError):
+        return False
+    rest = [p for i, p in enumerate(names) if i > inputs or p.kind is p.KEYWORD_ONLY]
+    return any(p.name == "mask" and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) for p in rest)
+
+
+def _rows_of(model: Any, weight: jax.Array, x: jax.Array) -> jax.Array:
+    sequences = x.ndim == 3 or (x.ndim == 2 and jnp.issubdtype(x.dtype, jnp.integer))
+    return counted_rows(model, weight, x.shape[:2] if sequences else x.shape[:1])
+
+
+def counted_rows(model: Any, weight: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Which rows count at all: bool of ``shape``, (batch,) or (batch, length).
+
+    A model with ``mask_of_rows = True`` is always given (batch,): it takes both, and this one costs it less.
+
+    >>> counted_rows(None, jnp.array([[0, 2], [0, 0]]), (2, 3)).tolist()
+    [[True, True, True], [False, False, False]]
+    """
+    weight = jnp.asarray(weight)
+    rows = jnp.any(weight.astype(bool), tuple(range(1, weight.ndim)))
+    if getattr(model, "mask_of_rows", False):
+        return rows
+    return jnp.broadcast_to(rows.reshape(rows.shape + (1,) * (len(shape) - 1)), shape)
 
 
 def _as_accumulator(value: Any, weight: Any) -> metrics_.Metric:
@@ -150,6 +188,13 @@ def supervised(
     ``metrics`` are names or functions ``(outputs, target, weight) -> Metric`` (or one value per example), or a dict of
     them by the name each has in a row. The entries "mask" and "weight" of the batch,
     where there are any, say what counts in both.
+
+    The model sees every row all the same, and so do its batch statistics and mixtures of experts. A model with a
+    parameter ``mask`` besides its inputs is told in it the rows of which something counts, where the batch says what
+    counts: bool (batch, length) where the first input is a sequence, integers (batch, length) or (batch, length,
+    features), else (batch,). `BatchNorm` and `MixtureOfExperts` take it. `next_token` does the same. What does not
+    count may be a missing target, NaN or a label such as -1, as far as the loss goes; data declared to be finite or to
+    have classes are held to that by `fit` in every row, and NaN among the inputs reaches the gradient.
 
     The loss says what the outputs are: logits of classes, logits of independent "binary labels", or numbers. Without
     ``metrics`` there is the one that goes with it: "accuracy", "binary_accuracy" or "mean_absolute_error"; none for a

@@ -222,8 +222,8 @@ def test_a_token_outside_the_vocabulary_is_reported():
     params, _ = sw.init(model, 0, batch["tokens"])
     with pytest.raises(sw.CheckError, match="target outside the 5 tokens 0 to 4"):
         sw.apply(next_token(model), params, {}, batch)
-    masked = {**batch, "mask": np.array([True, False])}
-    assert np.isfinite(sw.apply(next_token(model), params, {}, masked)[0][0])
+    for counts in ({"mask": np.array([True, False])}, {"weight": np.float32([1, 0])}):
+        assert np.isfinite(sw.apply(next_token(model), params, {}, {**batch, **counts})[0][0])
 
 
 def test_a_model_without_the_two_halves():

@@ -12,7 +12,7 @@ from sklearn.metrics import precision_recall_fscore_support
 
 import sapwood as sw
 from sapwood import CheckError, ConfigError, DataError
-from sapwood.train import Last, Trainer, losses, supervised
+from sapwood.train import Last, Trainer, losses, next_token, supervised
 from sapwood.train.metrics import METRICS, compute
 
 zeros = jax.nn.initializers.zeros
@@ -195,3 +195,85 @@ def test_an_objective_that_returns_something_else(result, message):
 def test_a_trainer_that_cannot_be(options, message):
     with pytest.raises(ConfigError, match=message):
         Trainer(**{"objective": supervised(linear, inputs="x"), "optimizer": optax.sgd(0.1), **options}).init(0, BATCH)
+
+
+class Pooled:
+    """A language model whose mask is of positions, as most have it; it knows no segments."""
+
+    def features(self, v, tokens, mask=None):
+        x = v.param("table", (7, 4), jax.nn.initializers.normal(1.0))[tokens]
+        there = jnp.ones(tokens.shape, bool) if mask is None else mask
+        return x + jnp.sum(x * there[:, :, None], 1, keepdims=True)
+
+    def head(self, v):
+        return v.param("head", (4, 7), jax.nn.initializers.normal(1.0)), None
+
+    def __call__(self, v, tokens, mask=None):
+        return self.features(v, tokens, mask) @ self.head(v)[0]
+
+
+@pytest.mark.costs("seven small losses in one program")
+def test_a_mask_that_models_are_given_is_of_positions():
+    """As many rows as positions, where (batch,) would broadcast over positions without a word, and fewer."""
+    tokens = np.arange(25).reshape(5, 5) % 7
+    data = {"tokens": tokens.astype("int32"), "targets": (tokens[:, ::-1] % 7).astype("int32")}
+    one, other = next_token(Pooled()), supervised(Pooled(), inputs="tokens", target="targets")
+    params, _ = sw.init(one, 0, data)
+    wrong = {**data, "targets": data["targets"].copy()}
+    wrong["targets"][3:] = -1
+
+    @jax.jit
+    def run(data, wrong):
+        of = lambda objective, batch: objective(sw.bind(params), batch)[0]  # noqa: E731
+        alone = [of(one, {name: x[:rows] for name, x in data.items()}) for rows in (3, 5)]
+        found = [
+            [of(objective, {**batch, "weight": (np.arange(5) < rows).astype("float32")}) for objective in (one, other)]
+            for batch, rows in ((wrong, 3), (data, 5))
+        ]
+        short = {name: x[:, :4] for name, x in data.items()}
+        more = [of(objective, {**short, "mask": np.ones(5, bool)}) for objective in (one, other)]
+        return alone, found, of(one, short), more
+
+    alone, found, short, more = run(data, wrong)
+    for expected, each in zip([*alone, short], [*found, more], strict=True):
+        np.testing.assert_allclose(each, [expected] * 2, rtol=1e-5)
+
+
+def mixed(v, x, mask=None):
+    return sw.layers.MixtureOfExperts(experts=2, hidden=3, k=1)(v.moe, x, mask)
+
+
+@pytest.mark.costs("two mixtures in one program")
+def test_rows_that_do_not_count_steer_no_mixture():
+    """The losses that it adds are of those that count."""
+    x = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
+    data = {"x": np.concatenate([x[:2] * 50, x])[:, None], "y": np.ones((8, 1, 3), "float32")}
+    counts = np.arange(8) >= 2
+    objective = supervised(mixed, "squared_error", inputs="x", target="y")
+    params, _ = sw.init(objective, 0, data)
+
+    def run(batch):
+        (loss, _), updates = sw.pure(objective)(sw.bind(params, rng=0, train=True), batch)
+        return loss, updates.losses
+
+    batches = [{name: a[2:] for name, a in data.items()}, {**data, "weight": counts.astype("float32")}]
+    alone, weighted = jax.jit(lambda batches: [run(batch) for batch in batches])(batches)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), weighted, alone)
+
+
+def test_a_mask_that_is_an_input_stays_one():
+    def model(v, x, mask):
+        return linear(v, jnp.where(mask[:, None], x, 0))
+
+    batch = {**BATCH, "shown": np.array([True, True, False, True]), "weight": np.ones(4, "float32")}
+    loss, _ = run(supervised(model, inputs=("x", "shown")), batch, {"w": W})
+    each = special.logsumexp(W, axis=1) - W[np.arange(4), BATCH["label"]]
+    each[2] = np.log(3)
+    assert loss == pytest.approx(each.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("counts", [{"mask": np.arange(4) > 0}, {"weight": np.float32([0, 1, 1, 1])}], ids=list)
+def test_a_label_that_does_not_count_is_not_checked(counts):
+    batch, objective = {**BATCH, "label": np.array([-1, 1, 2, 2])}, supervised(linear, inputs="x")
+    (loss, _), _ = sw.apply(objective, {"w": W}, {}, {**batch, **counts})
+    assert loss == pytest.approx(np.mean(special.logsumexp(W[1:], axis=1) - W[[1, 2, 3], [1, 2, 2]]), rel=1e-5)
