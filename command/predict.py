@@ -33,17 +33,19 @@ def main(arguments: list[str]) -> None:
         takes = ", ".join(names) or "what only its objective knows"
         raise ConfigError(f"{found.run} is no image classifier: its model takes {takes}")
     check_loss(found.run, objective)
-    feature = experiment.features[names[0]]
+    state = experiment.restore(found.step)
+    features = {**experiment.features, **(state.features or {})}  # what the state learned goes before what is written
+    feature = features[names[0]]
     low, high = limits(names[0], feature)
     images = np.stack([read(file, feature, low, high, invert=found.invert) for file in found.files])
-    logits = experiment.trainer.predict(experiment.restore(found.step), {names[0]: images})
+    logits = experiment.trainer.predict(state, {names[0]: images})
     shape = np.shape(logits)[1:]
     if len(shape) != 1 or shape[0] < 2:
         raise ConfigError(
             f"{found.run} is no image classifier: its model gives an output of shape {shape} for an image; one number "
             "for each of at least two classes is expected. Trainer.predict gives the outputs as they are"
         )
-    target = experiment.features.get(getattr(objective, "target", ""))
+    target = features.get(getattr(objective, "target", ""))
     classes = (target.classes if target else None) or ()
     for file, row in zip(found.files, logits.astype(np.float64), strict=True):
         odds = np.exp(row - row.max())

@@ -31,6 +31,7 @@ def load(
     columns: Sequence[str] | None = None,
     header: bool | None = None,
     size: tuple[int, int] | None = None,
+    remember: bool | None = None,
     data_dir: str | Path | None = None,
 ) -> Any:
     """A `Dataset` of whatever `source` is; with `validation`, a pair of them.
@@ -44,8 +45,8 @@ def load(
     | .csv, .tsv, .parquet; a frame of pandas, polars, ... | features, label, ... | target, classes, weight, columns |
     | a file .npz, or a dict of arrays or lists of Pillow images | its own | target, classes |
     | (inputs, labels), (inputs, labels, weights), or an array | features (image if 4-D), label, weight | classes |
-    | a `datasets.Dataset` or a dict of them by split | its own | split, target, classes |
-    | anything with `__len__` and `__getitem__` | its own | target, classes |
+    | a `datasets.Dataset` or a dict of them by split | its own | split, target, classes, remember |
+    | anything with `__len__` and `__getitem__` | its own | target, classes, remember |
     | a `Source` of one's own, or a `Dataset` | its own | |
 
     Args:
@@ -61,6 +62,10 @@ def load(
         header: whether the first line of a CSV names its columns, as it does unless said; else they are called "0",
             "1", ... A first line with numbers in it needs it said, unless it has the target in it.
         size: (height, width) to resize images to.
+        remember: whether an example that was read once is kept in memory, where all of them fit into 1 GB. An object
+            with `__getitem__`, as PyTorch's data sets are, is read anew each time unless it is a list or this is True,
+            and so is a `datasets.Dataset` with a transform: either may draw at random. Say True for what is the same
+            each time and takes long to read.
         data_dir: where prepared sets are; default $SAPWOOD_DATA_DIR, $TFDS_DATA_DIR, ~/tensorflow_datasets.
 
     Raises:
@@ -83,6 +88,7 @@ def load(
         "columns": columns,
         "header": header,
         "size": size,
+        "remember": remember,
         "data_dir": data_dir,
     }
     if isinstance(source, Dataset):
@@ -111,7 +117,7 @@ def _open(source: Any, options: Mapping[str, Any]) -> Source:
     if isinstance(source, str | os.PathLike):
         return _named(os.fspath(source), options)
     if hub.is_hub(source):
-        return _with(options, "a datasets.Dataset", _on(hub.from_hub, source), "split", "target", "classes")
+        return _with(options, "a datasets.Dataset", _on(hub.from_hub, source), "split", "target", "classes", "remember")
     if table.is_frame(source):
         return _with(options, "a data frame", _on(table.from_frame, source), *TABLE_OPTIONS)
     if isinstance(source, Mapping):
@@ -123,7 +129,8 @@ def _open(source: Any, options: Mapping[str, Any]) -> Source:
     if isinstance(source, list) and source and is_picture(source[0]):
         return _with(options, "pictures", _on(arrays.from_tuple, (source,)), "classes")
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
-        return _with(options, type(source).__name__, _on(indexed.Indexed, source), "target", "classes")
+        kind = type(source).__name__
+        return _with(options, kind, _on(indexed.Indexed, source), "target", "classes", "remember")
     raise DataError(
         f"{type(source).__name__} cannot be read; a name, a path, arrays, or an object with __len__ and __getitem__ is "
         "expected (an iterator has no random access: make a list of it)"

@@ -107,11 +107,12 @@ class Experiment:
         together(lambda: self._write(self._config()) if jax.process_index() == 0 else None)
         return True
 
-    def _config(self) -> dict[str, Any]:
+    def _config(self, features: dict[str, Any] | None = None) -> dict[str, Any]:
+        features = self.data[0].features if features is None else features
         return {
             "recipe": self.name,
             "options": _options(self.recipe),
-            "features": {name: _written(feature) for name, feature in self.data[0].features.items()},
+            "features": {name: _written(feature) for name, feature in features.items()},
             "versions": {"sapwood": sw.__version__, "jax": jax.__version__},
         }
 
@@ -124,7 +125,16 @@ class Experiment:
                               "anyway goes on all the same")  # fmt: skip
         if differences:
             print(f"sapwood: {self.directory} goes on, although {', '.join(differences)}", file=sys.stderr)
-            self._write({**config, **self._config()})
+            self._write({**config, **self._config(self._held(config))})
+
+    def _held(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The data's features as training holds them to those of the run so far: its classes, in its order."""
+        from sapwood.data.features import Feature
+        from sapwood.train.evaluation import as_dataset
+
+        data, learned = self.data[0], {name: Feature.from_json(said) for name, said in config["features"].items()}
+        tokens = {name for name, feature in data.features.items() if feature.vocabulary is not None}  # not written
+        return as_dataset(data, {n: f for n, f in learned.items() if n not in tokens}, "data to train on").features
 
     def _write(self, config: dict[str, Any]) -> None:
         path = self.directory / "config.json"
@@ -212,7 +222,7 @@ class Experiment:
         The model goes with them by name, in a package or in its recipe file (`sapwood.train.reference`).
         """
         objective = self.trainer.objective
-        target = self.features.get(getattr(objective, "target", ""))
+        target = (state.features or self.features).get(getattr(objective, "target", ""))
         return sw.save(
             self.directory / "model",
             *self.trainer.eval_variables(state),

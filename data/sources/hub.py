@@ -10,9 +10,11 @@ from sapwood.data.features import RAW, TEXT, Feature, narrow, stack
 from sapwood.data.pictures import Pictures
 from sapwood.data.source import THREADS, Source
 from sapwood.data.sources.indexed import Indexed
-from sapwood.data.sources.labels import Classes, encode, rename
+from sapwood.data.sources.labels import Classes, encode, rename, weighing
 
 TEXTS = ("string", "large_string")
+LISTS = ("Sequence", "List", "LargeList")
+KNOWN = 64  # classes of which an example is looked at, to see whether a transform leaves the label as it is stored
 
 
 def is_hub(value: Any) -> bool:
@@ -22,7 +24,9 @@ def is_hub(value: Any) -> bool:
     return hasattr(value, "column_names") and hasattr(value, "features") and hasattr(value, "with_format")
 
 
-def from_hub(rows: Any, split: str | None, target: str | None, classes: Classes) -> Source:
+def from_hub(
+    rows: Any, split: str | None, target: str | None, classes: Classes, remember: bool | None = None
+) -> Source:
     """The rows of a `datasets.Dataset`, or of a split of a dict of them: of the columns that `set_format` chose, and as
     the transform gives them where there is one (`set_transform`, `with_transform`)."""
     others = [r for r in rows.values() if hasattr(r, "__len__")] if isinstance(rows, Mapping) else []
@@ -31,24 +35,33 @@ def from_hub(rows: Any, split: str | None, target: str | None, classes: Classes)
         raise DataError("a streamed data set has no random access; load it without streaming=True")
     chosen = rows.format
     if chosen["type"] == "custom":
-        return _transformed(rows, target, classes)
-    return Hub(
-        rows if chosen["output_all_columns"] else rows.select_columns(chosen["columns"]), target, classes, others
-    )
+        return _transformed(rows, target, classes, bool(remember))
+    chosen_rows = rows if chosen["output_all_columns"] else rows.select_columns(chosen["columns"])
+    source = Hub(chosen_rows, target, classes, others)
+    source.changes = remember is False
+    return source
 
 
-def _transformed(rows: Any, target: str | None, classes: Classes) -> Indexed:
+def _transformed(rows: Any, target: str | None, classes: Classes, remember: bool) -> Indexed:
     """Rows as their transform gives them, made anew each time they are read, since it may draw at random. A label that
-    it leaves a class keeps the names of its `ClassLabel`, or those of all texts stored."""
-    source = Indexed(rows, target, classes)
+    it leaves as it is stored keeps the names of its `ClassLabel`, or those of all texts stored."""
+    source = Indexed(rows, target, classes, remember)
     label, kind = source.features.get("label"), rows.features.get(target or "label")
     if classes is None and label is not None and label.shape == () and (label.dtype == TEXT or "int" in label.dtype):
         names = kind.names if type(kind).__name__ == "ClassLabel" else None
         if label.dtype == TEXT and getattr(kind, "dtype", None) in TEXTS:
             names = sorted(rows.with_format(None).unique(target or "label"))
-        source = source if names is None else Indexed(rows, target, names)
-    source.changes = True
+        if names is not None and _as_stored(source, rows, target or "label"):
+            source = Indexed(rows, target, names, remember)
     return source
+
+
+def _as_stored(source: Indexed, rows: Any, name: str) -> bool:
+    """Whether the first example of each class has the label that is stored: what is made of a label shows there."""
+    stored = np.asarray(rows.with_format("numpy", columns=[name])[name][:])
+    firsts = np.unique(stored, return_index=True)[1]
+    looked_at = firsts[np.unique(np.linspace(0, len(firsts) - 1, KNOWN).astype(int))]
+    return all(source.read(int(i))["label"] == stored[i] for i in looked_at)
 
 
 class Hub(Source):
@@ -66,7 +79,9 @@ class Hub(Source):
             self.cells = self.cells.cast_column(name, type(rows.features[name])(decode=False))
         self.threads = THREADS if images else 1
         self.labels, self.others = None, others
-        self.features = {n: _feature(f) for n, f in rename(rows.features, self.target, classes).items()}
+        for name, kind in rows.features.items():
+            _refuse_lists_of_images(name, kind)
+        self.features = weighing({n: _feature(f) for n, f in rename(rows.features, self.target, classes).items()})
         self.pictures = {n: self._pictures(n, rows.features[n].mode) for n in images if n in self.features}
         self.features |= {n: pictures.feature for n, pictures in self.pictures.items()}
         if self.target is not None:
@@ -147,6 +162,18 @@ def _is_image(kind: Any) -> bool:
     return type(kind).__name__ == "Image" and getattr(kind, "decode", True) and kind.mode in (None, "L", "RGB")
 
 
+def _refuse_lists_of_images(name: str, kind: Any) -> None:
+    inner = kind
+    while type(inner).__name__ in LISTS:
+        inner = inner.feature
+    if inner is not kind and type(inner).__name__ == "Image":
+        raise DataError(
+            f"{name} holds lists of images, and one array an example is expected. Leave it out, "
+            f'rows.remove_columns("{name}"), or make an array of each list in rows.with_transform(...), as '
+            "np.stack([sw.data.decode_image(image) for image in images])"
+        )
+
+
 def _split(rows: Any, split: str | None) -> Any:
     if isinstance(rows, Mapping):
         wanted = split or "train"
@@ -172,7 +199,7 @@ def _feature(kind: Any) -> Feature:
         return Feature((None, None, None), "uint8", low=0, high=255)
     if name.startswith("Array") and hasattr(kind, "shape"):
         return Feature(tuple(kind.shape), _dtype(kind.dtype))
-    if name in ("Sequence", "List", "LargeList"):
+    if name in LISTS:
         inner = _feature(kind.feature)
         length = getattr(kind, "length", -1)
         return Feature((None if length in (-1, None) else length, *inner.shape), inner.dtype)

@@ -9,7 +9,7 @@ from sapwood.core.errors import ConfigError, DataError
 from sapwood.data.features import RAW, TEXT, Feature, array, narrow, stack
 from sapwood.data.images import GREY, class_numbers, decode, is_picture
 from sapwood.data.source import Source
-from sapwood.data.sources.labels import Classes, rename
+from sapwood.data.sources.labels import Classes, rename, weighing
 
 PROBES = 8  # examples looked at to learn which dimensions vary
 
@@ -21,14 +21,14 @@ class Indexed(Source):
     the dtype is one that holds them all. Images of Pillow's become pixels, as `decode_image` says, with 1 channel where
     those few are all grey. `target` is called "label", in place of an entry that has that name.
     An object with `__getitems__(list)` is asked for many examples at once. Examples are read in one thread, since
-    nothing says that the object would bear more. Where one of those few is another when it is read again, as with
-    random augmentation, every example is read anew each time; else it is remembered. Class numbers are called what the
-    object's `classes` say, as torchvision's data sets have them.
+    nothing says that the object would bear more. Those of a list or of tensors are remembered, and all others read anew
+    each time, since they may be drawn at random: `remember` says otherwise. Class numbers are called what the object's
+    `classes` say, as torchvision's data sets have them.
     """
 
     threads = 1
 
-    def __init__(self, rows: Any, target: str | None, classes: Classes):
+    def __init__(self, rows: Any, target: str | None, classes: Classes, remember: bool | None = None):
         self.rows, self.target, self.classes = rows, target, classes
         self._number = {n: i for i, n in enumerate(classes)} if classes and not isinstance(classes, int) else None
         if not len(rows):
@@ -38,8 +38,10 @@ class Indexed(Source):
         pictures = [n for n, value in named[0].items() if is_picture(value)]
         self._grey = {n: all(getattr(row.get(n), "mode", "L") in GREY for row in named) for n in pictures}
         probes = [self._typed(row, i) for row, i in zip(named, numbers, strict=True)]
-        self.changes = any(_differ(p, self.read(i)) for p, i in zip(probes, numbers, strict=True))
-        self.features = {name: _probe(name, [p[name] for p in probes if name in p]) for name in probes[0]}
+        self.changes = not (_lies_there(rows) if remember is None else remember)
+        if remember:
+            self._refuse_changing(probes, numbers)
+        self.features = weighing({name: _probe(name, [p[name] for p in probes if name in p]) for name in probes[0]})
         label = self.features.get("label")
         if classes is None and label is not None and label.shape == () and "int" in label.dtype:
             classes = _classes_of(rows)
@@ -68,7 +70,13 @@ class Indexed(Source):
     def _named(self, row: Any, index: int) -> dict[str, Any]:
         """An example as it comes, its entries by name."""
         if isinstance(row, tuple):
-            row = dict(zip(("features", "label", "weight"), row, strict=False))
+            if len(row) > 2:
+                raise DataError(
+                    f"example {index} is a tuple of {len(row)}, and (inputs, label) is expected: nothing says what the "
+                    'rest is. Hand out a dict that names it, {"features": ..., "label": ..., "number": ...}; how much '
+                    'an example counts is called "weight"'
+                )
+            row = dict(zip(("features", "label"), row, strict=False))
         elif not isinstance(row, Mapping):
             row = {"features": row}
         return dict(row) if self.target is None else rename(row, self.target, where=f"example {index}")
@@ -83,6 +91,14 @@ class Indexed(Source):
             entries["label"] = np.int32(self._number[label])
         return entries
 
+    def _refuse_changing(self, probes: list[dict[str, Any]], numbers: list[int]) -> None:
+        for probe, i in zip(probes, numbers, strict=True):
+            if _differ(probe, self.read(i)):
+                raise ConfigError(
+                    f"example {i} is another when it is read again, as with random augmentation, which remember=True "
+                    "would freeze; leave it out"
+                )
+
     def _pixels(self, name: str, picture: Any, index: int) -> np.ndarray:
         if name == "label":
             return class_numbers(picture, f"{name} of example {index}")
@@ -95,6 +111,19 @@ class Indexed(Source):
         return decode(picture, grey=grey, name=f"{name} of example {index}")
 
 
+def _lies_there(rows: Any) -> bool:
+    """Whether examples are what is in memory, and nothing is made of them when they are read."""
+    if _is_subset(rows):
+        return _lies_there(rows.dataset)
+    kind = type(rows)
+    return kind is list or (kind.__name__ == "TensorDataset" and kind.__module__.startswith("torch."))
+
+
+def _is_subset(rows: Any) -> bool:
+    """Whether this is a `torch.utils.data.Subset`, which hands out the examples of another data set as they are."""
+    return type(rows).__name__ == "Subset" and hasattr(rows, "indices") and hasattr(rows, "dataset")
+
+
 def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two readings of an example give other values."""
     pairs = [(np.asarray(one[name]), np.asarray(other[name])) for name in one.keys() & other.keys()]
@@ -105,8 +134,7 @@ def _classes_of(rows: Any) -> list[str] | None:
     """The names of the classes that a data set, or the one that it is a part of, has in its `classes`."""
     names = getattr(rows, "classes", None)
     if names is None:
-        inner = getattr(rows, "dataset", None)  # torch.utils.data.Subset
-        return None if inner is None else _classes_of(inner)
+        return _classes_of(rows.dataset) if _is_subset(rows) else None
     plain = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
     if not plain or len(set(names)) < len(names) or getattr(rows, "target_transform", None) is not None:
         return None

@@ -11,6 +11,8 @@ from sapwood.data.images import class_numbers, is_picture
 
 Classes = int | Sequence[str] | None
 
+WEIGHT = Feature((), "float32", low=0)
+
 
 def rename(
     entries: Mapping[str, Any], target: str | None, classes: Classes = None, where: str = "the data"
@@ -92,9 +94,17 @@ def categories(values: Any) -> list[str] | None:
 def weights(values: Any) -> tuple[np.ndarray, Feature]:
     """Weights of examples, float32, and their feature; a `DataError` where they are no numbers."""
     try:
-        return np.asarray(values).astype(np.float32), Feature((), "float32", low=0)
+        return np.asarray(values).astype(np.float32), WEIGHT
     except (TypeError, ValueError) as error:
         raise DataError(f"weight holds what is no number: {error}") from error
+
+
+def weighing(features: dict[str, Feature]) -> dict[str, Feature]:
+    """`features`, of which a number called "weight" is the weight of an example: float32, and not below 0."""
+    weight = features.get("weight")
+    if weight is None or weight.shape != () or np.dtype(weight.dtype).kind not in "biuf":
+        return features
+    return features | {"weight": WEIGHT}
 
 
 def _feature(values: np.ndarray, classes: int | Sequence[str]) -> Feature:

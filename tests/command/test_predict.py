@@ -106,14 +106,16 @@ def test_a_run_that_is_no_image_classifier(sapwood, stripes, images):
 def pretend(monkeypatch):
     """``pretend(feature, outputs, loss)``: a run that was never trained. Gives the list of what it is to predict."""
 
-    def run(feature=PIXELS, outputs=(0.0, 2.0), loss="softmax_cross_entropy"):
+    def run(feature=PIXELS, outputs=(0.0, 2.0), loss="softmax_cross_entropy", learned=None):
         seen = []
         trainer = SimpleNamespace(
             objective=sw.supervised(lambda v, image: image, loss),
             predict=lambda state, data: seen.append(data["image"]) or np.array([outputs] * len(data["image"])),
         )
         features = {"image": feature, "label": Feature((), "int32", classes=("lying", "standing"))}
-        made = SimpleNamespace(trainer=trainer, features=features, restore=lambda step: None)
+        made = SimpleNamespace(
+            trainer=trainer, features=features, restore=lambda step: SimpleNamespace(features=learned)
+        )
         monkeypatch.setattr(Experiment, "open", lambda *_: made)
         return seen
 
@@ -125,6 +127,11 @@ def test_the_limits_of_an_input_are_the_declared_ones(sapwood, images, pretend):
     seen = pretend(feature, loss=partial(softmax_cross_entropy, label_smoothing=0.1))
     assert sapwood("predict", "r", "grey.png").out == ["grey.png\tstanding\t0.8808"]
     assert (seen[0].dtype, seen[0].min(), seen[0].max()) == (np.float32, -1, 3)
+
+
+def test_classes_are_those_that_the_state_learned(sapwood, images, pretend):
+    pretend(learned={"label": Feature((), "int32", classes=("standing", "lying"))})
+    assert sapwood("predict", "r", "grey.png").out == ["grey.png\tlying\t0.8808"]
 
 
 def test_an_output_to_spare_has_no_class(sapwood, images, pretend):

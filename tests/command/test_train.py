@@ -15,6 +15,7 @@ import pytest
 import sapwood as sw
 from sapwood.command.train import own_directory
 from sapwood.recipes.experiment import Experiment
+from sapwood.recipes.registry import find
 from sapwood.train.digest import tree_digest
 from sapwood.train.logs import read_rows
 
@@ -156,6 +157,23 @@ def test_a_run_is_lengthened_by_intent_and_says_from_where_it_goes_on(run, sapwo
     refused = sapwood("train", stripes, "--run", "r", "--epochs", 3, "--hidden", 9, "--resume", "anyway")
     assert "is of another model" in refused.err[-1]
     assert config("r")["options"]["hidden"] == 8  # it did not go on
+
+
+def test_a_run_that_goes_on_keeps_the_numbers_of_its_classes(run, sapwood, stripes, config):
+    """Its data has them in another order meanwhile; `fit` holds that to what the state learned."""
+    text = stripes.read_text().replace('"label": standing', '"label": 1 - standing')
+    stripes.write_text(text.replace('("lying", "standing")', '("standing", "lying")'))
+    experiment = Experiment(str(stripes), find(str(stripes))(epochs=3), Path("r"))
+    assert experiment.data[0].features["label"].classes == ("standing", "lying")
+    assert not experiment.begin("anyway")
+    assert (config("r")["options"]["epochs"], config("r")["features"]["label"]["classes"]) == (3, ["lying", "standing"])
+    state = experiment.restore()
+    said = config("r")
+    said["features"]["label"]["classes"].reverse()  # the state has the last word
+    Path("r/config.json").write_text(json.dumps(said))
+    experiment.__dict__.pop("features", None)
+    assert experiment.features["label"].classes == ("standing", "lying")
+    assert sw.load(experiment.save(state)).classes == ("lying", "standing")
 
 
 @pytest.mark.costs("compiles a training")

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.data import load
+from sapwood.data import decode_image, load
 
 hub = pytest.importorskip("datasets")
 
@@ -77,6 +78,40 @@ def test_a_transform_and_a_choice_of_columns_are_its_users_words(rows):
     assert "image" in load(rows.with_format("numpy", columns=["vector"], output_all_columns=True)).features
     with pytest.raises(ConfigError, match="no entry 'label' to be the target; it has 'vector'"):
         load(rows.with_format("numpy", columns=["vector"]), target="label")
+
+
+def test_a_transform_that_makes_another_label_has_no_old_names(rows):
+    def is_dog(batch):
+        return {"x": batch["group"], "label": [int(n == 1) + 1 for n in batch["label"]]}
+
+    def shouted(batch):
+        return {"x": batch["group"], "label": [text.upper() for text in batch["text"]]}
+
+    def numbered(batch):  # all in class 0 but the rare one, of which no evenly spread example is
+        return {"x": batch["group"], "label": [int(n == 2) for n in batch["label"]]}
+
+    many = hub.Dataset.from_dict({"group": [0] * 50, "label": [0] * 30 + [2] + [0] * 19})
+    many = many.cast_column("label", hub.ClassLabel(names=["a", "b", "c"]))
+    for source, change in ((rows, is_dog), (many, numbered)):
+        label = load(source.with_transform(change)).features["label"]
+        assert (label.dtype, label.classes) == ("int32", None)
+    same = many.with_transform(lambda batch: {"x": batch["group"], "label": batch["label"]})
+    assert load(same).features["label"].classes == ("a", "b", "c")
+    assert load(rows.with_transform(shouted), remember=True).features["label"].classes is None
+
+
+def test_lists_of_images_are_refused_with_a_way_round_them(rows):
+    pictures = hub.Features({"frames": hub.Sequence(hub.Image()), "label": hub.Value("int64")})
+    frames = [[Image.new("RGB", (2, 2), (i, i, i))] * 2 for i in range(3)]
+    lists = hub.Dataset.from_dict({"frames": frames, "label": [0, 1, 0]}, features=pictures)
+    with pytest.raises(DataError, match=r'frames holds lists of images, .*rows.remove_columns\("frames"\)'):
+        load(lists)
+    assert list(load(lists.remove_columns("frames")).features) == ["label"]
+
+    def stacked(batch):  # as the message says
+        return {"frames": [np.stack([decode_image(x) for x in images]) for images in batch["frames"]]}
+
+    assert load(lists.with_transform(stacked)).gather([2, 1])["frames"][:, 1, 0, 0, 2].tolist() == [2, 1]
 
 
 def test_what_is_drawn_anew_is_not_remembered(rows):

@@ -79,7 +79,7 @@ class ImageFolder(Rows):
 class Subset(Rows):
     def __init__(self, words):
         super().__init__(words)
-        self.dataset = ImageFolder(words)
+        self.dataset, self.indices = ImageFolder(words), range(len(words))
 
     def __getitem__(self, i):
         return self.dataset[i]

@@ -729,8 +729,80 @@ def test_random_augmentation_of_a_torch_data_set_is_not_frozen():
     data = load(Crops(1))
     seen = {float(data[0]["features"][0]) for _ in range(30)}
     assert seen == {0.0, 1.0}
-    steady = load([(np.arange(4.0), 0), (np.full(4, np.nan), 1)])
-    assert not steady.reader.source.changes
+    with pytest.raises(ConfigError, match=r"is another when it is read again, .* remember=True would freeze"):
+        load(Crops(1), remember=True)
+
+
+def test_only_what_is_plainly_the_same_is_remembered_unasked():
+    """Whether an example is drawn at random does not show in a few: this one flips once in a hundred readings."""
+
+    class Rare(list):
+        reads = 0
+
+        def __getitem__(self, i):
+            self.reads += 1
+            return np.float32(-1 if self.reads % 100 == 50 else 1), i % 2
+
+    data = load(Rare(range(20)))
+    assert {float(x) for _ in range(10) for x in data.gather(range(20))["features"]} == {1.0, -1.0}
+    kept = load(Rare(range(20)), remember=True)
+    first, second = ((kept.gather(range(20)), kept.reader.source.rows.reads)[1] for _ in range(2))
+    assert first == second
+    rows = [(np.arange(4.0), 0), (np.full(4, np.nan), 1)]
+    assert [load(rows, remember=said).reader.source.changes for said in (None, True, False)] == [False, False, True]
+
+
+def test_tensors_of_torch_and_a_part_of_them_are_remembered():
+    torch = pytest.importorskip("torch")
+    tensors = torch.utils.data.TensorDataset(torch.arange(4.0), torch.arange(4))
+    for rows in (tensors, torch.utils.data.Subset(tensors, [1, 3])):
+        assert not load(rows).reader.source.changes
+    assert load(torch.utils.data.Subset(tensors, [1, 3])).gather([1, 0])["features"].tolist() == [3, 1]
+
+
+def test_what_a_tuple_of_more_than_two_means_is_for_its_owner_to_say():
+    for row in ((np.ones(2), 1, 7), (np.ones(2), 1, 7, "path")):
+        message = rf"example 0 is a tuple of {len(row)}, and \(inputs, label\) is expected: .* dict .*\"weight\""
+        with pytest.raises(DataError, match=message):
+            load([row] * 4)
+    assert load([(np.ones(2), 1)])[0]["label"] == 1
+    weighed = load([{"x": np.ones(2), "label": 1, "weight": w} for w in (1, 2, -3)])
+    assert (weighed[1]["weight"], weighed[1]["weight"].dtype) == (2, np.float32)
+    with pytest.raises(DataError, match=r"weight of example 2 is -3; the range is 0"):
+        weighed.gather(range(3))
+
+
+def test_only_a_subset_has_the_classes_of_what_it_wraps():
+    class Inner:
+        classes = ("plane", "car", "cat")
+
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, i):
+            return np.float32(i), i % 3
+
+    class IsCat:
+        def __init__(self, inner):
+            self.dataset = inner
+
+        def __len__(self):
+            return len(self.dataset)
+
+        def __getitem__(self, i):
+            x, y = self.dataset[i]
+            return x, int(y == 2)
+
+    class Subset(IsCat):
+        indices = range(6)
+
+        def __getitem__(self, i):
+            return self.dataset[self.indices[i]]
+
+    assert load(Subset(Inner())).features["label"].classes == ("plane", "car", "cat")
+    for rows in (IsCat(Inner()), Subset(IsCat(Inner()))):
+        assert load(rows).features["label"].classes is None
+    assert load(IsCat(Inner()), classes=["no", "cat"]).features["label"].classes == ("no", "cat")
 
 
 def test_many_at_once_where_the_object_can():
@@ -747,7 +819,7 @@ def test_many_at_once_where_the_object_can():
             asked.append(list(indices))
             return [self[i] for i in indices]
 
-    data = load(Rows())
+    data = load(Rows(), remember=True)
     assert data.gather([30, 2])["features"].tolist() == [30, 2]
     assert asked == [[2, 30]]
     data.gather([2, 30, 3])
