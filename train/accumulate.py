@@ -25,7 +25,7 @@ from sapwood.core.loop import scan
 from sapwood.train.forward import AUXILIARY, Pass
 from sapwood.train.metrics import Mean, Metric
 
-Gradient = Callable[[dict, dict, Any, Any], tuple[Any, Pass]]
+Gradient = Callable[..., tuple[Any, Pass]]
 """``gradient(trained, model_state, key, batch, ordinary=None) -> (gradients or None, Pass)``; see `forward.forward`."""
 
 
