@@ -8,6 +8,7 @@ array.
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,9 +185,10 @@ def load(
 ) -> Artifact:
     """Read a model from what `save` wrote, from a run directory, or from a run's checkpoints.
 
-    Of a run that is the model that was saved at its end, else its best checkpoint where it keeps one
-    (`fit(best="min:validation_loss")`), else the newest that is whole. `step` names another one: a number, "best" or
-    "last". Where training kept running means (`Trainer(ema=)`), those are read, which evaluation uses, too.
+    Of a run that is the model that was saved at its end, unless the run has gone on since. Else it is its best
+    checkpoint where it keeps one (`fit(best="min:validation_loss")`), else the newest that is whole. `step` names
+    another one: a number, "best" or "last". Where training kept running means (`Trainer(ema=)`), those are read, which
+    evaluation uses, too.
 
     With `into`, a `Spec` or any pair `(params, state)` of nested dicts of `Param`, arrays or `jax.ShapeDtypeStruct`,
     the arrays are brought into that structure, onto its shardings and into its floating dtypes. `match` maps patterns
@@ -213,22 +215,22 @@ def load(
     if into is None:
         if match is not None:
             raise ConfigError("match= says what goes where in into=; give into= too")
-        return Artifact(*_trees(source.read(source.structs)), **source.about)
-    params, state, report = _into(source, Spec(*into), match, key, path)
-    return Artifact(params, state, **source.about, report=report)
+        arrays, about = source.read(source.structs)
+        return Artifact(*_trees(arrays), **about)
+    params, state, about, report = _into(source, Spec(*into), match, key, path)
+    return Artifact(params, state, **about, report=report)
 
 
 class _Source(NamedTuple):
-    """Something to load from: its arrays by path ("params/stem/kernel"), how to read some of them, what is beside."""
+    """Something to load from: its arrays by path ("params/stem/kernel"), and how to read some, with what is beside."""
 
     structs: dict[str, jax.ShapeDtypeStruct]
-    read: Callable[[dict[str, jax.ShapeDtypeStruct]], dict[str, jax.Array]]
-    about: dict[str, Any]
+    read: Callable[[dict[str, jax.ShapeDtypeStruct]], tuple[dict[str, jax.Array], dict[str, Any]]]
 
 
 def _open(path: Path, step: int | str | None) -> _Source:
     for directory in (path, path / "model"):
-        if (directory / ABOUT).exists() and step is None:
+        if (directory / ABOUT).exists() and step is None and not (directory != path and _overtaken(directory)):
             return _open_artifact(directory)
     if path.name.isdecimal() and int(path.name) in Checkpoints(path.parent).steps() and step is None:
         return _open_checkpoints(Checkpoints(path.parent), int(path.name))
@@ -241,27 +243,46 @@ def _open(path: Path, step: int | str | None) -> _Source:
     raise CheckpointError(f"{path} {what}")
 
 
-def _open_artifact(path: Path) -> _Source:
+def _overtaken(model: Path) -> bool:
+    """Whether a run has gone on since its model was saved, which is said: its checkpoints are newer than that."""
+    checkpoints, extra = Checkpoints(model.parent / "checkpoints"), _about(model).get("extra")
+    saved, latest = extra.get("step") if isinstance(extra, dict) else None, checkpoints.latest()
+    if not isinstance(saved, int) or latest is None or saved >= latest or saved == checkpoints.best():
+        return False
+    warnings.warn(f"{model} is of step {saved} and the run has gone on to step {latest}: its checkpoints are read, "
+                  "which hold no model", stacklevel=4)  # fmt: skip
+    return True
+
+
+def _about(path: Path) -> dict[str, Any]:
     try:
         about = unseal((path / ABOUT).read_bytes())
         if about["format"] != _FORMAT:
             raise CheckpointError(f"{path} was written by a newer Sapwood; update it")
+        return about
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {ABOUT}: {error}") from error
+
+
+def _open_artifact(path: Path) -> _Source:
+    about = _about(path)
+    try:
         arrays = about["arrays"]
         beside = {name: about[name] for name in ("classes", "preprocessing", "extra")} | {"reference": about["model"]}
-    except (OSError, ValueError, KeyError) as error:
+    except KeyError as error:
         raise CheckpointError(f"{path} is damaged: {ABOUT}: {error}") from error
     beside["classes"] = None if beside["classes"] is None else tuple(beside["classes"])
     beside["features"] = _learned(about.get("features"))  # None in what 0.1 wrote
 
-    def read(structs: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    def read(structs: dict[str, jax.ShapeDtypeStruct]) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         found = _read_weights(path, structs)
         after = digests(found)
         wrong = [name for name in found if after[name] != arrays[name][2]]
         if wrong:
             raise CheckpointError(f"{path} is damaged: {', '.join(wrong[:5])} read back other than saved")
-        return found
+        return found, beside
 
-    return _Source({name: storage.struct(dtype, shape) for name, (dtype, shape, _) in arrays.items()}, read, beside)
+    return _Source({name: storage.struct(dtype, shape) for name, (dtype, shape, _) in arrays.items()}, read)
 
 
 def _read_weights(path: Path, structs: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
@@ -292,8 +313,6 @@ def _open_checkpoints(checkpoints: Checkpoints, wanted_step: int | str | None) -
     for newest in reversed(steps):
         try:
             contents = checkpoints.contents(newest)
-            info = {name: x for name, x in checkpoints.info(newest).info.items() if name != "identity"}
-            about = {"features": _learned(info.pop("features", None)), "extra": {"step": newest, **info}}
             break
         except CheckpointError:
             if newest == steps[0]:
@@ -303,13 +322,15 @@ def _open_checkpoints(checkpoints: Checkpoints, wanted_step: int | str | None) -
         raise CheckpointError(f"the checkpoints in {checkpoints.directory} hold no params")
     there = {name: _averaged(name, contents) for name in wanted}
 
-    def read(structs: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    def read(structs: dict[str, jax.ShapeDtypeStruct]) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         stored = {there[name]: _like(contents[there[name]], x) for name, x in structs.items()}
         nested = paths.nest((tuple(name.split("/")), x) for name, x in stored.items())
-        found = named_leaves(checkpoints.restore(nested, step=step, subset=True)[0])
-        return {name: found[there[name]].astype(x.dtype) for name, x in structs.items()}
+        tree, found = checkpoints.restore(nested, step=step, subset=True)  # an older one where the newest is damaged
+        arrays, info = named_leaves(tree), {name: x for name, x in found.info.items() if name != "identity"}
+        about = {"features": _learned(info.pop("features", None)), "extra": {"step": found.step, **info}}
+        return {name: arrays[there[name]].astype(x.dtype) for name, x in structs.items()}, about
 
-    return _Source(wanted, read, about)
+    return _Source(wanted, read)
 
 
 def _averaged(name: str, contents: Mapping[str, Any]) -> str:
@@ -346,7 +367,7 @@ def _into(source: _Source, wanted: Spec, patterns: Mapping[str, str | None] | No
     targets = {here: storage.as_struct(here, leaves[here]) for here in pairs}
     _check(source, pairs, targets, path)
     placed = {there: _like(source.structs[there], targets[here]) for here, there in pairs.items()}
-    arrays = source.read(placed)
+    arrays, about = source.read(placed)
     loaded = {here: arrays[there].astype(targets[here].dtype) for here, there in pairs.items()}
     params, state = _trees(_fresh(leaves, loaded, key) | loaded)
     report = Report(
@@ -354,7 +375,7 @@ def _into(source: _Source, wanted: Spec, patterns: Mapping[str, str | None] | No
         tuple(_bare(here) for here in leaves if here not in pairs),
         tuple(_bare(there) for there in source.structs if there not in pairs.values()),
     )
-    return params, state, report
+    return params, state, about, report
 
 
 def _pairs(there: list[str], here: list[str], patterns: Mapping[str, str | None] | None) -> dict[str, str]:

@@ -13,10 +13,11 @@ from sapwood.train.goal import Goal, goal
 from sapwood.train.multistep import copy
 
 
-def wanted(best: Any, callbacks: Sequence[Callback], before: str | None = None) -> Goal | None:
+def wanted(best: Any, callbacks: Sequence[Callback], before: str | None = None, anyway: bool = False) -> Goal | None:
     """What `fit` shall end with: what ``best=`` says, or an `EarlyStopping(restore=True)`, or the run that it resumes.
 
-    `ConfigError` where these mean different things, and where not all processes have that callback.
+    `ConfigError` where these mean different things, and where not all processes have that callback. A run that goes on
+    ``anyway`` may want another best than before.
     """
     stopping = {Goal(c.mode, c.monitor) for c in callbacks if isinstance(c, EarlyStopping) and c.restore}
     if anyone(bool(stopping)) and anyone(not stopping):
@@ -26,7 +27,7 @@ def wanted(best: Any, callbacks: Sequence[Callback], before: str | None = None) 
         said = " and ".join(sorted(f'"{one}"' for one in goals))
         raise ConfigError(f"fit: best= and EarlyStopping(restore=True) want {said}; a run ends with one best state")
     now = next(iter(goals), None)
-    if before is not None and now not in (None, goal(before)):
+    if before is not None and not anyway and now not in (None, goal(before)):
         raise ConfigError(f'fit(resume=True): the run keeps the best by "{before}", not by "{now}"; resume="anyway" '
                           "goes on by the new one")  # fmt: skip
     return now or goal(before)

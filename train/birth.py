@@ -102,7 +102,7 @@ def restart(trainer: Any, state: TrainState) -> TrainState:
     def fresh(key: Any, *variables: dict) -> TrainState:  # copies, so that both states may be trained on
         return _complete(trainer, jax.random.fold_in(key, state.step), *jax.tree.map(jnp.copy, variables))
 
-    return jax.jit(fresh)(state.rng, state.params, state.state)
+    return jax.jit(fresh)(state.rng, state.params, state.state).replace(features=state.features)
 
 
 def _shardings(trainer: Any, declared: Spec, shapes: TrainState) -> TrainState:

@@ -35,6 +35,17 @@ def identity(trainer: Any, data: Dataset, validation: Dataset | None, callbacks:
     return {"python": f"{sys.implementation.cache_tag}", **parts}
 
 
+def called(callback: Any) -> dict[str, str]:
+    """What a callback is, to know again whose memory was saved: a dataclass with its options, else the name.
+
+    >>> from sapwood.train.callbacks import StopAt
+    >>> called(StopAt("accuracy", 0.9))
+    {'': 'sapwood:StopAt', 'monitor': "'accuracy'", 'target': '0.9', 'mode': "'max'"}
+    """
+    parts, whole = described(callback), dataclasses.is_dataclass(callback)
+    return {path: text for path, text in parts.items() if not path or (whole and not path.startswith("code."))}
+
+
 def sample(data: Dataset) -> dict[str, str]:
     """A digest of some examples by entry, in the order of the data; none of an entry that reads otherwise each time.
 
@@ -78,16 +89,20 @@ def _changed(part: str, old: dict[str, str], new: dict[str, str], same_python: b
         return [_data(part, name, old.get(name), new.get(name)) for name in both]
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     values = [name for name in names if not name.startswith("code.")]
-    code = [name for name in names if name.startswith("code.") and _counts(old.get(name), new.get(name))]
+    code = [name for name in names if name.startswith("code.") and _counts(name, old, new)]
     if not values and not same_python:  # another Python compiles the same text otherwise
         return []
     named = [_value(part, name, old, new) for name in values if not any(name.startswith(f"{x}.") for x in values if x)]
     return named or [_code(part, name, old, new) for name in code]
 
 
-def _counts(old: str | None, new: str | None) -> bool:
-    """Whether to say a change: a constant of one side alone is used by code that is otherwise, which is said."""
-    return None not in (old, new) or str(old or new).startswith("code ")
+def _counts(name: str, old: dict[str, str], new: dict[str, str]) -> bool:
+    """Whether to say a change: a constant of one side alone is used by code that is otherwise, which is said; but for
+    what one side's container has more."""
+    if (name in old and name in new) or old.get(name, new.get(name, "")).startswith("code "):
+        return True
+    outer = name.rpartition(".")[0]
+    return outer in old and outer in new and not new[outer].startswith("code ")
 
 
 def _value(part: str, name: str, old: dict[str, str], new: dict[str, str]) -> str:
@@ -101,8 +116,9 @@ def _value(part: str, name: str, old: dict[str, str], new: dict[str, str]) -> st
 
 def _code(part: str, name: str, old: dict[str, str], new: dict[str, str]) -> str:
     called = name.removeprefix("code.")
-    if name in old and name in new and not old[name].startswith("code "):  # a constant beside it
-        return f"{part}: {called} was {old[name]} and is now {new[name]}"
+    was, now = (texts.get(name, "not there") for texts in (old, new))
+    if not old.get(name, now).startswith("code "):  # a constant beside it
+        return f"{part}: {called} was {was} and is now {now}"
     state = "is another" if name in old and name in new else "is new" if name in new else "is no longer used"
     return f"{part}: the code of {called} {state}"
 

@@ -89,7 +89,7 @@ class _Walk:
                 self.follow(x.__func__, x.__self__)
                 return _name(x.__func__), []
             self.follow(x.__func__, type(x.__self__))
-            return _name(x.__func__), [("self", _Seen(x.__self__, _names(x.__func__.__code__)))]
+            return _name(x.__func__), [("self", _Seen(x.__self__, _reached(type(x.__self__), x.__func__)))]
         if isinstance(x, types.FunctionType):
             self.follow(x, None)
             return _name(x), _held(x)
@@ -126,19 +126,31 @@ class _Walk:
         names = _names(function.__code__)
         for called in {name for name in names if not name.startswith("__")} & function.__globals__.keys():
             self._global(f".code.{name}.{called}", function.__globals__[called], names)
-        for called in names & set(dir(owner)) if owner is not None else ():
-            attribute = inspect.getattr_static(owner, called)
-            self.follow(getattr(attribute, "fget", None) or getattr(attribute, "func", attribute), owner)
+        if owner is not None:
+            self._attributes(f".code.{name}", owner, names)
 
-    def _global(self, path: str, x: Any, names: set[str]) -> None:
+    def _attributes(self, path: str, owner: type, names: set[str]) -> None:
+        """What code names of a class: its methods, and what it holds that is no default of a field."""
+        for called in sorted(names & set(dir(owner))):
+            if _is_data(attribute := inspect.getattr_static(owner, called)):
+                holder = next(base for base in owner.__mro__ if called in vars(base))
+                if _own(holder) and called not in getattr(owner, "__dataclass_fields__", {}):
+                    self.look(f"{path}.{called}", attribute, ())
+            else:
+                self.follow(_function(attribute), owner)
+
+    def _global(self, path: str, x: Any, names: set[str], around: tuple = ()) -> None:
         """A name that code refers to outside of itself."""
-        if isinstance(x, _PLAIN) or dataclasses.is_dataclass(type(x)):
+        if _is_data(x):
             self.look(path, x, ())
         elif isinstance(x, types.ModuleType):
-            for called in sorted(names & vars(x).keys()) if _own(x) else ():
-                self.follow(vars(x)[called], None)
+            if _own(x) and not any(x is outer for outer in around):
+                for called in sorted(name for name in names & vars(x).keys() if not name.startswith("__")):
+                    self._global(f"{path}.{called}", vars(x)[called], names, (*around, x))
         elif isinstance(x, type):
             self.follow(vars(x).get("__call__"), x)
+            if _own(x):
+                self._attributes(path, x, names)
         else:
             self.follow(x, None)
 
@@ -151,9 +163,35 @@ class _Seen:
     names: set[str]
 
     def fields(self) -> Iterator[tuple[str, Any]]:
-        called = [getattr(inspect.getattr_static(type(self.owner), name, None), "func", None) for name in self.names]
-        inner = [_names(function.__code__) for function in called if isinstance(function, types.FunctionType)]
-        return ((name, x) for name, x in _fields(self.owner) if name in self.names.union(*inner))
+        return ((name, x) for name, x in _fields(self.owner) if name in self.names)
+
+
+def _reached(owner: type, method: Any) -> set[str]:
+    """The names in the code of a method, and in that of the methods and properties that it calls by name."""
+    todo, seen = _names(inspect.unwrap(method).__code__), set()
+    while todo:
+        seen.add(name := todo.pop())
+        function = _function(inspect.getattr_static(owner, name, None))
+        if isinstance(function, types.FunctionType):
+            todo |= _names(function.__code__) - seen
+    return seen
+
+
+def _function(attribute: Any) -> Any:
+    """The function of an attribute of a class: of a method, a property and what else is made of one."""
+    inner = getattr(attribute, "fget", None) or getattr(attribute, "func", attribute)
+    return inspect.unwrap(inner) if callable(inner) else inner
+
+
+def _is_data(x: Any) -> bool:
+    """Whether something holds values that code may read: no function, class or module, and no object of a library."""
+    if isinstance(x, type | types.ModuleType | types.FunctionType | staticmethod | classmethod | property):
+        return False
+    if isinstance(x, (*_PLAIN, np.ndarray, jax.Array, functools.partial, types.MethodType, types.SimpleNamespace)):
+        return True
+    if isinstance(x, dict | types.MappingProxyType | tuple | list | set | frozenset):  # not the process's environment
+        return True
+    return dataclasses.is_dataclass(x) or type(x).__name__ == "Namespace" or (_own(type(x)) and hasattr(x, "__dict__"))
 
 
 def _fields(x: Any) -> list[tuple[str, Any]]:

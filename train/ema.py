@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from sapwood.core.paths import leaves, nest, overlay
-from sapwood.train import trainable
 
 
 def first(tree: Any) -> Any:
@@ -50,14 +49,18 @@ def moved(mean: Any, tree: Any, keep: jax.Array) -> Any:
     return jax.tree.map(lambda old, x: keep.astype(old.dtype) * old + (1 - keep).astype(old.dtype) * x, mean, tree)
 
 
-def variables(trainer: Any, state: Any) -> tuple[dict, dict]:
+def variables(state: Any) -> tuple[dict, dict]:
     """The parameters and model state that evaluation uses: the means in the dtypes of what they are means of, and what
     is not averaged as it is. For shapes, their shapes."""
     if state.ema is None:
         return state.params, state.state
-    trained, frozen = trainable.split(state.params, trainer.trainable)
-    params = trainable.join(jax.tree.map(_in_dtype_of, trained, state.ema), frozen)
-    return params, overlay(state.state, jax.tree.map(_in_dtype_of, averaged(state.state), state.ema_state))
+    return _with_means(state.params, state.ema), _with_means(state.state, state.ema_state)
+
+
+def _with_means(tree: dict, means: dict) -> dict:
+    """The tree with the means of what has one, whichever trainer took them."""
+    there = dict(leaves(tree))
+    return overlay(tree, nest((path, _in_dtype_of(there[path], mean)) for path, mean in leaves(means)))
 
 
 def _in_dtype_of(x: Any, mean: Any) -> Any:

@@ -129,7 +129,7 @@ class Evaluation:
 
     def send(self, state: TrainState) -> list[dict[str, Any]]:
         """Start a pass with the state's parameters (their running mean, where it keeps one)."""
-        (params, model_state), found = variables(self.trainer, state), []
+        (params, model_state), found = variables(state), []
         masked, rows = takes_mask(self.trainer.objective), len(self.data) % self.batches.batch_size
         for i, batch in enumerate(stream(self.trainer, self.batches)):
             last = rows and i == self.batches.steps_per_epoch - 1
@@ -164,7 +164,7 @@ class Evaluation:
         where = f"in batch {i} of the {self.what} data (examples from {i * self.batches.batch_size})"
         if jax.process_count() == 1:
             batch = self.trainer.put(as_given(self.trainer, self.batches, self.batches[i]))
-            params, model_state = variables(self.trainer, state)
+            params, model_state = variables(state)
             seen = state.replace(params=params, state=model_state)
             checks.explain(self.trainer, seen, batch, None, train=False, where=where)
         raise CheckError(f"{'; '.join(failed)}, {where}")
@@ -202,7 +202,7 @@ def predict(trainer: Any, state: TrainState, data: Any, batch_size: int | None) 
     inputs, learned = getattr(trainer.objective, "inputs", None), state.features or {}
     learned = {name: feature for name, feature in learned.items() if inputs is None or name in inputs}
     data = as_dataset(data, learned, "data to predict")
-    (params, model_state), parts, step = variables(trainer, state), [], trainer.compiled.predict
+    (params, model_state), parts, step = variables(state), [], trainer.compiled.predict
     for batch in stream(trainer, whole_pass(trainer, data, batch_size, few_sizes(len(data)))):
         parts.append(step(params, model_state, batch))
         if len(parts) > AHEAD:  # outputs may be large, so they leave the device as they come

@@ -83,7 +83,8 @@ def fit(
         run: directory for ``metrics.jsonl``, TensorBoard events and checkpoints; None writes nothing.
         resume: go on from the newest whole checkpoint in ``run``; from the beginning where there is none. The trainer
             and the data must be those of before, as far as can be seen (`sapwood.train.continuing`); more epochs or
-            steps may be asked for. "anyway" goes on whatever has changed, and where a callback had ended the run.
+            steps may be asked for. "anyway" goes on whatever has changed, and where a callback had ended the run: that
+            one begins afresh, as any does that is another.
         checkpoint_every: steps between checkpoints, and `keep` how many of them stay.
         best: end with the state where a metric was best at the end of an epoch, "max:validation_accuracy" or
             "min:loss", and not with the last one. Its checkpoint is kept in ``run`` beside the newest, from which a
@@ -123,9 +124,10 @@ def fit(
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         trainer = dataclasses.replace(trainer, jit=False)
     stream = batches(data, batch_size, seed=seed)
-    goal = wanted(best, asked, None if saved is None or resume == continuing.ANYWAY else saved.best)
+    goal = wanted(best, asked, saved and saved.best, resume == continuing.ANYWAY)
     if goal is not None and goal.metric.startswith("validation_") and validation is None:
-        raise ConfigError(f'fit(best="{goal}") needs fit(validation=...)')
+        asks = f'fit(best="{goal}")' if best is not None else f'the best by "{goal}"'  # of a callback, or of the run
+        raise ConfigError(f"{asks} needs fit(validation=...)")
     plan = schedule(
         stream.steps_per_epoch, epochs=epochs, steps=steps, log_every=log_every,
         checkpoint_every=checkpoint_every, best=goal is not None,
@@ -183,7 +185,9 @@ class Loop:
         self.progress = Progress(plan.steps, quiet=True)
         self.history: list[dict[str, Any]] = []
         self.memory: list[dict[str, Any]] = [{} for _ in callbacks]
+        self.called = [continuing.called(callback) for callback in callbacks]
         self.done, self.stopped, self.begun = 0, False, begun
+        self.stopping: list[int] = []  # the places of the callbacks that ended the run
         self.identity: dict[str, Any] = {}
         self.changed: list[str] = []
         self.pending: list[Packed] = []
@@ -226,7 +230,7 @@ class Loop:
                 "epochs or steps"
             )
         self.history = together(lambda: self.record.begin(self.done))
-        self._remember(info["callbacks"], resume)
+        self._remember(info, resume)
 
     def begins(self, info: dict[str, Any] | None) -> str:
         """Where a run that is resumed goes on, in words."""
@@ -238,20 +242,36 @@ class Loop:
         over = self.stopped or self.done == self.plan.steps
         return f"{run} {'is over, at' if over else 'goes on from'} {at}{although}"
 
-    def _remember(self, memory: list[dict[str, Any]], resume: bool | str) -> None:
-        """Give the callbacks what they knew. It was saved by the first process, which may be the only one with any."""
-        fits = len(memory) == len(self.callbacks)
+    def _remember(self, info: dict[str, Any], resume: bool | str) -> None:
+        """Give the callbacks what they knew. It was saved by the first process, which may be the only one with any.
+
+        Under "anyway" another callback begins afresh, and so does what had ended the run: it would end it again.
+        """
+        memory, now = info["callbacks"], self.called
+        before, anyway = info.get("called"), resume == continuing.ANYWAY  # None in what 0.1 wrote
 
         def check() -> None:
-            if jax.process_index() == 0 and not fits and resume != continuing.ANYWAY:
+            if jax.process_index() > 0 or anyway:
+                return
+            if len(memory) != len(now):
                 raise ConfigError(
-                    f"the run was saved with {len(memory)} callbacks and is resumed with {len(self.callbacks)}; give "
+                    f"the run was saved with {len(memory)} callbacks and is resumed with {len(now)}; give "
                     "the same ones, so that it goes on as if unbroken"
+                )
+            if other := [i for i, known in enumerate(memory) if known and before and before[i] != now[i]]:
+                was, new = (names[other[0]][""] for names in (before, now))
+                raise ConfigError(
+                    f"callback {other[0]} was {was}, whose memory was saved, and is now "
+                    f"{new if was != new else 'one with other options'}; give the same ones in the same order, so that "
+                    "it goes on as if unbroken"
                 )
 
         together(check)
-        if fits:
-            self.memory = memory
+        if len(memory) != len(now):
+            return
+        over = info.get("stopping", ()) if anyway and info["stopped"] else ()
+        afresh = {i for i in range(len(now)) if anyway and (i in over or (before and before[i] != now[i]))}
+        self.memory = [{} if i in afresh else known for i, known in enumerate(memory)]
 
     def run(self) -> None:
         """Send every step that is left."""
@@ -301,7 +321,8 @@ class Loop:
             self.kept.offer(self.history[-1], self.state)
         if saves or (self.stopped and self.record.directory is not None):
             info = {"data": {**self.stream.state(), "position": self.done}, "stopped": self.stopped,
-                    "callbacks": self.memory, "steps_per_call": self.sender.chosen,
+                    "callbacks": self.memory, "called": self.called,
+                    "stopping": self.stopping, "steps_per_call": self.sender.chosen,
                     "features": self.features.to_json(), "identity": self.identity}  # fmt: skip
             row = self.history[-1] if self.plan.ends_epoch(self.done) else {}
             self.record.save(self.done, self.state, info, row)
@@ -326,13 +347,14 @@ class Loop:
         self.record.write(line)
         self.progress.row(line)
         ends = self.plan.ends_epoch(row.step)
-        for callback, memory in zip(self.callbacks, self.memory, strict=True):
+        for i, (callback, memory) in enumerate(zip(self.callbacks, self.memory, strict=True)):
             state = self.state.replace(features=self.features)
             said = callback(Event(row.step, self.plan.steps, line["epoch"], ends, line, state, self.begun), memory)
             if isinstance(said, TrainState):  # to go on with
                 self.state = said.replace(features=None)
             else:
                 self.stopped = bool(said) or self.stopped
+                self.stopping += [i] if said else []
         if self.asks:  # by their own clocks processes would end the run at different steps, and wait for each other
             self.stopped = of_the_first(self.stopped)
 

@@ -146,15 +146,16 @@ class Trainer:
 
         ``key`` is a random key or a seed, ``batch`` a batch of arrays or of shapes (arrays where initialisers read
         data). The parameters are those of ``sw.init(objective, key, batch)``, unless they are given: ``params``, and
-        the model's ``state``, are then copied to where they will live, and nothing is drawn for them. Raises
-        `ConfigError` where ``trainable`` matches nothing, the batch does not divide over the mesh, or what is given is
-        not what the model declares.
+        the model's ``state``, are then copied to where they will live, and nothing is drawn for them. What they were
+        trained on goes with them by ``state.replace(features=artifact.features)``. Raises `ConfigError` where
+        ``trainable`` matches nothing, the batch does not divide over the mesh, or what is given is not what the model
+        declares.
         """
         self.check_batch_size(jax.tree.leaves(dict(batch))[0].shape[0])
         return birth.plan(self, batch).make(key, dict(batch), params, state)
 
     def restart(self, state: TrainState) -> TrainState:
-        """What a state has learned, at step 0 again: for another run from its parameters and model state.
+        """A state's own parameters, model state and features at step 0 again, for another run; not its running means.
 
         The optimizer's memory, and with it the count that its schedule goes by, running means and loss scale are new,
         and what is drawn is drawn anew. (``state.replace(step=0)`` would leave a schedule at its end.) The state may be
@@ -259,7 +260,7 @@ class Trainer:
 
     def eval_variables(self, state: TrainState) -> tuple[dict, dict]:
         """The parameters and model state that evaluation uses: their running means, where the state keeps some."""
-        return ema.variables(self, state)
+        return ema.variables(state)
 
     def check_batch_size(self, size: int) -> int:
         """The size itself; `ConfigError` where accumulation or the mesh cannot divide it."""

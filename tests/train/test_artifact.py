@@ -306,7 +306,27 @@ def test_from_a_run_whose_newest_checkpoint_is_damaged(tmp_path):
             checkpoints.save(step, {"params": {"w": jnp.full(3, float(step))}})
     (tmp_path / "checkpoints" / "00000002" / "manifest.ocdbt").unlink()
     with pytest.warns(UserWarning, match=r"checkpoint 2 .* is damaged"):
-        assert load(tmp_path).params["w"].tolist() == [1, 1, 1]
+        found = load(tmp_path)
+    assert (found.params["w"].tolist(), found.extra["step"]) == ([1, 1, 1], 1)
+
+
+def test_a_model_that_its_run_has_gone_on_from_is_not_read(tmp_path):
+    written(tmp_path / "model", extra={"step": 2})
+
+    def go_on(step, loss):
+        checkpoints.save(step, {"params": {"w": jnp.full(3, float(step))}}, metrics={"loss": loss})
+        checkpoints.wait()
+
+    with Checkpoints(tmp_path / "checkpoints", best="min:loss") as checkpoints:
+        go_on(2, 0.5)
+        assert load(tmp_path).extra == {"step": 2}
+        go_on(4, 0.7)
+        assert load(tmp_path).extra == {"step": 2}  # the best is still this one
+        go_on(6, 0.3)
+        with pytest.warns(UserWarning, match=r"model is of step 2 and the run has gone on to step 6: its checkpoints"):
+            assert load(tmp_path).params["w"].tolist() == [6, 6, 6]
+        written(tmp_path / "model", extra={"step": 6})
+        assert "encoder" in load(tmp_path).params
 
 
 def test_nothing_to_load(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import types
 
 import jax
@@ -146,6 +147,78 @@ def test_ones_own_code_counts_and_so_does_what_it_calls_by_name():
         assert described(Block()) != before
     finally:
         Block.body = body
+
+
+class Settings:
+    scale = 1.0
+
+    def __init__(self, scale):
+        self.scale = scale
+
+
+def module(**values):
+    made = types.ModuleType("settings_of_ones_own")
+    vars(made).update(values)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"scale": 1.0}, {"scale": 2.0}),
+        ({"scale": 1.0}, {"scale": 1.0, "bias": 0}),
+        (np.ones(3), np.ones(3) * 2),
+        ((1.0, [2]), (1.0, [3])),
+        ((1.0,), (1.0, 2.0)),
+        (types.SimpleNamespace(scale=1.0), types.SimpleNamespace(scale=2.0)),
+        (Settings(1.0), Settings(2.0)),
+        (Settings, type("Settings", (), {"scale": 2.0, "__module__": __name__})),
+        (module(scale=1.0), module(scale=2.0)),
+        (module(scale={"x": 1}), module(scale={"x": 2})),
+        (functools.partial(abs, 1.0), functools.partial(abs, 2.0)),
+    ],
+)
+def test_whatever_holds_numbers_counts_where_code_names_it(one, other):
+    used = edited(lambda outputs, target: CONFIG.scale * outputs, CONFIG=one)  # noqa: F821
+    before, same, now = (
+        written(learned(objective=supervised(model, edited(used, CONFIG=x), inputs="features")))
+        for x in (one, one, other)
+    )
+    assert changes(before, same) == []
+    (said,) = changes(before, now)
+    assert said.startswith("objective: test_whatever_holds_numbers_counts_where_code_names_it.<locals>.<lambda>.CONFIG")
+    assert " was " in said
+
+
+def test_the_environment_and_objects_of_libraries_do_not_count(monkeypatch):
+    seen = edited(lambda outputs, target: E.get(L), E=os.environ, L=np.random.default_rng(0))  # noqa: F821
+    before = described(seen)
+    monkeypatch.setenv("SOMETHING_ELSE", "1")
+    assert described(seen) == before
+
+
+@dataclasses.dataclass(frozen=True)
+class Deep:
+    rate: float
+    unused: int = 0
+    constant = 1.0
+
+    def model(self, v, x):
+        return self._first(x)
+
+    def _first(self, x):
+        return self._second * x
+
+    @property
+    def _second(self):
+        return self.rate * self.constant
+
+
+def test_a_method_uses_the_fields_that_what_it_calls_uses(monkeypatch):
+    before = described(Deep(1.0).model)
+    assert described(Deep(1.0, unused=1).model) == before != described(Deep(2.0).model)
+    monkeypatch.setattr(Deep, "constant", 2.0)
+    assert described(Deep(1.0).model) != before
 
 
 def test_another_python_compiles_the_same_text_otherwise():

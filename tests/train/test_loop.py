@@ -162,6 +162,44 @@ def test_early_stopping_ends_the_run_and_a_resume_does_not_go_on(tmp_path):
     assert equal(again.state, state)
 
 
+def test_what_had_ended_a_run_begins_afresh_where_it_goes_on_anyway_and_so_does_another_callback(tmp_path):
+    stop, options = EarlyStopping("loss", patience=1, delta=1.0), {**FIT, "epochs": 9, "run": tmp_path}
+
+    def rows(resume, *callbacks):
+        return len(FROZEN.fit(DATA, resume=resume, callbacks=callbacks, **{**options, "validation": None}).history)
+
+    assert rows(False, stop) == 2
+    assert rows("anyway", stop) == 4  # by the memory of before it was 3
+    assert rows("anyway", EarlyStopping("accuracy", patience=1, mode="max")) == 6
+    with pytest.raises(ConfigError, match="inject_hyperparams"):  # a KeyError of another's memory
+        rows("anyway", ReduceOnPlateau("loss"))
+
+
+def test_functions_that_change_places_would_have_each_others_memory(tmp_path):
+    def one(event, memory):
+        memory["one"] = event.step
+
+    def other(event, memory):
+        memory["other"] = event.step
+
+    options = {**FIT, "validation": None, "run": tmp_path}
+    FROZEN.fit(DATA, callbacks=[one, other], **{**options, "epochs": 1})
+    with pytest.raises(ConfigError, match=r"callback 0 was .*one, whose memory was saved, and is now .*other; give"):
+        FROZEN.fit(DATA, callbacks=[other, one], resume=True, **options)
+    FROZEN.fit(DATA, callbacks=[other, one], resume="anyway", **{**options, "epochs": 2})
+    assert Checkpoints(tmp_path / "checkpoints").info(12).info["callbacks"] == [{"other": 12}, {"one": 12}]
+
+
+def test_a_run_that_goes_on_anyway_keeps_its_best(tmp_path):
+    options = {**FIT, "validation": None, "keep": 1, "run": tmp_path}
+    FROZEN.fit(DATA, best="max:steps_per_second", **{**options, "epochs": 1})
+    state, _ = FROZEN.fit(DATA, resume="anyway", best="min:epoch", **{**options, "epochs": 2})
+    assert int(state.step) == 6
+    state, _ = FROZEN.fit(DATA, resume="anyway", **{**options, "epochs": 4})
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert (int(state.step), checkpoints.best(), checkpoints.steps()) == (6, 6, [6, 24])
+
+
 def test_the_memory_of_callbacks_survives_a_resume(tmp_path):
     stop = EarlyStopping("loss", patience=4, delta=1.0)
     options = {**FIT, "epochs": 9, "run": tmp_path, "checkpoint_every": 6, "resume": True}
@@ -472,6 +510,7 @@ def test_a_schedule_that_is_at_its_end_begins_again_by_restart():
         trainer.fit(DATA, state=done.replace(step=jnp.int32(0)), **options)
     again = trainer.restart(done)
     assert equal((again.params, again.state), (done.params, done.state))
+    assert again.features == done.features is not None
     assert not equal(again.rng, done.rng)
     assert not any(np.any(x) for x in jax.tree.leaves(again.opt_state))
     after, _ = trainer.fit(DATA, state=again, **options)

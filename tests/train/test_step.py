@@ -276,6 +276,12 @@ def test_ema_follows_its_formula_and_is_what_is_evaluated():
     assert found["loss"] != pytest.approx(float(gradient_by_hand(state.params, BATCH)[0]), rel=1e-4)
 
 
+def test_what_is_averaged_is_what_the_state_says_whatever_another_trainer_would_train():
+    state, _ = run(make(ema=0.9, trainable="head"), [BATCH])
+    expected = make(trainable="head").evaluate(state, BATCH)
+    assert make().evaluate(state, BATCH) == expected
+
+
 def test_averaged_parameters_run_with_averaged_statistics():
     """Of one step: a tenth of what was, nine tenths of what is. A count is no statistic, and stays the newest."""
 
