@@ -167,7 +167,8 @@ def test_a_share_of_the_data_is_held_out():
     label = np.repeat([0, 1, 2, 3], [20, 10, 5, 5])
     data = {"x": np.eye(40, dtype=np.float32), "label": label}
     trainer = sw.Trainer(sw.supervised(L.Dense(4, bias=False), inputs="x"), optax.sgd(1.0))
-    state, history = trainer.fit(data, epochs=1, batch_size=8, validation=0.2, seed=3, progress=False, steps_per_call=1)
+    given = {"validation": np.float32(0.2), "steps_per_call": np.int64(1), "batch_size": np.int64(8)}
+    state, history = trainer.fit(data, epochs=1, seed=3, progress=False, **given)
     assert int(state.step) == 4
     first = trainer.init(3, {"x": data["x"][:8], "label": label[:8]})
     moved = np.any(np.asarray(state.params["kernel"] != first.params["kernel"]), axis=1)

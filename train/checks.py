@@ -27,6 +27,7 @@ FLAGS = "checks"
 
 FINITE = "the loss is not finite"
 GRADIENTS = "the gradients are not finite"
+NORM = "the norm of the gradients is not finite"
 
 
 def guarded(opt_state: Any) -> bool:
@@ -141,11 +142,23 @@ def _gradients(trainer: Any, state: Any, batch: Mapping[str, Any], key: Any) -> 
     grads = jax.grad(loss)(trained)
     bad = [join(path) for path, g in leaves(grads) if not bool(jnp.isfinite(g).all())]
     if not bad:
-        return None
+        return None if trainer.clip is None else _norm(grads, trainer.clip)
     return (
         f"the gradient of {some(bad, quote=False)} is not finite, though the loss is: a derivative has no value there, "
         f"as that of a square root, a norm or a power at 0. Add an epsilon inside, or choose a safe argument by "
         f"jnp.where before it (a jnp.where after it lets NaN through)"
+    )
+
+
+def _norm(grads: Any, clip: float) -> str | None:
+    """What is wrong with the norm by which finite gradients are clipped."""
+    squares = sum(jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads))
+    if bool(jnp.isfinite(squares)):
+        return None
+    largest = max(float(abs(g).max()) for g in jax.tree.leaves(grads) if g.size)
+    return (
+        f"{NORM}: the gradients are, up to {largest:.2g}, but float32 holds no square of what is above 1.8e19, "
+        f"so Trainer(clip={clip}) cannot scale them; scale the loss or the targets down"
     )
 
 

@@ -68,7 +68,8 @@ def _updates(state: TrainState) -> Any:
 
 
 def multiplied(opt_state: Any, factor: float, least: float, who: str) -> tuple[Any, float]:
-    """The optimizer's state with each learning rate in it times ``factor``, not below ``least``; and the largest one.
+    """The optimizer's state with each learning rate in it times ``factor``, not below ``least``, nor above what it was;
+    and the largest one.
 
     Raises `ConfigError` where it holds none, or one that a schedule sets anew in each step.
 
@@ -89,7 +90,8 @@ def multiplied(opt_state: Any, factor: float, least: float, who: str) -> tuple[A
     def one(path: Any, x: Any) -> Any:
         if _names(path)[-2:] != ["hyperparams", NAME]:
             return x
-        rates.append(max(float(jax.device_get(x)) * factor, least))
+        rate = float(jax.device_get(x))
+        rates.append(max(rate * factor, min(rate, least)))
         return jax.device_put(np.asarray(rates[-1], x.dtype), x.sharding)
 
     return jax.tree_util.tree_map_with_path(one, opt_state), max(rates)

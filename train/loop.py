@@ -6,6 +6,7 @@ was killed and resumed ends bit for bit where an unbroken one does.
 """
 
 import dataclasses
+import numbers
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -118,8 +119,8 @@ def fit(
     learned = saved and saved.info.get("features")
     known = Learned.from_json(learned) if learned else getattr(state, "features", None)
     data = as_dataset(data, known, "data to train on")
-    if isinstance(validation, float):
-        data, validation = data.split(validation)
+    if isinstance(validation, numbers.Real):
+        data, validation = data.split(float(validation))
     features = Learned({**(known or {}), **data.features})
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         trainer = dataclasses.replace(trainer, jit=False)

@@ -174,6 +174,7 @@ def resolve(loss: str | Loss) -> Loss:
     True
     """
     if callable(loss):
+        metrics_.check_takes("loss", loss, ("outputs", "target"), "one loss per example")
         return loss
     if not isinstance(loss, str) or loss not in LOSSES:
         raise ConfigError(

@@ -5,6 +5,7 @@ holds one to the other on the state and the batches that training has reached.
 """
 
 import functools
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -99,13 +100,14 @@ def stacked_shapes(batch: Any, size: int) -> Any:
 
 def check_option(steps_per_call: Any) -> int | str:
     """The option of `fit` as it is; `ConfigError` unless it is "auto" or a whole number, at least 1."""
-    whole = isinstance(steps_per_call, int) and not isinstance(steps_per_call, bool) and steps_per_call >= 1
-    if steps_per_call != "auto" and not whole:
+    if steps_per_call == "auto":
+        return steps_per_call
+    if not isinstance(steps_per_call, numbers.Integral) or isinstance(steps_per_call, bool) or steps_per_call < 1:
         raise ConfigError(
             f"fit(steps_per_call={steps_per_call!r}): how many steps go to the device at once, a whole number, at "
             f'least 1 (one at a time), is expected, or "auto", which measures'
         )
-    return steps_per_call
+    return int(steps_per_call)
 
 
 def size(plan: Schedule, block: int, step: int) -> int:

@@ -112,7 +112,8 @@ class Supervised:
         kinds = {kind for _, metric in self.metrics if (kind := metrics_.kind(metric))}
         losses_.check(v, self.loss, outputs, target, weight, kinds)
         loss, mean = losses_.reduce(self._per_example(*losses_.contained((outputs, target), weight)), weight)
-        metrics = {name: _as_accumulator(metric(outputs, target, weight), weight) for name, metric in self.metrics}
+        metrics = {name: _as_accumulator(name, metric(outputs, target, weight), target, weight)
+                   for name, metric in self.metrics}  # fmt: skip
         if weight is None:  # the loss says it all: every example counts the same
             return loss, metrics
         return loss, {"loss": mean, **metrics}
@@ -160,9 +161,16 @@ def counted_rows(model: Any, weight: jax.Array, shape: tuple[int, ...]) -> jax.A
     return jnp.broadcast_to(rows.reshape(rows.shape + (1,) * (len(shape) - 1)), shape)
 
 
-def _as_accumulator(value: Any, weight: Any) -> metrics_.Metric:
+def _as_accumulator(name: str, value: Any, target: Any, weight: Any) -> metrics_.Metric:
     """A metric function may hand back an accumulator, or one value per example to be averaged."""
-    return value if isinstance(value, metrics_.Metric) else metrics_.Mean.of(value, weight)
+    if isinstance(value, metrics_.Metric):
+        return value
+    if not hasattr(value, "astype") or value.ndim == 0 or value.shape[0] != target.shape[0]:
+        raise ConfigError(
+            f"the metric {name!r} returned {describe(value)} for {target.shape[0]} examples; return one value per "
+            f"example (batch, ...), of which the mean is taken under the mask and weights, or a train.metrics.Metric"
+        )
+    return metrics_.Mean.of(value, weight)
 
 
 def _feature(batch: Batch, name: str, role: str) -> Any:

@@ -101,13 +101,13 @@ def _gate(trainer: Any, before: TrainState, after: TrainState, out: Pass, finite
     """
     scaled, good = before.scale is not None, None
     if trainer.checks:
-        flags = dict(out.ok)
+        flags, gradients = dict(out.ok), checks.GRADIENTS if trainer.clip is None else checks.NORM
         if scaled:
-            flags[checks.GRADIENTS] = finite | (before.scale.scale > 1)
+            flags[gradients] = finite | (before.scale.scale > 1)
         else:
             flags[checks.FINITE] = known = jnp.isfinite(out.loss)
             if not checks.guarded(before.opt_state):
-                flags[checks.GRADIENTS] = finite | ~known  # the loss has said it
+                flags[gradients] = finite | ~known  # the loss has said it
         metrics = {**metrics, checks.FLAGS: checks.Flags(flags)}
         good = before.ok
         for flag in flags.values():

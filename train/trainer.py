@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import numbers
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ def _of_a_state(method: Callable[..., Any]) -> Callable[..., Any]:
             kind = type(state).__name__
             raise ConfigError(f"{what}(state, data) takes a TrainState first, such as fit gives back; got {kind}")
         size = args[2] if len(args) > 2 else options.get("batch_size")
-        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        if size is not None and (not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1):
             raise ConfigError(
                 f"{what}(batch_size=...) is a whole number, at least 1, got {describe(size)}; inputs and labels are "
                 f"one data set: {what}(state, (x, y))"
@@ -72,8 +73,10 @@ class Trainer:
         scaling: how the loss scale of float16 moves; made by default for a float16 policy.
         offload: "optimizer" keeps the optimizer's state in the host's memory between steps; needs a mesh.
         jit: False runs every step as plain Python, so that a breakpoint in a layer stops there.
-        checks: collect `v.check` and the finiteness of loss and gradients on the device; a failure raises `CheckError`
-            (but for gradients that the optimizer looks after, as `optax.apply_if_finite` and `optax.zero_nans` do).
+        checks: collect `v.check` and the finiteness of loss and gradients on the device; a failure raises `CheckError`.
+            Gradients of a finite loss are left to an optimizer that looks after them, as `optax.apply_if_finite` and
+            `optax.zero_nans` do. A loss that is not finite fails in any case, for no optimizer keeps batch statistics
+            from it; False leaves that to the optimizer too.
 
     Raises `ConfigError` for values that cannot be.
 

@@ -64,6 +64,13 @@ def test_the_rate_falls_on_a_plateau_as_in_keras(values, options, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_a_rate_below_the_least_is_not_raised():
+    state = TrainState(0, {}, {}, optax.inject_hyperparams(optax.sgd)(learning_rate=1e-4).init(np.zeros(2)), None)
+    reduce, memory = ReduceOnPlateau(patience=1, least=1e-2), {}
+    said = [reduce(Event(n, 9, n, True, {"validation_loss": 1.0}, state), memory) for n in (1, 2)]
+    assert float(said[1].opt_state.hyperparams["learning_rate"]) == pytest.approx(1e-4)
+
+
 @pytest.mark.parametrize(
     ("tx", "message"),
     [(optax.adam(1e-3), r"holds none: make the optimizer by optax.inject_hyperparams\(optax.adam\)"),

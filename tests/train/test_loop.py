@@ -114,7 +114,7 @@ def test_validation_in_the_loop_is_evaluate_afterwards(unbroken):
     assert found["loss"] == pytest.approx(history[-1]["validation_loss"], rel=1e-6)
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 22, 64])
+@pytest.mark.parametrize("batch_size", [1, np.int64(5), 22, 64])
 def test_evaluation_is_exact_over_uneven_batches(unbroken, batch_size):
     _, (state, _) = unbroken
     logits = logits_by_hand(state)
@@ -482,6 +482,14 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_step():
     with pytest.raises(CheckError, match="the gradient of deep/kernel is not finite, though the loss is") as caught:
         Trainer(objective, optax.sgd(0.1)).fit(data, steps=4, batch_size=2, progress=False)
     assert caught.value.__notes__ == ["in step 4 (epoch 1)"]
+
+
+def test_gradients_too_large_to_be_clipped_are_told_from_such_that_are_not_finite():
+    def objective(v, batch):
+        return 1e28 * jnp.sum(v.param("kernel", (4,), spread)) * jnp.sum(batch["x"]), {}
+
+    with pytest.raises(CheckError, match=r"gradients are, up to 2e\+28, but .* Trainer\(clip=1.0\) cannot scale them"):
+        Trainer(objective, SGD, clip=1.0).fit({"x": np.full(2, 1.0, "f4")}, steps=1, batch_size=2, progress=False)
 
 
 def test_parameters_that_are_not_finite_are_named(first):

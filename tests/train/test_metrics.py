@@ -149,6 +149,19 @@ def test_against_scikit_learn_in_batches(name):
         np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance, err_msg=how)
 
 
+def test_the_area_of_many_scores_on_the_device():
+    """Pairs of a positive and a negative are more than int32 counts, and sums of weights more than float32 does."""
+    n = 200_000
+    rng = np.random.default_rng(2)
+    positive, weight = np.arange(n) % 2, rng.integers(1, 200, n).astype("int32")
+    score = (positive + rng.normal(size=n)).astype("float32").round(3)  # many are equal
+    for w in (None, weight):
+        expected = oracle.roc_auc_score(positive, score, sample_weight=w)
+        area = metrics.auc(*(None if x is None else jnp.asarray(x) for x in (score, positive, w)))
+        for found in (area, jax.device_get(area)):
+            assert metrics.compute({"auc": found})["auc"] == pytest.approx(expected, abs=1e-5)
+
+
 def test_batches_of_uneven_size_merge_too():
     score, positive = np.float32([3, 1, 2, 0, 5]), np.array([1, 0, 1, 0, 0], bool)
     parts = [metrics.AUC(score[rows, None], positive[rows, None], None) for rows in np.split(np.arange(5), [1, 3])]
@@ -277,6 +290,7 @@ def test_unknown_names_come_with_the_nearest():
     ("chosen", "message"),
     [(["f1", P(M.f1, average="micro")], r"two metrics are called 'f1'; name them, as in metrics=\{'f1_1'"),
      ({"step": "f1"}, "'step', which is a column of its own"), ({"loss": "f1"}, "'loss'"),
+     ({"skipped_steps": "f1"}, "'skipped_steps'"),
      ({"validation_f1": "f1"}, "'validation_f1'"), ({3: "f1"}, "named by a string, got 3")],
 )  # fmt: skip
 def test_a_name_is_of_one_column_only(chosen, message):

@@ -59,6 +59,25 @@ def test_several_inputs_and_a_metric_of_your_own():
     assert metrics["top_5_accuracy"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("metric", "returned"),
+    [(lambda outputs, target, weight: 1.0, "1.0"), (lambda outputs, target, weight: outputs.mean(), r"float32\[\]"),
+     (lambda outputs, target, weight: outputs.mean(0), r"float32\[3\]")],
+)  # fmt: skip
+def test_a_metric_that_took_the_mean_already_says_so(metric, returned):
+    """In training as in evaluation, masked or not, where such a value would be averaged or masked by chance."""
+    for more in ({}, {"mask": np.ones(4, bool)}):
+        with pytest.raises(ConfigError, match=rf"the metric 'mine' returned {returned} for 4 examples"):
+            run(supervised(linear, metrics={"mine": metric}, inputs="x"), {**BATCH, **more}, {"w": W})
+
+
+def test_a_function_of_other_arguments_is_refused():
+    with pytest.raises(ConfigError, match=r"metric <lambda>\(o, t\) does not take \(outputs, target, weight\)"):
+        supervised(linear, metrics={"mine": lambda o, t: o})
+    with pytest.raises(ConfigError, match=r"loss <lambda>\(o, t, w\) does not take \(outputs, target\): missing"):
+        supervised(linear, lambda o, t, w: o)
+
+
 OUTPUTS = np.float32([[2.0, -1.0, 3.0], [-1.0, 1.0, 1.0], [0.5, -2.0, -3.0], [-0.5, 4.0, -1.0]])
 BITS = np.float32([[1, 1, 1], [0, 0, 1], [0, 0, 0], [1, 1, 0]])
 DEFAULTS = {

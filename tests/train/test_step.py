@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import sapwood as sw
-from sapwood.train import LossScale, Trainer, TrainState, birth, losses, supervised
+from sapwood.train import LossScale, Trainer, TrainState, birth, checks, losses, supervised
 from sapwood.train.accumulate import accumulate
 from sapwood.train.forward import Pass
 from sapwood.train.learning_rate import logged
@@ -530,7 +530,7 @@ def test_a_gradient_that_is_not_finite_is_flagged_and_changes_nothing():
     params, found = steps_of(trainers, [ZERO, ZERO])
     for i, (state, metrics) in enumerate(found):
         skips = i == len(found) - 2
-        assert metrics["checks"].failed() == ([] if skips else ["the gradients are not finite"])
+        assert metrics["checks"].failed() == ([] if skips else [checks.NORM if i // 2 == 1 else checks.GRADIENTS])
         assert bool(state.ok) is skips
         assert np.isfinite(compute(metrics)["loss"])
         assert_trees_equal(state.params, params)
@@ -547,6 +547,8 @@ def test_an_optimizer_that_looks_after_such_gradients_is_left_to():
         assert bool(state.ok)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
     assert not np.array_equal(found[1][0].params["kernel"], params["kernel"])
+    _, [(state, metrics)] = steps_of([make(rooted, guards[0])], [{**BATCH, "x": np.full_like(X, np.nan)}])
+    assert metrics["checks"].failed() == ["the loss is not finite"]  # batch statistics would not be, either
 
 
 def test_all_finite_sees_every_entry_of_every_kind():

@@ -31,7 +31,17 @@ from sapwood.train.metrics.classes import (
     top_5_accuracy,
 )
 from sapwood.train.metrics.counts import F1, Precision, Recall
-from sapwood.train.metrics.registry import KINDS, METRICS, check_name, default, kind, plain, resolve, resolve_all
+from sapwood.train.metrics.registry import (
+    KINDS,
+    METRICS,
+    check_name,
+    check_takes,
+    default,
+    kind,
+    plain,
+    resolve,
+    resolve_all,
+)
 from sapwood.train.metrics.regression import (
     R2,
     RootMean,
@@ -45,7 +55,8 @@ from sapwood.train.metrics.shapes import labels, lead, same_shape, wide
 __all__ = [
     "AUC", "F1", "KINDS", "METRICS", "R2", "Confusion", "ExpMean", "Last", "Mean", "Metric", "Precision", "Recall",
     "RootMean", "accuracy", "as_metric", "auc", "binary_accuracy", "binary_f1", "binary_precision", "binary_recall",
-    "check_name", "compute", "confusion", "default", "f1", "kind", "labels", "lead", "mean_absolute_error",
-    "mean_squared_error", "merge", "merge_stacked", "perplexity", "plain", "precision", "r2", "recall", "resolve",
-    "resolve_all", "root_mean_squared_error", "same_shape", "static", "subset_accuracy", "top_5_accuracy", "wide",
+    "check_name", "check_takes", "compute", "confusion", "default", "f1", "kind", "labels", "lead",
+    "mean_absolute_error", "mean_squared_error", "merge", "merge_stacked", "perplexity", "plain", "precision", "r2",
+    "recall", "resolve", "resolve_all", "root_mean_squared_error", "same_shape", "static", "subset_accuracy",
+    "top_5_accuracy", "wide",
 ]  # fmt: skip

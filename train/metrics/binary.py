@@ -118,7 +118,7 @@ class AUC(Metric):
 
     def compute(self) -> Any:
         np_, weight = _numpy(self.score), self.weight if self.weight is not None else np.True_
-        weight = np_.broadcast_to(weight, self.score.shape)
+        weight = np_.broadcast_to(weight, self.score.shape).astype(float)  # int32 overflows on the device
         if self.average == "micro":
             return _area(self.score.ravel(), self.positive.ravel(), weight.ravel())
         each = zip(self.score.T, self.positive.T, weight.T, strict=True)
@@ -127,8 +127,9 @@ class AUC(Metric):
             return areas
         if self.average == "macro":
             return areas.mean()
-        there = (self.positive * weight).sum(0)
-        return (np_.where(there == 0, 0, areas) * there).sum() / (there.sum() + (there.sum() == 0))
+        there = np_.where(self.positive, weight, 0).sum(0)
+        total = there.sum()
+        return (np_.where(there == 0, 0, areas) * there).sum() / np_.where(total == 0, 1, total)
 
 
 def auc(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None, average: str | None = "macro") -> AUC:
@@ -148,14 +149,14 @@ def auc(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None, 
 
 
 def _area(score: Any, positive: Any, weight: Any) -> Any:
-    """The area of one label: for each positive the negatives below it, and half of those beside it."""
+    """The area of one label: for each positive the share of negatives below it, and half of those beside it."""
     np_ = _numpy(score)
     order = np_.argsort(score)
-    score, up, down = score[order], (positive * weight)[order], (~positive * weight)[order]
+    score, up, down = score[order], np_.where(positive, weight, 0)[order], np_.where(positive, 0, weight)[order]
     below = np_.concatenate([np_.zeros(1, down.dtype), down.cumsum()])
     under, upto = (below[np_.searchsorted(score, score, side=side)] for side in ("left", "right"))
     with np.errstate(invalid="ignore", divide="ignore"):
-        area = (up * (under + upto)).sum() / (2 * up.sum() * down.sum())
+        area = (up * ((under + upto) / (2 * below[-1]))).sum() / up.sum()
     return np_.where((np_.isnan(score) & (up + down > 0)).any(), np.nan, area)
 
 

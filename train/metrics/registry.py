@@ -1,6 +1,7 @@
 """Every metric by name and by what it takes the outputs for; the names that rows of metrics may have."""
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ DEFAULT = {"classes": "accuracy", "binary labels": "binary_accuracy", "numbers":
 
 TAKEN = (
     "step", "epoch", "loss", "steps_per_second", "learning_rate", "plateau_scale", "gradient_norm", "auxiliary_loss",
-    "checks",
+    "skipped_steps", "checks",
 )  # fmt: skip
 """What `fit` and the training step write beside the metrics of an objective."""
 
@@ -45,6 +46,7 @@ def resolve(metric: str | Callable[..., Any]) -> tuple[str, Callable[..., Any]]:
     (True, 'f1')
     """
     if callable(metric):
+        check_takes("metric", metric, ("outputs", "target", "weight"), "Metric, or one value per example")
         function = plain(metric)
         return getattr(function, "__name__", type(function).__name__), metric
     if not isinstance(metric, str) or metric not in METRICS:
@@ -53,6 +55,28 @@ def resolve(metric: str | Callable[..., Any]) -> tuple[str, Callable[..., Any]]:
             f"(known: {', '.join(METRICS)}; or give a function (outputs, target, weight) -> Metric)"
         )
     return metric, METRICS[metric]
+
+
+def check_takes(what: str, function: Callable[..., Any], names: tuple[str, ...], gives: str) -> None:
+    """Raise `ConfigError` for a function that cannot be called with so many arguments.
+
+    >>> check_takes("loss", lambda y: y, ("outputs", "target"), "one loss per example")
+    Traceback (most recent call last):
+    sapwood.core.errors.ConfigError: the loss <lambda>(y) does not take (outputs, target): too many positional \
+arguments. A loss is a function (outputs, target) -> one loss per example
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some that are written in C have none
+        return
+    try:
+        signature.bind(*names)
+    except TypeError as error:
+        takes, function = f"({', '.join(names)})", plain(function)
+        name = getattr(function, "__name__", type(function).__name__)
+        raise ConfigError(
+            f"the {what} {name}{signature} does not take {takes}: {error}. A {what} is a function {takes} -> {gives}"
+        ) from None
 
 
 def resolve_all(metrics: Any) -> tuple[tuple[str, Callable[..., Any]], ...]:
