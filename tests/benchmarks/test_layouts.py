@@ -42,7 +42,8 @@ MAY = {
     "sequence": {(kind, "sequence") for kind, _ in SUMS},
     "ulysses": {(kind, "sequence") for kind, _ in SUMS},
     "expert": {(kind, "expert") for kind, _ in SUMS},
-    "pipeline": {("all-reduce", "data")} | {(kind, "data+stage") for kind, _ in SUMS},
+    # over the stages alone, one bit: whether the gradients of a stack are finite
+    "pipeline": {("all-reduce", "data"), ("all-reduce", "stage")} | {(kind, "data+stage") for kind, _ in SUMS},
     "replica": FSDP | {("all-gather", "replica"), ("collective-permute", "replica+fsdp")}
     | {(kind, "replica+fsdp") for kind, _ in SUMS},
 }  # fmt: skip
