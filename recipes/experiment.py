@@ -108,7 +108,7 @@ class Experiment:
         return True
 
     def _config(self, features: dict[str, Any] | None = None) -> dict[str, Any]:
-        features = self.data[0].features if features is None else features
+        features = dict(self.data[0].features) if features is None else features
         return {
             "recipe": self.name,
             "options": _options(self.recipe),

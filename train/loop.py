@@ -259,7 +259,7 @@ class Loop:
                     f"the run was saved with {len(memory)} callbacks and is resumed with {len(now)}; give "
                     "the same ones, so that it goes on as if unbroken"
                 )
-            if other := [i for i, known in enumerate(memory) if known and before and before[i] != now[i]]:
+            if before and (other := [i for i, known in enumerate(memory) if known and before[i] != now[i]]):
                 was, new = (names[other[0]][""] for names in (before, now))
                 raise ConfigError(
                     f"callback {other[0]} was {was}, whose memory was saved, and is now "

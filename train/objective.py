@@ -95,8 +95,10 @@ class Supervised:
     def _outputs(self, v: Any, batch: Batch, weight: jax.Array | None) -> Any:
         """The model's outputs; a model that takes a ``mask`` is told the rows of which nothing counts."""
         inputs = [v.policy.cast(_feature(batch, name, "inputs")) for name in self.inputs]
-        told = weight is not None and _takes_mask(self.model, len(inputs))
-        outputs = self.model(v, *inputs, **({"mask": _rows_of(self.model, weight, inputs[0])} if told else {}))
+        told = {}
+        if weight is not None and _takes_mask(self.model, len(inputs)):
+            told["mask"] = _rows_of(self.model, weight, inputs[0])
+        outputs = self.model(v, *inputs, **told)
         if outputs is None:
             raise ConfigError(f"{named(self.model)} returned None; does it `return` what it computes?")
         return arrays(self.model, outputs)
