@@ -166,7 +166,9 @@ def check_tpu(name, rows):
     found = {axes_in_order(pair) for pair in kinds(rows)}
     must, may = ({axes_in_order(pair) for pair in table[name]} for table in (TPU_MUST, TPU_MAY))
     assert must <= found, name
-    assert found <= must | may, name
+    # One number may be summed over any axes: whether the gradients of all devices are finite.
+    large = {axes_in_order(pair) for pair in kinds(row for row in rows if row["sent"] > 1024)}
+    assert large <= must | may, name
     for row in rows:
         assert row["bound"] == "="
         if row["kind"] in ("collective-permute", "ragged-all-to-all"):
