@@ -22,6 +22,8 @@ _LOOKS = {"debug_info", "_check_primal_refs"}
 """What of JAX flattens arguments only to look at them: nothing of it goes on."""
 _TRACES = "cache_miss"
 """What of `jax.jit` runs where it finds no program for a call; it flattens the arguments once more."""
+_WRAPS = "reraise_with_filtered_traceback"
+"""What of JAX stands around that function, and around most others: it is no part of a way."""
 
 
 class Static:
@@ -70,12 +72,11 @@ def _way() -> tuple | None:
         ours, name = frame.f_code.co_filename.startswith(_JAX), frame.f_code.co_name
         if ours and name in _LOOKS:
             return None
-        way.append((frame.f_code, frame.f_lasti))
+        if not (ours and name == _WRAPS):
+            way.append((frame.f_code, frame.f_lasti))
         if ours and name == _TRACES and again is None:
             again, way = tuple(way), []
-        elif ours and not way[:-1] and again and name == "reraise_with_filtered_traceback":
-            way = []
-        elif not ours:
+        if not ours:
             break
         frame = frame.f_back
     return tuple(way), again

@@ -27,9 +27,9 @@ WORD = 0xFFFFFFFF
 def _scramble(x: Any, word: Any) -> Any:
     """A 32-bit finaliser (Wellons' lowbias32): every input bit reaches every output bit."""
     x = x ^ (x >> word(16))
-    x = (x * word(0x7FEB352D)) & word(0xFFFFFFFF)
+    x = (x * word(0x7FEB352D)) & word(WORD)
     x = x ^ (x >> word(15))
-    x = (x * word(0x846CA68B)) & word(0xFFFFFFFF)
+    x = (x * word(0x846CA68B)) & word(WORD)
     return x ^ (x >> word(16))
 
 
@@ -43,8 +43,8 @@ def mix(h: Hash, segment: Hash) -> Hash:
         lanes = tuple(word(x) if isinstance(x, int) else jnp.asarray(x).astype(jnp.uint32) for x in lanes)
     a, b, c, d = lanes
     with np.errstate(over="ignore"):  # uint32 wraps around, on purpose
-        a = _scramble((((a ^ c) * word(0x9E3779B1)) & word(0xFFFFFFFF)) + b & word(0xFFFFFFFF), word)
-        b = _scramble((((b ^ d) * word(0x85EBCA77)) & word(0xFFFFFFFF)) + a & word(0xFFFFFFFF), word)
+        a = _scramble((((a ^ c) * word(0x9E3779B1)) & word(WORD)) + b & word(WORD), word)
+        b = _scramble((((b ^ d) * word(0x85EBCA77)) & word(WORD)) + a & word(WORD), word)
     return a, b
 
 

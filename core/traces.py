@@ -75,16 +75,18 @@ def inside() -> str:
 
 
 def _repeating(trace: Any) -> str:
-    if hasattr(trace, "axis_data"):
-        return "jax.vmap"
-    debug_info = getattr(getattr(trace, "frame", None), "debug_info", None)
-    return _LOOPS.get(getattr(debug_info, "traced_for", ""), "")
+    return "jax.vmap" if hasattr(trace, "axis_data") else _LOOPS.get(_traced_for(trace), "")
 
 
 def is_condition() -> bool:
     """Whether we are in the condition of a `jax.lax.while_loop`."""
-    debug_info = getattr(getattr(_home(), "frame", None), "debug_info", None)
-    return getattr(debug_info, "traced_for", "") == "while_cond"
+    return _traced_for(_home()) == "while_cond"
+
+
+def _traced_for(trace: Any) -> str:
+    """What JAX made the trace for, as its messages say it: "jit", "scan", ...; empty where it does not say."""
+    debug_info = getattr(getattr(trace, "frame", None), "debug_info", None)
+    return getattr(debug_info, "traced_for", "")
 
 
 def manual_axes() -> frozenset[str]:

@@ -336,10 +336,7 @@ class Vars:
         made = self._ledger.trace
         if made == home() if made is not None else belongs_here(self._key):
             return self
-        return self._left_behind(_OPERAND.get(inside(), _CALL))
-
-    def _left_behind(self, why: str) -> "Vars":
-        return self._with(_key=None, _ledger=None, _carry=False, _keyless=why)
+        return self._with(_key=None, _ledger=None, _carry=False, _keyless=_OPERAND.get(inside(), _CALL))
 
     def _hash(self):
         start, depth = self._start

@@ -18,9 +18,11 @@ EXACT = 2**24  # every whole number up to it is a float32
 
 
 class Table(ArraySource):
-    """Rows of a table. Numeric columns together are "features", float32 `(columns,)`; the target column is "label";
-    a column of lists of one length, and one of text or pictures, stays an entry of its own, whose name must not be one
-    of those; `weight` names the column of weights.
+    """Rows of a pyarrow table, and beside them columns of `pictures`.
+
+    Numeric columns together are "features", float32 `(columns,)`; the target column is "label"; a column of lists of
+    one length, and one of text or pictures, stays an entry of its own, whose name must not be one of those; `weight`
+    names the column of weights.
 
     The target is the column named by `target`, else the one called "label" or "target", else there is none. `columns`
     are those that are read beside target and weight; default all. The classes of a label are sorted; those of a pandas
@@ -38,6 +40,7 @@ class Table(ArraySource):
         pictures: Mapping[str, Any] = MappingProxyType({}),
     ):
         self.name = name
+        table, pictures = _apart(table, name, pictures)
         columns = None if columns is None else [str(c) for c in ([columns] if isinstance(columns, str) else columns)]
         target, weight = (None if column is None else str(column) for column in (target, weight))
         there = [*table.column_names, *pictures]
@@ -122,7 +125,7 @@ def from_file(
         raise DataError(f"there is no file {path}") from None
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as {kind[1:]}: {str(error).splitlines()[0]}") from error
-    made = from_table(table, path.name, target, classes, weight, columns)
+    made = Table(table, path.name, target, classes, weight, columns)
     if header is False:
         made.where = f"example {{}} of {path.name}".format
     return made
@@ -154,7 +157,7 @@ def from_frame(
             f"a {kind} cannot be read as it is; compute(), collect() or to_pandas() makes it a frame in memory"
         )
     name = "the table" if isinstance(frame, pa.Table | pa.RecordBatch) else "the data frame"
-    return from_table(table, name, target, classes, weight, columns, pictures)
+    return Table(table, name, target, classes, weight, columns, pictures)
 
 
 def _of_pandas(frame: Any) -> Any:
@@ -169,23 +172,14 @@ def _of_pandas(frame: Any) -> Any:
         raise DataError(f"the data frame cannot be read: {said}") from error
 
 
-def from_table(
-    table: Any,
-    name: str,
-    target: str | None,
-    classes: Classes,
-    weight: str | None,
-    columns: Sequence[str] | None,
-    pictures: Mapping[str, Any] = MappingProxyType({}),
-) -> Table:
-    """The rows of a pyarrow table, and beside them columns of pictures."""
+def _apart(table: Any, name: str, pictures: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A pyarrow table without its columns of pictures, and all columns of pictures."""
     if not table.num_rows and not pictures:
         raise DataError(f"{name} has no rows; at least one example is needed")
     if len(set(table.column_names)) != table.num_columns:
         raise DataError(f"{name} has two columns of one name: {', '.join(map(repr, table.column_names))}")
     encoded = [n for n in table.column_names if _is_encoded(table.schema.field(n).type)]
-    pictures = {**pictures, **{n: table.column(n) for n in encoded}}
-    return Table(table.drop_columns(encoded), name, target, classes, weight, columns, pictures)
+    return table.drop_columns(encoded), {**pictures, **{n: table.column(n) for n in encoded}}
 
 
 def _is_encoded(kind: Any) -> bool:
