@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from sapwood.core import paths
+from sapwood.core.result import has_shape
 from sapwood.core.traces import is_traced
 
 MOST = 200
@@ -26,7 +27,7 @@ def brief(value: Any) -> str:
     """
     if type(value).__repr__ is in_brief:
         return repr(value)
-    arrays = [x for x in jax.tree.leaves(value) if _is_array(x)]
+    arrays = [x for x in jax.tree.leaves(value) if has_shape(x)]
     if not arrays:
         text = repr(value)
         return text if len(text) <= MOST else f"{text[: MOST - 3]}..."
@@ -46,10 +47,6 @@ def in_brief(self: Any) -> str:
     shown = [f.name for f in dataclasses.fields(self) if f.repr] if dataclasses.is_dataclass(self) else self._fields
     told = ((name, getattr(self, name)) for name in shown)
     return f"{type(self).__name__}({', '.join(f'{n}={brief(x)}' for n, x in told if x is not None)})"
-
-
-def _is_array(x: Any) -> bool:
-    return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def _of_array(x: Any) -> str:

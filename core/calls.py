@@ -17,6 +17,7 @@ from sapwood.core.declare import Recorder
 from sapwood.core.errors import EffectError
 from sapwood.core.layer import Layer, describe
 from sapwood.core.policy import as_policy
+from sapwood.core.result import has_shape
 from sapwood.core.run import bind, pure
 from sapwood.core.spec import Spec, arrays_apart, spec
 from sapwood.core.watch import Named, watching
@@ -143,7 +144,7 @@ def _input_names(model: Callable, xs: tuple) -> tuple[str, ...]:
     names = [*names, *(f"input {k}" if len(xs) > 1 else "input" for k in range(len(names), len(xs)))]
     found = []
     numbered = zip(_places(xs), jax.tree.leaves(xs), strict=True)
-    for first, *rest in (place for place, leaf in numbered if hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+    for first, *rest in (place for place, leaf in numbered if has_shape(leaf)):
         found.append("/".join((names[int(first)], *rest)))
     return tuple(found)
 

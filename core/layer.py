@@ -12,7 +12,7 @@ import numpy as np
 
 from sapwood.core import foreign, paths
 from sapwood.core.errors import ConfigError
-from sapwood.core.result import computed
+from sapwood.core.result import computed, has_shape
 from sapwood.core.vars import Vars, as_vars
 
 
@@ -25,7 +25,7 @@ def describe(x: Any) -> str:
     """
     found = []
     for leaf in jax.tree.leaves(x, is_leaf=lambda leaf: leaf is None or isinstance(leaf, Vars)):
-        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        if has_shape(leaf):
             found.append(f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]")
         else:
             found.append(repr(leaf) if len(repr(leaf)) <= 40 else type(leaf).__name__)

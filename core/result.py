@@ -52,7 +52,12 @@ def arrays(f: Callable, y: Any) -> Any:
 
 def is_array(x: Any) -> bool:
     """Whether JAX takes this for an array: one of its own, of NumPy's, or a number."""
-    return (hasattr(x, "shape") and hasattr(x, "dtype")) or isinstance(x, bool | int | float | complex | np.generic)
+    return has_shape(x) or isinstance(x, bool | int | float | complex | np.generic)
+
+
+def has_shape(x: Any) -> bool:
+    """Whether this says its shape and dtype: an array, a traced one, or a `jax.ShapeDtypeStruct`."""
+    return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def named(f: Callable) -> str:

@@ -9,6 +9,7 @@ import jax
 from sapwood.core.declare import Recorder
 from sapwood.core.policy import as_policy
 from sapwood.core.result import arrays as arrays_only
+from sapwood.core.result import has_shape
 from sapwood.core.run import bind, pure
 
 
@@ -53,7 +54,7 @@ def trace(f: Callable, xs: tuple, recorder: Recorder, *, train: bool, policy=Non
 def arrays_apart(xs: Any) -> tuple[list, Callable[[list], Any]]:
     """The arrays of a tree, which may be traced, and the function that puts them back among everything else."""
     leaves, tree = jax.tree.flatten(xs)
-    is_array = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
+    is_array = [has_shape(leaf) for leaf in leaves]
 
     def whole(arrays: list) -> Any:
         given = iter(arrays)
