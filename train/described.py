@@ -6,6 +6,7 @@ that is installed (optax, JAX, Sapwood) counts by name: its versions may change,
 """
 
 import dataclasses
+import dis
 import functools
 import hashlib
 import inspect
@@ -31,6 +32,7 @@ LARGE = 1 << 16
 """Elements of an array of which all are read."""
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype, slice)
+_DOCUMENTED = 0x4000000  # the flag of code with a docstring, since Python 3.13
 
 
 def described(x: Any) -> dict[str, str]:
@@ -218,14 +220,22 @@ def _names(code: types.CodeType) -> set[str]:
 
 
 def _digest(code: types.CodeType) -> str:
-    """What code does, without where it stands and what it says of itself."""
-    documented = not code.co_name.startswith("<") and (sys.version_info < (3, 13) or code.co_flags & 0x4000000)
-    constants = [
-        _digest(x) if isinstance(x, types.CodeType) else repr(sorted(x, key=repr) if isinstance(x, frozenset) else x)
-        for i, x in enumerate(code.co_consts)
-        if i or not documented or not isinstance(x, str | None)
+    """What code does, without where it stands and what it says of itself.
+
+    A constant counts where it is taken, so a docstring, which Python keeps among the constants, counts nowhere.
+    """
+    steps = [
+        (step.opname, _constant(step.argval) if step.opcode in dis.hasconst else step.argrepr)
+        for step in dis.get_instructions(code)
     ]
-    return _mark(repr((code.co_code, code.co_names, code.co_varnames, code.co_freevars, constants)))
+    arguments = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_varnames, code.co_freevars
+    return _mark(repr((steps, code.co_exceptiontable, arguments, code.co_flags & ~_DOCUMENTED)))
+
+
+def _constant(x: Any) -> str:
+    if isinstance(x, types.CodeType):
+        return _digest(x)
+    return repr(sorted(x, key=repr) if isinstance(x, frozenset) else x)
 
 
 def _mark(text: str) -> str:

@@ -263,6 +263,12 @@ def test_what_code_says_of_itself_does_not_count():
         return described(file["f"])
 
     assert function("def f(x):\n    'said'\n    return x") == function("def f(x):\n    return x  # said")
+    assert function("def f(x):\n    'said'\n    return 5") == function("def f(x):\n    return 5")
+    assert function("def f(x):\n    'said'\n    return 5") != function("def f(x):\n    return 6")
+    assert function("def f(x, y):\n    return x") != function("def f(x, *, y):\n    return x")
+    assert function("def f(x):\n    try:\n        g()\n        h()\n    except E:\n        pass") != function(
+        "def f(x):\n    try:\n        g()\n    except E:\n        pass\n    h()"
+    )
     assert function("def f(x):\n    return 'said'") != function("def f(x):\n    return 'other'")
     assert function("f = lambda x: 'said'") != function("f = lambda x: 'other'")
     assert function("def f(x):\n    return [*('a' for _ in x)]") != function(
