@@ -31,7 +31,8 @@ COLLECTIVES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permut
 
 def arguments(words=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--topology", default="v5e:4x4", help="kind:shape; default: %(default)s")
+    parser.add_argument("--topology", default="v5e:4x4", help="kind:shape, or v5litepod-16; default: %(default)s")
+    parser.add_argument("--slices", type=int, default=1, help="how many of it; default: %(default)s")
     parser.add_argument("--mesh", default="fsdp=-1", help="default: %(default)s")
     parser.add_argument("--size", default="1.7b", help="a size of the recipe `text`; default: %(default)s")
     parser.add_argument("--policy", choices=("full", "minimal", "none"), default="full", help="of remat")
@@ -53,7 +54,7 @@ def compiled(options: argparse.Namespace) -> dict:
 
     fields = {name: int(value) for name, value in (pair.split("=") for pair in options.set)}
     recipe = Text(size=options.size, remat=options.policy, **fields)
-    devices = topology(options.topology)
+    devices = topology(options.topology, options.slices)
     trainer = recipe.trainer(1000, mesh=sw.mesh(options.mesh, devices=devices))
     shape = (recipe.batch_size, recipe.length)
     batch = {x: jax.ShapeDtypeStruct(shape, "int32", sharding=trainer.batch_sharding) for x in ("tokens", "targets")}
@@ -96,7 +97,18 @@ def measure(options: argparse.Namespace) -> dict:
     """`compiled` in a process of its own; its errors are ours."""
     from sapwood.parallel.topology import ENVIRONMENT
 
-    words = ["--topology", options.topology, "--mesh", options.mesh, "--size", options.size, "--policy", options.policy]
+    words = [
+        "--slices",
+        str(options.slices),
+        "--topology",
+        options.topology,
+        "--mesh",
+        options.mesh,
+        "--size",
+        options.size,
+        "--policy",
+        options.policy,
+    ]
     words += ["--set", *options.set] + (["--hlo", str(options.hlo)] if options.hlo else [])
     child = subprocess.run(
         [sys.executable, __file__, "--here", *words], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True
@@ -129,11 +141,14 @@ def main(words=None) -> None:
         print(json.dumps(compiled(options)))
         return
     found = measure(options)
-    reference = options.size == "1.7b" and options.topology == "v5e:4x4" and options.mesh == "fsdp=-1"
+    reference = (
+        options.size == "1.7b" and options.topology == "v5e:4x4" and options.slices == 1 and options.mesh == "fsdp=-1"
+    )
     theirs = MAXTEXT.get(options.policy) if reference and not options.set else None
     print(show(found, theirs))
     kept = json.loads(options.out.read_text()) if options.out.exists() else {}
-    name = " ".join([options.size, *options.set, options.policy, options.topology, options.mesh])
+    where = options.topology if options.slices == 1 else f"{options.slices} x {options.topology}"
+    name = " ".join([options.size, *options.set, options.policy, where, options.mesh])
     kept[name] = {**found, **({"maxtext_gib": theirs} if theirs else {})}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")

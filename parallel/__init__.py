@@ -13,7 +13,7 @@ from sapwood.parallel.batches import batch_sharding, check_batch, check_batch_si
 from sapwood.parallel.collectives import Collective, Collectives, collectives
 from sapwood.parallel.describe import show
 from sapwood.parallel.init import init
-from sapwood.parallel.mesh import AXES, mesh
+from sapwood.parallel.mesh import AXES, MeshWarning, mesh
 from sapwood.parallel.optimizer import opt_shardings
 from sapwood.parallel.place import placement
 from sapwood.parallel.rules import DEFAULT, TABLES, Rules, table
@@ -27,6 +27,7 @@ __all__ = [
     "Activation",
     "Collective",
     "Collectives",
+    "MeshWarning",
     "Rules",
     "ShardingWarning",
     "activations",

@@ -3,6 +3,7 @@
 import math
 import numbers
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -29,7 +30,14 @@ AXES: dict[str, str] = {
     "tensor": "heads, hidden units and vocabulary",
 }
 
+ACROSS = ("replica", "data", "stage")
+"""The axes for the slow network between slices, in this order: they send gradients, or activations between stages."""
+
 HELP = 'write axis=size pairs such as "data=4,fsdp=2"; one size may be -1 for all remaining devices'
+
+
+class MeshWarning(UserWarning):
+    """A mesh that works, and whose axes do not suit its devices."""
 
 
 def mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
@@ -38,6 +46,11 @@ def mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, **siz
     The axes are `AXES`; for others, build a `jax.sharding.Mesh` and give `Rules` that name them. Axes have
     type `AxisType.Auto`: the compiler propagates shardings, and constraints are requests. (`jax.make_mesh`
     makes Explicit axes, where every operation must be told.)
+
+    Every mesh whose sizes multiply to the number of devices can be had. On a TPU its axes follow the links between the
+    chips, the last axis the closest ones; an axis that fits no physical one gets a part of it. Where the devices are of
+    several slices, the axes replica, data and stage cross the slow network between them, in this order; a `MeshWarning`
+    says where another axis has to.
 
     >>> import jax, sapwood.parallel as parallel
     >>> m = parallel.mesh("data=-1,fsdp=1")
@@ -48,18 +61,14 @@ def mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, **siz
 
     Raises:
       ConfigError: the string cannot be read, an axis is unknown or given twice, more than one size is -1, the
-        sizes do not multiply to the number of devices, or a device is given twice.
+        sizes do not multiply to the number of devices, a device is given twice, or slices have different numbers of
+        devices.
     """
     if text is not None and sizes:
         raise ConfigError(f"mesh: give a string or keywords, not both; got {text!r} and {sizes}")
     pairs = _read(text) if text is not None else list(sizes.items()) or [("data", -1)]
     devices = jax.devices() if devices is None else _listed(devices)
-    shape = _fill(_check(pairs), len(devices))
-    slices = len({getattr(d, "slice_index", 0) for d in devices})
-    if slices > 1:
-        return _across_slices(shape, slices, devices)
-    types = (AxisType.Auto,) * len(shape)
-    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=types, devices=devices)
+    return _laid_out(_fill(_check(pairs), len(devices)), devices)
 
 
 def abstract(text: str, devices: int | None = None) -> AbstractMesh:
@@ -146,24 +155,58 @@ def _fill(shape: dict[str, int], count: int) -> dict[str, int]:
     return {name: count // known if size == -1 else size for name, size in shape.items()}
 
 
-def _across_slices(shape: dict[str, int], slices: int, devices: Sequence[Any]) -> Mesh:
-    """A mesh over several TPU slices: replicas, else other data, cross the slow network; the rest stays in a slice."""
+def _laid_out(shape: dict[str, int], devices: Sequence[Any]) -> Mesh:
+    """The mesh whose axes follow the links between these devices.
+
+    Inside a slice, axes that need the most bandwidth get whole physical axes where they fit, else parts of them. Over
+    several slices the axes that send least cross the slow network: replicas, then other data, then stages.
+    """
+    slices: dict[int, list[Any]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+    sizes, across = tuple(shape.values()), _across(shape, slices)
+    inside = tuple(size // n for size, n in zip(sizes, across, strict=True))
+    blocks = np.stack([_in_a_slice(inside, slices[index]) for index in sorted(slices)]).reshape(*across, *inside)
+    order = [dim for axis in range(len(shape)) for dim in (axis, len(shape) + axis)]  # each axis: slices, then inside
+    grid = blocks.transpose(order).reshape(sizes)
+    return Mesh(grid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
+
+
+def _in_a_slice(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """The devices of one slice as an array of these sizes."""
     from jax.experimental import mesh_utils
 
-    across, left = dict.fromkeys(shape, 1), slices
-    for name in ("replica", "data", "stage"):
-        across[name] = math.gcd(shape.get(name, 1), left)
-        left //= across[name]
-    if left > 1:
-        written = ",".join(f"{name}={size}" for name, size in shape.items())
+    try:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    except AssertionError:  # a part of a slice that is no box of chips, or more than one device a chip: any order works
+        return np.array(devices, object).reshape(sizes)
+
+
+def _across(shape: dict[str, int], slices: dict[int, list[Any]]) -> tuple[int, ...]:
+    """How many slices each axis spans; a `MeshWarning` where one does that sends more than gradients or activations."""
+    written = ",".join(f"{name}={size}" for name, size in shape.items())
+    counts = sorted({len(devices) for devices in slices.values()})
+    if len(counts) > 1:
         raise ConfigError(
-            f"mesh {written!r}: these devices are {slices} slices joined by a slow network; one of the axes replica, "
-            f"data or stage must be a multiple of {slices}, or together they must: for example replica={slices}"
+            f"mesh {written!r}: the devices are of {len(slices)} slices, {' and '.join(map(str, counts))} of each; a "
+            "mesh takes as many devices of one slice as of another: choose them with devices="
         )
-    inside = [size // across[name] for name, size in shape.items()]
-    across = [across[name] for name in shape]
-    grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
-    return Mesh(grid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
+    across, left = dict.fromkeys(shape, 1), len(slices)
+    for name in sorted(shape, key=(*ACROSS, *AXES).index):
+        across[name] = math.gcd(shape[name], left)
+        left //= across[name]
+    slow = {name: n for name, n in across.items() if n > 1 and name not in ACROSS}
+    if slow:
+        better = {name: size // slow.get(name, 1) for name, size in shape.items()}
+        better["replica"] = better.get("replica", 1) * math.prod(slow.values())
+        fits = ",".join(f"{name}={better[name]}" for name in AXES if better.get(name, 1) > 1)
+        warnings.warn(
+            f"mesh {written!r}: these devices are {len(slices)} slices joined by a slow network, and the axis "
+            f"{' and '.join(map(repr, slow))} crosses it with every layer; {fits!r} sends gradients alone over it",
+            MeshWarning,
+            stacklevel=4,
+        )
+    return tuple(across.values())
 
 
 def automatic(mesh: AnyMesh) -> AnyMesh:

@@ -3,16 +3,17 @@
 import itertools
 import math
 import random
-from dataclasses import dataclass
+import warnings
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, Mesh
+from stand_in_chips import CHIPS, StandIn, chips
 
 from sapwood.core.errors import ConfigError
 from sapwood.parallel import AXES, mesh
-from sapwood.parallel.mesh import abstract, automatic
+from sapwood.parallel.mesh import MeshWarning, abstract, automatic
 
 # `sapwood.parallel.mesh` the attribute is the function; the module is reached by import alone
 
@@ -172,46 +173,131 @@ def test_a_string_where_a_mesh_belongs():
         automatic("data=8")
 
 
-@dataclass(frozen=True)
-class StandIn:
-    """All that laying out a mesh looks at in a device."""
-
-    id: int
-    slice_index: int
-    process_index: int = 0
-    platform: str = "gpu"
-    device_kind: str = "stand-in"
-
-
 def _slices(count, each):
     return [StandIn(i, i // each) for i in range(count * each)]
 
 
+def _slice_of(devices):
+    return np.vectorize(lambda d: d.slice_index)(devices)
+
+
 @pytest.mark.parametrize("text", ["replica=2,fsdp=4", "data=4,tensor=2", "fsdp=4,stage=2"])
 def test_across_slices_only_the_outer_axis_crosses(text):
-    from sapwood.parallel.mesh import _across_slices, _check, _fill, _read
-
-    shape = _fill(_check(_read(text)), 8)
-    grid = _across_slices(shape, 2, _slices(2, 4)).devices
-    slice_of = np.vectorize(lambda d: d.slice_index)(grid)
-    assert grid.shape == tuple(shape.values())
-    outer = next(name for name in ("replica", "data", "stage") if name in shape)
-    half = np.split(slice_of, 2, axis=list(shape).index(outer))
-    assert [set(part.flat) for part in half] in ([{0}, {1}], [{1}, {0}])
+    made = mesh(text, devices=_slices(2, 4))
+    outer = next(name for name in ("replica", "data", "stage") if name in made.shape)
+    half = np.split(_slice_of(made.devices), 2, axis=list(made.shape).index(outer))
+    assert [set(part.flat) for part in half] == [{0}, {1}]
 
 
 def test_two_axes_may_share_the_slices():
-    from sapwood.parallel.mesh import _across_slices
-
-    grid = _across_slices({"replica": 2, "data": 4, "tensor": 2}, 4, _slices(4, 4)).devices
-    slice_of = np.vectorize(lambda d: d.slice_index)(grid)
+    slice_of = _slice_of(mesh("replica=2,data=4,tensor=2", devices=_slices(4, 4)).devices)
     for block in (slice_of[r, 2 * d : 2 * d + 2] for r in range(2) for d in range(2)):
         assert len(set(block.flat)) == 1
     assert len(set(slice_of.flat)) == 4
 
 
-def test_across_slices_some_axis_must_fit():
-    from sapwood.parallel.mesh import _across_slices
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("fsdp=8", "the axis 'fsdp' crosses it with every layer; 'replica=2,fsdp=4' sends gradients alone over it"),
+        ("tensor=8", "the axis 'tensor' crosses it with every layer; 'replica=2,tensor=4' sends"),
+        ("data=1,expert=8", "the axis 'expert' crosses it with every layer; 'replica=2,expert=4' sends"),
+    ],
+)
+def test_an_axis_that_should_not_cross_the_slices_is_a_warning_that_says_what_would(text, said):
+    with pytest.warns(
+        MeshWarning, match=f"mesh {text!r}: these devices are 2 slices joined by a slow .*{said}"
+    ) as found:
+        made = mesh(text, devices=_slices(2, 4))
+    assert found[0].filename == __file__
+    assert made.devices.size == 8
 
-    with pytest.raises(ConfigError, match="must be a multiple of 2"):
-        _across_slices({"fsdp": 8}, 2, _slices(2, 4))
+
+def test_slices_of_different_sizes_are_refused():
+    with pytest.raises(ConfigError, match="the devices are of 2 slices, 2 and 4 of each; a mesh takes as many devices"):
+        mesh("data=-1", devices=_slices(2, 4)[:6])
+
+
+# ---- the chips of a TPU ----------------------------------------------------------------------------------------------
+
+
+def factorisations(count):
+    """All sizes of all `AXES` that multiply to a power of two."""
+    twos, axes = count.bit_length() - 1, len(AXES)
+    for cuts in itertools.combinations(range(twos + axes - 1), axes - 1):
+        ends = (-1, *cuts, twos + axes - 1)
+        yield tuple(2 ** (b - a - 1) for a, b in itertools.pairwise(ends))
+
+
+def wrong_with(sizes, devices, slices):
+    """What is wrong with the mesh of these devices, or None."""
+    given = {name: size for name, size in zip(AXES, sizes, strict=True) if size > 1}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            made = mesh(devices=devices, **given)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    if dict(made.shape) != {name: size for name, size in zip(AXES, sizes, strict=True) if size > 1}:
+        return f"shape {dict(made.shape)}"
+    if {d.id for d in made.devices.flat} != {d.id for d in devices}:
+        return "a device is missing"
+    crossing = math.prod(given.get(name, 1) for name in ("replica", "data", "stage")) % slices
+    if bool(crossing) != bool(caught):
+        return f"crosses slices: {crossing}, said: {[str(one.message) for one in caught]}"
+    last = list(made.shape)[-1]
+    for group in made.devices.reshape(-1, made.shape[last]):  # the last axis runs over neighbours: a box of chips
+        found = {d.slice_index for d in group}
+        places = np.array([d.coords for d in group])
+        if len(found) > 1:
+            if not crossing and last not in ("replica", "data", "stage"):
+                return f"{last} crosses slices {found}"
+        elif np.prod(np.ptp(places, axis=0) + 1) != len(group):
+            return f"{last} runs over {places.tolist()}"
+    return None
+
+
+def check_factorisations(topology, slices, some=None):
+    devices = chips(topology, slices)
+    every = list(factorisations(len(devices)))
+    tried = every if some is None else random.Random(f"{topology} {slices}").sample(every, some)
+    wrong = {sizes: what for sizes in tried if (what := wrong_with(sizes, devices, slices))}
+    print(
+        f"{slices} x {topology}: {len(tried)} of {len(every)} factorisations into {len(AXES)} axes, {len(wrong)} failed"
+    )
+    assert not wrong, f"{len(wrong)} of {len(tried)}: {dict(list(wrong.items())[:5])}"
+
+
+@pytest.mark.slow  # 306 of them
+@pytest.mark.parametrize("slices", [1, 2, 4])
+@pytest.mark.parametrize("topology", CHIPS)
+def test_a_mesh_of_real_chips_for_factorisations_drawn(topology, slices):
+    check_factorisations(topology, slices, 34)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("slices", [1, 2, 4])
+@pytest.mark.parametrize("topology", CHIPS)
+def test_a_mesh_of_real_chips_for_every_factorisation(topology, slices):
+    check_factorisations(topology, slices)
+
+
+@pytest.mark.parametrize(
+    ("topology", "slices", "text"),
+    [
+        ("v5p:4x4x4", 1, "fsdp=32,tensor=2"),
+        ("v5e:4x4", 2, "replica=2,fsdp=2,tensor=8"),
+        ("v6e:8x8", 4, "data=4,tensor=64"),
+    ],
+)
+def test_a_mesh_that_splits_physical_axes(topology, slices, text):
+    made = mesh(text, devices=chips(topology, slices))
+    for group in made.devices.reshape(-1, made.shape["tensor"]):
+        places = np.array([d.coords for d in group])
+        assert np.prod(np.ptp(places, axis=0) + 1) == len(group)
+        assert len({d.slice_index for d in group}) == 1
+
+
+def test_chips_that_are_no_box_still_make_a_mesh():
+    some = chips("v5p:4x4x4", 1)[:7]
+    assert list(mesh("data=7", devices=some).devices.flat) == some

@@ -21,7 +21,6 @@ pytestmark = [
 CHILD = """
 import json, re, sys
 import jax, optax, sapwood as sw
-from jax.experimental import topologies
 from sapwood import layers as L
 from sapwood.train import birth, supervised
 
@@ -32,9 +31,7 @@ def model(v, x):
     x = jax.nn.relu(L.Dense(1024, axes=("embed", "mlp"))(v.up, x))
     return L.Dense(512, axes=("mlp", "embed"))(v.down, x)
 
-several = {"num_slices": slices} if slices > 1 else {}
-devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices
-made = sw.mesh(mesh, devices=devices)
+made = sw.mesh(mesh, devices=sw.parallel.topology(name, slices))
 KINDS = "(?:all-gather|all-reduce|reduce-scatter|all-to-all)"
 for options in json.loads(sys.argv[4]):
     train = sw.Trainer(supervised(model, inputs="x"), optax.adam(1e-3), mesh=made, **options)
@@ -82,7 +79,6 @@ def test_only_replicas_cross_the_slices():
 
 CONVOLUTIONS = """
 import jax, optax, sapwood as sw
-from jax.experimental import topologies
 from sapwood import layers as L
 from sapwood.train import birth, supervised
 
@@ -91,8 +87,8 @@ def model(v, x):
         return x + L.LayerNorm()(v.norm, L.Conv(8, (3, 3))(v.conv, x))
     return L.Dense(10)(v.head, L.Scan(block, 4)(v.blocks, x).mean((1, 2)))
 
-devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-train = sw.Trainer(supervised(model, inputs="x"), optax.adam(1e-3), mesh=sw.mesh("data=4", devices=devices))
+mesh = sw.mesh("data=4", devices=sw.parallel.topology("v5e:2x2"))
+train = sw.Trainer(supervised(model, inputs="x"), optax.adam(1e-3), mesh=mesh)
 shapes = {"x": ((8, 16, 16, 8), "float32"), "label": ((8,), "int32")}
 batch = {k: jax.ShapeDtypeStruct(*x, sharding=train.batch_sharding) for k, x in shapes.items()}
 plan = birth.plan(train, batch)
