@@ -12,10 +12,11 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("run", help="the run directory")
     options.add_step(parser)
+    options.add_trust(parser)
     options.add_machine(parser)
     found = parser.read(arguments)
     from sapwood.recipes.experiment import Experiment
 
-    experiment = Experiment.open(found.run, options.machine(found))
+    experiment = Experiment.open(found.run, options.machine(found), found.trust)
     for name, value in experiment.test(experiment.restore(found.step)).items():
         print(f"test {name} {np.asarray(value).tolist() if np.ndim(value) else f'{value:.4f}'}")

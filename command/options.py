@@ -155,6 +155,15 @@ def add_step(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The option that says which recipe file of a run may be run, though a stranger may have named it there."""
+    parser.add_argument(
+        "--trust", metavar="FILE",
+        help="the run's recipe file, or a copy of it elsewhere, which is run: needed once where another trained it, or "
+        "the file was edited since you ran it last",
+    )  # fmt: skip
+
+
 def step(word: str) -> int | str:
     """A whole number, "best" or "last", as `sw.load(step=)` takes it."""
     if word not in ("best", "last") and not word.isdecimal():

@@ -22,11 +22,12 @@ def main(arguments: list[str]) -> None:
         "--invert", action="store_true", help="for dark on light, where the model learned light on dark"
     )
     options.add_step(parser)
+    options.add_trust(parser)
     options.add_machine(parser)
     found = parser.read(arguments)
     from sapwood.recipes.experiment import Experiment
 
-    experiment = Experiment.open(found.run, options.machine(found))
+    experiment = Experiment.open(found.run, options.machine(found), found.trust)
     objective = experiment.trainer.objective
     names = getattr(objective, "inputs", ())
     if len(names) != 1 or len(experiment.features[names[0]].shape) != 3:

@@ -111,8 +111,36 @@ class Feature:
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> "Feature":
-        """The feature that `to_json` described."""
-        return cls(**said)
+        """The feature that `to_json` described. DataError for what it cannot have written."""
+        if not isinstance(said, Mapping):
+            raise DataError(f"a feature is an object of JSON, not {said!r:.40}")
+        for name, value in said.items():
+            if name not in _WRITTEN or not _WRITTEN[name](value):
+                raise DataError(f"a feature has no {name} {value!r:.40}")
+        try:
+            return cls(**said)
+        except (ConfigError, TypeError) as error:
+            raise DataError(f"this is no feature: {error}") from error
+
+
+def _are(kind: type, values: Any) -> bool:
+    """Whether this is a list of that type alone: True is no number."""
+    return isinstance(values, list) and all(type(value) is kind for value in values)
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (type(value) is int and value >= 0)
+
+
+_WRITTEN: dict[str, Callable[[Any], bool]] = {
+    "shape": lambda x: isinstance(x, list) and all(map(_is_size, x)),
+    "dtype": lambda x: isinstance(x, str),
+    "num_classes": _is_size,
+    "finite": lambda x: isinstance(x, bool),
+    **dict.fromkeys(("low", "high"), lambda x: x is None or type(x) in (int, float)),
+    **dict.fromkeys(("classes", "vocabulary", "columns"), lambda x: x is None or _are(str, x)),
+}
+"""The fields of a feature as JSON, and whether a value is one that `to_json` writes."""
 
 
 def infer(values: np.ndarray) -> Feature:

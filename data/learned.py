@@ -53,8 +53,16 @@ class Learned(Mapping[str, Feature]):
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> "Learned":
-        """What `to_json` described."""
-        return cls({name: Feature.from_json(feature) for name, feature in said.items()})
+        """What `to_json` described. DataError, naming the entry, for what it cannot have written."""
+        if not isinstance(said, Mapping):
+            raise DataError(f"features are an object of JSON, not {said!r:.40}")
+        found = {}
+        for name, feature in said.items():
+            try:
+                found[name] = Feature.from_json(feature)
+            except DataError as error:
+                raise DataError(f"the feature {name!r}: {error}") from error
+        return cls(found)
 
 
 def meet(name: str, here: Feature, there: Feature, data: Any) -> tuple[Feature, list[Turn]]:

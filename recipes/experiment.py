@@ -8,6 +8,8 @@ import dataclasses
 import json
 import os
 import sys
+import types
+import typing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ import jax
 import sapwood as sw
 from sapwood.core.errors import CheckpointError, ConfigError
 from sapwood.recipes.recipe import Recipe
-from sapwood.recipes.registry import find
+from sapwood.recipes.registry import agree, find_of_run
+from sapwood.train import sealed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +33,25 @@ class Experiment:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def open(cls, directory: str | os.PathLike, options: dict[str, Any] | None = None) -> "Experiment":
-        """The experiment of a run directory. Raises `CheckpointError` where there is none."""
+    def open(
+        cls, directory: str | os.PathLike, options: dict[str, Any] | None = None, trust: str | None = None
+    ) -> "Experiment":
+        """The experiment of a run directory. `trust` names its recipe file, or a copy of it elsewhere, which is run.
+
+        Raises `CheckpointError` where there is no run, and where its recipe is a file that this user has not run as it
+        is now, and `trust` does not name it.
+        """
         directory = Path(directory).expanduser()
         config = read_config(directory)
         if config is None:
             known = ", ".join(sorted(str(path.parent) for path in Path("runs").glob("*/config.json"))[-3:])
             hint = f" (runs here: {known})" if known else ""
             raise CheckpointError(f"{directory} is no run: it has no config.json{hint}")
+        kind = find_of_run(config["recipe"], trust, directory)
+        given = _from_json(config["options"])
+        _check_types(directory, kind, given)
         try:
-            recipe = find(config["recipe"])(**_from_json(config["options"]))
+            recipe = kind(**given)
         except TypeError as error:
             raise CheckpointError(f"{directory} is a run of another version of the recipe {config['recipe']}: {error}"
                                   ) from None  # fmt: skip
@@ -95,6 +107,7 @@ class Experiment:
         from sapwood.train.checkpoints import Checkpoints
 
         old = read_config(self.directory)
+        agree(self.name)
         newest = max(Checkpoints(self.directory / "checkpoints").candidates(), default=None)
         if newest is not None and not resume:
             raise CheckpointError(f"{self.directory} already holds a run (newest checkpoint: step {newest}); --resume "
@@ -137,12 +150,9 @@ class Experiment:
         return as_dataset(data, {n: f for n, f in learned.items() if n not in tokens}, "data to train on").features
 
     def _write(self, config: dict[str, Any]) -> None:
-        path = self.directory / "config.json"
-        part = path.with_name("config.json.part")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(config, indent=2) + "\n")
-            os.replace(part, path)  # whole or not at all, also when killed
+            sealed.write(self.directory / "config.json", config)
         except OSError as error:
             raise ConfigError(f"the run directory {self.directory} cannot be written: {error.strerror}; choose another "
                               f"with --run, or make room") from error  # fmt: skip
@@ -188,10 +198,13 @@ class Experiment:
     @cached_property
     def features(self) -> dict[str, Any]:
         """What the entries of the run's examples are, as `begin` wrote it down; the data itself is not needed."""
-        from sapwood.data.features import Feature
+        from sapwood.core.errors import DataError
+        from sapwood.data.learned import Learned
 
-        written = (read_config(self.directory) or {})["features"]
-        return {name: Feature.from_json(feature) for name, feature in written.items()}
+        try:
+            return dict(Learned.from_json((read_config(self.directory) or {})["features"]))
+        except DataError as error:
+            raise CheckpointError(f"{self.directory}/config.json: {error}") from error
 
     def restore(self, step: int | str | None = None) -> Any:
         """The state of a checkpoint, on the devices of this process: the best where the run keeps one, else the last;
@@ -237,15 +250,28 @@ def read_config(directory: Path) -> dict[str, Any] | None:
     """The config of a run directory, None where there is none; `CheckpointError` for one that cannot be read."""
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = sealed.read(path, unsealed=True)  # 0.1 sealed none
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     kinds = {"recipe": str, "options": dict, "features": dict}
-    if not isinstance(config, dict) or not all(isinstance(config.get(name), kind) for name, kind in kinds.items()):
+    if not all(isinstance(config.get(name), kind) for name, kind in kinds.items()):
         raise CheckpointError(f"{path} is not the config of a run of Sapwood")
     return config
+
+
+def _check_types(directory: Path, recipe: type[Recipe], given: dict[str, Any]) -> None:
+    """`CheckpointError` for an option of a kind that the command line would not have read for that field."""
+    try:
+        hints = typing.get_type_hints(recipe)
+    except NameError:  # imported for type checkers alone
+        return
+    for name, value in given.items():
+        kind = hints.get(name, Any)
+        if not _is_of(kind, value):
+            said = getattr(kind, "__name__", str(kind))
+            raise CheckpointError(f"{directory}/config.json gives {name} as {value!r:.40}, and {said} is expected")
 
 
 _ABSENT = "not there"
@@ -267,3 +293,18 @@ def _plain(value: Any) -> Any:
 
 def _from_json(options: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    """Whether a value is of a type of those that recipes' fields have; of any other type it is taken as it is."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return any(value == word and type(value) is type(word) for word in inner)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_of(part, value) for part in inner)
+    if origin is tuple:
+        parts = inner[:1] * len(value) if isinstance(value, tuple) and inner[-1:] == (Ellipsis,) else inner
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_of, parts, value))
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is kind if kind in (int, str, bool) else value is None if kind is type(None) else True

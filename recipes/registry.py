@@ -1,5 +1,6 @@
 """Finding a recipe: by its name, or by the path of a Python file."""
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -9,9 +10,11 @@ import traceback
 import types
 from pathlib import Path
 
-from sapwood.core.errors import ConfigError, SapwoodError
+from sapwood.core.errors import CheckpointError, ConfigError, SapwoodError
 from sapwood.core.paths import nearest
+from sapwood.recipes import consent
 from sapwood.recipes.recipe import Recipe
+from sapwood.train.reference import RECIPE
 
 BUILT_IN = ("digits", "digits-mlp", "text")
 
@@ -32,7 +35,43 @@ def find(name: str) -> type[Recipe]:
             f"there is no recipe {name!r}{nearest(name, BUILT_IN)} (recipes: {', '.join(BUILT_IN)}; or the path of a "
             "Python file that defines one)"
         )
-    return _only_recipe(_import(Path(name).expanduser()), name)
+    file = Path(name).expanduser()
+    return _only_recipe(_import(file, read(file)), name)
+
+
+def find_of_run(name: str, trust: str | None, run: Path) -> type[Recipe]:
+    """The recipe that a run directory names: a built-in one, or a file that the user has run, or names now (`trust`).
+
+    Whatever stands in a run directory may be a stranger's, so a file is not run because it is named there, or lies
+    there (`sapwood.recipes.consent`). Raises `CheckpointError` where the user's consent is missing, `ConfigError` as
+    `find` does.
+    """
+    if trust is None and (name in BUILT_IN or not name.endswith(".py")):
+        return find(name)
+    file = Path(trust or name).expanduser()
+    source = read(file)
+    if trust is None and not consent.given(file, source):
+        raise CheckpointError(
+            f"{run} is of the recipe file {file}, which you have not run as it is now, so it is not run because a "
+            f"directory names it; look at it, and if you trust it: --trust {file} (in Python: trust=)"
+        )
+    recipe = _only_recipe(_import(file, source), str(file))
+    consent.remember(file, source)
+    return recipe
+
+
+def agree(name: str) -> None:
+    """Keep that the user runs this recipe: what reads the run later may run it again."""
+    if name not in BUILT_IN:
+        with contextlib.suppress(ConfigError):  # it was removed meanwhile
+            consent.remember(Path(name), read(Path(name)))
+
+
+def read(file: Path) -> bytes:
+    """The source of a recipe file."""
+    if not file.is_file():
+        raise ConfigError(f"there is no recipe file {file}")
+    return file.read_bytes()
 
 
 def full_name(name: str) -> str:
@@ -40,13 +79,11 @@ def full_name(name: str) -> str:
     return name if name in BUILT_IN else str(Path(name).expanduser().resolve())
 
 
-def _import(file: Path) -> types.ModuleType:
+def _import(file: Path, source: bytes) -> types.ModuleType:
     """A Python file as a module; what goes wrong in it is a `ConfigError` that names the line."""
     path = file.resolve()
-    if not path.is_file():
-        raise ConfigError(f"there is no recipe file {file}")
     try:
-        return _in_package(path) or _alone(path)
+        return _in_package(path, source) or _run(f"{RECIPE}{path.stem}", path, source)
     except SapwoodError:
         raise
     except SyntaxError as error:  # in this file, or in one that it imports
@@ -58,7 +95,7 @@ def _import(file: Path) -> types.ModuleType:
         raise ConfigError(f"{file}{where}: {type(error).__name__}: {error}") from error
 
 
-def _in_package(path: Path) -> types.ModuleType | None:
+def _in_package(path: Path, source: bytes) -> types.ModuleType | None:
     """A file of a package that can be imported, under its own name there, so that other programs find it, too."""
     names, folder = [path.stem], path.parent
     while (folder / "__init__.py").exists():
@@ -69,16 +106,12 @@ def _in_package(path: Path) -> types.ModuleType | None:
         return None  # none, or something else of that name
     name = ".".join(names)
     parent = importlib.import_module(name.rpartition(".")[0])
-    module = _run(name, path)
+    module = _run(name, path, source)
     setattr(parent, path.stem, module)
     return module
 
 
-def _alone(path: Path) -> types.ModuleType:
-    return _run(f"sapwood_recipe_{path.stem}", path)
-
-
-def _run(name: str, path: Path) -> types.ModuleType:
+def _run(name: str, path: Path, source: bytes) -> types.ModuleType:
     """A file as the module of that name, run anew each time, so that it is as it was edited last."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -86,7 +119,7 @@ def _run(name: str, path: Path) -> types.ModuleType:
     before = sys.modules.get(name)
     sys.modules[name] = module  # dataclasses look their module up
     try:
-        exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), vars(module))
+        exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
     except BaseException:
         if before is None:
             del sys.modules[name]

@@ -6,6 +6,7 @@ model is and its options, what it learned of its features, the class names, the 
 array.
 """
 
+import math
 import os
 import shutil
 import warnings
@@ -20,18 +21,18 @@ import numpy as np
 
 from sapwood.core import paths
 from sapwood.core.brief import in_brief
-from sapwood.core.errors import CheckpointError, ConfigError
+from sapwood.core.errors import CheckpointError, ConfigError, DataError
 from sapwood.core.init import draw
 from sapwood.core.param import Param
 from sapwood.core.rng import as_key
 from sapwood.core.spec import Spec
+from sapwood.core.trust import Trust, trusted
 from sapwood.data.features import Feature
 from sapwood.data.learned import Learned
-from sapwood.train import reference, storage
+from sapwood.train import reference, sealed, storage
 from sapwood.train.checkpoints import Checkpoints
 from sapwood.train.digest import describe, digests, named_leaves
 from sapwood.train.match import Report, match
-from sapwood.train.sealed import seal, unseal
 from sapwood.train.wording import some
 
 WEIGHTS, ABOUT = "weights.safetensors", "artifact.json"
@@ -42,8 +43,9 @@ _FORMAT = 1
 class Artifact:
     """A model from disk: nested dicts `params` and `state`, and what was saved beside them.
 
-    `reference` names the model and its options; `model` imports it. `features` is what training learned of its data:
-    `Dataset.held_to` holds other data to it. `report` says what a partial restore did.
+    `reference` names the model and its options; `model` imports it, from Sapwood or from a package that `sw.load` was
+    told to `trust`. `features` is what training learned of its data: `Dataset.held_to` holds other data to it. `report`
+    says what a partial restore did.
     """
 
     params: dict
@@ -54,15 +56,17 @@ class Artifact:
     preprocessing: Any = None
     extra: Any = None
     report: Report | None = field(default=None, repr=False)
+    trust: tuple[str, ...] = field(default=(), repr=False)
 
     __repr__ = in_brief
 
     @property
     def model(self) -> Callable[..., Any]:
-        """The model, a function of `(v, *inputs)`, imported now. CheckpointError where it cannot be."""
+        """The model, a function of `(v, *inputs)`, imported now. CheckpointError where it cannot be, and where it is of
+        a package that is not trusted."""
         if self.reference is None:
             raise CheckpointError("this was saved without its model; call your own with its params and state")
-        return reference.read(self.reference)
+        return reference.read(self.reference, self.trust)
 
 
 def save(
@@ -117,9 +121,14 @@ def save(
         "extra": extra,
     }
     try:
-        text = seal(about)
+        text = sealed.seal(about)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"preprocessing= and extra= must be what JSON can hold: {error}") from error
+    if len(text) > sealed.MOST:
+        raise ConfigError(
+            f"what stands beside the weights has {len(text):,} bytes, and at most {sealed.MOST:,} are read back; "
+            "preprocessing= and extra= are no place for data"
+        )
     host = {name: _fetch(storage.encode(x)) for name, x in arrays.items() if x.size}
     if jax.process_index() == 0:
         try:
@@ -160,6 +169,7 @@ def _write(path: Path, host: dict[str, np.ndarray], text: str) -> None:
         part.mkdir(parents=True)
         save_file(host, part / WEIGHTS, metadata={"format": "sapwood"})
         (part / ABOUT).write_text(text)
+        (part / WEIGHTS).chmod((part / ABOUT).stat().st_mode)  # safetensors lets nobody else read it
         if path.exists():
             path.rename(old)
         part.rename(path)
@@ -182,6 +192,7 @@ def load(
     match: Mapping[str, str | None] | None = None,
     key: Any = 0,
     step: int | str | None = None,
+    trust: Trust = (),
 ) -> Artifact:
     """Read a model from what `save` wrote, from a run directory, or from a run's checkpoints.
 
@@ -198,7 +209,9 @@ def load(
     Where that is nothing at all, without a `match` that says so, it is an error.
 
     A shape that differs is an error, never a skip: leave the path out of `match` if it is meant to be fresh. The file
-    is data: it is checked by digest, nothing in it is run, and its model is imported when `.model` is asked for.
+    is data: it is checked by digest, and nothing in it is run. Its model is imported when `.model` is asked for: one of
+    Sapwood's layers or models at once, one of another package only where `trust` names that package, as in
+    `trust="my_project"` (or several, or the imported package itself): what is imported may do all that you may.
 
     Raises CheckpointError for a missing, damaged or unfitting file; ConfigError for a `match` that does nothing.
 
@@ -211,14 +224,15 @@ def load(
       fresh: head/w
       unused: head/w
     """
+    names = trusted(trust)
     source = _open(Path(path).expanduser(), step)
     if into is None:
         if match is not None:
             raise ConfigError("match= says what goes where in into=; give into= too")
         arrays, about = source.read(source.structs)
-        return Artifact(*_trees(arrays), **about)
+        return Artifact(*_trees(arrays), **about, trust=names)
     params, state, about, report = _into(source, Spec(*into), match, key, path)
-    return Artifact(params, state, **about, report=report)
+    return Artifact(params, state, **about, report=report, trust=names)
 
 
 class _Source(NamedTuple):
@@ -255,24 +269,63 @@ def _overtaken(model: Path) -> bool:
 
 
 def _about(path: Path) -> dict[str, Any]:
+    """What stands beside the weights, each part of the kind that `save` writes; what an older one lacks is None."""
     try:
-        about = unseal((path / ABOUT).read_bytes())
-        if about["format"] != _FORMAT:
+        about = {"features": None, **sealed.read(path / ABOUT)}
+        if isinstance(about.get("format"), int) and about["format"] > _FORMAT:
             raise CheckpointError(f"{path} was written by a newer Sapwood; update it")
+        for name, fits in _KINDS.items():
+            if not fits(about[name]):
+                raise ValueError(f"{name!r} was not written by Sapwood")
         return about
-    except (OSError, ValueError, KeyError) as error:
+    except KeyError as error:
+        raise CheckpointError(f"{path} is damaged: {ABOUT} lacks {error}") from error
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {ABOUT}: {error}") from error
+
+
+def _described(arrays: Any) -> bool:
+    """Whether this maps paths to dtype, shape and digest. An array without elements may have no huge dimension: what
+    the file says costs it nothing there."""
+
+    def is_path(name: str) -> bool:
+        names = name.split("/")
+        inside = any("/".join(names[:n]) in arrays for n in range(1, len(names)))
+        return names[0] in ("params", "state") and len(names) > 1 and not inside
+
+    def fits(said: Any) -> bool:
+        if not isinstance(said, list) or list(map(type, said)) != [str, list, str]:
+            return False
+        sizes = said[1]
+        whole = len(sizes) <= _RANK and all(type(size) is int and size >= 0 for size in sizes)
+        return whole and (0 not in sizes or math.prod(filter(None, sizes)) <= _EMPTY)
+
+    return isinstance(arrays, dict) and all(is_path(name) and fits(said) for name, said in arrays.items())
+
+
+_RANK, _EMPTY = 64, 1 << 20
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "format": lambda x: type(x) is int,
+    "arrays": _described,
+    "model": lambda x: isinstance(x, dict | None),
+    "features": lambda x: isinstance(x, dict | None),
+    "classes": lambda x: x is None or (isinstance(x, list) and all(isinstance(name, str) for name in x)),
+    "preprocessing": lambda x: True,
+    "extra": lambda x: True,
+}
+"""What `save` writes beside the weights, and whether something is of that kind."""
 
 
 def _open_artifact(path: Path) -> _Source:
     about = _about(path)
+    arrays = about["arrays"]
+    classes = None if about["classes"] is None else tuple(about["classes"])
+    beside = {"reference": about["model"], "preprocessing": about["preprocessing"], "extra": about["extra"]}
+    beside |= {"classes": classes, "features": _learned(about["features"], path)}
     try:
-        arrays = about["arrays"]
-        beside = {name: about[name] for name in ("classes", "preprocessing", "extra")} | {"reference": about["model"]}
-    except KeyError as error:
+        structs = {name: storage.struct(dtype, shape) for name, (dtype, shape, _) in arrays.items()}
+    except (TypeError, ValueError) as error:  # no dtype
         raise CheckpointError(f"{path} is damaged: {ABOUT}: {error}") from error
-    beside["classes"] = None if beside["classes"] is None else tuple(beside["classes"])
-    beside["features"] = _learned(about.get("features"))  # None in what 0.1 wrote
 
     def read(structs: dict[str, jax.ShapeDtypeStruct]) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         found = _read_weights(path, structs)
@@ -282,7 +335,7 @@ def _open_artifact(path: Path) -> _Source:
             raise CheckpointError(f"{path} is damaged: {', '.join(wrong[:5])} read back other than saved")
         return found, beside
 
-    return _Source({name: storage.struct(dtype, shape) for name, (dtype, shape, _) in arrays.items()}, read)
+    return _Source(structs, read)
 
 
 def _read_weights(path: Path, structs: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
@@ -290,6 +343,8 @@ def _read_weights(path: Path, structs: dict[str, jax.ShapeDtypeStruct]) -> dict[
 
     found = {}
     try:
+        if (path / WEIGHTS).exists() and not (path / WEIGHTS).is_file():
+            raise ValueError("it is no file")  # a pipe would be waited for
         with safe_open(path / WEIGHTS, framework="numpy") as file:
             for name, real in structs.items():
                 stored = storage.stored_struct(real)
@@ -327,7 +382,10 @@ def _open_checkpoints(checkpoints: Checkpoints, wanted_step: int | str | None) -
         nested = paths.nest((tuple(name.split("/")), x) for name, x in stored.items())
         tree, found = checkpoints.restore(nested, step=step, subset=True)  # an older one where the newest is damaged
         arrays, info = named_leaves(tree), {name: x for name, x in found.info.items() if name != "identity"}
-        about = {"features": _learned(info.pop("features", None)), "extra": {"step": found.step, **info}}
+        about = {
+            "features": _learned(info.pop("features", None), checkpoints.directory),
+            "extra": {"step": found.step, **info},
+        }
         return {name: arrays[there[name]].astype(x.dtype) for name, x in structs.items()}, about
 
     return _Source(wanted, read)
@@ -340,8 +398,11 @@ def _averaged(name: str, contents: Mapping[str, Any]) -> str:
     return mean if mean in contents else name
 
 
-def _learned(said: Any) -> Learned | None:
-    return None if said is None else Learned.from_json(said)
+def _learned(said: Any, path: Any) -> Learned | None:
+    try:
+        return None if said is None else Learned.from_json(said)
+    except DataError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def _trees(arrays: Mapping[str, Any]) -> tuple[dict, dict]:

@@ -1,22 +1,39 @@
 """References: a model written down as the name it is imported by and its options, so that data can name code.
 
-What comes back from a file is imported from an installed module, and nothing else is run: the name must be that of a
-function outside Python's standard library, which is not called, or of a frozen dataclass (every `Layer` and `Recipe` is
-one), which is made anew from its options. A recipe file that is no module of a package is named by its path, and found
-where this process has run that file itself (`sapwood.recipes.find`): to read a saved model runs no file.
+A file that was handed over by a stranger may say anything, so a name is believed only where
+
+- its module is Sapwood's own (layers, models, recipes), JAX's (`jax.nn`, and functions that are jitted), or in a
+  package that the caller trusts (`sw.load(trust="my_project")`); nothing is imported before that is known;
+- it is a function or a class that a trusted module itself defines, under that name: no attribute of an attribute, and
+  nothing that the module has only imported;
+- its options are fields of a frozen dataclass (every `Layer` and `Recipe` is one) or parameters of a function.
+
+A recipe file that is no module of a package is named by its path, and found where this process has run that file itself
+(`sapwood.recipes.find`): to read a saved model runs no file.
 """
 
 import dataclasses
 import functools
 import importlib
+import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
 from typing import Any
 
 from sapwood.core.errors import CheckpointError, ConfigError
-from sapwood.core.layer import Layer
+from sapwood.core.layer import Function, Layer
+from sapwood.core.trust import covers, is_dotted
 
 Plain = None | bool | int | float | str
+
+RECIPE = "sapwood_recipe_"
+"""What the module of a recipe file is called that is in no package, before the file's own name."""
+
+_CLASSES = ("sapwood.recipes",)
+_MODELS = ("sapwood.layers", "sapwood.models", "sapwood.core.layer", "sapwood.core.initializers")
+_MATH = ("jax.nn", "jax._src.nn")
+_JITTED = ("jax.numpy", "jax.lax", "jax._src.numpy", "jax._src.lax")
 
 
 def write(model: Any, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -33,10 +50,10 @@ def write(model: Any, options: Mapping[str, Any] | None = None) -> dict[str, Any
     10
     """
     if isinstance(model, str):
-        written: dict[str, Any] = {"name": model}
+        written: dict[str, Any] = _home(model)
         if options is not None:
             written["options"] = {name: _value(name, x) for name, x in options.items()}
-        read(written)
+        read(written, trust=[written["name"].split(":")[0]])
         return written
     if options is not None:
         raise ConfigError("options= go with a model given by name; this one has its own")
@@ -46,36 +63,84 @@ def write(model: Any, options: Mapping[str, Any] | None = None) -> dict[str, Any
     return _by_name(model) or _dataclass(model)
 
 
-def read(written: Mapping[str, Any]) -> Callable[..., Any]:
-    """The model that `write` wrote down. CheckpointError where it cannot be imported here, or is no model."""
-    name, options = written["name"], written.get("options")
-    target = _resolve(name, written.get("file"))
+def read(written: Mapping[str, Any], trust: Iterable[str] = ()) -> Callable[..., Any]:
+    """The model that `write` wrote down; `trust` names packages that it may come from.
+
+    Raises CheckpointError where it is of a package that is not trusted, cannot be imported here, or is no model.
+    """
+    try:
+        return _read(written, tuple(trust))
+    except RecursionError:
+        raise CheckpointError("the options of this model lie in each other without end") from None
+
+
+def _read(written: Any, trust: tuple[str, ...]) -> Callable[..., Any]:
+    if not isinstance(written, Mapping) or not {"name"} <= set(written) <= {"name", "file", "options", "method"}:
+        raise CheckpointError(f"this model was not written down by Sapwood: {_brief(written)}")
+    name, options, method = written["name"], written.get("options"), written.get("method")
+    target = _resolve(name, written.get("file"), trust)
+    given = {} if options is None else options
+    if not isinstance(given, Mapping) or not isinstance(method, str | None):
+        raise CheckpointError(f"the options of {name} were not written down by Sapwood: {_brief(written)}")
+    unknown = sorted(set(given) - set(_declared(name, target)))
+    if unknown:
+        raise CheckpointError(f"{name} cannot be made with its options: it declares no {', '.join(unknown[:5])}")
+    values = {key: _read_value(value, trust) for key, value in given.items()}
     if isinstance(target, type):
-        if not _frozen(target):
-            raise CheckpointError(f"{name} is no Layer, recipe or other frozen dataclass; it is not made from a file")
         try:
-            target = target(**{key: _read_value(value) for key, value in (options or {}).items()})
-        except TypeError as error:
+            target = target(**values)
+        except Exception as error:  # what its own checks say of values that were changed
             raise CheckpointError(f"{name} cannot be made with its options: {error}") from error
-        method = written.get("method")
         if method is not None:
-            target = getattr(target, method, None)
+            target = _method(name, target, method)
+    elif method is not None:
+        raise CheckpointError(f"{name} is a function, which has no method {method!r}")
     elif options is not None:
-        target = functools.partial(target, **{key: _read_value(value) for key, value in options.items()})
+        target = functools.partial(target, **values)
     if not callable(target):
         raise CheckpointError(f"{name} is no model: it cannot be called")
     return target
 
 
+def _declared(name: str, target: Any) -> list[str]:
+    """The options that something takes by name: a dataclass's fields, a function's parameters."""
+    if not isinstance(target, type):
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        parameters = inspect.signature(getattr(target, "function", target)).parameters
+        return [word for word, parameter in parameters.items() if parameter.kind in named]
+    if not _frozen(target):
+        raise CheckpointError(f"{name} is no Layer, recipe or other frozen dataclass; it is not made from a file")
+    return [field.name for field in dataclasses.fields(target) if field.init]
+
+
+def _method(name: str, owner: Any, method: str) -> Callable[..., Any]:
+    if method.startswith("_") or not inspect.isfunction(inspect.getattr_static(type(owner), method, None)):
+        raise CheckpointError(f"{name} is no model: it has no method {method!r}")
+    return getattr(owner, method)
+
+
+def _home(name: str) -> dict[str, Any]:
+    """The reference of what the caller names, which may be imported there from where it is defined."""
+    module, _, attribute = name.partition(":")
+    if not is_dotted(module) or not attribute.isidentifier():
+        raise ConfigError(f'model={name!r}: write "package.module:name"')
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f"the model {name} cannot be imported here: {error}") from error
+    written = _by_name(found) if callable(found) else None
+    if written is None:
+        raise CheckpointError(f"{name} is no model: a function or a class is expected")
+    return written
+
+
 def _by_name(model: Any) -> dict[str, Any] | None:
     """The reference of something that stands in its module under its own name."""
-    named = getattr(model, "function", model) if isinstance(model, Layer) else model
+    named = _named(model)
     module, name = getattr(named, "__module__", None), getattr(named, "__qualname__", None)
     if module is None or name is None:
         return None
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
+    found = vars(sys.modules[module]).get(name) if module in sys.modules else None
     if module != "__main__" and found is not None and (found is model or found == model):
         written = {"name": f"{module}:{name}"}
         return written if _importable(module) else written | {"file": sys.modules[module].__file__}
@@ -85,6 +150,11 @@ def _by_name(model: Any) -> dict[str, Any] | None:
         f"{module}:{name} cannot be imported by that name, so no other program could find it; put it at the top level "
         "of a module that is installed, or save without model="
     )
+
+
+def _named(model: Any) -> Any:
+    """What has the name: a function that `sw.layer` made a layer of has its own."""
+    return model.function if isinstance(model, Function) else model
 
 
 def _importable(module: str) -> bool:
@@ -116,40 +186,86 @@ def _value(name: str, value: Any) -> Any:
         raise ConfigError(f"the option {name} cannot be written down: {error}") from None
 
 
-def _read_value(value: Any) -> Any:
+def _read_value(value: Any, trust: tuple[str, ...]) -> Any:
     if isinstance(value, list):
-        return [_read_value(x) for x in value]
+        return [_read_value(x, trust) for x in value]
     if not isinstance(value, Mapping):
         return value
-    (kind, inner), *rest = value.items()
-    if rest or kind not in ("tuple", "dict", "model"):
-        raise CheckpointError(f"this option of a model was not written by Sapwood: {value!r}")
+    kind, inner = next(iter(value.items()), (None, None))
+    kinds = {"tuple": list, "dict": Mapping, "model": Mapping}
+    if len(value) != 1 or kind not in kinds or not isinstance(inner, kinds[kind]):
+        raise CheckpointError(f"this option of a model was not written by Sapwood: {_brief(value)}")
     if kind == "tuple":
-        return tuple(_read_value(x) for x in inner)
+        return tuple(_read_value(x, trust) for x in inner)
     if kind == "dict":
-        return {key: _read_value(x) for key, x in inner.items()}
-    return read(inner)
+        return {key: _read_value(x, trust) for key, x in inner.items()}
+    return _read(inner, trust)
 
 
-def _resolve(name: str, file: str | None) -> Any:
-    module, _, attributes = name.partition(":")
-    if file is not None and getattr(sys.modules.get(module), "__file__", None) != file:
-        raise CheckpointError(
-            f"the model is of the recipe file {file}, which reading a saved model does not run; if you trust it, "
-            f"sapwood.recipes.find({file!r}) does, and the model is found"
-        )
-    if not attributes:
-        raise ConfigError(f'model={name!r}: write "package.module:name"')
-    if module.split(".")[0] in sys.stdlib_module_names:
-        raise CheckpointError(f"{name} is Python's own, not a model; it is not loaded from a file")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in attributes.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"the model {name} cannot be imported here: {error}") from error
+def _resolve(name: Any, file: Any, trust: tuple[str, ...]) -> Any:
+    """The function or class of that name; nothing is imported of what is not trusted."""
+    module, _, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if not is_dotted(module) or not attribute.isidentifier():
+        raise CheckpointError(f"this names no model: {_brief(name)}; package.module:name is expected")
+    if file is not None:
+        found = vars(_ran(module, file)).get(attribute)
+    else:
+        _allow(name, module, trust)
+        try:
+            found = vars(importlib.import_module(module)).get(attribute)
+        except Exception as error:  # whatever a module that is imported raises
+            raise CheckpointError(f"the model {name} cannot be imported here: {error}") from error
+    if found is None:
+        raise CheckpointError(f"the model {name} cannot be imported here: {module} has no {attribute}")
+    named = _named(found)
+    home = getattr(named, "__module__", None)
+    if not callable(named) or getattr(named, "__qualname__", None) != attribute or not isinstance(home, str):
+        raise CheckpointError(f"{name} is no model: a function or a class of that name is expected")
+    if home != module:
+        _allow(f"{home}:{attribute}", home, trust)
+    if not covers(trust, home) and not _is_part(home, named):
+        said = "not jitted, so it may do more than compute" if covers(_JITTED, home) else "no recipe"
+        raise CheckpointError(f"{name} is {said}; if you trust it all the same: sw.load(..., trust={home!r})")
     return found
+
+
+def _is_part(home: str, found: Any) -> bool:
+    """Whether something that is Sapwood's or JAX's is made to be part of a model. What is jitted reaches no file."""
+    if covers(_CLASSES, home):
+        return isinstance(found, type)
+    return hasattr(found, "lower") if covers(_JITTED, home) else True
+
+
+def _ran(module: str, file: Any) -> ModuleType:
+    """The module of a recipe file that this process has run."""
+    ran = sys.modules.get(module) if module.startswith(RECIPE) else None
+    if ran is None or getattr(ran, "__file__", None) != file:
+        raise CheckpointError(
+            f"the model is of the recipe file {_brief(file)}, which reading a saved model does not run; if you trust "
+            f"it, sapwood.recipes.find({_brief(file)!r}) does, and the model is found"
+        )
+    return ran
+
+
+def _allow(name: str, module: str, trust: tuple[str, ...]) -> None:
+    """CheckpointError for a module that code is not imported from because a file says so."""
+    top = module.split(".")[0]
+    if top in sys.stdlib_module_names:
+        raise CheckpointError(f"{name} is Python's own, not a model; it is not loaded from a file")
+    if covers((*trust, *_MODELS, *_CLASSES, *_MATH, *_JITTED), module):
+        return
+    if top == "sapwood":
+        raise CheckpointError(f"{name} is neither a layer, a model nor a recipe; it is not made from a file")
+    raise CheckpointError(
+        f"the model is {name}, and nothing is imported from {top!r} because a file says so; if you trust that package, "
+        f"say so: sw.load(..., trust={top!r})"
+    )
 
 
 def _frozen(kind: type) -> bool:
     return dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+
+
+def _brief(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

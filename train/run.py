@@ -1,8 +1,6 @@
 """The directory of a run: its rows, its TensorBoard events and its checkpoints; nothing at all where none is wanted."""
 
 import contextlib
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import jax
 import numpy as np
 
 from sapwood.core.errors import CheckpointError, ConfigError
+from sapwood.train import sealed
 from sapwood.train.checkpoint_directory import Directory
 from sapwood.train.checkpoints import Checkpoints, Info
 from sapwood.train.continuing import ANYWAY
@@ -99,16 +98,13 @@ class Run:
         if config is None or self.directory is None or config.get(name) == value:
             return
         with self._writable():
-            part = self.directory / "config.json.part"
-            part.write_text(json.dumps({**config, name: value}, indent=2) + "\n")
-            os.replace(part, self.directory / "config.json")  # whole or not at all, also when killed
+            sealed.write(self.directory / "config.json", {**config, name: value})
 
     def _config(self) -> dict[str, Any] | None:
         try:
-            config = None if self.directory is None else json.loads((self.directory / "config.json").read_text())
+            return None if self.directory is None else sealed.read(self.directory / "config.json", unsealed=True)
         except (OSError, ValueError):
             return None
-        return config if isinstance(config, dict) else None
 
     def begin(self, step: int | None) -> list[dict[str, Any]]:
         """Open the logs of a fresh run (None), or of one that goes on from a step; returns the rows so far."""

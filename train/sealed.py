@@ -2,8 +2,13 @@
 
 import hashlib
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Any
+
+MOST = 16 << 20
+"""Bytes of a file that `read` takes: what JSON makes of it takes twenty times as much memory."""
 
 
 def seal(content: dict[str, Any]) -> str:
@@ -24,11 +29,49 @@ def unseal(text: str | bytes) -> dict[str, Any]:
     Traceback (most recent call last):
     ValueError: it reads back other than it was written
     """
-    sealed = json.loads(text)
-    if not isinstance(sealed, dict) or sealed.get("sha256") != _checksum(sealed.get("content")):
+    return _opened(_parsed(text))
+
+
+def _opened(said: Any) -> dict[str, Any]:
+    if not isinstance(said, dict) or said.get("sha256") != _checksum(said.get("content")):
         raise ValueError("it reads back other than it was written")
-    return sealed["content"]
+    if not isinstance(said["content"], dict):
+        raise ValueError("it was not written by Sapwood")
+    return said["content"]
+
+
+def read(path: Path, *, unsealed: bool = False) -> dict[str, Any]:
+    """The content of a sealed file; with `unsealed`, of one from before such files were sealed, too.
+
+    Raises OSError where it cannot be read, FileNotFoundError where it is not there; ValueError where it is no file,
+    larger than `MOST`, or not what was written.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file")  # a pipe would be waited for
+    if (size := path.stat().st_size) > MOST:
+        raise ValueError(f"it has {size:,} bytes, and {MOST:,} is the most that is read")
+    said = _parsed(path.read_bytes())
+    if unsealed and isinstance(said, dict) and "sha256" not in said:
+        return said
+    return _opened(said)
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Seal `content` into a file, whole or not at all, also when killed. Raises OSError where it cannot be written."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(seal(content) + "\n")
+    os.replace(part, path)
+
+
+def _parsed(text: str | bytes) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its parts lie in each other without end") from None
 
 
 def _checksum(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    try:
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    except RecursionError:
+        raise ValueError("its parts lie in each other without end") from None

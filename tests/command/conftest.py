@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from sapwood.__main__ import main
+from sapwood.recipes import consent
+from sapwood.train import sealed
 
 STRIPES = '''
 from dataclasses import dataclass
@@ -68,6 +71,20 @@ class Done:
         """The digest of a training's last line."""
         assert self.code == 0, self.err
         return self.out[-1].removeprefix("digest ")
+
+
+@pytest.fixture
+def rewrite():
+    """``rewrite(run, old, new)`` puts other text into a run's config."""
+    return _rewrite
+
+
+def _rewrite(run: str, old: str, new: str, *, place: Path = Path()) -> None:
+    """Put other text into a run's config, under a seal that fits."""
+    path = place / run / "config.json"
+    text = json.dumps(sealed.read(path))
+    assert old in text
+    sealed.write(path, json.loads(text.replace(old, new)))
 
 
 @pytest.fixture
@@ -142,6 +159,6 @@ def run(first_run, stripes, tmp_path) -> Done:
     shutil.copytree(first_run / "r", tmp_path / "r")
     out = (tmp_path / "r" / "out").read_text()
     (tmp_path / "r" / "out").unlink()
-    config = tmp_path / "r" / "config.json"
-    config.write_text(config.read_text().replace(str(first_run), str(tmp_path)))
+    _rewrite("r", str(first_run), str(tmp_path), place=tmp_path)
+    consent.remember(stripes, stripes.read_bytes())
     return Done(0, out.splitlines(), [])

@@ -1,6 +1,5 @@
 """`sapwood train`: what it prints, what a run directory holds, and how a run goes on or is refused."""
 
-import json
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ import sapwood as sw
 from sapwood.command.train import own_directory
 from sapwood.recipes.experiment import Experiment
 from sapwood.recipes.registry import find
+from sapwood.train import sealed
 from sapwood.train.digest import tree_digest
 from sapwood.train.logs import read_rows
 
@@ -23,7 +23,7 @@ from sapwood.train.logs import read_rows
 @pytest.fixture
 def config():
     """What a run wrote down."""
-    return lambda run: json.loads((Path(run) / "config.json").read_text())
+    return lambda run: sealed.read(Path(run) / "config.json")
 
 
 def test_the_last_three_lines_and_what_the_run_holds(run, sapwood, stripes, config):
@@ -112,7 +112,9 @@ def test_the_model_of_a_recipe_of_ones_own_is_found_again(run, sapwood, stripes,
     recipe = sw.recipes.find(str(package / "mine.py"))()
     moved = Experiment(str(package / "mine.py"), recipe, tmp_path / "r")
     assert sw.load(moved.save(state)).reference["name"] == "lab_of_stripes.mine:Stripes"
-    assert sw.load(tmp_path / "r").model.__self__ == recipe
+    with pytest.raises(sw.CheckpointError, match="trust='lab_of_stripes'"):
+        _ = sw.load(tmp_path / "r").model
+    assert sw.load(tmp_path / "r", trust="lab_of_stripes").model.__self__ == recipe
 
 
 def test_a_run_is_not_written_over(run, sapwood, stripes):
@@ -170,7 +172,7 @@ def test_a_run_that_goes_on_keeps_the_numbers_of_its_classes(run, sapwood, strip
     state = experiment.restore()
     said = config("r")
     said["features"]["label"]["classes"].reverse()  # the state has the last word
-    Path("r/config.json").write_text(json.dumps(said))
+    sealed.write(Path("r/config.json"), said)
     experiment.__dict__.pop("features", None)
     assert experiment.features["label"].classes == ("standing", "lying")
     assert sw.load(experiment.save(state)).classes == ("lying", "standing")
@@ -189,10 +191,9 @@ def test_a_run_that_is_over_says_its_result_again(run, sapwood, stripes):
     assert read_rows("r/metrics.jsonl") == rows
 
 
-def test_where_nothing_was_saved_resume_starts_afresh_with_any_options(run, sapwood, stripes, config):
+def test_where_nothing_was_saved_resume_starts_afresh_with_any_options(run, sapwood, stripes, config, rewrite):
     shutil.rmtree("r/checkpoints")  # as in a run that was killed before its first checkpoint
-    text = Path("r/config.json").read_text()
-    Path("r/config.json").write_text(text.replace('"hidden": 8', '"hidden": 9'))
+    rewrite("r", '"hidden": 8', '"hidden": 9')
     assert sapwood("train", stripes, "--run", "r", "--resume").digest == run.digest
     assert config("r")["options"]["hidden"] == 8
     assert [row["step"] for row in read_rows("r/metrics.jsonl")] == [3, 6]
@@ -202,7 +203,7 @@ def test_where_nothing_was_saved_resume_starts_afresh_with_any_options(run, sapw
     assert [event.step for event in events.Scalars("loss")] == [3, 6]  # the killed run's are taken back
 
 
-def test_directories_of_their_own(run, stripes, tmp_path, monkeypatch, capsys):
+def test_directories_of_their_own(run, stripes, tmp_path, monkeypatch, capsys, rewrite):
     from sapwood.recipes.registry import find
 
     monkeypatch.chdir(tmp_path)
@@ -218,8 +219,8 @@ def test_directories_of_their_own(run, stripes, tmp_path, monkeypatch, capsys):
         shutil.copy("r/config.json", f"runs/stripes-00{number}")
     assert choose(resume=True) == "runs/stripes-002"  # the newest of these hyper-parameters
     Path("runs/stripes-003").mkdir()
-    text = Path("r/config.json").read_text()
-    Path("runs/stripes-003/config.json").write_text(text.replace('"hidden": 8', '"hidden": 9'))
+    shutil.copy("r/config.json", "runs/stripes-003")
+    rewrite("runs/stripes-003", '"hidden": 8', '"hidden": 9')
     assert capsys.readouterr().err == ""
     assert choose(resume=True) == "runs/stripes-002"  # never that of others
     assert capsys.readouterr().err == "runs/stripes-003 is another run: hidden was 9 and is now 8\n"
@@ -245,6 +246,10 @@ def test_a_recipe_that_has_changed(run, sapwood, stripes):
     source = stripes.read_text()
     stripes.write_text(source.replace("hidden", "units"))
     assert sapwood("evaluate", "r").error == (
+        f"r is of the recipe file {stripes}, which you have not run as it is now, so it is not run because a directory "
+        f"names it; look at it, and if you trust it: --trust {stripes} (in Python: trust=)"
+    )
+    assert sapwood("evaluate", "r", "--trust", stripes).error == (
         f"r is a run of another version of the recipe {stripes}: Stripes.__init__() got an unexpected keyword argument "
         "'hidden'"
     )
@@ -253,7 +258,7 @@ def test_a_recipe_that_has_changed(run, sapwood, stripes):
         "r cannot go on as another run: hidden was 8 and is now not there, units was not there and is now 8; "
     )
     stripes.write_text(source.replace("v.hidden", "v.units"))
-    error = sapwood("evaluate", "r").error
+    error = sapwood("evaluate", "r", "--trust", "stripes.py").error
     assert "checkpoint 6 in " in error
     assert "is of another model: it lacks " in error
     assert "'params/units/bias', 'params/units/kernel'" in error
@@ -261,7 +266,7 @@ def test_a_recipe_that_has_changed(run, sapwood, stripes):
 
 def test_another_model_in_the_checkpoint_names_the_shapes(run, sapwood, stripes):
     stripes.write_text(stripes.read_text().replace("Dense(self.hidden)", "Dense(2 * self.hidden)"))
-    for words in (("evaluate", "r"), ("train", stripes, "--run", "r", "--resume")):
+    for words in (("evaluate", "r", "--trust", stripes), ("train", stripes, "--run", "r", "--resume")):
         error = sapwood(*words).error
         assert "is of another model" in error
         assert "params/hidden/kernel is float32[16,8] there and float32[16,16] here" in error
@@ -462,7 +467,7 @@ def test_a_model_is_not_written_over(run, sapwood, stripes, config):
     ("key", "value"), [("options", [1]), ("options", None), ("recipe", 5), ("features", None), ("features", ["image"])]
 )
 def test_a_config_with_parts_of_another_kind(run, sapwood, stripes, config, key, value):
-    Path("r/config.json").write_text(json.dumps({**config("r"), key: value}))
+    sealed.write(Path("r/config.json"), {**config("r"), key: value})
     for words in (("evaluate", "r"), ("predict", "r", "x.png"), ("train", stripes, "--run", "r", "--resume")):
         assert sapwood(*words).error == "r/config.json is not the config of a run of Sapwood"
 
@@ -486,7 +491,7 @@ def test_what_a_recipe_makes_of_its_fields_is_no_option(sapwood, stripes):
     stripes.write_text(text.replace("learning_rate: float = 0.01\n", f"learning_rate: float = 0.01\n    {lines}"))
     done = sapwood("train", stripes, "--run", "r")
     assert done.code == 0, done.err
-    assert "twice" not in json.loads(Path("r/config.json").read_text())["options"]
+    assert "twice" not in sealed.read(Path("r/config.json"))["options"]
     assert sapwood("evaluate", "r").out[0] == done.out[-2]
     assert "there is no option '--twice'" in sapwood("train", stripes, "--twice", 3).error
 
@@ -509,14 +514,14 @@ def test_data_may_be_what_load_takes(sapwood, stripes):
         )
 
 
-def test_the_runs_of_a_recipe_whose_name_is_a_pattern(run, stripes, tmp_path, monkeypatch):
+def test_the_runs_of_a_recipe_whose_name_is_a_pattern(run, stripes, tmp_path, monkeypatch, rewrite):
     from sapwood.recipes.registry import find
 
     monkeypatch.chdir(tmp_path)
     path = stripes.rename(tmp_path / "stripes[1].py")
     Path("runs/stripes[1]-001").mkdir(parents=True)
-    config = Path("r/config.json").read_text().replace(str(stripes), str(path))
-    Path("runs/stripes[1]-001/config.json").write_text(config)
+    shutil.copy("r/config.json", "runs/stripes[1]-001")
+    rewrite("runs/stripes[1]-001", str(stripes), str(path))
     experiment = Experiment(str(path), find("stripes[1].py")(), Path("."))
     assert own_directory(experiment, resume=True) == Path("runs/stripes[1]-001")
 
