@@ -31,12 +31,13 @@ from sapwood.data.features import Feature
 from sapwood.data.learned import Learned
 from sapwood.train import reference, sealed, storage
 from sapwood.train.checkpoints import Checkpoints
-from sapwood.train.digest import describe, digests, named_leaves
+from sapwood.train.digest import RULE, describe, digests, named_leaves
 from sapwood.train.match import Report, match
 from sapwood.train.wording import some
 
 WEIGHTS, ABOUT = "weights.safetensors", "artifact.json"
-_FORMAT = 1
+_FORMAT = 2  # 1: up to 0.1, whose digests are of rule 1
+_OURS = {"format": _FORMAT, "digest": RULE}
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def save(
     marks = digests(arrays)
     about = {
         "format": _FORMAT,
+        "digest": RULE,
         "arrays": {name: [*describe(x), marks[name]] for name, x in arrays.items()},
         "model": None if model is None else reference.write(model, options),
         "features": None if features is None else Learned(features).to_json(),
@@ -271,8 +273,8 @@ def _overtaken(model: Path) -> bool:
 def _about(path: Path) -> dict[str, Any]:
     """What stands beside the weights, each part of the kind that `save` writes; what an older one lacks is None."""
     try:
-        about = {"features": None, **sealed.read(path / ABOUT)}
-        if isinstance(about.get("format"), int) and about["format"] > _FORMAT:
+        about = {"features": None, "digest": 1, **sealed.read(path / ABOUT)}
+        if any(isinstance(x := about.get(name), int) and x > ours for name, ours in _OURS.items()):
             raise CheckpointError(f"{path} was written by a newer Sapwood; update it")
         for name, fits in _KINDS.items():
             if not fits(about[name]):
@@ -306,6 +308,7 @@ def _described(arrays: Any) -> bool:
 _RANK, _EMPTY = 64, 1 << 20
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "format": lambda x: type(x) is int,
+    "digest": lambda x: type(x) is int and x > 0,
     "arrays": _described,
     "model": lambda x: isinstance(x, dict | None),
     "features": lambda x: isinstance(x, dict | None),
@@ -329,7 +332,7 @@ def _open_artifact(path: Path) -> _Source:
 
     def read(structs: dict[str, jax.ShapeDtypeStruct]) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         found = _read_weights(path, structs)
-        after = digests(found)
+        after = digests(found, about["digest"])
         wrong = [name for name in found if after[name] != arrays[name][2]]
         if wrong:
             raise CheckpointError(f"{path} is damaged: {', '.join(wrong[:5])} read back other than saved")

@@ -27,26 +27,27 @@ from sapwood.core.errors import CheckpointError, ConfigError
 from sapwood.train import orbax_arrays, storage
 from sapwood.train.agreement import together, union
 from sapwood.train.checkpoint_directory import Directory
-from sapwood.train.digest import describe, digests, named_leaves
+from sapwood.train.digest import RULE, describe, digests, named_leaves
 from sapwood.train.goal import goal
 from sapwood.train.sealed import seal, unseal
 from sapwood.train.wording import short, some
 
 INDEX = "sapwood.json"
-_FORMAT = 1
+_FORMAT = 2  # 1: up to 0.1, whose digests are of rule 1
 _Structs = dict[str, jax.ShapeDtypeStruct]
 
 
 @dataclass(frozen=True)
 class Info:
-    """What a checkpoint says of itself: `step`, the `info` and `metrics` given to `save`, and the arrays'
-    `digests` by path, and by which metric the run keeps its `best`."""
+    """What a checkpoint says of itself: `step`, the `info` and `metrics` given to `save`, the arrays' `digests` by
+    path, by which metric the run keeps its `best`, and the `rule` of the digests (1 in what Sapwood 0.1 wrote)."""
 
     step: int
     info: dict[str, Any]
     metrics: dict[str, float]
     digests: dict[str, str]
     best: str | None = None
+    rule: int = RULE
 
 
 class _Damaged(CheckpointError):
@@ -176,6 +177,7 @@ class Checkpoints:
         arrays = _arrays(tree)
         index = {
             "format": _FORMAT,
+            "digest": RULE,
             "step": step,
             "info": dict(info or {}),
             "metrics": {name: float(value) for name, value in (metrics or {}).items()},
@@ -262,7 +264,7 @@ class Checkpoints:
             name: storage.decode(stored.pop(name) if name in stored else storage.empty(x), x)
             for name, x in structs.items()
         }
-        _together(lambda: self._check_digests(step, index["arrays"], arrays))
+        _together(lambda: self._check_digests(step, index, arrays))
         return arrays, _info(index)
 
     def _read_stored(self, step: int, wanted: _Structs | None, subset: bool) -> tuple[dict[str, Any], _Structs, dict]:
@@ -303,13 +305,13 @@ class Checkpoints:
                 raise ValueError(f"it is that of step {index['step']}")
         except (OSError, ValueError, KeyError) as error:
             raise self._damage(step, f"{INDEX}: {short(error)}") from error
-        if index["format"] != _FORMAT:
+        if index["format"] > _FORMAT or _rule(index) > RULE:
             raise CheckpointError(f"checkpoint {step} in {self.directory} was written by a newer Sapwood; update it")
         return index
 
-    def _check_digests(self, step: int, saved: dict[str, list], arrays: dict[str, jax.Array]) -> None:
-        found = digests(arrays)
-        wrong = [name for name in arrays if found[name] != saved[name][2]]
+    def _check_digests(self, step: int, index: dict[str, Any], arrays: dict[str, jax.Array]) -> None:
+        found = digests(arrays, _rule(index))
+        wrong = [name for name in arrays if found[name] != index["arrays"][name][2]]
         if wrong:
             raise self._damage(step, f"{some(wrong)} read back other than saved")
 
@@ -415,7 +417,12 @@ def _slashed(tree: Any) -> list[str]:
 
 def _info(index: dict[str, Any]) -> Info:
     marks = {name: mark for name, (_, _, mark) in index["arrays"].items()}
-    return Info(index["step"], index["info"], index["metrics"], marks, index.get("best"))
+    return Info(index["step"], index["info"], index["metrics"], marks, index.get("best"), _rule(index))
+
+
+def _rule(index: dict[str, Any]) -> int:
+    """How its digests were made."""
+    return index.get("digest", 1)
 
 
 def _step(step: Any) -> int:

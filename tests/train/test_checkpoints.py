@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 import warnings
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from sapwood.core.param import Param
 from sapwood.train import orbax_arrays
 from sapwood.train.checkpoints import INDEX, Checkpoints
 from sapwood.train.digest import HOST_ELEMENTS, digests, named_leaves, tree_digest
+from sapwood.train.sealed import seal, unseal
 
 
 class State(NamedTuple):
@@ -92,6 +94,30 @@ def test_a_whole_training_state(tmp_path):
     assert (info.step, info.info, info.metrics) == (3, {"position": 96, "seed": 0}, {"loss": 1 / 3})
     assert jax.random.bits(tree.rng[0]) == jax.random.bits(state(3).rng[0])
     same(Checkpoints(tmp_path).restore(jax.eval_shape(lambda: state()))[0], state(3))
+
+
+def test_what_the_first_version_wrote_is_checked_by_its_own_rule(tmp_path):
+    """`goldens/format1.zip` was written before digests had a second rule."""
+    with zipfile.ZipFile(Path(__file__).parents[1] / "goldens" / "format1.zip") as file:
+        file.extractall(tmp_path)
+    tree, info = Checkpoints(tmp_path / "checkpoints").restore()
+    assert (info.step, info.info, info.rule) == (7, {"position": 224}, 1)
+    assert info.digests == digests(named_leaves(tree), rule=1)
+    assert info.digests["params/kernel"] == "ad7ca68b1f10f5a5774f7d222a3918d9"
+    kernel = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+    np.testing.assert_array_equal(tree["params"]["kernel"], kernel)
+    np.testing.assert_array_equal(sw.load(tmp_path / "model").params["kernel"], kernel)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(8, checkpoints.restore()[0])
+    assert checkpoints.info(8).rule == 2
+    weights = tmp_path / "model" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes().replace(kernel.tobytes(), (-kernel).tobytes()))
+    with pytest.raises(CheckpointError, match="params/kernel read back other than saved"):
+        sw.load(tmp_path / "model")
+    index = tmp_path / "checkpoints" / "00000007" / INDEX
+    index.write_text(seal({**unseal(index.read_text()), "digest": 3}))
+    with pytest.raises(CheckpointError, match="written by a newer Sapwood"):
+        Checkpoints(tmp_path / "checkpoints").restore(step=7)
 
 
 def test_without_a_target_it_is_nested_dicts_by_path(tmp_path):
