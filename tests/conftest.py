@@ -12,8 +12,6 @@ import re
 import shutil
 import socket
 import tempfile
-import threading
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,35 +111,14 @@ def _block_network() -> None:
     socket.getaddrinfo = lookup
 
 
-def _whole_files() -> None:
+def _whole_programs() -> None:
     """Let JAX put a program into its cache in one piece, and take none that is damaged: a child that is killed, or
-    writes while this process reads, leaves the half of one. JAX would warn of it at each use, for ever."""
-    try:
-        from jax._src.lru_cache import LRUCache
-    except ImportError:  # a newer JAX keeps it elsewhere: then a torn file costs a warning, once in many runs
-        return
-    put, get = LRUCache.put, LRUCache.get
+    writes while this process reads, leaves the half of one. What children put there without this is taken, too."""
+    from sapwood.train import cache_entries
 
-    def put_whole(self, key, value):
-        file = self.path / f"{key}-cache"
-        part = self.path / f"{key}-{os.getpid()}-{threading.get_ident()}"
-        if self.eviction_enabled:
-            put(self, key, value)
-        elif not file.exists():
-            part.write_bytes(value)
-            part.replace(file)
-
-    def get_whole(self, key):
-        value = get(self, key)
-        try:
-            return value if value is None else zlib.decompress(value) and value
-        except zlib.error:
-            if value[:4] == b"\x28\xb5\x2f\xfd":  # packed by zstandard, where that is installed
-                return value
-            (self.path / f"{key}-cache").unlink(missing_ok=True)
-            return None
-
-    LRUCache.put, LRUCache.get = put_whole, get_whole
+    make = cache_entries.maker(cache_entries.plain)
+    if make is not None:
+        cache_entries.use(make)
 
 
 @contextlib.contextmanager
@@ -210,7 +187,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.markexpr = f"({config.option.markexpr or 'slow or not slow'}) and not long"
     config.pluginmanager.register(_RootIsNoTestPackage(), "root-is-no-test-package")
     config.pluginmanager.register(_Markers(), "markers")
-    _whole_files()
+    _whole_programs()
     _block_network()
 
 

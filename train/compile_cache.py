@@ -1,7 +1,9 @@
 """Compiled programs kept on disk, so that a run that starts again need not compile again: JAX's persistent cache.
 
-JAX's cache is a global setting. Here it is set within a block and put back after it, and nowhere else. Entries hold
-machine code, so processors of different kinds that share a home directory have a directory each.
+JAX's cache is a global setting. Here it is set within a block and put back after it, and nowhere else. Of blocks in
+several threads the last one to begin is in force, and the last one to end puts back what was before them all. Entries
+hold machine code, so processors of different kinds that share a home directory have a directory each, and each entry
+has a digest (`cache_entries`).
 """
 
 import contextlib
@@ -9,7 +11,6 @@ import hashlib
 import os
 import platform
 import threading
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,24 @@ from typing import Any
 import jax
 
 from sapwood.core.errors import ConfigError
+from sapwood.train import cache_entries
 
 ROOM = 2 << 30
 """Bytes of entries that stay; the oldest go first."""
 
 _DIRECTORY = "jax_compilation_cache_dir"
-_CLEAN = "clean"
-"""The file whose time says up to when every entry was written to its end."""
+
+_MAKE = "make"
+"""Beside JAX's settings: what makes its caches."""
 
 _settings = threading.Lock()
 """Held while JAX's settings change, and while `unwritten` has changed one."""
+
+_blocks: list[dict[str, Any]] = []
+"""The settings of the blocks that have begun and not ended, of all threads."""
+
+_outside: dict[str, Any] = {}
+"""The settings before the first of these."""
 
 
 def default_directory() -> Path:
@@ -62,24 +71,29 @@ def compile_cache(where: Any = True) -> Iterator[Path | None]:
     >>> any(path.name.endswith("-cache") for path in directory.iterdir())
     True
     """
-    chosen = _directory(where)
-    if chosen is None:
+    chosen, make = _directory(where), cache_entries.maker()
+    if chosen is None or make is None:  # without a digest of each entry there is no cache
         yield None
         return
     settings = {
         _DIRECTORY: str(chosen),
         "jax_persistent_cache_min_compile_time_secs": 0.0,  # a start compiles many small programs
         "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_persistent_cache_enable_xla_caches": "none",  # files of XLA's own beside the entries, which nothing checks
+        _MAKE: make,
     }
-    _mend(chosen)
     with _settings:
-        before = {name: getattr(jax.config, name) for name in settings}
+        if not _blocks:
+            _outside.update({name: getattr(jax.config, name) for name in settings if name != _MAKE})
+            _outside[_MAKE] = cache_entries.current()
+        _blocks.append(settings)
         _set(settings)
     try:
         yield chosen
     finally:
         with _settings:
-            _set(before)
+            _blocks[:] = [block for block in _blocks if block is not settings]
+            _set(_blocks[-1] if _blocks else _outside)
         _tidy(chosen)
 
 
@@ -126,45 +140,18 @@ def _directory(where: Any) -> Path | None:
 
 
 def _set(settings: dict[str, Any]) -> None:
-    from jax.experimental.compilation_cache import compilation_cache
-
     for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # JAX looks at the directory once, at its first compilation
+        if name != _MAKE:
+            jax.config.update(name, value)
+    cache_entries.use(settings[_MAKE])
 
 
 def _entries(directory: Path) -> list[Path]:
     return list(directory.glob("*-cache"))
 
 
-def _mend(directory: Path) -> None:
-    """Remove what a process that was killed has half-written: JAX would warn of it for ever, and not write it anew."""
-    with contextlib.suppress(OSError):
-        clean = directory / _CLEAN
-        since = clean.stat().st_mtime_ns if clean.exists() else 0
-        for path in _entries(directory):
-            if path.stat().st_mtime_ns >= since and not _whole(path.read_bytes()):
-                path.unlink(missing_ok=True)
-
-
-def _whole(entry: bytes) -> bool:
-    """Whether an entry can be unpacked; JAX packs with zstandard where that is installed, else with zlib."""
-    try:
-        if entry[:4] == b"\x28\xb5\x2f\xfd":
-            import zstandard  # pyright: ignore[reportMissingImports]
-
-            zstandard.ZstdDecompressor().decompress(entry)
-        else:
-            zlib.decompress(entry)
-    except ImportError:
-        return True
-    except Exception:
-        return False
-    return True
-
-
 def _tidy(directory: Path) -> None:
-    """Remove the oldest entries beyond `ROOM`, and note that all are whole."""
+    """Remove the oldest entries beyond `ROOM`, and what killed processes left half-written."""
     with contextlib.suppress(OSError):
         found = sorted(((path.stat(), path) for path in _entries(directory)), key=lambda x: -x[0].st_mtime_ns)
         total = 0
@@ -172,4 +159,4 @@ def _tidy(directory: Path) -> None:
             total += stat.st_size
             if total > ROOM:
                 path.unlink(missing_ok=True)
-        (directory / _CLEAN).touch()
+        cache_entries.sweep(directory)

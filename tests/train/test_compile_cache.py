@@ -1,7 +1,11 @@
 """The cache of compiled programs: what is kept where, what is put back afterwards, and that programs stay the same."""
 
+import itertools
+import os
 import subprocess
 import sys
+import time
+import warnings
 import zlib
 
 import jax
@@ -9,15 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax._src import compilation_cache
 
 from sapwood import ConfigError
-from sapwood.train import Trainer, compile_cache, supervised
+from sapwood.train import Trainer, cache_entries, compile_cache, supervised
 from sapwood.train.digest import tree_digest
 
 SETTINGS = (
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",
     "jax_persistent_cache_min_entry_size_bytes",
+    "jax_persistent_cache_enable_xla_caches",
 )
 
 
@@ -78,18 +84,90 @@ print(tree_digest(state))
     assert warm[2] == cold[2]
 
 
+def programs(directory, **compiled):
+    """What a program gives with a cache there, and what JAX said of the cache: hits, and misses."""
+    events = []
+    listener = lambda event, **_: events.append(event.rpartition("/")[2])  # noqa: E731
+    jax.monitoring.register_event_listener(listener)
+    try:
+        with compile_cache.compile_cache(directory), warnings.catch_warnings():
+            warnings.simplefilter("error")  # nor does JAX say that it cannot read one
+            result = jax.jit(lambda x: x * 17 + 3)(1.0).item()
+    finally:
+        jax.monitoring.unregister_event_listener(listener)
+    return result, events.count("cache_hits"), events.count("cache_misses")
+
+
+class Unchecked:
+    """Packs without a checksum, as zstandard does, which JAX takes where it is installed."""
+
+    ZstdCompressor = ZstdDecompressor = lambda self: self
+    compress = staticmethod(lambda program: b"\x28\xb5\x2f\xfd" + program)
+    decompress = staticmethod(lambda packed: packed[4:])
+
+
+@pytest.mark.fresh_compile
+@pytest.mark.parametrize("pack", [None, Unchecked()], ids=["zlib", "zstandard"])
+def test_a_damaged_program_is_compiled_anew(tmp_path, monkeypatch, pack):
+    """A flipped bit, a cut, nothing, and another program's entry: each is noticed, whatever JAX packs with."""
+    monkeypatch.setattr(compilation_cache, "zstandard", pack)
+    monkeypatch.setattr(compilation_cache, "zstd", None)
+    assert programs(tmp_path) == (20.0, 0, 1)
+    (file,) = tmp_path.glob("*-cache")
+    whole = file.read_bytes()
+    assert whole.startswith(b"\x28\xb5\x2f\xfd") == (pack is not None)
+    assert programs(tmp_path) == (20.0, 1, 0)
+    with compile_cache.compile_cache(tmp_path / "other"):
+        jax.jit(lambda x: x * 17 + 4)(1.0)
+    (other,) = (tmp_path / "other").glob("*-cache")
+    flips = [bytes([*whole[:i], whole[i] ^ 4, *whole[i + 1 :]]) for i in (0, 9, len(whole) // 2, len(whole) - 60, -1)]
+    unsealed = whole[: -len(cache_entries.sealed("", b""))]
+    for damaged in (*flips, whole[:-9], whole[: len(whole) // 2], b"", whole + whole, other.read_bytes(), unsealed):
+        file.write_bytes(damaged)
+        assert programs(tmp_path) == (20.0, 0, 1)
+        assert programs(tmp_path) == (20.0, 1, 0)
+
+
+def test_an_entry_is_one_that_jax_reads_without_its_digest():
+    entry = cache_entries.sealed("key", compilation_cache.compress_executable(b"program"))
+    assert compilation_cache.decompress_executable(entry) == b"program"
+    packed = zlib.compress(b"program")
+    assert cache_entries.plain("key", cache_entries.sealed("key", packed)) == packed
+    assert cache_entries.plain("other", cache_entries.sealed("key", packed)) is None
+    assert cache_entries.plain("key", packed) == packed  # in the tests' own cache, where children write, too
+    assert cache_entries.plain("key", packed[:-1]) is None
+
+
 def test_what_a_killed_process_half_wrote_is_removed(tmp_path):
+    for age in (10, 7200):
+        part = tmp_path / f"a-cache.{age}-1{cache_entries.PART}"
+        part.write_bytes(b"half")
+        os.utime(part, (time.time() - age,) * 2)
     with compile_cache.compile_cache(tmp_path):
-        jax.jit(lambda x: x + 17)(1.0)
-    whole = entries(tmp_path)
-    (tmp_path / "cut-cache").write_bytes(zlib.compress(b"program" * 100)[:20])
-    with compile_cache.compile_cache(tmp_path):
-        assert entries(tmp_path) == whole
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["a-cache.10-1.part"]  # the other may be somebody's
+
+
+def test_blocks_of_several_threads_put_back_what_was_before_all(tmp_path):
+    """The first to begin may end first, and in any other order."""
+
+    def now():
+        return [getattr(jax.config, name) for name in SETTINGS], cache_entries.current()
+
+    before = now()
+    for order in itertools.permutations(range(3)):
+        blocks = [compile_cache.compile_cache(tmp_path / str(i)) for i in range(3)]
+        for block in blocks:
+            block.__enter__()
+        inside = set(range(3))
+        for i in order:
+            assert jax.config.jax_compilation_cache_dir == str(tmp_path / str(max(inside)))
+            blocks[i].__exit__(None, None, None)
+            inside.remove(i)
+        assert now() == before
 
 
 def test_the_oldest_make_room(tmp_path, monkeypatch):
-    import os
-
     for i in range(4):
         (tmp_path / f"{i}-cache").write_bytes(zlib.compress(bytes(100), 0))
         os.utime(tmp_path / f"{i}-cache", (i, i))
