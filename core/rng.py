@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.random import threefry_2x32
 
 from sapwood.core.errors import ConfigError
 from sapwood.core.paths import is_index
@@ -88,14 +89,16 @@ def fold(key: jax.Array, h: Hash) -> jax.Array:
 
 
 def fold_once(key: jax.Array, h: Hash) -> jax.Array:
-    """The key at a hash, by one word: as cheap as any hand-written ``fold_in``. `Ledger.draw` keeps the words apart."""
-    return jax.random.fold_in(key, word(h))
+    """The key at a hash, by all its 64 bits, at the cost of one ``fold_in``: two hashes that differ give two keys.
 
-
-def word(h: Hash) -> Any:
-    """A hash in 32 bits."""
-    a, b = h
-    return np.uint32(a ^ b) if isinstance(a, int) and isinstance(b, int) else a ^ b
+    Threefry, JAX's default generator, maps the 64-bit blocks one to one for each key, and a hash is one block. The keys
+    of other generators take two ``fold_in``.
+    """
+    if jax.random.key_impl(key) != "threefry2x32":
+        return fold(key, h)
+    block = np.array(h, np.uint32) if all(isinstance(x, int) for x in h) else jnp.stack([jnp.uint32(x) for x in h])
+    data = jax.random.key_data(key)
+    return jax.random.wrap_key_data(threefry_2x32((data[0], data[1]), block), impl="threefry2x32")
 
 
 def as_key(key: Any) -> jax.Array:
@@ -125,7 +128,7 @@ class Ledger:
     trace. ``alike`` has the mesh axes of a `jax.shard_map` along which all devices have this key.
     """
 
-    __slots__ = ("__weakref__", "alike", "crossings", "draws", "folds", "forks", "level", "trace", "used", "words")
+    __slots__ = ("__weakref__", "alike", "crossings", "draws", "folds", "forks", "level", "trace", "used")
 
     def __init__(self, trace: Any = None, level: Any = 0, alike: frozenset[str] = frozenset()):
         self.trace = trace
@@ -136,7 +139,6 @@ class Ledger:
         self.folds: dict = {}
         self.forks: dict = {}
         self.used: dict = {}
-        self.words: set = set()
 
     def _enter(self, path: tuple[str, ...]) -> int:
         """Count a use of ``path``; returns how often it, or a scope around it, was forked before."""
@@ -153,10 +155,6 @@ class Ledger:
         h = self._again(mix(h, segment(name)), forks)
         if times:
             h = mix(h, (times, AGAIN))
-        if isinstance(h[0], int):
-            while word(h) in self.words:  # two of a million draws may share 32 bits; they get others
-                h = mix(h, (0, AGAIN))
-            self.words.add(word(h))
         return h
 
     def fork(self, path: tuple[str, ...], h: Hash) -> Hash:

@@ -132,6 +132,20 @@ def test_a_traced_fold_number_is_the_written_one():
             assert np.array_equal(fold(cursor().fork(), i), bits(cursor().fork().fold(int(i)))), repr(i)
 
 
+def test_each_of_many_rows_has_a_key_of_its_own():
+    def keys(v):
+        return jax.vmap(lambda v: jax.random.key_data(v.rng("a")))(v.stack(200_000))
+
+    found = np.asarray(jax.jit(keys)(cursor().fork())).astype(np.uint64)
+    assert len(np.unique(found[:, 0] << np.uint64(32) | found[:, 1])) == 200_000
+    assert len(np.unique(found[:, 0])) < 200_000  # by 32 bits some would share one
+
+
+def test_a_key_of_another_generator_draws_by_all_bits_of_its_place():
+    v = sw.bind({}, {}, rng=jax.random.key(0, impl="rbg"), train=True)
+    assert len({tuple(bits(v.fold(i)).tolist()) for i in range(5)}) == 5
+
+
 @pytest.mark.parametrize("i", [1.0, True, "1", None, 2**63, np.ones(2, int), jnp.float32(1)])
 def test_fold_takes_one_integer(i):
     with pytest.raises(sw.ConfigError, match=r"place: fold\(i\) takes one integer from -2\*\*63 to 2\*\*63 - 1, got"):
