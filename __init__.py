@@ -7,6 +7,9 @@ it is first used.
 import importlib
 from typing import TYPE_CHECKING
 
+from sapwood.command import starting as _starting  # noqa: F401  (before what takes a second to import)
+
+# isort: split
 from sapwood import core, layers, parallel
 from sapwood.core import (
     Layer,

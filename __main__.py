@@ -1,12 +1,15 @@
 """``sapwood COMMAND ...``, also as ``python -m sapwood``."""
 
+import contextlib
 import importlib
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from sapwood.command import starting
 from sapwood.core.errors import SapwoodError
 from sapwood.core.paths import nearest
 
@@ -25,26 +28,31 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; an expected error is one line and exit code 2, with ``--debug`` a traceback."""
+    if arguments is None:  # a process of its own
+        starting.ready()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
     before, warnings.formatwarning = warnings.formatwarning, _warning
     try:
-        return _run(arguments)
+        code = _run(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         hint = "; --resume goes on from the last checkpoint" if arguments[:1] == ["train"] else ""
-        print(f"\nsapwood: stopped{hint}", file=sys.stderr)
+        _say(f"\nsapwood: stopped{hint}")
         return 130
-    except BrokenPipeError:  # the reader of a pipe went away
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader of a pipe went away; training goes on without, see `train.output`
         return 0
     except (SapwoodError, OSError) as error:
         if debug:
             traceback.print_exc()
-        print(f"sapwood: error: {_one_line(error)}", file=sys.stderr)
+        _say(f"sapwood: error: {_one_line(error)}")
         return 2
     finally:
         warnings.formatwarning = before
+        _let_go(sys.stdout)
 
 
 def _run(arguments: list[str]) -> int:
@@ -63,6 +71,25 @@ def _run(arguments: list[str]) -> int:
         raise SapwoodError(f"there is no command {arguments[0]!r}{nearest(arguments[0], COMMANDS)}")
     module = importlib.import_module(f"sapwood.command.{arguments[0]}")
     return module.main(arguments[1:]) or 0
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # where nobody reads it, the exit code says it
+        if sys.stderr is not None:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _let_go(out: Any) -> None:
+    """Send what is left of a stream whose reader went away to nowhere, or Python would complain of it at the end."""
+    if out is None:
+        return
+    try:
+        out.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, out.fileno())
+            os.close(nowhere)
 
 
 def _one_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ def main(arguments: list[str]) -> None:
     kind, name, found = read(arguments)
     from sapwood.recipes.experiment import Experiment
     from sapwood.recipes.registry import full_name
+    from sapwood.train.agreement import by_the_first
     from sapwood.train.compile_cache import compile_cache
 
     where = {**options.machine(found), **({"jit": False} if found.eager else {})}
@@ -25,17 +26,21 @@ def main(arguments: list[str]) -> None:
         full_name(name), kind(**options.fields_of(found)), Path(found.run or ".").expanduser(), where
     )
     if not found.run:
-        experiment = dataclasses.replace(experiment, directory=own_directory(experiment, found.resume))
-    more = {"checkpoint_every": found.checkpoint_every, "log_every": found.log_every, "keep": found.keep}
-    with compile_cache(found.compile_cache):
-        try:
-            state = experiment.train(found.resume, best=found.best, steps_per_call=found.steps_per_call, **more)
-        finally:
-            with contextlib.suppress(OSError):  # a run that never began leaves nothing behind
-                experiment.directory.rmdir()
-                if not found.run:
-                    experiment.directory.parent.rmdir()
-        finish(experiment, state)
+        directory = by_the_first(lambda: str(own_directory(experiment, found.resume)))
+        experiment = dataclasses.replace(experiment, directory=Path(directory))
+    more = {name: getattr(found, name) for name in FOR_FIT}
+    try:
+        with compile_cache(found.compile_cache), experiment.writer:
+            finish(experiment, experiment.train(found.resume, **more))
+    finally:
+        with contextlib.suppress(OSError):  # a run that never began leaves nothing behind
+            experiment.directory.rmdir()
+            if not found.run:
+                experiment.directory.parent.rmdir()
+
+
+FOR_FIT = ("checkpoint_every", "log_every", "keep", "best", "steps_per_call", "grace", "save_nonfinite")
+"""The options that `fit` takes under the same names."""
 
 
 def read(arguments: list[str]) -> tuple[type, str, argparse.Namespace]:
@@ -81,6 +86,18 @@ def parser(recipe: Any) -> options.Parser:
     )
     made.add_argument("--log-every", type=int, metavar="STEPS", help="steps between rows of metrics; default an epoch")
     made.add_argument(
+        "--grace",
+        type=seconds,
+        metavar="SECONDS",
+        default=30.0,
+        help="how long after a SIGTERM the command may take to save a checkpoint and end; default 30",
+    )
+    made.add_argument(
+        "--save-nonfinite",
+        action="store_true",
+        help="save a checkpoint also where a parameter is NaN or infinite; by default that ends the run",
+    )
+    made.add_argument(
         "--steps-per-call",
         metavar="N",
         type=steps_per_call,
@@ -108,6 +125,17 @@ def best(word: str) -> str:
         return str(goal(word))
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def seconds(word: str) -> float:
+    """A number of seconds from 0 on."""
+    try:
+        number = float(word)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"a number of seconds, at least 0, is expected, not {word!r}")
+    return number
 
 
 def steps_per_call(word: str) -> int | str:
@@ -146,18 +174,27 @@ def own_directory(experiment: Any, resume: bool | str) -> Path:
 
 
 def finish(experiment: Any, state: Any) -> None:
-    """Test, draw, save the model, and say the result."""
+    """Test, draw, save the model, and say the result. Of several processes the first one draws and says it."""
+    import jax
+
     from sapwood.train import curves
     from sapwood.train.digest import tree_digest
+    from sapwood.train.output import say
 
-    drawing = curves.start(experiment.directory / "metrics.jsonl", Path(experiment.name).stem)
+    first = jax.process_index() == 0
+    drawing = curves.start(experiment.directory / "metrics.jsonl", Path(experiment.name).stem) if first else None
     scores = experiment.test(state)
-    if (report := experiment.recipe.report(*experiment.trainer.eval_variables(state))) is not None:
-        print(report)
+    report = experiment.recipe.report(*experiment.trainer.eval_variables(state))
     experiment.save(state)
+    digest = tree_digest(state.params)
+    if drawing is None:
+        return
     if drawing.wait() != 0:
         said = (drawing.stderr.read() if drawing.stderr else b"").decode().split("\n")
-        print(f"curves.png could not be drawn: {' '.join(said[-2:]).strip()}", file=sys.stderr)
-    print(f"run {experiment.directory}")
-    print(f"test accuracy {scores['accuracy']:.4f}" if "accuracy" in scores else f"test loss {scores['loss']:.4f}")
-    print(f"digest {tree_digest(state.params)}", flush=True)
+        say(f"curves.png could not be drawn: {' '.join(said[-2:]).strip()}")
+    score = f"accuracy {scores['accuracy']:.4f}" if "accuracy" in scores else f"loss {scores['loss']:.4f}"
+    for line in (report, f"run {experiment.directory}", f"test {score}", f"digest {digest}"):
+        if line is None:
+            continue
+        if not say(str(line), sys.stdout):
+            say(str(line))  # nobody reads stdout any more

@@ -97,6 +97,13 @@ class Experiment:
         """The recipe's trainer, where it runs."""
         return self.recipe.trainer(self.steps, **self.options)
 
+    @cached_property
+    def writer(self) -> Any:
+        """What holds the directory, while it is entered, so that nobody else writes there."""
+        from sapwood.train.writer import Writer
+
+        return Writer(self.directory)
+
     def begin(self, resume: bool | str) -> bool:
         """Write the config, or hold a run that goes on to its own; whether it was written.
 
@@ -121,9 +128,13 @@ class Experiment:
         return True
 
     def _config(self, features: dict[str, Any] | None = None) -> dict[str, Any]:
+        from sapwood.train.run import Run, new_id
+
+        saved = Run.saved(self.directory)  # the config alone may have been lost
         features = dict(self.data[0].features) if features is None else features
         return {
             "recipe": self.name,
+            "run": (saved and saved.info.get("run")) or new_id(),
             "options": _options(self.recipe),
             "features": {name: _written(feature) for name, feature in features.items()},
             "versions": {"sapwood": sw.__version__, "jax": jax.__version__},
@@ -168,20 +179,25 @@ class Experiment:
 
     def train(self, resume: bool | str = False, **options: Any) -> Any:
         """Train to the end; returns the last state, or the best where that is asked for. What data and mesh refuse is
-        refused before anything is written."""
+        refused before anything is written; `CheckpointError` where another process writes to the directory,
+        `KeyboardInterrupt` where the run was stopped, once it is saved."""
+        with self.writer:
+            return self._train(resume, options)
+
+    def _train(self, resume: bool | str, options: dict[str, Any]) -> Any:
         data, held_out = self.train_data
         recipe, trainer = self.recipe, self.trainer
         trainer.check_batch_size(self.batch_size)
         before = read_config(self.directory)
         written = self.begin(resume)
         try:
-            state, _ = trainer.fit(
+            result = trainer.fit(
                 data,
                 epochs=recipe.epochs,
                 batch_size=self.batch_size,
                 validation=held_out,
                 seed=recipe.seed,
-                run=self.directory,
+                run=self.writer,
                 resume=resume,
                 callbacks=recipe.callbacks(),
                 **options,
@@ -193,7 +209,11 @@ class Experiment:
             if written and jax.process_index() == 0 and not begun:
                 (self.directory / "config.json").unlink(missing_ok=True)  # refused before it began: it is no run
             raise
-        return state
+        if result.stopped == "Ctrl-C":
+            raise KeyboardInterrupt  # all is saved
+        if result.stopped is not None:
+            raise SystemExit(143)
+        return result.state
 
     @cached_property
     def features(self) -> dict[str, Any]:
@@ -201,8 +221,11 @@ class Experiment:
         from sapwood.core.errors import DataError
         from sapwood.data.learned import Learned
 
+        config = read_config(self.directory)
+        if config is None:
+            raise CheckpointError(f"{self.directory} is no run any more: its config.json was removed")
         try:
-            return dict(Learned.from_json((read_config(self.directory) or {})["features"]))
+            return dict(Learned.from_json(config["features"]))
         except DataError as error:
             raise CheckpointError(f"{self.directory}/config.json: {error}") from error
 

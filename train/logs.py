@@ -17,14 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from sapwood.core.errors import DataError
+from sapwood.core.errors import CheckpointError, DataError
+
+RUN = "run"
+"""The entry of a line that says of which run it is."""
 
 
 class JsonlLog:
     """Append rows to the file at `path`, one JSON object per line.
 
     `after` is the step a run resumes from: rows of later steps, and a line that was only half written, are cut off.
-    None starts a new log. NaN and the infinities, which JSON lacks, are written as strings that `float` reads.
+    None starts a new log. With `run`, the id of a run, each line ends with it, and a log that another run has written
+    is a `CheckpointError`; `read_rows` leaves it out. NaN and the infinities, which JSON lacks, are written as strings
+    that `float` reads.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
@@ -36,15 +41,17 @@ class JsonlLog:
     {"step": 2, "loss": 0.5}
     """
 
-    def __init__(self, path: str | os.PathLike, *, after: int | None = None):
-        self.path = Path(path).expanduser()
+    def __init__(self, path: str | os.PathLike, *, after: int | None = None, run: str | None = None):
+        self.path, self.run = Path(path).expanduser(), run
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        keep = 0 if after is None else _length_until(self.path, after)
-        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        keep = 0 if after is None else _length_until(self.path, after, run)
+        as_is = getattr(os, "O_BINARY", 0)  # Windows would write "\n" as two bytes
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | as_is, 0o666)
         os.ftruncate(self._file, keep)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row."""
+        row = {**row, RUN: self.run} if self.run is not None else row
         line = json.dumps({name: _plain(value) for name, value in row.items()}, allow_nan=False) + "\n"
         data, before = line.encode(), os.fstat(self._file).st_size
         try:
@@ -68,11 +75,11 @@ class JsonlLog:
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a JSONL log; a last line that is only half written is left out.
+    """The rows of a JSONL log, as `JsonlLog.write` was given them; a last line that is only half written is left out.
 
     Raises FileNotFoundError, and DataError naming the line that is no JSON object.
     """
-    return [row for row, _ in _rows(Path(path).expanduser())]
+    return [{name: x for name, x in row.items() if name != RUN} for row, _ in _rows(Path(path).expanduser())]
 
 
 def _rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
@@ -92,13 +99,18 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
             yield row, end
 
 
-def _length_until(path: Path, step: int) -> int:
+def _length_until(path: Path, step: int, run: str | None) -> int:
     """How many bytes of the log belong to the steps up to `step`."""
     keep = 0
     if path.exists():
         for row, end in _rows(path):
             if row.get("step", 0) > step:
                 break
+            if run is not None and row.get(RUN, run) != run:
+                raise CheckpointError(
+                    f"{path} holds rows of two runs, {row[RUN]} and {run}: something else has written to it; move it "
+                    "away to go on with a new one, or choose another directory"
+                )
             keep = end
     return keep
 

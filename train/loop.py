@@ -23,28 +23,39 @@ from sapwood.data.batches import batches
 from sapwood.data.device import to_device
 from sapwood.data.learned import Learned
 from sapwood.train import checks, continuing, learning_rate, metrics
-from sapwood.train.agreement import anyone, of_the_first, together
+from sapwood.train.agreement import anyone, largest, of_the_first, together
 from sapwood.train.best import Kept, wanted
 from sapwood.train.callbacks import Callback, Event
 from sapwood.train.callbacks import check as check_callbacks
 from sapwood.train.compile_cache import compile_cache as compiled_in
 from sapwood.train.evaluation import AHEAD, Evaluation, as_dataset, without_flags
 from sapwood.train.goal import Goal
+from sapwood.train.interrupts import Interrupts
 from sapwood.train.multistep import check_option
-from sapwood.train.packing import Packed, join, unpack
+from sapwood.train.output import say
+from sapwood.train.packing import Packed, from_text, join, to_text, unpack
 from sapwood.train.progress import Progress
 from sapwood.train.run import Run
+from sapwood.train.scaling import SKIPPED, skips
 from sapwood.train.schedule import Schedule, schedule
 from sapwood.train.sending import Auto, Sender
 from sapwood.train.start import start
 from sapwood.train.state import TrainState
 
 
-class Result(NamedTuple):
-    """What `fit` gives: the state after the last step, or the best where that was asked for, and one dict per row."""
-
+class _Pair(NamedTuple):
     state: TrainState
     history: list[dict[str, Any]]
+
+
+class Result(_Pair):
+    """What `fit` gives: the state after the last step, or the best where that was asked for, and one dict per row.
+
+    ``stopped`` is None, or what ended the run before its last step: "Ctrl-C" or "SIGTERM". What an `EarlyStopping` or
+    another callback ends has ended as it should.
+    """
+
+    stopped: str | None = None
 
     __repr__ = in_brief
 
@@ -69,6 +80,8 @@ def fit(
     steps_per_call: int | str = "auto",
     compile_cache: Any = None,
     progress: bool = True,
+    grace: float | None = 30.0,
+    save_nonfinite: bool = False,
 ) -> Result:
     """Train ``trainer`` on ``data`` (a data set, or anything `sapwood.data.load` takes).
 
@@ -98,10 +111,18 @@ def fit(
         compile_cache: directory for compiled programs, so that the next start need not compile; True is the user's own,
             see `sapwood.train.compile_cache`. None leaves JAX's setting as it is.
         progress: show rows and, in a terminal, a bar.
+        grace: seconds that a SIGTERM leaves to end the step and save; then the process ends. None: as long as it takes.
+        save_nonfinite: save a checkpoint also where a parameter is NaN or infinite, or anything else in it NaN.
+
+    Ctrl-C ends the run after the step under way, saves a checkpoint in ``run``, and hands back what was trained so far,
+    as if the run had been shorter: ``fit(...).stopped`` says so. A second one is a `KeyboardInterrupt` at once. SIGTERM
+    saves, too, and then ends the process with exit code 143 (`sapwood.train.interrupts`). Either way ``resume`` goes on
+    as if nothing had happened, bit for bit.
 
     Returns the last state (with ``best`` the best one, whose ``step`` says which) and the rows. Raises `ConfigError`
     for options that do not fit together, `DataError` for bad data, `CheckError` where a check fails in a step (nothing
-    after that step has changed the state).
+    after that step has changed the state) or a state is not to be saved because it is not finite, `CheckpointError`
+    where ``run`` cannot be written, or is being written by another process.
 
     >>> import numpy as np, optax
     >>> from sapwood.train import Trainer, supervised
@@ -115,6 +136,7 @@ def fit(
     begun = time.time()
     trainer.check_batch_size(batch_size)
     several, asked = _steps_per_call(trainer, steps_per_call), check_callbacks(callbacks)
+    interrupts = Interrupts(grace)
     saved = Run.saved(run) if resume else None
     learned = saved and saved.info.get("features")
     known = Learned.from_json(learned) if learned else getattr(state, "features", None)
@@ -135,6 +157,7 @@ def fit(
     )  # fmt: skip
     evaluation = None if validation is None else Evaluation(trainer, validation, None, "validation", features)
     with compiled_in(compile_cache), Run(run, resume=resume, keep=keep, best=goal and str(goal)) as record:
+        record.save_nonfinite = save_nonfinite
         first = start(trainer, stream, evaluation, record, seed=seed, state=state, steps_per_call=several)
         sender = (Auto if first.programs.size is None else Sender)(plan, first.programs)
         loop = Loop(trainer, sender, first.state, stream, features, plan, evaluation, record, asked, begun, goal)
@@ -145,12 +168,19 @@ def fit(
         show = Progress(plan.steps, epochs=epochs, start=loop.done, quiet=not progress or jax.process_index() > 0)
         if resume:
             show.say(loop.begins(first.info))
-        with show as loop.progress:
-            loop.run()
+        with show as loop.progress, interrupts:
+            loop.run(interrupts)
+            record.wait()
         state = loop.state if goal is None else loop.best(first.programs.state)
         if state is not loop.state:
             show.say(f"ends with step {int(jax.device_get(state.step))}, the best by {goal}; the last is {loop.done}")
-    return Result(state.replace(features=features), loop.history)
+    result = Result(state.replace(features=features), loop.history)
+    if interrupts.asked:
+        if jax.process_index() == 0:
+            say(f"sapwood: {loop.ended(interrupts.name)}")
+        result.stopped = interrupts.name
+        interrupts.hand_on()
+    return result
 
 
 def _steps_per_call(trainer: Any, option: int | str) -> int | None:
@@ -192,6 +222,9 @@ class Loop:
         self.identity: dict[str, Any] = {}
         self.changed: list[str] = []
         self.pending: list[Packed] = []
+        self.carried: dict[str, Any] | None = None  # of the row in whose middle the run was stopped and resumed
+        self.saved: int | None = None
+        self.skipped = 0  # steps in a row, up to the last row that was read
         self.late: deque[Row] = deque()
 
     def restore(self, info: dict[str, Any] | None, resume: bool | str = True) -> None:
@@ -230,6 +263,8 @@ class Loop:
                 f"{self.record.directory} is at step {self.done} and is to end at step {self.plan.steps}; ask for more "
                 "epochs or steps"
             )
+        self.carried = None if self.changed else info.get("pending")
+        self.saved = self.done
         self.history = together(lambda: self.record.begin(self.done))
         self._remember(info, resume)
 
@@ -274,21 +309,30 @@ class Loop:
         afresh = {i for i in range(len(now)) if anyway and (i in over or (before and before[i] != now[i]))}
         self.memory = [{} if i in afresh else known for i, known in enumerate(memory)]
 
-    def run(self) -> None:
-        """Send every step that is left."""
+    def ended(self, by: str | None) -> str:
+        """Where a run ended before its last step, and how to go on, in words."""
+        run = self.record.directory
+        where = f"stopped by {by} after step {self.done} of {self.plan.steps}"
+        if run is None:
+            return f"{where}; the state so far is handed back"
+        return f"{where}, which is saved in {run}; --resume, or resume=True, goes on from there"
+
+    def run(self, interrupts: Interrupts) -> None:
+        """Send every step that is left, or those until something asks for the end."""
         if self.stopped:
             return
         trainer = self.trainer
         in_place = trainer.jit and trainer.mesh is None and platform() == "cpu"
         feed = to_device(self.stream, trainer.batch_sharding, block=self.sender.size, host=in_place)
         self.clock, self.clocked = time.perf_counter(), self.done
+        alone = jax.process_count() == 1
         try:
             while self.done < self.plan.steps and not self.stopped:
                 self.sender.before(self.done, self.state)
                 size, block = self.sender.size(self.done), self.sender.block
                 self.state, parts = self.sender.send(self.state, next(feed), size)
                 self.done += size
-                self.pending += parts
+                self.pending += parts if self.carried is None else [self.take_up(parts[0].of), *parts]
                 ahead = max(2, AHEAD // size)
                 if len(self.pending) > ahead:
                     jax.block_until_ready(self.pending[-ahead])
@@ -296,10 +340,30 @@ class Loop:
                 if self.sender.block != block:
                     feed.seek(self.done)  # what it read ahead is of another size
                 self.progress.advance(self.done)
+                leaves = interrupts.asked if alone else 0
                 if self.plan.closes_row(self.done):
                     self.close()
+                    leaves = largest(interrupts.asked)  # several processes end at the same step
+                if leaves:
+                    interrupts.asked = leaves
+                    return self.leave()
         finally:
             feed.close()
+
+    def leave(self) -> None:
+        """Look at what has been sent, and save it, in the middle of a row: whoever resumes it closes that row."""
+        while self.late:
+            self.read(self.late.popleft())
+        if self.pending:
+            self.pending = [join(self.pending)]
+            self.look(Row(self.done, self.pending, None, 0.0), unpack(self.pending[0]))
+        if self.record.directory is not None and self.saved != self.done:
+            self.save({})
+
+    def take_up(self, of: Any) -> Packed:
+        """The metrics of a row's steps before the run was stopped, so that the row is that of an unbroken run."""
+        carried, self.carried = self.carried or {}, None
+        return Packed({kind: from_text(kind, *x) for kind, x in carried.items()}, of)
 
     def close(self) -> None:
         """Close the row of this step, read what has arrived, and save where a checkpoint is due."""
@@ -321,12 +385,17 @@ class Loop:
         if self.kept is not None and self.plan.ends_epoch(self.done):
             self.kept.offer(self.history[-1], self.state)
         if saves or (self.stopped and self.record.directory is not None):
-            info = {"data": {**self.stream.state(), "position": self.done}, "stopped": self.stopped,
-                    "callbacks": self.memory, "called": self.called,
-                    "stopping": self.stopping, "steps_per_call": self.sender.chosen,
-                    "features": self.features.to_json(), "identity": self.identity}  # fmt: skip
-            row = self.history[-1] if self.plan.ends_epoch(self.done) else {}
-            self.record.save(self.done, self.state, info, row)
+            self.save(self.history[-1] if self.plan.ends_epoch(self.done) else {})
+
+    def save(self, row: dict[str, Any]) -> None:
+        """Save all that decides what happens next; `row` holds the metrics of a checkpoint at the end of an epoch."""
+        pending = {kind: to_text(x) for kind, x in self.pending[0].vectors.items()} if self.pending else None
+        info = {"data": {**self.stream.state(), "position": self.done}, "stopped": self.stopped,
+                "callbacks": self.memory, "called": self.called, "pending": pending,
+                "stopping": self.stopping, "steps_per_call": self.sender.chosen,
+                "features": self.features.to_json(), "identity": self.identity}  # fmt: skip
+        self.record.save(self.done, self.state, info, row)
+        self.saved = self.done
 
     def best(self, shapes: TrainState) -> TrainState:
         """The best state of the run; the last one where no epoch's end had a number."""
@@ -338,6 +407,7 @@ class Loop:
         """Fetch a row, look at its checks, log it, and ask the callbacks."""
         steps = unpack(join(row.steps))
         self.look(row, steps)
+        self.count_skips(row, steps)
         values = metrics.compute(metrics.merge_stacked(without_flags(steps)))
         if row.validation is not None and self.evaluation is not None:
             found = self.evaluation.settle(row.validation, self.state)
@@ -374,6 +444,25 @@ class Loop:
             batch = self.trainer.put(self.stream[number])
             checks.explain(self.trainer, self.state, batch, key, train=True, where=where)
         raise CheckError(f"{'; '.join(failed)}, {where}")
+
+    def count_skips(self, row: Row, steps: dict[str, Any]) -> None:
+        """Raise where loss scaling skips step after step: the run would end, and have learned nothing."""
+        if SKIPPED not in steps:
+            return
+        self.skipped, most = skips(self.skipped, np.ravel(steps[SKIPPED].steps))
+        patience = self.trainer.scaling.patience
+        ends = row.step == self.plan.steps
+        if most >= patience:
+            found = f"{patience} steps in a row were skipped by step {row.step} (LossScale(patience={patience}))"
+        elif ends and int(jax.device_get(self.state.scale.skipped)) >= row.step:
+            found = f"all {row.step} steps of the run were skipped, so nothing was learned"
+        else:
+            return
+        scale = float(jax.device_get(self.state.scale.scale))
+        raise CheckError(
+            f"{found}: their gradients overflow float16, which ends at 65504, also at a loss scale of {scale:g}; scale "
+            "the inputs or the loss down, begin with a smaller LossScale(initial=...), or use bfloat16"
+        )
 
 
 def _start_copies(tree: Any) -> None:

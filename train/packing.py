@@ -1,5 +1,6 @@
 """Metrics on their way to the host: all numbers of a step as one vector, because fetching costs by the array."""
 
+import base64
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -72,6 +73,20 @@ def join(parts: Sequence[Packed]) -> Packed:
         return np.concatenate([np.atleast_2d(jax.device_get(part.vectors[kind])) for part in parts])
 
     return Packed({kind: steps(kind) for kind in parts[0].vectors}, parts[0].of)
+
+
+def to_text(vector: np.ndarray) -> list[Any]:
+    """A vector's shape and its bits, as JSON holds them.
+
+    >>> from_text("float16", *to_text(np.float16([[1, 2]]))).tolist()
+    [[1.0, 2.0]]
+    """
+    return [list(vector.shape), base64.b64encode(np.ascontiguousarray(vector).tobytes()).decode()]
+
+
+def from_text(kind: str, shape: list[int], bits: str) -> np.ndarray:
+    """What `to_text` wrote, of a dtype."""
+    return np.frombuffer(base64.b64decode(bits), jnp.dtype(kind)).reshape(shape)
 
 
 def _kind(dtype: Any) -> str:

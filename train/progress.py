@@ -2,10 +2,12 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 import numpy as np
+
+from sapwood.train.output import is_terminal, say
 
 
 def number(x: Any) -> str:
@@ -67,26 +69,33 @@ class Progress:
         self.drawn = 0.0
 
     def __enter__(self) -> "Progress":
-        if not self.quiet and self.out.isatty():
+        if not self.quiet and is_terminal(self.out):
             self.bar = _bar(self.out)
             self.task = self.bar.add_task("", total=self.steps, completed=self.start, text="compiling")
-            self.bar.start()
+            self._draw(lambda bar: bar.start())
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        self._draw(lambda bar: bar.stop())
+
+    def _draw(self, what: Callable[[Any], Any]) -> None:
+        """Do something to the bar, if there is one and its terminal is still there."""
+        try:
+            if self.bar is not None:
+                what(self.bar)
+        except (OSError, ValueError):
+            self.bar = None
 
     def advance(self, step: int) -> None:
         """Note that ``step`` steps were sent to the device; costs a comparison unless a bar is due to be drawn."""
         if self.bar is not None and (now := time.monotonic()) - self.drawn > 0.1:
             self.drawn = now
-            self.bar.update(self.task, completed=step, text=self.text)
+            self._draw(lambda bar: bar.update(self.task, completed=step, text=self.text))
 
     def say(self, text: str) -> None:
         """Say something about the run, apart from its rows."""
         if not self.quiet:
-            print(f"sapwood: {text}", file=sys.stderr, flush=True)
+            say(f"sapwood: {text}")
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Show one row of metrics."""
@@ -97,17 +106,22 @@ class Progress:
         line = f"{epoch}step {row['step']}/{self.steps}  {describe(row)}"
         if self.bar is not None:
             self.text = describe(row)
-            self.bar.update(self.task, completed=row["step"], text=self.text)
-            self.bar.print(line, highlight=False, markup=False)
+            self._draw(lambda bar: bar.update(self.task, completed=row["step"], text=self.text))
+            self._draw(lambda bar: bar.print(line, highlight=False, markup=False))
             return
         left = f"  ETA {clock((self.steps - row['step']) / rate)}" if rate else ""
-        print(f"{line}  {number(rate)} steps/s{left}", file=self.out, flush=True)
+        if self.out is not None:
+            say(f"{line}  {number(rate)} steps/s{left}", self.out)
 
 
 def _bar(out: TextIO) -> Any:
     """A rich progress bar; rich is imported here because a run without a terminal never needs it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:  # rich's own ends the program
+            raise BrokenPipeError
 
     class Rate(ProgressColumn):
         def render(self, task: Any) -> Any:
@@ -120,7 +134,7 @@ def _bar(out: TextIO) -> Any:
     text = TextColumn("{task.fields[text]}")
     columns = BarColumn(bar_width=24), MofNCompleteColumn(), Rate(), TimeRemainingColumn(), text
     # Four redraws a second: the thread that draws shares the processor with the one that sends steps.
-    return _WithPrint(Bar(*columns, console=Console(file=out), refresh_per_second=4))
+    return _WithPrint(Bar(*columns, console=Screen(file=out), refresh_per_second=4))
 
 
 class _WithPrint:

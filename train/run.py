@@ -1,6 +1,7 @@
 """The directory of a run: its rows, its TensorBoard events and its checkpoints; nothing at all where none is wanted."""
 
 import contextlib
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,21 +9,28 @@ from typing import Any
 import jax
 import numpy as np
 
-from sapwood.core.errors import CheckpointError, ConfigError
+from sapwood.core.errors import CheckError, CheckpointError, ConfigError
 from sapwood.train import sealed
+from sapwood.train.agreement import by_the_first, together
 from sapwood.train.checkpoint_directory import Directory
 from sapwood.train.checkpoints import Checkpoints, Info
 from sapwood.train.continuing import ANYWAY
+from sapwood.train.finite import not_finite
 from sapwood.train.logs import JsonlLog, TensorBoardLog, read_rows
 from sapwood.train.orbax_arrays import preload
 from sapwood.train.restored import restored
+from sapwood.train.wording import some
+from sapwood.train.writer import Writer
 
 
 class Run:
-    """What `fit` writes to ``directory`` (None writes nothing). A context manager: leaving waits for what is under way.
+    """What `fit` writes to ``directory``, a path or a `Writer` (None writes nothing). A context manager: nobody else
+    writes there meanwhile, and leaving waits for what is under way. ``id`` names the run: in its config, rows and
+    checkpoints.
 
-    Raises `ConfigError` for options that need a directory where there is none, `CheckpointError` where the directory
-    holds the checkpoints of another run and ``resume`` does not say to go on from them.
+    Raises `ConfigError` for options that need a directory where there is none, and, on entering, `CheckpointError`
+    where another process writes there, or the directory holds the checkpoints of another run and ``resume`` does not
+    say to go on from them.
     """
 
     def __init__(self, directory: Any, *, resume: bool | str, keep: int, best: str | None):
@@ -35,32 +43,48 @@ class Run:
         self.newest: int | None = None
         self.logs: list[Any] = []
         self.notes: dict[str, Any] = {}
+        self.id: str | None = None
+        self.save_nonfinite = False
+        self.resume, self._held = resume, contextlib.ExitStack()
         if self.directory is None:
             return
         Directory(self.directory).check_name()
+        self.writer = directory if isinstance(directory, Writer) else Writer(self.directory)
         self.checkpoints = Checkpoints(self.directory / "checkpoints", keep=keep, best=best)
-        self.newest = max(self.checkpoints.candidates(), default=None)  # all processes start afresh, or none does
-        if self.newest is not None and not resume:
-            raise CheckpointError(
-                f"{directory} already holds a run (newest checkpoint: step {self.newest}); resume it "
-                f"(resume=True, --resume), or choose another directory"
-            )
-        preload()  # Orbax takes 0.4 s to import: in a thread, while the step compiles
 
     def __enter__(self) -> "Run":
+        if self.checkpoints is None:
+            return self
+        with contextlib.ExitStack() as held:
+            held.enter_context(self.writer)
+            self.newest = max(self.checkpoints.candidates(), default=None)  # all processes start afresh, or none does
+            if self.newest is not None and not self.resume:
+                raise CheckpointError(
+                    f"{self.directory} already holds a run (newest checkpoint: step {self.newest}); resume it "
+                    f"(resume=True, --resume), or choose another directory"
+                )
+            self.id = by_the_first(lambda: self.noted("run") or new_id())
+            held.enter_context(self.checkpoints)
+            held.callback(lambda: [log.close() for log in self.logs])
+            self._held = held.pop_all()
+        preload()  # Orbax takes 0.4 s to import: in a thread, while the step compiles
         return self
 
-    def __exit__(self, kind: Any, *_: object) -> None:
-        for log in self.logs:
-            log.close()
-        if self.checkpoints is not None:
-            self.checkpoints.close()
+    def __exit__(self, *error: Any) -> None:
+        self._held.__exit__(*error)
 
     def restore(self, shapes: Any) -> tuple[Any, dict[str, Any]] | None:
         """The state and info of the newest whole checkpoint, or None where there is none yet."""
         if self.checkpoints is None or self.newest is None:
             return None
         state, found = restored(self.checkpoints, shapes)
+        written = found.info.get("run")  # None in what 0.1 wrote
+        if written is not None and self.noted("run") not in (None, written):
+            raise CheckpointError(
+                f"{self.directory} holds two runs: config.json is of {self.noted('run')}, checkpoint {found.step} of "
+                f"{written}; move what is of another run away, or choose another directory"
+            )
+        self.id = written or self.id
         return state, found.info
 
     @staticmethod
@@ -79,11 +103,25 @@ class Run:
         step = self.checkpoints.best()
         return last if step in (None, int(jax.device_get(last.step))) else restored(self.checkpoints, shapes, step)[0]
 
+    def wait(self) -> None:
+        """Wait until what is being saved is written."""
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
+
     def save(self, step: int, state: Any, info: dict[str, Any], metrics: dict[str, Any]) -> None:
-        """Start to write a checkpoint."""
+        """Start to write a checkpoint. `CheckError` for a state that is not finite, unless `save_nonfinite`."""
         assert self.checkpoints is not None
+        if not self.save_nonfinite and (bad := not_finite(state)):
+            kept = f"checkpoint {self.newest} is the newest" if self.newest is not None else "there is no checkpoint"
+            raise CheckError(
+                f"after step {step} {some(bad)} {'is' if len(bad) == 1 else 'are'} not finite: nothing is saved over "
+                f"what is in {self.directory}, where {kept}; a smaller learning rate or Trainer(clip=1.0) may help; "
+                "fit(save_nonfinite=True), --save-nonfinite, saves such a state, too"
+            )
+        together(lambda: self.writer.check() if jax.process_index() == 0 else None)
         numbers = {name: x for name, x in metrics.items() if isinstance(x, int | float)}
-        self.checkpoints.save(step, state, info, numbers)
+        self.checkpoints.save(step, state, {**info, "run": self.id}, numbers)
+        self.newest = step
 
     def noted(self, name: str) -> Any:
         """What `note` wrote under a name, None where it did not."""
@@ -110,10 +148,11 @@ class Run:
         """Open the logs of a fresh run (None), or of one that goes on from a step; returns the rows so far."""
         if self.directory is None or jax.process_index() > 0:
             return []
+        self.note("run", self.id)
         rows, events = self.directory / "metrics.jsonl", self.directory / "tensorboard"
         killed = step is None and any(events.glob("events.*"))  # before its first checkpoint: all of it is taken back
         with self._writable():
-            self.logs.append(JsonlLog(rows, after=step))
+            self.logs.append(JsonlLog(rows, after=step, run=self.id))
             self.logs.append(TensorBoardLog(events, after=0 if killed else step))
         return [] if step is None else [{name: _number(x) for name, x in row.items()} for row in read_rows(rows)]
 
@@ -127,11 +166,21 @@ class Run:
 
     @contextlib.contextmanager
     def _writable(self) -> Iterator[None]:
+        self.writer.check()
         try:
             yield
         except OSError as error:
             raise CheckpointError(f"the run directory {self.directory} cannot be written: {error.strerror}; make room "
                                   f"and resume, or choose another directory") from error  # fmt: skip
+
+
+def new_id() -> str:
+    """A name for a run that no other has.
+
+    >>> len(new_id())
+    12
+    """
+    return uuid.uuid4().hex[:12]
 
 
 def _number(x: Any) -> Any:

@@ -2,7 +2,8 @@
 
 The loss is multiplied by a scale before the gradient is taken. A step whose gradients overflow is skipped and halves
 the scale; after a run of good steps it doubles. A row of `fit` counts the skipped steps ("skipped_steps"). At a scale
-of 1 nothing is left to halve: gradients that are not finite there fail a check. bfloat16 has float32's range and needs
+of 1 nothing is left to halve: gradients that are not finite there fail a check. `fit` ends with an error after
+`LossScale.patience` skipped steps in a row, and where it skipped every step. bfloat16 has float32's range and needs
 none of this.
 """
 
@@ -35,7 +36,8 @@ class ScaleState:
 
 @dataclasses.dataclass(frozen=True)
 class LossScale:
-    """How the scale starts and moves: doubled after ``interval`` good steps, halved (down to 1) by an overflow.
+    """How the scale starts and moves: doubled after ``interval`` good steps, halved (down to 1) by an overflow. `fit`
+    ends with a `CheckError` where ``patience`` steps in a row overflow; it looks at the end of each row.
 
     >>> scaling = LossScale(initial=8, interval=2)
     >>> state = scaling.init()
@@ -50,10 +52,13 @@ class LossScale:
     initial: float = 2.0**15
     interval: int = 2000
     factor: float = 2.0
+    patience: int = 50
 
     def __post_init__(self):
-        if self.initial < 1 or self.interval < 1 or self.factor <= 1:
-            raise ConfigError(f"{self}: the initial scale and the interval are at least 1, the factor more than 1")
+        if self.initial < 1 or self.interval < 1 or self.factor <= 1 or self.patience < 1:
+            raise ConfigError(
+                f"{self}: the initial scale, the interval and the patience are at least 1, the factor more than 1"
+            )
 
     def init(self) -> ScaleState:
         """The state before the first step."""
@@ -78,6 +83,10 @@ def unscaled(gradient: jax.Array, scale: jax.Array) -> jax.Array:
     return (gradient.astype(wide) / scale).astype(gradient.dtype)
 
 
+SKIPPED = "skipped_steps"
+"""Where a step's metrics hold its `Skipped`, under loss scaling."""
+
+
 class Skipped(Metric):
     """How many steps loss scaling skipped, because their gradients overflowed."""
 
@@ -85,6 +94,19 @@ class Skipped(Metric):
 
     def compute(self) -> Any:
         return self.steps
+
+
+def skips(before: int, steps: np.ndarray) -> tuple[int, int]:
+    """How many steps in a row are skipped at the end, and at most, where ``before`` ones came before these.
+
+    >>> skips(2, np.array([1, 0, 1, 1]))
+    (2, 3)
+    """
+    most = now = before
+    for skipped in steps.tolist():
+        now = now + 1 if skipped else 0
+        most = max(most, now)
+    return now, most
 
 
 def all_finite(tree: Any, alone: bool = False) -> jax.Array:

@@ -9,7 +9,7 @@ import optax
 from sapwood.train import birth, checks, ema, learning_rate
 from sapwood.train.accumulate import accumulate
 from sapwood.train.forward import Pass, forward, hold
-from sapwood.train.scaling import Skipped, all_finite, unscaled
+from sapwood.train.scaling import SKIPPED, Skipped, all_finite, unscaled
 from sapwood.train.state import TrainState
 from sapwood.train.trainable import join, split
 
@@ -114,7 +114,7 @@ def _gate(trainer: Any, before: TrainState, after: TrainState, out: Pass, finite
             good = good & flag
         after = after.replace(ok=good)
     if scaled:
-        metrics["skipped_steps"] = Skipped(jnp.int32(~finite))
+        metrics[SKIPPED] = Skipped(jnp.int32(~finite))
         good = finite if good is None else good & finite
         after = after.replace(
             opt_state=_keep(finite, after.opt_state, before.opt_state),

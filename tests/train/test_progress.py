@@ -1,7 +1,11 @@
 """Progress: plain lines without a terminal, a bar with one."""
 
 import io
+import sys
 
+import pytest
+
+from sapwood.train.output import say
 from sapwood.train.progress import Progress, clock, describe, number
 
 ROW = {"step": 45, "epoch": 1, "loss": 1.2345678, "accuracy": 0.5, "steps_per_second": 30.0}
@@ -44,3 +48,51 @@ def test_numbers_and_clocks():
     assert [number(x) for x in (0.0, 1e-9, 123456.7, 7)] == ["0", "1e-09", "123457", "7"]
     assert [clock(x) for x in (0, 59.6, 3600)] == ["0:00", "1:00", "1:00:00"]
     assert describe(ROW) == "loss 1.235  accuracy 0.5"
+
+
+class Gone(io.StringIO):
+    """A pipe whose reader went away, or a terminal that was closed."""
+
+    def __init__(self, error, terminal):
+        super().__init__()
+        self.error, self.terminal = error, terminal
+
+    def isatty(self):
+        return self.terminal
+
+    def write(self, text):
+        raise self.error
+
+
+class Bare:
+    """What some programs put in place of stdout."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "Input/output error"), ValueError("closed file")])
+def test_where_nobody_reads_all_goes_on(error, terminal):
+    with Progress(9, start=0, out=Gone(error, terminal)) as progress:
+        for step in range(1, 10):
+            progress.advance(step)
+            progress.row({"step": step, "loss": 0.5})
+
+
+def test_a_stdout_that_is_none_closed_or_bare(monkeypatch, capsys):
+    bare, closed = Bare(), io.StringIO()
+    closed.close()
+    for out in (None, closed, bare):
+        monkeypatch.setattr(sys, "stdout", out)
+        with Progress(9, start=0) as progress:
+            progress.row({"step": 1, "loss": 0.5})
+    assert bare.text == "step 1/9  loss 0.5  0 steps/s\n"
+    monkeypatch.setattr(sys, "stderr", None)
+    assert not say("nothing hears this")
