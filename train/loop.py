@@ -43,6 +43,10 @@ from sapwood.train.start import start
 from sapwood.train.state import TrainState
 
 
+ROOM = 4 << 20
+"""Characters of the metrics of a row that is under way, in a checkpoint, at most."""
+
+
 class _Pair(NamedTuple):
     state: TrainState
     history: list[dict[str, Any]]
@@ -263,7 +267,7 @@ class Loop:
                 f"{self.record.directory} is at step {self.done} and is to end at step {self.plan.steps}; ask for more "
                 "epochs or steps"
             )
-        self.carried = None if self.changed else info.get("pending")
+        self.carried = None if self.changed else info.get("pending") or None
         self.saved = self.done
         self.history = together(lambda: self.record.begin(self.done))
         self._remember(info, resume)
@@ -389,7 +393,10 @@ class Loop:
 
     def save(self, row: dict[str, Any]) -> None:
         """Save all that decides what happens next; `row` holds the metrics of a checkpoint at the end of an epoch."""
-        pending = {kind: to_text(x) for kind, x in self.pending[0].vectors.items()} if self.pending else None
+        pending = {kind: to_text(x) for kind, x in self.pending[0].vectors.items()} if self.pending else {}
+        if sum(len(text) for _, text in pending.values()) > ROOM:
+            pending = {}
+            say("sapwood: the row of metrics that is under way is too large to be saved: it begins anew after a resume")
         info = {"data": {**self.stream.state(), "position": self.done}, "stopped": self.stopped,
                 "callbacks": self.memory, "called": self.called, "pending": pending,
                 "stopping": self.stopping, "steps_per_call": self.sender.chosen,

@@ -103,8 +103,8 @@ class Writer:
         except OSError as error:
             self._give_back()
             raise CheckpointError(
-                f"the run directory {self.directory} cannot be written: {error.strerror}; make room and resume, or "
-                "choose another directory"
+                f"the run directory {self.directory} cannot be written: {error.strerror}; choose another directory "
+                "(run=, --run), or make room"
             ) from error
         except BaseException:
             self._give_back()
