@@ -194,7 +194,8 @@ def test_a_run_directory_that_is_a_file(tmp_path, below):
     (tmp_path / "file").write_text("here")
     with pytest.raises(sw.CheckpointError) as caught:
         fit(images(), run=Path(tmp_path / "file" / below))
-    assert caught.match(rf"the run directory {tmp_path}/file.* cannot be written: (Not a directory|File exists); choose another")
+    said = rf"the run directory {tmp_path}/file.* cannot be written: (Not a directory|File exists); choose another"
+    assert caught.match(said)
 
 
 def test_a_log_that_cannot_grow(tmp_path, monkeypatch):

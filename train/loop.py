@@ -42,7 +42,6 @@ from sapwood.train.sending import Auto, Sender
 from sapwood.train.start import start
 from sapwood.train.state import TrainState
 
-
 ROOM = 4 << 20
 """Characters of the metrics of a row that is under way, in a checkpoint, at most."""
 
