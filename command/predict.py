@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sapwood.command import options
-from sapwood.core.errors import ConfigError
+from sapwood.core.errors import CheckpointError, ConfigError
 
 SOFTMAX = ("softmax_cross_entropy", "kl_divergence")
 """The losses whose outputs are, by softmax, the probabilities of classes."""
@@ -30,6 +30,8 @@ def main(arguments: list[str]) -> None:
     experiment = Experiment.open(found.run, options.machine(found), found.trust)
     objective = experiment.trainer.objective
     names = getattr(objective, "inputs", ())
+    if len(names) == 1 and names[0] not in experiment.features:
+        raise CheckpointError(f"{found.run}/config.json says nothing of {names[0]}, which its model takes")
     if len(names) != 1 or len(experiment.features[names[0]].shape) != 3:
         takes = ", ".join(names) or "what only its objective knows"
         raise ConfigError(f"{found.run} is no image classifier: its model takes {takes}")

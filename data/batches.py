@@ -11,6 +11,7 @@ from sapwood.data.dataset import Batch, Dataset
 from sapwood.data.order import Order
 
 REMAINDERS = ("wrap", "drop", "pad")
+LARGE, TIMES = 1 << 20, 100  # a batch of more is refused where it holds each example more than so many times
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,11 @@ def batches(
     plan = Plan(len(dataset), int(batch_size), remainder)
     if batch_size < 1:
         raise ConfigError(f"a batch has at least one example, not {batch_size}")
+    if batch_size > max(LARGE, TIMES * len(dataset)):
+        raise ConfigError(
+            f"a batch of {batch_size:,} would hold each of {len(dataset):,} examples more than {TIMES} times; the size "
+            "of the data set is the largest that makes sense"
+        )
     if plan.steps_per_epoch == 0:
         raise ConfigError(
             f"a batch of {batch_size} is larger than the data set of {len(dataset)}, so remainder='drop' leaves "

@@ -110,7 +110,10 @@ class Dataset:
             if odd is not None:
                 raise _no_dict(rows[odd], where(int(entries[odd])))
             return stack(rows, entries, where)
-        mapped = step.function(batch)
+        try:
+            mapped = step.function(batch)
+        except DataError as error:
+            raise _of_one(step, batch, entries, where) or error from error
         if not isinstance(mapped, Mapping):
             raise _no_dict(mapped, f"{len(entries)} examples")
         arrays = {n: narrow(n, a) for n, a in mapped.items()}
@@ -367,6 +370,17 @@ class Dataset:
 def _turned(turns: Mapping[str, Sequence[Callable[[Any], Any]]], batch: Batch) -> Batch:
     """The batch with some entries turned, by one function after the other."""
     return {name: reduce(lambda values, turn: turn(values), turns.get(name, ()), a) for name, a in batch.items()}
+
+
+def _of_one(step: Step, batch: Batch, entries: np.ndarray, where: Callable[[int], str]) -> DataError | None:
+    """What the function of stacked examples says of the first that it refuses, with its name; None where it takes each
+    alone."""
+    for i, entry in enumerate(entries):
+        try:
+            step.function({name: values[i : i + 1] for name, values in batch.items()})
+        except DataError as error:
+            return DataError(f"{where(int(entry))}: {error}")
+    return None
 
 
 def _no_dict(made: Any, what: str) -> DataError:

@@ -135,7 +135,7 @@ def _is_size(value: Any) -> bool:
 _WRITTEN: dict[str, Callable[[Any], bool]] = {
     "shape": lambda x: isinstance(x, list) and all(map(_is_size, x)),
     "dtype": lambda x: isinstance(x, str),
-    "num_classes": _is_size,
+    "num_classes": lambda x: _is_size(x) and (x or 0) < 2**31,
     "finite": lambda x: isinstance(x, bool),
     **dict.fromkeys(("low", "high"), lambda x: x is None or type(x) in (int, float)),
     **dict.fromkeys(("classes", "vocabulary", "columns"), lambda x: x is None or _are(str, x)),
@@ -208,10 +208,11 @@ def on_disk(values: Any) -> bool:
     return values is not None
 
 
-def narrow(name: str, values: Any) -> np.ndarray:
+def narrow(name: str, values: Any, where: Callable[[int], str] | None = None) -> np.ndarray:
     """`values` as an array of a type the device has: in its order of bytes, float64 to float32 and int64 to int32
     unless JAX's 64-bit types are on. An integer that does not fit is an error here, where JAX would wrap it around
-    without a word. Text becomes an array of Python strings."""
+    without a word, which names the example by `where` if the first dimension counts those. Text becomes an array of
+    Python strings."""
     values = array(name, values)
     if values.dtype.kind in "UST":
         return _strings(name, values)
@@ -225,10 +226,11 @@ def narrow(name: str, values: Any) -> np.ndarray:
     if dtype.kind in "iu" and dtype != values.dtype and values.size:
         limits = np.iinfo(dtype)
         if values.min() < limits.min or values.max() > limits.max:
-            bad = values.max() if values.max() > limits.max else values.min()
+            first = tuple(np.argwhere((values > limits.max) | (values < limits.min))[0])
+            holder = name if where is None or not first else f"{name} of {where(int(first[0]))}"
             raise DataError(
-                f"{name} holds {bad}, which does not fit {dtype.name}; map it to smaller numbers, or turn on JAX's "
-                "64-bit types with jax.config.update('jax_enable_x64', True)"
+                f"{holder} holds {values[first]}, which does not fit {dtype.name}; map it to smaller numbers, or turn "
+                "on JAX's 64-bit types with jax.config.update('jax_enable_x64', True)"
             )
     return values.astype(dtype, copy=False)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import DataError
+from sapwood.data.ordinary_files import check_ordinary
 
 GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes that have no colour."""
@@ -54,6 +55,7 @@ def decode(
         elif pixels.mode != "RGB":
             pixels = pixels.convert("RGB")
         if size is not None and pixels.size != (size[1], size[0]):
+            _check_size((size[1], size[0]), f"the size for {called}")
             pixels = pixels.resize((size[1], size[0]), Image.Resampling.BILINEAR)
         array = np.array(pixels)
     return array[..., None] if grey else array
@@ -123,14 +125,30 @@ def _opened(picture: Any, name: str | None) -> Iterator[tuple[Any, str]]:
         if is_picture(picture):
             yield picture, called
             return
+        if isinstance(picture, str | Path):
+            check_ordinary(picture, called)
         with Image.open(
             io.BytesIO(picture) if isinstance(picture, bytes | bytearray | memoryview) else picture
         ) as image:
+            if image.format == "EPS":
+                raise DataError(f"{called} is PostScript, which is a program and is not run; save it as PNG")
+            _check_size(image.size, called)
             yield image, called
     except DataError:
         raise
     except Exception as error:
         raise _unreadable(called, error) from error
+
+
+def _check_size(size: tuple[int, int], called: str) -> None:
+    """DataError for more pixels than Pillow takes for safe; Pillow itself warns up to twice as many."""
+    from PIL import Image
+
+    if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
+        raise DataError(
+            f"{called} is too large: {size[0]:,} x {size[1]:,} pixels are more than {Image.MAX_IMAGE_PIXELS:,}. Make "
+            "it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        )
 
 
 def _unreadable(called: str, error: Exception) -> DataError:

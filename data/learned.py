@@ -10,6 +10,7 @@ from sapwood.core.errors import DataError
 from sapwood.data.features import RAW, TEXT, Feature
 
 MOST = 12  # names that a message lists
+COUNTED = 1 << 20  # classes without names that are told apart by their numbers
 
 Turn = Callable[[np.ndarray], np.ndarray]
 
@@ -133,6 +134,8 @@ def _names(feature: Feature) -> tuple[str, ...] | None:
     """What the numbers of an entry stand for: the numbers themselves where its classes have no names."""
     if feature.vocabulary is not None or feature.num_classes is None:
         return feature.vocabulary
+    if feature.classes is None and feature.num_classes > COUNTED:
+        return None
     return tuple(feature.name(i) for i in range(feature.num_classes))
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
+from sapwood.core.trust import Trust
 from sapwood.data.dataset import Dataset
 from sapwood.data.images import is_picture
+from sapwood.data.ordinary_files import check_ordinary
 from sapwood.data.source import Source
 
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
@@ -33,14 +35,15 @@ def load(
     size: tuple[int, int] | None = None,
     remember: bool | None = None,
     data_dir: str | Path | None = None,
+    trust: Trust | None = None,
 ) -> Any:
     """A `Dataset` of whatever `source` is; with `validation`, a pair of them.
 
     | source | entries | options |
     |---|---|---|
     | "digits" | image, label | split, data_dir |
-    | a TensorFlow data set: "mnist", "glue/cola", "mnist:3.0.1" | its own | split, target, data_dir |
-    | a folder with `dataset_info.json` | its own | split, target |
+    | a TensorFlow data set: "mnist", "glue/cola", "mnist:3.0.1" | its own | split, target, data_dir, trust |
+    | a folder with `dataset_info.json` | its own | split, target, trust |
     | a folder of images by class | image, label | split, classes, size |
     | .csv, .tsv, .parquet; a frame of pandas, polars, ... | features, label, ... | target, classes, weight, columns |
     | a file .npz, or a dict of arrays or lists of Pillow images | its own | target, classes |
@@ -67,6 +70,7 @@ def load(
             and so is a `datasets.Dataset` with a transform: either may draw at random. Say True for what is the same
             each time and takes long to read.
         data_dir: where prepared sets are; default $SAPWOOD_DATA_DIR, $TFDS_DATA_DIR, ~/tensorflow_datasets.
+        trust: packages that the feature classes of a prepared set may be imported from, beside TFDS's own.
 
     Raises:
         DataError: there is no such data, it is empty or damaged, or it cannot be had here; says how to get it.
@@ -90,6 +94,7 @@ def load(
         "size": size,
         "remember": remember,
         "data_dir": data_dir,
+        "trust": trust,
     }
     if isinstance(source, Dataset):
         data = _with(options, "a Dataset", lambda: source)
@@ -155,14 +160,14 @@ def _named(name: str, options: Mapping[str, Any]) -> Source:
         raise DataError(f"there is no file or folder {name!r}")
     from sapwood.data.sources.catalog import from_catalog
 
-    return _with(options, "a TensorFlow data set", _on(from_catalog, name), "split", "target", "data_dir")
+    return _with(options, "a TensorFlow data set", _on(from_catalog, name), "split", "target", "data_dir", "trust")
 
 
 def _folder(path: Path, options: Mapping[str, Any]) -> Source:
     if (path / "dataset_info.json").exists():
         from sapwood.data.sources.catalog import from_prepared
 
-        return _with(options, "a prepared data set", _on(from_prepared, path), "split", "target")
+        return _with(options, "a prepared data set", _on(from_prepared, path), "split", "target", "trust")
     from sapwood.data.sources.folder import Folder
 
     return _with(options, "a folder of images", _on(Folder, path), "split", "classes", "size")
@@ -173,6 +178,7 @@ def _file(path: Path, options: Mapping[str, Any]) -> Source:
 
     if not path.exists():
         raise DataError(f"there is no file {path}")
+    check_ordinary(path)
     if path.suffix.lower() in TABLES:
         return _with(options, "a table", _on(table.from_file, path), *TABLE_OPTIONS, "header")
     if path.suffix.lower() == ".npz":

@@ -128,7 +128,10 @@ class Reader:
 
     def __init__(self, source: Source, features: dict[str, Feature]):
         self.source, self.features = source, features
-        self._checked = np.zeros(len(source), bool)
+        try:
+            self._checked = np.zeros(len(source), bool)
+        except (MemoryError, OverflowError, ValueError) as error:
+            raise DataError("the data says that it has more examples than there is memory for a bit of each") from error
         self._all_checked = False
         self._arrays = _room(len(source), features) if source.remember and not source.changes else None
         # what lies in memory has one dtype; examples that are read may each come in another
@@ -197,7 +200,7 @@ def _room(count: int, features: dict[str, Feature]) -> dict[str, np.ndarray] | N
         return None
     shapes = {n: tuple(d or 0 for d in f.shape) for n, f in features.items()}
     dtypes = {n: np.dtype(object if f.dtype == TEXT else f.dtype) for n, f in features.items()}
-    size = sum(count * int(np.prod(shapes[n])) * dtypes[n].itemsize for n in features)
+    size = sum(count * math.prod(shapes[n]) * dtypes[n].itemsize for n in features)
     if size > REMEMBER:
         return None
     return {n: np.empty((count, *shapes[n]), dtypes[n]) for n in features}

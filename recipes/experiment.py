@@ -328,6 +328,8 @@ def _is_of(kind: Any, value: Any) -> bool:
     if origin is tuple:
         parts = inner[:1] * len(value) if isinstance(value, tuple) and inner[-1:] == (Ellipsis,) else inner
         return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_of, parts, value))
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        return False
     if kind is float:
         return type(value) in (int, float)
     return type(value) is kind if kind in (int, str, bool) else value is None if kind is type(None) else True

@@ -59,7 +59,8 @@ class Directory:
         return aside if aside.exists() and not own.exists() else own
 
     def check_name(self) -> None:
-        r"""ConfigError for a path that Orbax would take for a pattern, and leave out the file that says where all is.
+        r"""ConfigError for a path that Orbax would take for a pattern, and leave out the file that says where all is,
+        and for one that is no UTF-8, which its files cannot name.
 
         >>> Directory(Path("runs/a[1]")).check_name()
         Traceback (most recent call last):
@@ -69,6 +70,11 @@ class Directory:
         if any(letter in name for letter in _PATTERN):
             signs = " ".join(_PATTERN)
             raise ConfigError(f"checkpoints cannot be written to {self.path}: rename what has a {signs} in it")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            said = os.fsencode(self.path).decode(errors="replace")
+            raise ConfigError(f"checkpoints cannot be written to {said}: rename what is no UTF-8 in it") from None
 
     def make_room(self, step: int) -> None:
         """Create the directory, clear what a killed run left half-written, move the checkpoint of ``step`` aside."""

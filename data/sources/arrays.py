@@ -1,5 +1,6 @@
 """Arrays in memory: a dict of them, or a tuple (inputs, labels) or (inputs, labels, weights)."""
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data.features import Feature, array, infer, narrow, on_disk, rows
 from sapwood.data.images import is_picture
+from sapwood.data.ordinary_files import check_unpacked
 from sapwood.data.pictures import Pictures
 from sapwood.data.source import ArraySource
 from sapwood.data.sources.labels import Classes, encode, rename, weights
@@ -62,7 +64,7 @@ def _entry(name: str, values: Any) -> tuple[np.ndarray | Pictures, Feature]:
     values = rows(name, values)
     if on_disk(values):
         return values, infer(narrow(name, values[:1]))
-    values = narrow(name, values)
+    values = narrow(name, values, "example {}".format)
     return values, infer(values)
 
 
@@ -80,8 +82,16 @@ def _check_lengths(arrays: Mapping[str, Any]) -> None:
 def from_file(path: Path, target: str | None, classes: Classes) -> ArraySource:
     """The arrays of an .npz file; never unpickles."""
     try:
+        with zipfile.ZipFile(path) as packed:
+            size = sum(part.file_size for part in packed.infolist())
+        check_unpacked(path, size, f"load(dict(np.load({path.name!r})))")
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
+        empty = next((name for name, x in arrays.items() if x.ndim and len(x) and not x.nbytes), None)
+        if empty is not None:
+            raise DataError(f"{empty} of {path} has {len(arrays[empty]):,} examples that hold nothing")
+    except DataError:
+        raise
     except Exception as error:  # zipfile, zlib and the parser of NumPy's headers raise all kinds on a damaged file
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} cannot be read as npz: {cause}") from error

@@ -1,24 +1,29 @@
 """TensorFlow Datasets: prepared sets are read by random access, without TensorFlow."""
 
+import contextlib
 import difflib
 import math
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sapwood.core.errors import DataError
+from sapwood.core.errors import DataError, SapwoodError
+from sapwood.core.trust import Trust, covers, trusted
 from sapwood.data.directory import data_directory
 from sapwood.data.features import RAW, TEXT, Feature, narrow, stack
+from sapwood.data.ordinary_files import check_ordinary
 from sapwood.data.source import CHUNK, THREADS, Source
 from sapwood.data.sources.labels import rename
 
 # TensorFlow encodes these when a set is prepared; reading them needs only Pillow, and takes time
 NEED_TENSORFLOW = ("Image", "LabeledImage", "Video", "Audio", "BBoxFeature")
 PROBE_SECONDS = 5.0
+FEATURES = "tensorflow_datasets.core.features"
 
 
 class Catalog(Source):
@@ -51,10 +56,9 @@ class Catalog(Source):
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> DataError:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         return DataError(
             f"the files of {self.builder.name} in {self.builder.data_dir} cannot be read "
-            f"({cause}); delete that folder and prepare it again"
+            f"({_first_line(error)}); delete that folder and prepare it again"
         )
 
     def __len__(self) -> int:
@@ -71,7 +75,7 @@ class Catalog(Source):
     def _examples(self, rows: Any, numbers: list[int]) -> list[dict[str, Any]]:
         try:
             found = rows.__getitems__(numbers)
-        except (OSError, RuntimeError, ValueError, IndexError) as error:
+        except Exception as error:  # whatever protobuf, TFDS and Pillow raise on what is no example
             raise self._damaged(error) from error
         return [self._entries(example) for example in found]
 
@@ -96,38 +100,91 @@ class Catalog(Source):
         return stack(values, range(len(self)), self.where)[name]
 
 
-def from_catalog(name: str, split: str | None, target: str | None, data_dir: str | Path | None) -> Catalog:
+def from_catalog(
+    name: str,
+    split: str | None,
+    target: str | None,
+    data_dir: str | Path | None,
+    trust: Trust | None = None,
+) -> Catalog:
     """The set of that TFDS name, "mnist", "glue/cola" or "mnist:3.0.1"; prepared first where that can be done here."""
-    return Catalog(_find(name, data_dir) or _prepare(name, data_directory(data_dir)), split, target)
+    names = trusted(trust or ())
+    found = _find(name, data_dir, names) or _prepare(name, data_directory(data_dir), names)
+    return Catalog(found, split, target)
 
 
-def from_prepared(folder: Path, split: str | None, target: str | None) -> Catalog:
+def from_prepared(folder: Path, split: str | None, target: str | None, trust: Trust | None = None) -> Catalog:
     """The prepared set in `folder`, the one with `dataset_info.json`."""
     import tensorflow_datasets as tfds
 
+    names = trusted(trust or ())
+    for path in folder.iterdir():
+        if not path.is_dir():
+            check_ordinary(path)
     try:
-        builder = tfds.builder_from_directory(str(folder))
+        with _only_features_of(names):
+            builder = tfds.builder_from_directory(str(folder))
+        return Catalog(builder, split, target)
+    except SapwoodError:
+        raise
     except Exception as error:  # whatever TFDS, protobuf and JSON raise on files that are not theirs
-        raise DataError(f"{folder} holds no prepared data set: {str(error).splitlines()[0]}") from error
-    return Catalog(builder, split, target)
+        raise DataError(f"{folder} holds no prepared data set: {_first_line(error)}") from error
 
 
-def _find(name: str, data_dir: str | Path | None) -> Any:
+_opening = threading.RLock()
+
+
+@contextlib.contextmanager
+def _only_features_of(trust: Sequence[str]) -> Iterator[None]:
+    """Within the block, TFDS imports no class of features but its own and those of trusted packages.
+
+    A prepared set names the class of each feature, and TFDS imports the module of any that it does not know yet.
+    """
+    from tensorflow_datasets.core.features.feature import FeatureConnector
+
+    known = FeatureConnector.__dict__["cls_from_name"]
+
+    def cls_from_name(cls: Any, name: str) -> Any:
+        module = name.rpartition(".")[0]
+        if name not in cls._registered_features and not covers((FEATURES, *trust), module):
+            package = f"{module.split('.')[0]!r:.80}"
+            raise DataError(
+                f"the data names a feature class {name!r:.80}, and nothing is imported from {package} because a file "
+                f"says so; if you trust that package, say so: load(..., trust={package})"
+            )
+        return known.__func__(cls, name)
+
+    with _opening:
+        FeatureConnector.cls_from_name = classmethod(cls_from_name)
+        try:
+            yield
+        finally:
+            FeatureConnector.cls_from_name = known
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _find(name: str, data_dir: str | Path | None, trust: Sequence[str]) -> Any:
     from tensorflow_datasets.core import read_only_builder, registered
 
     # without data_dir=, sets prepared by TFDS itself are found too
     places = [data_directory(data_dir)] if data_dir else [data_directory(), Path.home() / "tensorflow_datasets"]
     for place in dict.fromkeys(places):
         try:
-            return read_only_builder.builder_from_files(name, data_dir=str(place))
+            with _only_features_of(trust):
+                return read_only_builder.builder_from_files(name, data_dir=str(place))
         except registered.DatasetNotFoundError:
             continue
-        except (OSError, ValueError, AssertionError) as error:
-            raise DataError(f"the files of {name} in {place} cannot be read: {str(error).splitlines()[0]}") from error
+        except SapwoodError:
+            raise
+        except Exception as error:  # whatever TFDS, protobuf and JSON raise on files that are not theirs
+            raise DataError(f"the files of {name} in {place} cannot be read: {_first_line(error)}") from error
     return None
 
 
-def _prepare(name: str, place: Path) -> Any:
+def _prepare(name: str, place: Path, trust: Sequence[str]) -> Any:
     """Download and prepare a set, or a DataError that says how to get it."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.registered import DatasetNotFoundError
@@ -137,7 +194,7 @@ def _prepare(name: str, place: Path) -> Any:
     except DatasetNotFoundError:
         raise _unknown(name) from None
     except Exception as error:  # a builder's own code runs here, and may raise anything
-        raise DataError(f"{name} cannot be opened: {str(error).strip().splitlines()[0]}") from error
+        raise DataError(f"{name} cannot be opened: {_first_line(error)}") from error
     how = _how(name, place)
     if _needs_tensorflow(builder) and find_spec("tensorflow") is None:
         raise DataError(
@@ -149,11 +206,10 @@ def _prepare(name: str, place: Path) -> Any:
     try:
         builder.download_and_prepare()
     except Exception as error:  # a builder's own code runs here, and may raise anything
-        found = _find(name, place)  # another process may have finished first
+        found = _find(name, place, trust)  # another process may have finished first
         if found is not None:
             return found
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{name} could not be prepared in {place}: {cause}. {how}") from error
+        raise DataError(f"{name} could not be prepared in {place}: {_first_line(error)}. {how}") from error
     return builder
 
 

@@ -66,7 +66,7 @@ def encode(
     if values.dtype.kind in "UOST" and values.size:
         return _encode_text(narrow(name, values), classes, name, where)
     kept = on_disk(values)  # the source makes them int32 as they are read
-    values = values if kept else narrow(name, values)
+    values = values if kept else narrow(name, values, where)
     if values.dtype.kind not in "biu":
         if classes is not None:
             raise ConfigError(f"classes were given, but {name} holds {values.dtype.name}; classes are integers or text")
@@ -96,7 +96,16 @@ def weights(values: Any) -> tuple[np.ndarray, Feature]:
     try:
         return np.asarray(values).astype(np.float32), WEIGHT
     except (TypeError, ValueError) as error:
-        raise DataError(f"weight holds what is no number: {error}") from error
+        example = next((f" of example {i}" for i, x in enumerate(values) if not _is_number(x)), "")
+        raise DataError(f"weight{example} is no number: {error}") from error
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        np.float32(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def weighing(features: dict[str, Feature]) -> dict[str, Feature]:

@@ -10,11 +10,16 @@ import numpy as np
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data.features import Feature, infer, narrow
 from sapwood.data.images import is_picture
+from sapwood.data.ordinary_files import check_unpacked
 from sapwood.data.pictures import Pictures
 from sapwood.data.source import ArraySource
 from sapwood.data.sources.labels import Classes, encode, weights
 
 EXACT = 2**24  # every whole number up to it is a float32
+COLUMNS = 1 << 15  # of a file; pyarrow takes 10 kB for each, whatever is in it
+CELL = 8  # bytes of a number in a table
+LINE = 64 << 20  # bytes of a first line, at most
+BLOCK = 1 << 20  # what pyarrow reads at once, and no less than the first line
 
 
 class Table(ArraySource):
@@ -56,7 +61,8 @@ class Table(ArraySource):
             classes = _categories(table, target)
         found = _columns(table, name)
         numeric = [n for n, c in found.items() if c.ndim == 1 and c.dtype != object and n not in (target, weight)]
-        own = [n for n in chosen if n not in (target, weight, *numeric)]
+        others = {target, weight, *numeric}
+        own = [n for n in chosen if n not in others]
         _refuse_taken(own, name, numeric, target, weight)
         arrays: dict[str, np.ndarray | Pictures] = {}
         features: dict[str, Feature] = {}
@@ -118,9 +124,7 @@ def from_file(
         elif header is not None:
             raise ConfigError(f"header={header} says nothing about {path.name}; it has the names of its columns")
         else:
-            from pyarrow import parquet
-
-            table = parquet.read_table(path)
+            table = _read_parquet(path)
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
     except (pa.ArrowException, OSError) as error:
@@ -129,6 +133,27 @@ def from_file(
     if header is False:
         made.where = f"example {{}} of {path.name}".format
     return made
+
+
+def _read_parquet(path: Path) -> Any:
+    """The table of a Parquet file, of which a few bytes may stand for many rows."""
+    from pyarrow import parquet
+
+    about = parquet.read_metadata(path)
+    _check_columns(path, about.num_columns)
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    stored = sum(group.total_byte_size for group in groups)
+    instead = f"load(pyarrow.parquet.read_table({path.name!r}))"
+    check_unpacked(path, max(stored, CELL * about.num_rows * about.num_columns), instead)
+    return parquet.read_table(path)
+
+
+def _check_columns(path: Path, count: int) -> None:
+    if count > COLUMNS:
+        raise DataError(
+            f"{path} has {count:,} columns, and at most {COLUMNS:,} are read from a table; keep so many numbers in an "
+            ".npz, one array (rows, columns)"
+        )
 
 
 def is_frame(value: Any) -> bool:
@@ -178,7 +203,7 @@ def _apart(table: Any, name: str, pictures: Mapping[str, Any]) -> tuple[Any, dic
         raise DataError(f"{name} has no rows; at least one example is needed")
     if len(set(table.column_names)) != table.num_columns:
         raise DataError(f"{name} has two columns of one name: {', '.join(map(repr, table.column_names))}")
-    encoded = [n for n in table.column_names if _is_encoded(table.schema.field(n).type)]
+    encoded = [field.name for field in table.schema if _is_encoded(field.type)]
     return table.drop_columns(encoded), {**pictures, **{n: table.column(n) for n in encoded}}
 
 
@@ -206,9 +231,13 @@ def _read_csv(path: Path, delimiter: str, header: bool | None, roles: set[str | 
     import pyarrow as pa
     from pyarrow import csv
 
-    options = csv.ReadOptions(autogenerate_column_names=header is False)
+    with path.open("rb") as file:
+        first = file.readline(LINE)
+    _check_columns(path, first.count(delimiter.encode()) + 1)
+    block = max(BLOCK, 2 * len(first))  # a line that is longer than one is no error, but lost
+    options = csv.ReadOptions(autogenerate_column_names=header is False, block_size=block)
     try:
-        if path.open("rb").read(2) in (b"\xff\xfe", b"\xfe\xff"):
+        if first[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise UnicodeError
         table = csv.read_csv(path, read_options=options, parse_options=csv.ParseOptions(delimiter=delimiter))
         names = [str(i) for i in range(table.num_columns)] if header is False else table.column_names
@@ -300,7 +329,8 @@ def _categories(table: Any, target: str) -> list[str] | None:
 
 def _columns(table: Any, name: str) -> dict[str, np.ndarray]:
     """The columns as arrays; a `DataError` that names all those that are neither numbers nor text."""
-    found = {column: _column(table.column(column).combine_chunks(), column, name) for column in table.column_names}
+    names = table.column_names  # a column by its name is looked for among all, each time
+    found = {n: _column(column.combine_chunks(), n, name) for n, column in zip(names, table.columns, strict=True)}
     odd = [column for column, values in found.items() if values is None]
     if odd:
         kinds = [str(table.schema.field(column).type) for column in odd]

@@ -209,3 +209,38 @@ def test_the_real_directory_of_the_user_is_not_touched(home):
 
     assert data_directory() == Path(home) / "tensorflow_datasets"
     assert catalog.data_directory is data_directory
+
+
+def renamed(folder, to, name):
+    """A copy of a prepared set whose `features.json` names another class for one of its entries."""
+    copy = Path(shutil.copytree(folder, to))
+    text = (copy / "features.json").read_text()
+    known = "tensorflow_datasets.core.features.text_feature.Text"
+    assert known in text
+    (copy / "features.json").write_text(text.replace(known, name))
+    return copy
+
+
+def test_a_feature_class_of_another_package_is_not_imported_unless_trusted(place, tmp_path, monkeypatch):
+    from tensorflow_datasets.core.features.feature import FeatureConnector
+
+    folder = catalog._find(NAME, place, ()).data_dir
+    package = tmp_path / "strange_features"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "from pathlib import Path\nimport tensorflow_datasets as tfds\nPath(__file__).with_name('ran').touch()\n"
+        "class Words(tfds.features.Text): pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    known = FeatureConnector.__dict__["cls_from_name"]
+    copy = renamed(folder, tmp_path / NAME / "2.1.0", "strange_features.Words")
+    for source, more in ((copy, {}), (NAME, {"data_dir": tmp_path}), (copy, {"trust": "strange"})):
+        with pytest.raises(DataError, match=r"nothing is imported from 'strange_features' .* trust='strange_features'"):
+            load(source, **more)
+    assert not (package / "ran").exists()
+    for source, more in ((copy, {}), (NAME, {"data_dir": tmp_path})):
+        assert load(source, trust="strange_features", **more)[3]["name"] == "shape 3 é"
+    assert (package / "ran").exists()
+    assert FeatureConnector.__dict__["cls_from_name"] is known
+    with pytest.raises(ConfigError, match="trust='strange_features' says nothing about"):
+        load({"x": np.zeros(3)}, trust="strange_features")

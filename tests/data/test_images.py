@@ -409,3 +409,28 @@ def test_pictures_that_do_not_fit_are_named():
     with pytest.raises(DataError, match=rf"image of example 1 \(row 1 of the table\) {cause}"):
         data.gather([0, 1])
     assert load(MIXED).map(lambda e: {"image": Image.fromarray(e["image"])})[1]["image"][0, 0].tolist() == SEEN[1]
+
+
+def test_what_is_no_picture_is_not_opened(tmp_path):
+    (tmp_path / "eps.png").write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(DataError, match=r"eps\.png is PostScript, which is a program and is not run"):
+        decode_image(tmp_path / "eps.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(DataError, match=r"folder\.png is no file"):
+        decode_image(tmp_path / "folder.png")
+
+
+@pytest.mark.filterwarnings("ignore:.*decompression bomb")
+def test_more_pixels_than_are_safe_are_not_decoded(monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
+    out = io.BytesIO()
+    Image.new("L", (15, 10)).save(out, "png")  # Pillow itself refuses from twice as many on
+    with pytest.raises(DataError, match=r"the picture is too large: 15 x 10 pixels are more than 100\."):
+        decode_image(out.getvalue())
+    out = io.BytesIO()
+    Image.new("L", (10, 10)).save(out, "png")
+    assert decode_image(out.getvalue()).shape == (10, 10, 3)
+    with pytest.raises(DataError, match=r"the size for the picture is too large"):
+        decode_image(out.getvalue(), size=(10**6, 10**6))

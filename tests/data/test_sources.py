@@ -451,7 +451,7 @@ def test_cells_of_lists_and_weights_that_are_empty():
     with pytest.raises(DataError, match=r"v of example 1 .*is nan at 1; finite numbers are expected"):
         load(pa.table({"v": [[1.0, 2.0], [3.0, None]], "n": [1, 2]})).gather([0, 1])
     for source, options in ((pa.table({"w": ["heavy", "light"]}), {"weight": "w"}), ({"weight": ["heavy"]}, {})):
-        with pytest.raises(DataError, match=r"weight holds what is no number: .*'heavy'"):
+        with pytest.raises(DataError, match=r"weight of example 0 is no number: .*'heavy'"):
             load(source, **options)
 
 
@@ -991,3 +991,59 @@ def test_threads_give_examples_in_order(pets, monkeypatch):
     data = load(pets)
     pixels = data.gather(np.arange(3, 63))["image"][:, 0, 0, 0]
     assert pixels.tolist() == list(range(60))
+
+
+def test_what_unpacks_to_a_flood_is_refused_and_says_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("sapwood.data.ordinary_files.ROOM", 1 << 20)
+    np.savez_compressed(tmp_path / "flood.npz", x=np.zeros(1 << 21, "uint8"))
+    with pytest.raises(DataError, match=r"would unpack to 2,097,\d+, .*: load\(dict\(np\.load\('flood\.npz'\)\)\)"):
+        load(tmp_path / "flood.npz")
+    assert len(load(dict(np.load(tmp_path / "flood.npz")))) == 1 << 21
+    measured = np.random.default_rng(0).integers(0, 9, 1 << 21).astype("uint8")
+    np.savez_compressed(tmp_path / "honest.npz", x=measured)
+    np.testing.assert_array_equal(load(tmp_path / "honest.npz").column("x"), measured)
+
+
+def test_examples_of_nothing_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((9, 0)), y=np.arange(9))
+    with pytest.raises(DataError, match=r"x of .* has 9 examples that hold nothing"):
+        load(tmp_path / "x.npz")
+
+
+def test_a_table_of_many_columns_is_read_and_one_of_too_many_is_counted(tmp_path):
+    path = tmp_path / "wide.csv"
+    names = [
+        f"a name that makes the first line longer than what is read at once and longer still by this {i}"
+        for i in range(12_000)
+    ]
+    path.write_text("\n".join([",".join(names), ",".join(["1"] * 12_000), ",".join(["2"] * 12_000)]))
+    assert path.stat().st_size > 1 << 20
+    data = load(path)
+    assert data.features["features"].columns == tuple(names)
+    np.testing.assert_array_equal(data.column("features"), np.repeat([[1.0], [2.0]], 12_000, 1))
+    path.write_text(",".join("abc" for _ in range(10**5)) + "\n" + "1," * (10**5 - 1) + "1")
+    with pytest.raises(DataError, match=r"has 100,000 columns, and at most 32,768 are read from a table"):
+        load(path)
+
+
+def test_errors_of_numbers_name_their_example():
+    with pytest.raises(DataError, match=r"y of example 1 holds 2147483648, which does not fit int32"):
+        load({"y": np.array([1, 2**31, 3, 2**33])})
+    with pytest.raises(DataError, match=r"label of example 2 holds -2147483649, which"):
+        load({"x": np.zeros(3), "label": np.array([0, 1, -(2**31) - 1])})
+    with pytest.raises(DataError, match="weight of example 1 is no number"):
+        load({"x": np.zeros(3), "weight": ["1", "heavy", "2"]})
+    train = load({"x": np.zeros(3), "label": np.array(["a", "b", "c"])}).features
+    told = load([{"x": np.float32(0), "label": word} for word in ("a", "c", "d", "b")]).held_to(train)
+    with pytest.raises(DataError, match=r"^example 2: label is 'd', which training did not know"):
+        told.gather(range(4))
+    numbers = load([{"n": np.float32(x)} for x in (1, 2, 2.5)])
+    with pytest.raises(DataError, match=r"^example 2: n is float32 here, with 2.5"):
+        numbers.held_to(load({"n": np.arange(3)}).features).gather(range(3))
+
+
+def test_a_batch_far_larger_than_the_data_is_refused():
+    data = load({"x": np.zeros(5)})
+    assert len(next(iter(batches(data, 1000)))["x"]) == 1000
+    with pytest.raises(ConfigError, match=r"a batch of 1,000,000,000,000 would hold each of 5 examples"):
+        batches(data, 10**12)
