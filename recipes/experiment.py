@@ -240,11 +240,12 @@ class Experiment:
         rows = self.batch_size
         batch = {name: jax.ShapeDtypeStruct((rows, *f.shape), f.dtype) for name, f in self.features.items()}
         checkpoints = Checkpoints(self.directory / "checkpoints")
-        chosen = checkpoints.choose(step)
-        if step is None and chosen not in (None, last := checkpoints.latest()):
-            by = checkpoints.info(chosen).best
-            print(f"sapwood: the checkpoint of step {chosen}, the best by {by}; --step last is {last}", file=sys.stderr)
+        best = checkpoints.choose(step) if step in (None, "best") else None
+        chosen = "best" if best is not None else step
         state, found = restored(checkpoints, plan(self.trainer, batch).shapes, chosen)
+        if step is None and best is not None and found.step != (last := checkpoints.latest()):
+            said = f"the best by {found.best}" if found.step == best else f"for step {best}, the best by {found.best}"
+            print(f"sapwood: the checkpoint of step {found.step}, {said}; --step last is {last}", file=sys.stderr)
         features = found.info.get("features")
         return state.replace(features=None if features is None else Learned.from_json(features))
 

@@ -363,17 +363,17 @@ def _read_weights(path: Path, structs: dict[str, jax.ShapeDtypeStruct]) -> dict[
 
 
 def _open_checkpoints(checkpoints: Checkpoints, wanted_step: int | str | None) -> _Source:
-    step = checkpoints.choose(wanted_step)
-    steps = checkpoints.steps()
-    if step is not None and step not in steps:
+    best = checkpoints.choose(wanted_step) if wanted_step in (None, "best") else None
+    step = "best" if best is not None else wanted_step
+    order, steps = checkpoints.order(step), checkpoints.steps()
+    if not set(order) <= set(steps):
         raise CheckpointError(f"{checkpoints.directory} has no checkpoint of step {step}; it has {steps}")
-    steps = steps if step is None else [step]
-    for newest in reversed(steps):
+    for candidate in order:
         try:
-            contents = checkpoints.contents(newest)
+            contents = checkpoints.contents(candidate)
             break
         except CheckpointError:
-            if newest == steps[0]:
+            if candidate == order[-1]:
                 raise
     wanted = {name: x for name, x in contents.items() if name.split("/")[0] in ("params", "state")}
     if not wanted:
@@ -383,11 +383,11 @@ def _open_checkpoints(checkpoints: Checkpoints, wanted_step: int | str | None) -
     def read(structs: dict[str, jax.ShapeDtypeStruct]) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         stored = {there[name]: _like(contents[there[name]], x) for name, x in structs.items()}
         nested = paths.nest((tuple(name.split("/")), x) for name, x in stored.items())
-        tree, found = checkpoints.restore(nested, step=step, subset=True)  # an older one where the newest is damaged
+        tree, found = checkpoints.restore(nested, step=step, subset=True)  # another one where that is damaged
         arrays, info = named_leaves(tree), {name: x for name, x in found.info.items() if name != "identity"}
         about = {
             "features": _learned(info.pop("features", None), checkpoints.directory),
-            "extra": {"step": found.step, **info},
+            "extra": {**info, "step": found.step},
         }
         return {name: arrays[there[name]].astype(x.dtype) for name, x in structs.items()}, about
 

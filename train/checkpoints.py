@@ -145,6 +145,20 @@ class Checkpoints:
             return best
         return _step(step)
 
+    def order(self, step: int | str | None = None) -> list[int]:
+        """The steps that `restore` tries, one after the other: a number alone; from "best" on, by the metric; else from
+        the newest on. Of a checkpoint that cannot be read nobody knows whether it is the best: it comes first.
+        """
+        if step not in (None, "best", "last"):
+            return [_step(step)]
+        left = self.candidates()
+        if step != "best":
+            return left[::-1]
+        ranked = [n for n in left if self._said(n) is None]
+        while (best := self._best_of([n for n in left if n not in ranked])) is not None:
+            ranked.append(best)
+        return ranked + [n for n in left[::-1] if n not in ranked]
+
     def info(self, step: int) -> Info:
         """What checkpoint `step` says of itself, without reading its arrays; CheckpointError if it is damaged."""
         if step not in self._known:
@@ -221,8 +235,9 @@ class Checkpoints:
                 self._writer.close()
                 del self.__dict__["_writer"]
 
-    def restore(self, target: Any = None, *, step: int | None = None, subset: bool = False) -> tuple[Any, Info]:
-        """Read the newest whole checkpoint (or that of `step`) into the structure and shardings of `target`.
+    def restore(self, target: Any = None, *, step: int | str | None = None, subset: bool = False) -> tuple[Any, Info]:
+        """Read the newest whole checkpoint (with `step="best"` the best whole one; or that of a number) into the
+        structure and shardings of `target`.
 
         `target` is a pytree of arrays, `jax.ShapeDtypeStruct`s (their shardings are used, on any mesh) or `Param`s;
         None gives nested dicts by path on the default device. With `subset=True` the checkpoint may hold more than
@@ -232,24 +247,24 @@ class Checkpoints:
         paths; ConfigError for a sharding that does not divide its array. A `step` asked for by number is never
         replaced by another. Several processes, which all must call it, end with the same checkpoint.
         """
-        step = None if step is None else _step(step)
         wanted = None
         if target is not None:
             wanted = {name: storage.as_struct(name, leaf) for name, leaf in named_leaves(target).items()}
         self.wait()
-        steps = self.candidates()
-        if step is not None and step not in steps:
+        steps, order = self.candidates(), self.order(step)
+        if not set(order) <= set(steps):
             raise CheckpointError(f"{self.directory} has no checkpoint of step {step}; it has {steps or 'none'}")
         if not steps:
             raise CheckpointError(f"no checkpoint in {self.directory}")
         reasons: dict[int, str] = {}
-        for candidate in [step] if step is not None else reversed(steps):
+        next_best = "taking the next best one" if step == "best" else "going back to the checkpoint before it"
+        for candidate in order:
             try:
                 arrays, info = self._restore(candidate, wanted, subset)
             except _Damaged as error:
                 reasons[candidate] = str(error)
-                if step is None and candidate != steps[0]:
-                    warnings.warn(f"{error}; going back to the checkpoint before it", stacklevel=2)
+                if candidate != order[-1]:
+                    warnings.warn(f"{error}; {next_best}", stacklevel=2)
                 continue
             self._newest, self._passed = candidate, set(reasons)
             return _tree(target, arrays), info
@@ -374,12 +389,16 @@ class Checkpoints:
         return {*ours[-self.keep :], self._best_of(ours), *ahead}
 
     def _best_of(self, steps: list[int]) -> int | None:
-        found = {}
-        for step in steps:
-            with contextlib.suppress(CheckpointError):  # damaged
-                found[step] = self.info(step)
+        found = {step: info for step in steps if (info := self._said(step)) is not None}
         wanted = self._goal or (goal(found[max(found)].best) if found else None)
         return wanted and wanted.best({step: info.metrics.get(wanted.metric, math.nan) for step, info in found.items()})
+
+    def _said(self, step: int) -> Info | None:
+        """`info`; None where it is damaged."""
+        try:
+            return self.info(step)
+        except CheckpointError:
+            return None
 
     def _check_metrics(self, metrics: dict[str, float]) -> None:
         if self._goal is not None and metrics and self._goal.metric not in metrics:

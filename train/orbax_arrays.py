@@ -3,6 +3,7 @@
 Set up for little overhead, and for errors that come as exceptions alone.
 """
 
+import asyncio
 import functools
 import logging
 import os
@@ -108,4 +109,19 @@ def _orbax() -> Any:
 
 @functools.cache
 def _reader() -> Any:
-    return _orbax().PyTreeCheckpointHandler()
+    ocp = _orbax()
+
+    class Arrays(ocp.type_handlers.ArrayHandler):
+        """Where one array cannot be read, wait for the others that are on their way before that is said: Orbax leaves
+        them to an event loop that it closes, for which each prints a traceback."""
+
+        async def deserialize(self, infos: Any, args: Any = None) -> Any:
+            before = asyncio.all_tasks()
+            try:
+                return await super().deserialize(infos, args)
+            except Exception:
+                await asyncio.gather(*(asyncio.all_tasks() - before), return_exceptions=True)
+                raise
+
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, Arrays()))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)

@@ -11,9 +11,9 @@ from sapwood.train.checkpoints import Checkpoints, Info
 from sapwood.train.state import TrainState
 
 
-def restored(checkpoints: Checkpoints, shapes: TrainState, step: int | None = None) -> tuple[TrainState, Info]:
-    """The state of the newest whole checkpoint, or of that of ``step``, in these shapes, dtypes and shardings; see
-    `Checkpoints.restore`.
+def restored(checkpoints: Checkpoints, shapes: TrainState, step: int | str | None = None) -> tuple[TrainState, Info]:
+    """The state of the newest whole checkpoint, of the best ("best"), or of that of ``step``, in these shapes, dtypes
+    and shardings; see `Checkpoints.restore`.
 
     Up to 0.1 a running mean of bfloat16 or float16 parameters was saved in their dtype: it becomes float32. There was
     none of the model's state: it begins with what the state is.
@@ -38,8 +38,8 @@ def _as_saved(saved: dict[str, jax.ShapeDtypeStruct], mean: Any) -> Any:
     return jax.tree.map_with_path(as_saved, mean)
 
 
-def _contents(checkpoints: Checkpoints, step: int | None) -> dict[str, jax.ShapeDtypeStruct]:
-    for candidate in reversed(checkpoints.candidates()) if step is None else [step]:
+def _contents(checkpoints: Checkpoints, step: int | str | None) -> dict[str, jax.ShapeDtypeStruct]:
+    for candidate in checkpoints.order(step):
         with contextlib.suppress(CheckpointError):  # damaged, which `restore` says
             return checkpoints.contents(candidate)
     return {}

@@ -101,7 +101,7 @@ class Run:
         assert self.checkpoints is not None
         self.checkpoints.wait()
         step = self.checkpoints.best()
-        return last if step in (None, int(jax.device_get(last.step))) else restored(self.checkpoints, shapes, step)[0]
+        return last if step in (None, int(jax.device_get(last.step))) else restored(self.checkpoints, shapes, "best")[0]
 
     def wait(self) -> None:
         """Wait until what is being saved is written."""

@@ -1,5 +1,6 @@
 """Checkpoints: what goes in comes out on any mesh, and whatever happens to a disk or a process is noticed and named."""
 
+import asyncio
 import contextlib
 import functools
 import json
@@ -513,6 +514,60 @@ def test_a_path_that_orbax_takes_for_a_pattern(tmp_path, name):
     with pytest.raises(ConfigError, match=r"cannot be written to .*: rename"), Checkpoints(tmp_path / name) as found:
         found.save(1, state())
     assert os.listdir(tmp_path) == []
+
+
+def test_every_read_has_ended_when_one_that_failed_is_told(tmp_path, monkeypatch):
+    """Orbax closes the event loop that the others come back to, which is a traceback for each."""
+    from orbax.checkpoint._src.serialization import serialization
+
+    real, begun, ended, left = serialization._read_shard, [], [], []
+
+    async def slow(**options):
+        begun.append(None)
+        if len(begun) == 1:
+            raise OSError("a hiccup")
+        await asyncio.sleep(0.02)
+        ended.append(None)
+        return await real(**options)
+
+    def told(checkpoints, step, name, stored, real=Checkpoints._readable):
+        left.append(len(begun) - 1 - len(ended))  # it is asked once the first attempt has failed
+        return real(checkpoints, step, name, stored)
+
+    write(tmp_path, 1)
+    monkeypatch.setattr(serialization, "_read_shard", slow)
+    monkeypatch.setattr(Checkpoints, "_readable", told)
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        Checkpoints(tmp_path).restore(state())
+    assert len(begun) > 3
+    assert left[0] == 0
+
+
+def test_the_next_best_stands_in_for_the_best(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints", keep=9, best="max:accuracy") as checkpoints:
+        for step, metrics in ((10, {"accuracy": 0.9}), (20, {"accuracy": 0.5}), (30, {"accuracy": 0.8}), (40, {})):
+            checkpoints.save(step, {"params": {"w": jnp.full(4, step)}}, {"step": "one's own"}, metrics)
+    assert checkpoints.order("best") == [10, 30, 20, 40]
+    assert (checkpoints.order(), checkpoints.order(20)) == ([40, 30, 20, 10], [20])
+
+    def loaded(**options):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            model = sw.load(tmp_path, **options)
+        assert model.params["w"].tolist() == [model.extra["step"]] * 4
+        return model.extra["step"], len(seen)
+
+    assert loaded() == loaded(step="best") == (10, 0)
+    for n, (step, instead) in enumerate([(10, 30), (30, 20), (20, 40)]):
+        if step == 10:  # nobody knows any more that it was the best
+            (tmp_path / "checkpoints" / "00000010" / INDEX).write_text("{")
+        else:
+            for file in (tmp_path / "checkpoints" / f"{step:08}").rglob("d/*"):
+                file.write_bytes(b"")
+        assert loaded() == loaded(step="best") == (instead, n + 1)
+        with pytest.raises(CheckpointError, match=f"checkpoint {step} in .* is damaged"):
+            sw.load(tmp_path, step=step)
+    assert loaded(step="last") == (40, 0)
 
 
 def test_an_interruption_while_reading_is_no_damage(tmp_path, monkeypatch):
