@@ -70,9 +70,10 @@ class Place:
         return Run(process.returncode, seconds, *texts)
 
     def rows(self) -> list[dict]:
-        """The rows of ``metrics.jsonl`` without the one number that is of the clock."""
+        """The rows of ``metrics.jsonl`` without what differs from run to run: the clock's number, and the run's id."""
+        varies = ("steps_per_second", "run")
         lines = (self.run / "metrics.jsonl").read_text().splitlines()
-        return [{name: x for name, x in json.loads(line).items() if name != "steps_per_second"} for line in lines]
+        return [{name: x for name, x in json.loads(line).items() if name not in varies} for line in lines]
 
     def doing(self) -> str:
         """What a command that was killed was about, as far as what it left tells."""
