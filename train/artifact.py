@@ -198,10 +198,10 @@ def load(
 ) -> Artifact:
     """Read a model from what `save` wrote, from a run directory, or from a run's checkpoints.
 
-    Of a run that is the model that was saved at its end, unless the run has gone on since. Else it is its best
-    checkpoint where it keeps one (`fit(best="min:validation_loss")`), else the newest that is whole. `step` names
-    another one: a number, "best" or "last". Where training kept running means (`Trainer(ema=)`), those are read, which
-    evaluation uses, too.
+    Of a run that is the model that was saved at its end, unless that is damaged or the run has gone on since. Else it
+    is its best checkpoint where it keeps one (`fit(best="min:validation_loss")`), else the newest that is whole.
+    `step` names another one: a number, "best" or "last". Where training kept running means (`Trainer(ema=)`), those
+    are read, which evaluation uses, too.
 
     With `into`, a `Spec` or any pair `(params, state)` of nested dicts of `Param`, arrays or `jax.ShapeDtypeStruct`,
     the arrays are brought into that structure, onto its shardings and into its floating dtypes. `match` maps patterns
@@ -245,11 +245,12 @@ class _Source(NamedTuple):
 
 
 def _open(path: Path, step: int | str | None) -> _Source:
-    for directory in (path, path / "model"):
-        if (directory / ABOUT).exists() and step is None and not (directory != path and _overtaken(directory)):
-            return _open_artifact(directory)
+    if step is None and (path / ABOUT).exists():
+        return _open_artifact(path)
     if path.name.isdecimal() and int(path.name) in Checkpoints(path.parent).steps() and step is None:
         return _open_checkpoints(Checkpoints(path.parent), int(path.name))
+    if step is None and (path / "model").is_dir():
+        return _open_ended(path)
     for directory in (path / "checkpoints", path):
         if Checkpoints(directory).latest() is not None:
             return _open_checkpoints(Checkpoints(directory), step)
@@ -259,15 +260,41 @@ def _open(path: Path, step: int | str | None) -> _Source:
     raise CheckpointError(f"{path} {what}")
 
 
-def _overtaken(model: Path) -> bool:
-    """Whether a run has gone on since its model was saved, which is said: its checkpoints are newer than that."""
-    checkpoints, extra = Checkpoints(model.parent / "checkpoints"), _about(model).get("extra")
-    saved, latest = extra.get("step") if isinstance(extra, dict) else None, checkpoints.latest()
+def _open_ended(run: Path) -> _Source:
+    """The model that was saved at the end of a run; its checkpoints where it has gone on since or the model is damaged,
+    which is said."""
+    model, checkpoints = run / "model", Checkpoints(run / "checkpoints")
+
+    def instead(why: object) -> _Source:
+        warnings.warn(f"{why}: its checkpoints are read, which hold no model", stacklevel=5)
+        return _open_checkpoints(checkpoints, None)
+
+    def read(structs: dict[str, jax.ShapeDtypeStruct]) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+        try:
+            return whole.read(structs)
+        except CheckpointError as error:
+            if checkpoints.latest() is None or not structs.keys() <= (other := instead(error)).structs.keys():
+                raise
+            return other.read(structs)
+
+    try:
+        if why := _overtaken(model, checkpoints):
+            return instead(why)
+        whole = _open_artifact(model)
+    except CheckpointError as error:
+        if checkpoints.latest() is None:
+            raise
+        return instead(error)
+    return _Source(whole.structs, read)
+
+
+def _overtaken(model: Path, checkpoints: Checkpoints) -> str | None:
+    """That a run has gone on since its model was saved: its checkpoints are newer. None where it has not."""
+    extra, latest = _about(model).get("extra"), checkpoints.latest()
+    saved = extra.get("step") if isinstance(extra, dict) else None
     if not isinstance(saved, int) or latest is None or saved >= latest or saved == checkpoints.best():
-        return False
-    warnings.warn(f"{model} is of step {saved} and the run has gone on to step {latest}: its checkpoints are read, "
-                  "which hold no model", stacklevel=4)  # fmt: skip
-    return True
+        return None
+    return f"{model} is of step {saved} and the run has gone on to step {latest}"
 
 
 def _about(path: Path) -> dict[str, Any]:

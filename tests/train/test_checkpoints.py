@@ -570,6 +570,22 @@ def test_the_next_best_stands_in_for_the_best(tmp_path):
     assert loaded(step="last") == (40, 0)
 
 
+@pytest.mark.parametrize(("file", "how"), [("weights.safetensors", -9), ("weights.safetensors", "delete"),
+                                           ("artifact.json", 99), ("artifact.json", "delete")])  # fmt: skip
+def test_checkpoints_stand_in_for_a_damaged_model_of_a_run(tmp_path, file, how):
+    def weights(step):
+        return {"params": {"w": jnp.full(4, step)}}
+
+    sw.save(tmp_path / "model", weights(2)["params"], extra={"step": 2})
+    damage(tmp_path / "model" / file, how)
+    with pytest.raises(CheckpointError, match="model is damaged: "):
+        sw.load(tmp_path)
+    write(tmp_path / "checkpoints", 1, 2, tree=weights)
+    with pytest.warns(UserWarning, match="model is damaged: .*: its checkpoints are read, which hold no model"):
+        model = sw.load(tmp_path)
+    assert (model.extra["step"], model.params["w"].tolist()) == (2, [2] * 4)
+
+
 def test_an_interruption_while_reading_is_no_damage(tmp_path, monkeypatch):
     from orbax.checkpoint._src.serialization import serialization
 
