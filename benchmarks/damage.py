@@ -3,8 +3,8 @@
     python -m benchmarks.damage [--cases 300] [--seed 0]
 
 Trains `digits-mlp` to its end, and once more until it is killed half-way. Each case takes a fresh copy, damages one
-file in one way (a bit flipped, cut, removed, another file of its kind in its place, a block of zeros), and then loads and
-evaluates the run, or resumes the killed one with no program in memory. What comes out is held to the whole run:
+file in one way (a bit flipped, cut, removed, another file of its kind in its place, a block of zeros), and then loads
+and evaluates the run, or resumes the killed one with no program in memory. What comes out is held to the whole run:
 
     right      the same numbers, under the right step; from another whole checkpoint only with a warning
     refused    one line and exit code 2, where no whole copy of it is there
