@@ -35,20 +35,21 @@ def numpy_says(state):
     return bad
 
 
-@pytest.mark.parametrize("sharded", [False, True])
-def test_each_array_is_looked_at(monkeypatch, sharded):
-    """On the host, and in a program over sharded arrays."""
-    place = parallel.replicated(parallel.mesh("data=8")) if sharded else None
-    if sharded:
+@pytest.mark.parametrize("where", ["one device", "sharded", "in a program"])
+def test_each_array_is_looked_at(monkeypatch, where):
+    """On the host, whole or in pieces, and in a program over sharded arrays."""
+    place = None if where == "one device" else parallel.batch_sharding(parallel.mesh("data=8"))
+    if where == "in a program":
+        monkeypatch.setattr(finite.jax, "default_backend", lambda: "tpu")
         monkeypatch.setattr(finite, "HOST_ELEMENTS", 0)
     rng = np.random.default_rng(0)
     trees = []
     for odd in (0.0, np.nan, np.inf, -np.inf):
         for dtype in ("float32", "bfloat16", "float16", "complex64", "int32"):
-            x = rng.normal(size=(2, 3)).astype(jnp.dtype(dtype))
+            x = rng.normal(size=(8, 3)).astype(jnp.dtype(dtype))
             if dtype != "int32":
-                x[1, 2] = odd
-            trees.append(jax.device_put(x, place) if sharded else jnp.asarray(x))
+                x[5, 2] = odd
+            trees.append(jnp.asarray(x) if place is None else jax.device_put(x, place))
     key = jax.random.key(0)
     parts = [{str(i): x for i, x in enumerate(trees)} for _ in range(5)]
     state = TrainState(0, parts[0], parts[1], (parts[2], key), key, parts[3], parts[4])
