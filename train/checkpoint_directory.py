@@ -21,6 +21,7 @@ _ASIDE = ".replaced"
 _REMOVED = ".removed"
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _PATTERN = ["*", "?", "[", "]", *("\\" if os.sep == "/" else "")]
+_ADDRESS = re.compile(r"[a-z][a-z0-9+]+:/")
 _STEP = re.compile(rf"(\d{{8,}})({_ASIDE})?")
 
 
@@ -60,12 +61,16 @@ class Directory:
 
     def check_name(self) -> None:
         r"""ConfigError for a path that Orbax would take for a pattern, and leave out the file that says where all is,
-        and for one that is no UTF-8, which its files cannot name.
+        for one that is no UTF-8, which its files cannot name, and for a bucket, which would be a folder called "gs:".
 
         >>> Directory(Path("runs/a[1]")).check_name()
         Traceback (most recent call last):
         sapwood.core.errors.ConfigError: checkpoints cannot be written to runs/a[1]: rename what has a * ? [ ] \ in it
         """
+        if _ADDRESS.match(str(self.path)):  # `Path` makes one slash of two
+            raise ConfigError(
+                f"checkpoints go to a directory, not to {self.path}; mount the bucket (gcsfuse) and name the mount"
+            )
         name = str(self.path.absolute())
         if any(letter in name for letter in _PATTERN):
             signs = " ".join(_PATTERN)

@@ -12,7 +12,6 @@ import numpy as np
 from sapwood.core.errors import CheckError, CheckpointError, ConfigError
 from sapwood.train import sealed
 from sapwood.train.agreement import by_the_first, together
-from sapwood.train.checkpoint_directory import Directory
 from sapwood.train.checkpoints import Checkpoints, Info
 from sapwood.train.continuing import ANYWAY
 from sapwood.train.finite import not_finite
@@ -48,7 +47,6 @@ class Run:
         self.resume, self._held = resume, contextlib.ExitStack()
         if self.directory is None:
             return
-        Directory(self.directory).check_name()
         self.writer = directory if isinstance(directory, Writer) else Writer(self.directory)
         self.checkpoints = Checkpoints(self.directory / "checkpoints", keep=keep, best=best)
 

@@ -22,6 +22,7 @@ import jax
 
 from sapwood.core.errors import CheckpointError
 from sapwood.train.agreement import by_the_first
+from sapwood.train.checkpoint_directory import Directory
 from sapwood.train.output import say
 
 LOCK = "writer.lock"
@@ -41,7 +42,8 @@ class Writer:
     Of several processes the first one holds it for all. The directory is made if need be, and removed again at the end
     if it was made and is empty.
 
-    Entering raises `CheckpointError` where another process writes to the directory, with its host, number and start.
+    Raises `ConfigError` for a path that can be none; entering raises `CheckpointError` where another process writes to
+    the directory, with its host, number and start.
 
     >>> import tempfile
     >>> directory = tempfile.mkdtemp()
@@ -57,6 +59,7 @@ class Writer:
 
     def __init__(self, directory: str | os.PathLike):
         self.directory = Path(directory).expanduser()
+        Directory(self.directory).check_name()
         self._depth, self._made, self._lock = 0, False, None
         self._token = uuid.uuid4().hex
         self._ended = threading.Event()

@@ -287,6 +287,8 @@ def test_a_run_directory_that_cannot_be(sapwood, stripes):
         error = sapwood("train", stripes, "--run", run).error
         assert re.match(rf"the run directory {run} cannot be written: (File exists|Not a directory); choose", error)
     assert Path("file").read_text() == "here"
+    assert "not to gs:/bucket/r; mount the bucket" in sapwood("train", stripes, "--run", "gs://bucket/r").error
+    assert not Path("gs:").exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs POSIX users")
