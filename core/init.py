@@ -16,6 +16,7 @@ from sapwood.core import paths
 from sapwood.core.collect import Collector
 from sapwood.core.errors import DeclarationError
 from sapwood.core.identity import identity
+from sapwood.core.initializers import FLAT_BELOW
 from sapwood.core.loop import platform
 from sapwood.core.param import Param
 from sapwood.core.rng import as_key, fold, path_hash
@@ -26,7 +27,9 @@ from sapwood.core.vars import collecting
 
 GROUPED_BELOW = 2**22
 """Elements up to which variables of one shape and initialiser are drawn together: one compilation for a hundred layers.
-Larger ones are drawn one by one, so that no copy of them is ever held."""
+Larger ones are drawn one by one, so that no copy of them is ever held. On a mesh every device draws variables below
+`FLAT_BELOW` whole, so many elements at a time, by the very program that one device runs, and keeps its piece: where the
+program cuts a draw up itself, XLA fuses it otherwise, and numbers differ by a rounding."""
 
 
 @jax.transfer_guard("allow")  # first values come from a seed and from paths: who calls asks for that
@@ -152,18 +155,38 @@ def _drawing(group: list, start: dict, born: dict) -> Callable[[jax.Array], jax.
     shape, sharding = param.shape[len(param.stacked) :], born.get(where)
     copies = math.prod(s.size for s in param.stacked)
     index = np.concatenate([np.arange(copies) + start[name] for name, _ in group])
-
-    def values(keys):
-        if len(index) == 1:  # a draw for one key compiles faster than a vectorised draw for a batch of one
-            drawn = _first_value(where, param, keys[index[0]], shape)
-        else:
-            drawn = jax.vmap(lambda key: _first_value(where, param, key, shape))(keys[index])
-        return drawn.reshape(param.shape if len(group) == 1 else (len(group), *param.shape))
-
+    result = param.shape if len(group) == 1 else (len(group), *param.shape)
+    size = math.prod(shape)  # of one copy, so that a scanned stack gets the same bits
     if sharding is not None and len(group) > 1:
         sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
-    small = math.prod(shape) < GROUPED_BELOW  # by the shape of one copy, so that a scanned stack gets the same bits
-    return lambda keys: jax.jit(values, out_shardings=sharding, compiler_options=quick(keys) if small else None)(keys)
+
+    def values(keys, index):
+        if len(index) == 1:  # a draw for one key compiles faster than a vectorised draw for a batch of one
+            return _first_value(where, param, keys[index[0]], shape)[None]
+        return jax.vmap(lambda key: _first_value(where, param, key, shape))(keys[index])
+
+    def joined(*parts):
+        return jnp.concatenate(parts).reshape(result)
+
+    def at_once(keys):
+        return joined(values(keys, index))
+
+    def drawn(keys):
+        compiled = partial(jax.jit, compiler_options=quick(keys) if size < GROUPED_BELOW else None)
+        if sharding is None or size >= FLAT_BELOW:
+            return compiled(at_once, out_shardings=sharding)(keys)
+        whole, cut = PartitionSpec(), PartitionSpec(None, *tuple(sharding.spec)[len(result) - len(shape) :])
+        draw = compiled(values, out_shardings=NamedSharding(sharding.mesh, whole))
+        keep = compiled(_same, out_shardings=NamedSharding(sharding.mesh, cut))
+        parts = np.array_split(index, max(1, -(-len(index) * size // GROUPED_BELOW)))
+        each = (draw(keys, part) for part in parts)
+        return compiled(joined, out_shardings=sharding)(*(map(keep, each) if len(parts) > 1 else each))
+
+    return drawn
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x
 
 
 def quick(key: jax.Array) -> dict[str, Any] | None:

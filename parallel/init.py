@@ -20,7 +20,13 @@ def init(
     policy: Any = None,
     data: bool = False,
 ) -> tuple[dict, dict]:
-    """`sapwood.init` on a mesh: the same values bit for bit, and no device holds a sharded parameter whole.
+    """`sapwood.init` on a mesh: the same values bit for bit, and no device holds a large sharded parameter whole.
+
+    Parameters below 2^20 elements (a block's, where they are of a scanned stack) are drawn whole on every device, 2^22
+    elements at a time, by the program that one device runs; each device keeps its piece. So their bits are equal
+    whatever the initialiser is. Larger ones are drawn in pieces: the random bits are the same, and for initialisers
+    that treat each element alike so are the values. What reads the whole array (orthogonal above 2^20 elements) or
+    data (`data=True`), and `init` inside a `jax.jit` of your own, may differ by a rounding.
 
     Args:
       f: the model, ``f(v, *xs)``.
