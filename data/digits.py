@@ -4,6 +4,7 @@ Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UC
 https://doi.org/10.24432/C50P49 (CC BY 4.0); the part that scikit-learn ships as `load_digits`.
 """
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from sapwood.data.features import Feature
 from sapwood.data.source import ArraySource, Source
 
 VERSION = "1.0.0"
+SUMS = "SHA256SUMS"  # of the prepared files, as `sha256sum --check` reads them
 FEATURES = {
     "image": Feature((8, 8, 1), "uint8", low=0, high=16),
     "label": Feature((), "int32", classes=tuple("0123456789")),
@@ -36,7 +38,8 @@ def digits(split: str | None = None, data_dir: str | Path | None = None) -> Sour
     `train_test_split(X, y, test_size=0.2, stratify=y, random_state=0)`, in that order.
 
     They are prepared once into `data_dir` in array_record format, as `digits/1.0.0`. Where array_record is not
-    installed (it has no wheel for Windows), or the directory cannot be written, they come from scikit-learn each time.
+    installed (it has no wheel for Windows), or the directory cannot be written, they come from scikit-learn each time;
+    so they do, with a warning, where a prepared file is damaged.
     """
     if find_spec("array_record") is None:
         return _in_memory(split)
@@ -47,6 +50,13 @@ def digits(split: str | None = None, data_dir: str | Path | None = None) -> Sour
         warnings.warn(
             f"digits cannot be prepared in {place} ({error.strerror or error}), so it is read from scikit-learn, which "
             "takes seconds each time; set SAPWOOD_DATA_DIR to a directory that can be written",
+            stacklevel=2,
+        )
+        return _in_memory(split)
+    if wrong := _changed(folder):
+        warnings.warn(
+            f"digits in {folder} are damaged ({', '.join(wrong)} read back other than written), so they are read from "
+            "scikit-learn; delete that folder, and they are prepared anew",
             stacklevel=2,
         )
         return _in_memory(split)
@@ -87,10 +97,27 @@ def _write(work: Path) -> Path:
     with open(os.devnull, "w") as silence, _stdout(silence):
         builder.download_and_prepare(download_dir=str(work / "downloads"))
     made = Path(builder.data_dir)
+    sums = "".join(f"{_sum(path)}  {path.name}\n" for path in sorted(made.iterdir()))
+    (made / SUMS).write_text(sums)
     for path in made.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     return made
+
+
+def _changed(folder: Path) -> list[str]:
+    """The prepared files that are not as they were written, by their sums; what 0.1 prepared has none."""
+    try:
+        lines = (folder / SUMS).read_text().splitlines()
+        return [name for total, _, name in (line.partition("  ") for line in lines) if total != _sum(folder / name)]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError):
+        return [SUMS]
+
+
+def _sum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _stdout(target: Any) -> Any:

@@ -411,7 +411,10 @@ def _open_checkpoints(checkpoints: Checkpoints, wanted_step: int | str | None) -
         stored = {there[name]: _like(contents[there[name]], x) for name, x in structs.items()}
         nested = paths.nest((tuple(name.split("/")), x) for name, x in stored.items())
         tree, found = checkpoints.restore(nested, step=step, subset=True)  # another one where that is damaged
-        arrays, info = named_leaves(tree), {name: x for name, x in found.info.items() if name != "identity"}
+        arrays, info = (
+            named_leaves(tree),
+            {name: x for name, x in found.info.items() if name not in ("identity", "rows")},
+        )
         about = {
             "features": _learned(info.pop("features", None), checkpoints.directory),
             "extra": {**info, "step": found.step},

@@ -5,6 +5,7 @@ that was interrupted: what was logged past the step it resumes from is taken bac
 unbroken run.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -48,18 +49,34 @@ class JsonlLog:
         as_is = getattr(os, "O_BINARY", 0)  # Windows would write "\n" as two bytes
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | as_is, 0o666)
         os.ftruncate(self._file, keep)
+        self._written = hashlib.sha256(self.path.read_bytes())
+
+    @property
+    def mark(self) -> str:
+        """What stands for all that the log holds: two logs have one mark where they hold the same bytes.
+
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
+        >>> with JsonlLog(path) as log:
+        ...     log.write({"step": 1})
+        >>> JsonlLog(path, after=1).mark == log.mark != JsonlLog(path, after=0).mark
+        True
+        """
+        return self._written.hexdigest()
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row."""
         row = {**row, RUN: self.run} if self.run is not None else row
         line = json.dumps({name: _plain(value) for name, value in row.items()}, allow_nan=False) + "\n"
-        data, before = line.encode(), os.fstat(self._file).st_size
+        whole = data = line.encode()
+        before = os.fstat(self._file).st_size
         try:
             while data:  # one call for all of it, but for a disk that fills up half-way: then the next one raises
                 data = data[os.write(self._file, data) :]
         except OSError:
             os.ftruncate(self._file, before)  # or the next row, once there is room, would go on in the middle of this
             raise
+        self._written.update(whole)
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class Run:
         self.logs: list[Any] = []
         self.notes: dict[str, Any] = {}
         self.id: str | None = None
+        self.rows: str | None = None  # what the log of rows was when the checkpoint was saved; None in what 0.1 wrote
         self.save_nonfinite = False
         self.resume, self._held = resume, contextlib.ExitStack()
         if self.directory is None:
@@ -83,6 +85,7 @@ class Run:
                 f"{written}; move what is of another run away, or choose another directory"
             )
         self.id = written or self.id
+        self.rows = found.info.get("rows")
         return state, found.info
 
     @staticmethod
@@ -118,7 +121,8 @@ class Run:
             )
         together(lambda: self.writer.check() if jax.process_index() == 0 else None)
         numbers = {name: x for name, x in metrics.items() if isinstance(x, int | float)}
-        self.checkpoints.save(step, state, {**info, "run": self.id}, numbers)
+        rows = self.logs[0].mark if self.logs else None
+        self.checkpoints.save(step, state, {**info, "run": self.id, "rows": rows}, numbers)
         self.newest = step
 
     def noted(self, name: str) -> Any:
@@ -152,6 +156,12 @@ class Run:
         with self._writable():
             self.logs.append(JsonlLog(rows, after=step, run=self.id))
             self.logs.append(TensorBoardLog(events, after=0 if killed else step))
+        if self.rows not in (None, self.logs[0].mark):
+            warnings.warn(
+                f"{rows} does not hold the rows that the run has written up to step {step}: they stay as they are, and "
+                "the run goes on from its checkpoint, which is whole",
+                stacklevel=2,
+            )
         return [] if step is None else [{name: _number(x) for name, x in row.items()} for row in read_rows(rows)]
 
     def write(self, row: dict[str, Any]) -> None:

@@ -1,8 +1,10 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,6 +81,29 @@ def test_a_directory_that_cannot_be_written_falls_back_to_memory_and_says_so(tmp
     with pytest.warns(UserWarning, match=r"digits cannot be prepared in .*file .*set SAPWOOD_DATA_DIR"):
         source = digits("test", tmp_path / "file")
     np.testing.assert_array_equal(source.column("label"), reference["test"][1])
+
+
+def test_a_damaged_file_is_noticed_and_scikit_learn_stands_in(place, tmp_path, reference):
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "digits" / module.VERSION
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
+    assert len(whole) == 6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        digits("test", tmp_path)
+    for path, data in whole.items():
+        path.write_bytes(bytes([data[0] ^ 1, *data[1:]]))
+        with pytest.warns(
+            UserWarning, match=f"digits in .* are damaged .*{path.name if path.name != module.SUMS else ''}"
+        ):
+            source = digits("test", tmp_path)
+        np.testing.assert_array_equal(source.column("label"), reference["test"][1])
+        assert source.features["label"].classes == tuple("0123456789")
+        path.write_bytes(data)
+    (folder / module.SUMS).unlink()  # as 0.1 prepared them
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        digits("test", tmp_path)
 
 
 def test_what_a_killed_preparation_left_is_swept_when_old(tmp_path):

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import types
+import warnings
 
 import jax
 import numpy as np
@@ -297,3 +298,22 @@ def test_what_holds_itself_and_what_has_no_value_is_described():
     assert described(Odd.of) == described(Odd.of)
     assert described({1: 2, "1": 3, (): odd}) != described({1: 2, "1": 4, (): odd})
     assert not any(" at 0x" in text for text in described(odd).values())
+
+
+@pytest.mark.costs("a short run that is resumed twice")
+def test_a_resumed_run_tells_of_rows_that_are_not_its_own(tmp_path):
+    def fit(epochs, **options):
+        return learned().fit(load((X, Y)), epochs=epochs, batch_size=10, run=tmp_path, checkpoint_every=2, keep=9,
+                             progress=False, seed=1, **options)  # fmt: skip
+
+    log = tmp_path / "metrics.jsonl"
+    _, history = fit(2)
+    whole = log.read_bytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fit(2, resume=True).history == history
+    damaged = whole.replace(b'"epoch": 1', b'"epoch": 7')
+    log.write_bytes(damaged)
+    with pytest.warns(UserWarning, match="does not hold the rows that the run has written up to step 4: they stay"):
+        fit(2, resume=True)
+    assert log.read_bytes() == damaged
