@@ -16,7 +16,7 @@ from sapwood.core.errors import ConfigError
 from sapwood.core.initializers import Initializer, lecun_normal
 from sapwood.core.layer import Layer
 from sapwood.core.vars import Vars
-from sapwood.layers import expect, routing
+from sapwood.layers import expect, pipelined, routing
 from sapwood.layers.contained import leading
 from sapwood.layers.dispatch import through_experts, through_spread_experts
 from sapwood.layers.grouped_matmul import grouped_matmul
@@ -62,7 +62,9 @@ class MixtureOfExperts(Layer):
     only these are multiplied. Where the batch does not divide by the axis, every device holds all tokens, computes what
     is its experts' part, and the parts are added up.
 
-    Raises `ConfigError` for hyper-parameters that cannot be and for experts that the mesh axis does not divide.
+    Raises `ConfigError` for hyper-parameters that cannot be, for experts that the mesh axis does not divide, and in
+    training inside a pipeline ("stage") unless `balance=0` (with a mask `z=0` too): these losses are no means over
+    examples, so that those of micro-batches do not add up to that of the batch.
 
     Shazeer et al. 2017 (arXiv:1701.06538); Lepikhin et al. 2020, "GShard" (arXiv:2006.16668); Fedus et al. 2021,
     "Switch Transformers" (arXiv:2101.03961); Jiang et al. 2024, "Mixtral of Experts" (arXiv:2401.04088).
@@ -119,6 +121,7 @@ class MixtureOfExperts(Layer):
         logits = jnp.matmul(x.astype(jnp.float32), kernel.astype(jnp.float32), precision=lax.Precision.HIGHEST)
         found = routing.top_k_routing(logits, self.k, self.normalize, mask)
         if v.train:
+            self._refuse_microbatches(v, mask)
             for name, weight, loss in (("balance", self.balance, found.balance), ("z", self.z, found.z)):
                 if weight:
                     v.loss(name, weight * loss)
@@ -129,6 +132,19 @@ class MixtureOfExperts(Layer):
         taken = routing.within_capacity(ids, self._slots_of_each(x.shape[-2], mask))
         v.sow("dropped", jnp.mean(routing.mean_of_tokens((~taken).astype(jnp.float32), mask)))
         return jnp.where(taken, ids, self.experts), found.weights
+
+    def _refuse_microbatches(self, v: Vars, mask: jax.Array | None) -> None:
+        """A `ConfigError` where a loss over a micro-batch is not its part of the loss over the batch."""
+        wrong = "balance" if self.balance else "z" if self.z and mask is not None else None
+        if wrong and pipelined.inside():
+            why = (
+                "is no mean over examples" if wrong == "balance" else "under a mask is a mean over the tokens there are"
+            )
+            raise ConfigError(
+                f"{v._at()}: the loss {wrong!r} of a mixture of experts {why}, and each micro-batch of a pipeline "
+                f"would have its own, so that training differs from that of one device. Choose a mesh without 'stage', "
+                f"such as expert={self.experts}, or leave the loss out: MixtureOfExperts({wrong}=0)"
+            )
 
     def _slots(self, length: int) -> int:
         """How many tokens of a sequence an expert takes."""

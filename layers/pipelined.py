@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 
 from sapwood.core import paths
 from sapwood.core.collect import Updates
@@ -30,6 +31,12 @@ def chosen(v: Vars, axis: str | None) -> bool:
     if not isinstance(v._place, Placement) or axis is None or declares(v):
         return False
     return _stages(v, axis) is not None
+
+
+def inside() -> bool:
+    """Whether what is traced is a block of a pipeline, which sees one micro-batch at a time."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return AXIS in mesh.axis_names and mesh.axis_types[mesh.axis_names.index(AXIS)] == AxisType.Manual
 
 
 def _stages(v: Vars, axis: str) -> Any:

@@ -3,12 +3,13 @@
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 
+from sapwood.core.errors import ConfigError
 from sapwood.train import compile_cache, host_memory
 
 OWN_CONVOLUTIONS = {
@@ -30,16 +31,35 @@ AFTER = 20.0
 """Seconds a run has to last before anything is compiled anew for what is left of it."""
 
 
-def options(platform: str) -> dict[str, Any]:
-    """The ``compiler_options`` of a program for a platform; what ``XLA_FLAGS`` says goes before them.
+def options(platform: str, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The ``compiler_options`` of a program for a platform; ``XLA_FLAGS`` go before them, ``own`` before all.
 
-    >>> options("tpu")
-    {}
+    >>> options("tpu"), options("tpu", {"xla_tpu_enable_async_all_to_all": True})
+    ({}, {'xla_tpu_enable_async_all_to_all': True})
     """
-    return _allowed(OWN_CONVOLUTIONS | LESS_OF_LLVM) if platform == "cpu" else {}
+    return (_allowed(OWN_CONVOLUTIONS | LESS_OF_LLVM) if platform == "cpu" else {}) | dict(own or {})
 
 
-def compiled(traced: Any, platform: str) -> Any:
+def check(own: Any) -> dict[str, Any]:
+    """`Trainer(compiler_options=)` as a dict of its own; a `ConfigError` for what is none. XLA knows which exist."""
+    if own is None:
+        return {}
+    if not isinstance(own, Mapping) or not all(isinstance(name, str) for name in own):
+        raise ConfigError(
+            f"Trainer(compiler_options={own!r}): a dict of XLA's options is expected, such as "
+            "{'xla_tpu_scoped_vmem_limit_kib': 65536}"
+        )
+    if dashes := [name for name in own if name.startswith("-")]:
+        raise ConfigError(
+            f"Trainer(compiler_options=...): without dashes: {dashes[0].lstrip('-')!r}, not {dashes[0]!r}"
+        )
+    wrong = {name: value for name, value in own.items() if not isinstance(value, bool | int | float | str)}
+    if wrong:
+        raise ConfigError(f"Trainer(compiler_options={wrong!r}): a value is a number, True, False or a string")
+    return dict(own)
+
+
+def compiled(traced: Any, platform: str, own: Mapping[str, Any] | None = None) -> Any:
     """``traced.lower().compile()`` with these options, and on a CPU such that malloc keeps the program's temporaries,
     where `host_memory` lets it. Where a cache keeps programs that is so for large ones after `AFTER` seconds only, and
     on several processes not at all.
@@ -53,12 +73,13 @@ def compiled(traced: Any, platform: str) -> Any:
     3.0
     """
     lowered = traced.lower()
-    in_pieces = functools.partial(_in_pieces, lowered, traced.jaxpr.jaxpr)
+    in_pieces = functools.partial(_in_pieces, lowered, traced.jaxpr.jaxpr, own)
+    how = options(platform, own) or None
     if platform != "cpu":
-        return lowered.compile()
+        return lowered.compile(how)
     if not compile_cache.active():
-        return in_pieces() or lowered.compile(options(platform) or None)
-    program = lowered.compile(options(platform) or None)
+        return in_pieces() or lowered.compile(how)
+    program = lowered.compile(how)
     temporaries = program.memory_analysis().temp_size_in_bytes
     if temporaries <= host_memory.LARGEST:
         host_memory.keep(temporaries)
@@ -67,12 +88,12 @@ def compiled(traced: Any, platform: str) -> Any:
     return program
 
 
-def _in_pieces(lowered: Any, jaxpr: Any) -> Any:
+def _in_pieces(lowered: Any, jaxpr: Any, own: Mapping[str, Any] | None) -> Any:
     """The program compiled such that it takes its memory in pieces; None where malloc would not keep them."""
     pieces = _allowed(host_memory.pieces(jaxpr))
     if not pieces:
         return None
-    program = lowered.compile(options("cpu") | pieces)
+    program = lowered.compile(pieces | options("cpu", own))
     return program if host_memory.keep(program.memory_analysis().temp_size_in_bytes) else None
 
 

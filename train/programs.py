@@ -106,7 +106,7 @@ class Programs:
         places = tuple(getattr(x, "sharding", None) for x in jax.tree.leaves(shapes))
         alike = traced.jaxpr, places, jax.config.jax_default_device  # type: ignore[attr-defined]
         if alike not in self._compiled:
-            program = compiling.compiled(traced, self.trainer.platform)
+            program = compiling.compiled(traced, self.trainer.platform, self.trainer.compiler_options)
             self._compiled[alike] = program, time.perf_counter() - begun
         return self._compiled[alike]
 
@@ -133,7 +133,7 @@ class Programs:
         run.__name__ = function.__name__  # what profiles show
         if not trainer.jit:
             return eager(run)
-        how = compiling.options(trainer.platform)
+        how = compiling.options(trainer.platform, trainer.compiler_options) or None
         return jax.jit(run, out_shardings=out_shardings, compiler_options=how, **options)
 
 

@@ -15,7 +15,7 @@ from sapwood.core.errors import ConfigError
 from sapwood.core.layer import describe
 from sapwood.core.policy import Policy, as_policy
 from sapwood.parallel.per_device import platform
-from sapwood.train import birth, ema, evaluation, loop, offload, programs, trainable
+from sapwood.train import birth, compiling, ema, evaluation, loop, offload, programs, trainable
 from sapwood.train.scaling import LossScale
 from sapwood.train.state import TrainState
 from sapwood.train.step import train_step
@@ -77,6 +77,8 @@ class Trainer:
             Gradients of a finite loss are left to an optimizer that looks after them, as `optax.apply_if_finite` and
             `optax.zero_nans` do. A loss that is not finite fails in any case, for no optimizer keeps batch statistics
             from it; False leaves that to the optimizer too.
+        compiler_options: XLA's options for what this trainer compiles, by name, such as
+            ``{"xla_tpu_scoped_vmem_limit_kib": 65536}``; they win over XLA_FLAGS. XLA raises for one that it lacks.
 
     Raises `ConfigError` for values that cannot be.
 
@@ -106,6 +108,7 @@ class Trainer:
     offload: str | None = None
     jit: bool = True
     checks: bool = True
+    compiler_options: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
     _kept = None  # the `programs.Programs` of this trainer; no field, for it says nothing about how a model is trained
 
@@ -127,6 +130,7 @@ class Trainer:
             )
         if self.rules is not None and self.mesh is None:
             raise ConfigError(f"Trainer(rules={self.rules!r}) needs mesh=: rules map logical axes onto a mesh's")
+        object.__setattr__(self, "compiler_options", compiling.check(self.compiler_options) or None)
         if isinstance(self.mesh, str):
             object.__setattr__(self, "mesh", parallel.mesh(self.mesh))
         offload.check(self.offload, self.mesh)

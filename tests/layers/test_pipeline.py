@@ -1,6 +1,7 @@
 """Stacks as pipelines on eight simulated devices, against the same stack on one."""
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import re
@@ -174,6 +175,38 @@ def test_pipeline_of_experts_sends_their_tokens_inside_a_stage(schedule):
     got, want = run(place("stage=2,expert=4", schedule=schedule, microbatches=2)), run(None)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize(
+    ("experts", "masked", "said"),
+    [
+        (
+            L.MixtureOfExperts(4, 8),
+            False,
+            r"blocks: the loss 'balance' of a mixture .*'stage', such as expert=4.*balance=0",
+        ),
+        (L.MixtureOfExperts(4, 8, balance=0), True, r"the loss 'z' of a mixture of experts under a mask .*\(z=0\)"),
+        (L.MixtureOfExperts(4, 8, balance=0), False, None),
+        (L.MixtureOfExperts(4, 8, balance=0, z=0), True, None),
+    ],
+)
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_a_mixture_whose_losses_micro_batches_do_not_add_up_to_is_refused(experts, masked, said, schedule):
+    model, x = L.Scan(experts, 4, batched=True), np.ones((8, 4, 8), "float32")
+    inputs = (x, np.ones((8, 4), bool)) if masked else (x,)
+    on = place("stage=4,data=2", schedule=schedule)
+    variables = jax.tree.map(lambda p: p.struct, sw.spec(lambda v, *xs: model(v.blocks, *xs), *inputs).params)
+
+    def run(params, train=True):
+        v = sw.bind(params, train=train, place=on)
+        return sw.pure(lambda v, *xs: model(v.blocks, *xs))(v, *inputs)[0]
+
+    assert jax.eval_shape(functools.partial(run, train=False), variables).shape == x.shape  # without losses it is right
+    if said is None:
+        assert jax.eval_shape(run, variables).shape == x.shape
+    else:
+        with pytest.raises(sw.ConfigError, match=said):
+            jax.eval_shape(run, variables)
 
 
 def test_an_argument_of_the_size_of_the_batch_is_what_it_is_said_to_be():

@@ -180,3 +180,31 @@ def test_options_that_xla_does_not_know_or_the_user_sets_are_left_out(monkeypatc
     assert compiling._allowed({"xla_of_tomorrow": 1} | ours) == ours == compiling.options("cpu")
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE")
     assert compiling.options("cpu") == compiling.LESS_OF_LLVM
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("xla_x=1", r"a dict of XLA's options is expected"),
+        ({"--xla_x": 1}, r"without dashes: 'xla_x', not '--xla_x'"),
+        ({"xla_x": [1]}, r"a value is a number, True, False or a string"),
+    ],
+)
+def test_compiler_options_that_are_none(given, message):
+    with pytest.raises(sw.ConfigError, match=message):
+        sw.Trainer(sw.supervised(sw.layers.Dense(1)), optax.sgd(0.1), compiler_options=given)
+
+
+def test_compiler_options_reach_xla_in_every_program_of_a_trainer():
+    own = {"xla_backend_optimization_level": 0, "xla_no_such_option": True}
+    x, y = np.ones((4, 2), "float32"), np.zeros(4, int)
+    made = lambda own: sw.Trainer(sw.supervised(L.Dense(2), inputs="x"), optax.sgd(0.1), compiler_options=own)  # noqa: E731
+    assert compiling.options("cpu", own).items() >= own.items()
+    trainer = made(own)
+    assert hash(trainer) is not None
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        trainer.fit({"x": x, "label": y}, batch_size=4, epochs=1)
+    state = made({"xla_backend_optimization_level": 0}).init(0, {"x": x, "label": y})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        trainer.evaluate(state, {"x": x, "label": y})
+    made({"xla_backend_optimization_level": 0}).fit({"x": x, "label": y}, batch_size=4, epochs=1)
