@@ -191,15 +191,14 @@ def _read_value(value: Any, trust: tuple[str, ...]) -> Any:
         return [_read_value(x, trust) for x in value]
     if not isinstance(value, Mapping):
         return value
-    kind, inner = next(iter(value.items()), (None, None))
-    kinds = {"tuple": list, "dict": Mapping, "model": Mapping}
-    if len(value) != 1 or kind not in kinds or not isinstance(inner, kinds[kind]):
-        raise CheckpointError(f"this option of a model was not written by Sapwood: {_brief(value)}")
-    if kind == "tuple":
-        return tuple(_read_value(x, trust) for x in inner)
-    if kind == "dict":
-        return {key: _read_value(x, trust) for key, x in inner.items()}
-    return _read(inner, trust)
+    match next(iter(value.items())) if len(value) == 1 else None:
+        case ("tuple", list() as inner):
+            return tuple(_read_value(x, trust) for x in inner)
+        case ("dict", Mapping() as inner):
+            return {key: _read_value(x, trust) for key, x in inner.items()}
+        case ("model", Mapping() as inner):
+            return _read(inner, trust)
+    raise CheckpointError(f"this option of a model was not written by Sapwood: {_brief(value)}")
 
 
 def _resolve(name: Any, file: Any, trust: tuple[str, ...]) -> Any:

@@ -142,7 +142,8 @@ def _only_features_of(trust: Sequence[str]) -> Iterator[None]:
     """
     from tensorflow_datasets.core.features.feature import FeatureConnector
 
-    known = FeatureConnector.__dict__["cls_from_name"]
+    connector: Any = FeatureConnector  # to the types, the method that is replaced is fixed
+    known = connector.__dict__["cls_from_name"]
 
     def cls_from_name(cls: Any, name: str) -> Any:
         module = name.rpartition(".")[0]
@@ -155,11 +156,11 @@ def _only_features_of(trust: Sequence[str]) -> Iterator[None]:
         return known.__func__(cls, name)
 
     with _opening:
-        FeatureConnector.cls_from_name = classmethod(cls_from_name)
+        connector.cls_from_name = classmethod(cls_from_name)
         try:
             yield
         finally:
-            FeatureConnector.cls_from_name = known
+            connector.cls_from_name = known
 
 
 def _first_line(error: Exception) -> str:
