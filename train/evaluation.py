@@ -1,7 +1,8 @@
 """Evaluation and prediction, exact whatever the batch size.
 
 The last batch is filled up, so that one compiled program serves. An objective that takes masks counts what fills it as
-nothing. Of any other, and of what layers add, the last batch is computed once more for its real examples alone.
+nothing (`objective.fills`). Of any other, and of what layers add, the last batch is computed once more for its real
+examples alone.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from sapwood.parallel.batches import batch_multiple
 from sapwood.train import checks, metrics
 from sapwood.train.ema import variables
 from sapwood.train.forward import AUXILIARY, examples, forward, hold
-from sapwood.train.objective import takes_mask
+from sapwood.train.objective import fills, takes_mask
 from sapwood.train.state import TrainState
 
 BATCH = 256
@@ -46,10 +47,10 @@ def evaluate_step(trainer: Any, params: dict, state: dict, batch: Any) -> dict[s
 
 def remainder_step(trainer: Any, params: dict, state: dict, batch: Any, rows: int) -> dict[str, Any]:
     """What `evaluate_step` gives for the first `rows` examples of a batch, of all that knows no mask: layers take their
-    means over every example, and so do objectives without ``takes_mask``."""
+    means over every example, and so may objectives that do not say otherwise."""
     some = jax.tree.map(lambda x: x[:rows], batch)
     found = evaluate_step(of_any_rows(trainer), params, state, some)
-    return {AUXILIARY: found[AUXILIARY]} if takes_mask(trainer.objective) else found
+    return {AUXILIARY: found[AUXILIARY]} if fills(trainer.objective) else found
 
 
 def of_any_rows(trainer: Any) -> Any:
@@ -130,7 +131,7 @@ class Evaluation:
     def send(self, state: TrainState) -> list[dict[str, Any]]:
         """Start a pass with the state's parameters (their running mean, where it keeps one)."""
         (params, model_state), found = variables(state), []
-        masked, rows = takes_mask(self.trainer.objective), len(self.data) % self.batches.batch_size
+        masked, rows = fills(self.trainer.objective), len(self.data) % self.batches.batch_size
         for i, batch in enumerate(stream(self.trainer, self.batches)):
             last = rows and i == self.batches.steps_per_epoch - 1
             if masked or not last:
@@ -186,8 +187,8 @@ def stream(trainer: Any, passed: Batches) -> Iterator[dict[str, Any]]:
 
 
 def as_given(trainer: Any, passed: Batches, batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch of a pass without the mask of what fills it up, unless the objective takes it or the data have one."""
-    if takes_mask(trainer.objective) or "mask" in passed.dataset.features:
+    """A batch of a pass without the mask of what fills it up, unless it is counted by or the data have one."""
+    if fills(trainer.objective) or "mask" in passed.dataset.features:
         return batch
     return {name: x for name, x in batch.items() if name != "mask"}
 

@@ -16,8 +16,8 @@ more, less or not at all, is exact in any batches:
 **Masks and weights.** An entry of a batch means what the objective makes of it. Those of `supervised` and `next_token`
 take "mask" and "weight", (batch,) or (batch, length), for what each example or position counts; they refuse either as
 an input or a target. An attribute ``takes_mask = True`` says so of an objective: evaluation fills its last batch up and
-masks what fills it, and a scalar is a mean over what mask and weight leave. Any other objective is given the last
-examples alone, as a smaller batch.
+masks what fills it, and a scalar is a mean over what mask and weight leave. Any other objective, and `supervised` with
+a metric of one's own, is given the last examples alone, as a smaller batch.
 """
 
 import dataclasses
@@ -50,6 +50,20 @@ class Objective(Protocol):
 def takes_mask(objective: Any) -> bool:
     """Whether the objective counts by the entries "mask" and "weight" of a batch. To any other they mean nothing."""
     return getattr(objective, "takes_mask", False)
+
+
+def fills(objective: Any) -> bool:
+    """Whether evaluation may fill a batch up and mask what fills it: the loss and all metrics then leave that out.
+
+    A metric of one's own need not look at its weight, and one that gives sums of its own would count what fills it.
+
+    >>> own = lambda outputs, target, weight: metrics_.Mean.of(outputs[:, 0] > target)
+    >>> [fills(supervised(len, metrics=metric)) for metric in ("accuracy", own)]
+    [True, False]
+    """
+    return takes_mask(objective) and not (
+        isinstance(objective, Supervised) and any(metrics_.kind(metric) is None for _, metric in objective.metrics)
+    )
 
 
 COUNTS = {"mask": "which examples or positions count", "weight": "how much an example counts"}

@@ -8,7 +8,7 @@ import pytest
 
 import sapwood as sw
 from sapwood import ConfigError
-from sapwood.train import Mean, Trainer
+from sapwood.train import Mean, Metric, Trainer
 
 RANDOM = np.random.default_rng(3)
 X, Y = RANDOM.normal(size=(11, 5, 4)).astype("float32"), RANDOM.normal(size=(11, 5)).astype("float32")
@@ -105,6 +105,53 @@ def test_what_does_not_say_how_much_it_counts_is_not_put_together(objective):
         one.evaluate(state, DATA, 4)
     with pytest.raises(ConfigError, match=rf"accumulate=4\) adds micro-batches up, but {says}"):
         jax.eval_shape(trainer(objective, accumulate=4).step, state, batch)
+
+
+class Above(Metric):
+    """How many outputs lie above their target, of how many."""
+
+    above: jax.Array
+    count: jax.Array
+
+    def compute(self):
+        return self.above / self.count
+
+
+def test_metrics_of_ones_own_that_look_at_no_weight_count_each_example_once():
+    def line(v, x):
+        return (x @ v.param("kernel", (4, 1), lambda key, shape, dtype: jnp.asarray(KERNEL, dtype)))[..., 0]
+
+    chosen = {
+        "values": lambda outputs, target, weight: outputs > target,
+        "mean": lambda outputs, target, weight: Mean.of(outputs > target),
+        "sums": lambda outputs, target, weight: Above((outputs > target).sum(), jnp.float32(target.size)),
+    }
+    one = trainer(sw.supervised(line, "squared_error", chosen, inputs="x", target="y"))
+    data = {"x": X, "y": Y}
+    state = one.init(0, {name: x[:8] for name, x in data.items()})
+    above = ((X.astype("float64") @ KERNEL)[..., 0] > Y).mean()
+    for size in (None, 4):
+        found = one.evaluate(state, data, size)
+        assert found.pop("loss") == pytest.approx(expected()[of_examples]["loss"], rel=1e-5)
+        assert found == pytest.approx(dict.fromkeys(chosen, above), rel=1e-6), size
+    # An entry "weight" of the data is another matter: those that look at it count by it, the others do not.
+    found = one.evaluate(state, {**data, "weight": TOKENS.astype("float32")}, 4)
+    weighed = np.average(((X.astype("float64") @ KERNEL)[..., 0] > Y).mean(1), weights=TOKENS)
+    loss = np.average((((X.astype("float64") @ KERNEL)[..., 0] - Y) ** 2).mean(1), weights=TOKENS)
+    assert found == pytest.approx({"values": weighed, "mean": above, "sums": above, "loss": loss}, rel=1e-5)
+
+
+def test_a_mean_of_a_mean_is_refused_unless_it_says_what_it_counts():
+    def batch_mean(v, batch):
+        return Mean.of(errors(v, batch).mean()), {}
+
+    def counted(v, batch):
+        return Mean.of(errors(v, batch).mean(), errors(v, batch).size), {}
+
+    with pytest.raises(ConfigError, match=r"a value for each example.* got one number.*before their mean"):
+        first(trainer(batch_mean))
+    one = trainer(counted)
+    assert one.evaluate(first(one), DATA, 4)["loss"] == pytest.approx(expected()[of_examples]["loss"], rel=1e-5)
 
 
 def test_validation_that_cannot_be_put_together_is_refused_before_the_first_epoch():

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sapwood.core.brief import in_brief
+from sapwood.core.errors import ConfigError
 from sapwood.train.metrics.shapes import lead
 
 
@@ -67,12 +68,20 @@ class Mean(Metric):
         """The mean of ``values`` (batch, ...) with ``weight`` None, or of shape (batch,), (batch, length), ...
 
         The weight may be a boolean mask or numbers; a value under weight zero does not count, NaN or not.
-        Raises `DataError` when the weight's shape does not lead the values' shape.
+        One number is a mean already, of nothing says how many: give the values before it, or say what it counts,
+        ``Mean.of(x, 32)``. Raises `ConfigError` for one alone, `DataError` when the weight's shape does not lead the
+        values' shape.
 
         >>> float(Mean.of(jnp.array([1., 2., 60.]), jnp.array([True, True, False])).compute())
         1.5
         """
         values = values.astype(jnp.float32)
+        if weight is None and values.ndim == 0:
+            raise ConfigError(
+                f"{cls.__name__}.of(x) takes a value for each example, (batch, ...), and got one number, which does "
+                "not say how many it is a mean of: batches of other sizes, and micro-batches, would count the same. "
+                "Give the values before their mean is taken, or how many there are, Mean.of(x, len(values))"
+            )
         if weight is None:
             return cls(jnp.sum(values), np.float32(values.size))
         weight = lead(weight, values.shape)
