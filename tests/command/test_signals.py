@@ -116,23 +116,31 @@ if "WORKER" in os.environ:
 """
 
 
-@pytest.mark.slow
-def test_the_first_of_two_processes_chooses_the_directory_and_alone_speaks(stripes, tmp_path):
+@pytest.fixture
+def two(stripes, tmp_path):
+    """Two processes of one command, joined by gloo, on four devices; they are killed at the end of the test."""
     stripes.write_text(JOIN + stripes.read_text())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    commands = [
-        started(("train", stripes, "--mesh", "data=4"), tmp_path, stdout=subprocess.PIPE,
-                env=devices | {"PORT": port, "WORKER": str(i)})
-        for i in range(2)
-    ]  # fmt: skip
-    try:
-        said = [command.communicate(timeout=600) for command in commands]
-    finally:
-        for command in commands:
-            command.kill()
+    commands = []
+
+    def start(*words):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PORT": port}
+        words = ("train", stripes, "--mesh", "data=4", *words)
+        for i in range(2):
+            commands.append(started(words, tmp_path, stdout=subprocess.PIPE, env=devices | {"WORKER": str(i)}))
+        return commands
+
+    yield start
+    for command in commands:
+        command.kill()
+
+
+@pytest.mark.slow
+def test_the_first_of_two_processes_chooses_the_directory_and_alone_speaks(two, tmp_path):
+    commands = two()
+    said = [command.communicate(timeout=600) for command in commands]
     assert [command.returncode for command in commands] == [0, 0], said
     out, other = ([line for line in text.splitlines() if "Gloo" not in line] for text, _ in said)
     assert out[-3] == f"run {Path('runs') / 'stripes-001'}"
@@ -140,3 +148,20 @@ def test_the_first_of_two_processes_chooses_the_directory_and_alone_speaks(strip
     runs = [path.name for path in (tmp_path / "runs").iterdir()]
     assert runs == ["stripes-001"]
     assert Checkpoints(tmp_path / "runs" / "stripes-001" / "checkpoints").steps() == [6]
+
+
+@posix
+@pytest.mark.long
+@pytest.mark.parametrize("struck", [0, 1])
+def test_a_sigterm_to_one_of_two_processes_ends_both_with_one_checkpoint(two, tmp_path, struck):
+    commands = two("--run", "r", "--epochs", 1_000_000)
+    rows = tmp_path / "r" / "metrics.jsonl"
+    while not (rows.exists() and rows.read_text().count("\n") > 2):
+        assert all(command.poll() is None for command in commands)
+        time.sleep(0.05)
+    commands[struck].send_signal(signal.SIGTERM)
+    err = [command.communicate(timeout=600)[1] for command in commands]
+    assert [command.returncode for command in commands] == [143, 143], err
+    (step,) = Checkpoints(tmp_path / "r" / "checkpoints").steps()
+    assert f"stopped by SIGTERM after step {step} of 3000000" in err[0]
+    assert "stopped by" not in err[1]
