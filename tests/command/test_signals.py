@@ -62,7 +62,8 @@ def test_a_reader_that_goes_away_a_second_writer_and_sigterm(stripes, process, t
 @posix
 def test_ctrl_c_during_the_imports_is_a_line(tmp_path):
     code = (
-        "import sys, signal, builtins; sys.orig_argv = ['python', '-m', 'sapwood', 'recipes']; real = __import__\n"
+        "import sys, signal, builtins; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.orig_argv = ['python', '-m', 'sapwood', 'recipes']; real = __import__\n"
         "def load(name, *rest):\n"
         "    if name == 'jax': signal.raise_signal(signal.SIGINT)\n"
         "    return real(name, *rest)\n"
@@ -84,9 +85,11 @@ def test_ctrl_c_saves_and_is_130_and_the_run_goes_on(run, sapwood, stripes, monk
             signal.raise_signal(signal.SIGINT)
         return real(self, *rest)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # `pytest &` ignores it
     with monkeypatch.context() as patch:
         patch.setattr(Sender, "send", send)
         stopped = sapwood(*words)
+    signal.signal(signal.SIGINT, before)
     assert stopped.code == 130
     assert "stopped by Ctrl-C after step 4 of 6, which is saved in s" in "\n".join(stopped.err)
     assert stopped.err[-1] == "sapwood: stopped; --resume goes on from the last checkpoint"

@@ -64,9 +64,11 @@ def equal(a, b):
 
 @pytest.fixture(autouse=True)
 def _handlers_are_put_back():
-    before = [signal.getsignal(number) for number in interrupts.NAMES]
+    usual = dict.fromkeys(interrupts.NAMES, signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}  # `pytest &` ignores Ctrl-C
     yield
-    assert [signal.getsignal(number) for number in interrupts.NAMES] == before
+    found = {number: signal.signal(number, handler) for number, handler in before.items()}
+    assert found == usual
 
 
 def test_ctrl_c_saves_and_hands_back(after, unbroken, tmp_path, capsys):
@@ -170,6 +172,7 @@ def test_a_grace_that_cannot_be(grace):
         TRAINER.fit(DATA, grace=grace, **FIT)
 
 
+@pytest.mark.slow
 def test_a_failed_check_in_the_row_that_is_cut_is_found(tmp_path):
     model = lambda v, x: jnp.log(-jnp.abs(x @ v.param("w", (4, 3), jax.nn.initializers.normal())))  # noqa: E731
     trainer = Trainer(supervised(model, inputs="x"), optax.adam(0.1))
