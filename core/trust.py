@@ -1,5 +1,6 @@
 """Trust: from which packages code may be imported because a file names it. Sapwood trusts no file by itself."""
 
+import sys
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -30,6 +31,17 @@ def covers(names: Sequence[str], module: str) -> bool:
     (True, False)
     """
     return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+def refusal(what: str, module: str, call: str) -> str:
+    """Why the module of `what`, which a file names, is not imported, and what to write in `call` if it is trusted."""
+    top = module.split(".")[0]
+    if top in sys.stdlib_module_names or not is_dotted(module):
+        return f"{what} is of no package that a file may name; it is not imported"
+    return (
+        f"{what} is of another package, and nothing is imported from {top!r} because a file says so; if you trust that "
+        f"package, say so: {call}(..., trust={top!r})"
+    )
 
 
 def is_dotted(name: object) -> bool:

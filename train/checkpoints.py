@@ -314,10 +314,16 @@ class Checkpoints:
         return True
 
     def _read_index(self, step: int) -> dict[str, Any]:
+        place = self._disk.place(step)
+        odd = next((path for path in place.rglob("*") if not path.is_file() and not path.is_dir()), None)
+        if odd is not None:  # a pipe would be waited for
+            raise self._damage(step, f"{odd.name} is no file")
         try:
-            index = unseal((self._disk.place(step) / INDEX).read_bytes())
+            index = unseal((place / INDEX).read_bytes())
             if index["step"] != step:
                 raise ValueError(f"it is that of step {index['step']}")
+            if [type(index[name]) for name in ("format", "arrays", "info")] != [int, dict, dict]:
+                raise ValueError("it was not written by Sapwood")
         except (OSError, ValueError, KeyError) as error:
             raise self._damage(step, f"{INDEX}: {short(error)}") from error
         if index["format"] > _FORMAT or _rule(index) > RULE:

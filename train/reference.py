@@ -23,7 +23,7 @@ from typing import Any
 
 from sapwood.core.errors import CheckpointError, ConfigError
 from sapwood.core.layer import Function, Layer
-from sapwood.core.trust import covers, is_dotted
+from sapwood.core.trust import covers, is_dotted, refusal
 
 Plain = None | bool | int | float | str
 
@@ -249,16 +249,11 @@ def _ran(module: str, file: Any) -> ModuleType:
 def _allow(name: str, module: str, trust: tuple[str, ...]) -> None:
     """CheckpointError for a module that code is not imported from because a file says so."""
     top = module.split(".")[0]
-    if top in sys.stdlib_module_names:
-        raise CheckpointError(f"{name} is Python's own, not a model; it is not loaded from a file")
-    if covers((*trust, *_MODELS, *_CLASSES, *_MATH, *_JITTED), module):
+    if top not in sys.stdlib_module_names and covers((*trust, *_MODELS, *_CLASSES, *_MATH, *_JITTED), module):
         return
     if top == "sapwood":
         raise CheckpointError(f"{name} is neither a layer, a model nor a recipe; it is not made from a file")
-    raise CheckpointError(
-        f"the model is {name}, and nothing is imported from {top!r} because a file says so; if you trust that package, "
-        f"say so: sw.load(..., trust={top!r})"
-    )
+    raise CheckpointError(refusal(f"the model {name}", module, "sw.load"))
 
 
 def _frozen(kind: type) -> bool:

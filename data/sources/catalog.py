@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import DataError, SapwoodError
-from sapwood.core.trust import Trust, covers, trusted
+from sapwood.core.trust import Trust, covers, refusal, trusted
 from sapwood.data.directory import data_directory
 from sapwood.data.features import RAW, TEXT, Feature, narrow, stack
 from sapwood.data.ordinary_files import check_ordinary
@@ -146,13 +146,9 @@ def _only_features_of(trust: Sequence[str]) -> Iterator[None]:
     known = connector.__dict__["cls_from_name"]
 
     def cls_from_name(cls: Any, name: str) -> Any:
-        module = name.rpartition(".")[0]
+        module = str(name).rpartition(".")[0]
         if name not in cls._registered_features and not covers((FEATURES, *trust), module):
-            package = f"{module.split('.')[0]!r:.80}"
-            raise DataError(
-                f"the data names a feature class {name!r:.80}, and nothing is imported from {package} because a file "
-                f"says so; if you trust that package, say so: load(..., trust={package})"
-            )
+            raise DataError(refusal(f"the feature class {name!r:.80} of the data", module, "load"))
         return known.__func__(cls, name)
 
     with _opening:

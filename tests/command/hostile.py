@@ -173,7 +173,7 @@ for _opener in ("evaluate", "predict"):
         "an option of 10^400": lambda config, run: config["options"].update(batch_size=10**400),
         "an option of 10^12": lambda config, run: config["options"].update(batch_size=10**12),
         "a layer of 10^12": lambda config, run: config["options"].update(hidden=10**12),
-        "options without end": lambda config, run: config["options"].update(hidden=10**9),
+        "a layer of 10^9": lambda config, run: config["options"].update(hidden=10**9),
         "features of text": lambda config, run: config.update(features={"image": "x"}),
         "features of another kind": lambda config, run: config["features"].update(image={"shape": 3, "dtype": "x"}),
         "a picture of 10^12 pixels": lambda config, run: config["features"]["image"].update(shape=[10**6, 10**6, 1]),
@@ -381,6 +381,29 @@ def _checkpoint(name: str, change: Callable[[dict], Any]) -> None:
 
 _checkpoint("features that are text", lambda said: said["info"].update(features="x"))
 _checkpoint("features of text", lambda said: said["info"].update(features={"label": "x"}))
+
+
+def _checkpoint_files(name: str, change: Callable[[Path], Any]) -> None:
+    @case("artifact", f"checkpoint: {name}")
+    def make(folder: Path, base: Path) -> Path:
+        path = Path(shutil.copytree(base / "r" / "checkpoints", folder / "checkpoints"))
+        change(path)
+        return path
+
+
+def _pipes(pattern: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        for file in [file for file in path.rglob(pattern) if file.is_file()]:
+            file.unlink()
+            os.mkfifo(file)
+
+    return change
+
+
+_checkpoint_files("an index that is a pipe", _pipes("sapwood.json"))
+_checkpoint_files("arrays that are pipes", _pipes("d/*"))
+_checkpoint_files("a manifest that is a pipe", _pipes("*manifest*"))
+_checkpoint_files("metadata that are pipes", _pipes("_*"))
 _checkpoint("nothing", lambda said: {"format": said.get("format", 1)})
 
 
