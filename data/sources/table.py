@@ -18,7 +18,7 @@ from sapwood.data.sources.labels import Classes, encode, weights
 EXACT = 2**24  # every whole number up to it is a float32
 COLUMNS = 1 << 15  # of a file; pyarrow takes 10 kB for each, whatever is in it
 CELL = 8  # bytes of a number in a table
-LINE = 64 << 20  # bytes of a first line, at most
+LINE = 8 << 20  # bytes of a first line, at most
 BLOCK = 1 << 20  # what pyarrow reads at once, and no less than the first line
 
 
@@ -233,6 +233,8 @@ def _read_csv(path: Path, delimiter: str, header: bool | None, roles: set[str | 
 
     with path.open("rb") as file:
         first = file.readline(LINE)
+    if len(first) == LINE:
+        raise DataError(f"{path} is no table: its first line has more than {LINE:,} bytes")
     _check_columns(path, first.count(delimiter.encode()) + 1)
     block = max(BLOCK, 2 * len(first))  # a line that is longer than one is no error, but lost
     options = csv.ReadOptions(autogenerate_column_names=header is False, block_size=block)

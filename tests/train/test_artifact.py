@@ -387,3 +387,27 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
     same(load(path).params, trained()[0])
     assert os.listdir(tmp_path) == ["model"]
     shutil.rmtree(path)
+
+
+def test_weights_may_be_read_by_who_may_read_the_rest(tmp_path):
+    path = written(tmp_path / "model")
+    assert (path / WEIGHTS).stat().st_mode == (path / ABOUT).stat().st_mode
+
+
+def test_what_stands_beside_the_weights_is_not_larger_than_what_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("sapwood.train.sealed.MOST", 10_000)
+    with pytest.raises(ConfigError, match="at most 10,000 are read back"):
+        written(tmp_path / "model", extra="x" * 10_000)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_model_of_another_package_is_made_where_that_is_trusted(tmp_path, monkeypatch):
+    (tmp_path / "lab_of_nets.py").write_text("def network(v, x, width=3):\n    return x * width\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = written(tmp_path / "model", model="lab_of_nets:network", options={"width": 5})
+    with pytest.raises(CheckpointError, match=r"nothing is imported from 'lab_of_nets' .*sw.load\(..., trust='lab_of"):
+        _ = load(path).model
+    assert load(path, trust="lab_of_nets").model(None, 2) == 10
+    assert load(path, trust=[sys.modules["lab_of_nets"]]).model(None, 2) == 10
+    with pytest.raises(ConfigError, match="the name of a package"):
+        load(path, trust="./lab_of_nets.py")

@@ -1044,3 +1044,13 @@ def test_two_processes_go_the_same_way_when_one_has_a_hiccup(tmp_path):
     assert second["room"][0].startswith("CheckpointError: process 0: checkpoint 3 could not be written to")
     assert first["after"] == second["after"] == [None]
     assert Checkpoints(tmp_path / "checkpoints").steps() == [1, 2, 3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a name is text")
+def test_a_directory_that_is_no_utf8_is_refused_before_training(tmp_path):
+    from sapwood.train.run import Run
+
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    with pytest.raises(ConfigError, match=r"cannot be written to .*/caf.: rename what is no UTF-8 in it"):
+        Run(place, resume=False, keep=1, best=None)
+    assert not place.exists()
