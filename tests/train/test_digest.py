@@ -194,7 +194,7 @@ def shuffled(rng, x, places: int) -> np.ndarray:
 def changes(rng, dtype: str, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Arrays (count, 4, 4), beside what may become of them."""
     x = normals(rng, dtype, count)
-    width = jax.dtypes.itemsize_bits(x.dtype) // (2 if x.dtype.kind == "c" else 1)
+    width = 1 if dtype == "bool" else jax.dtypes.itemsize_bits(x.dtype) // (2 if x.dtype.kind == "c" else 1)
     bit, top = np.uint64(1) << rng.integers(0, width, count).astype(np.uint64), 1 << (width - 1)
     skew = x if dtype == "bool" or "e8m0" in dtype else (x - x.swapaxes(1, 2)).astype(x.dtype)
     few = rng.choice(x[0].ravel()[:3], x.shape)  # three values
