@@ -55,7 +55,7 @@ def softmax_cross_entropy(logits: jax.Array, target: jax.Array, label_smoothing:
         if not label_smoothing:
             return optax.softmax_cross_entropy_with_integer_labels(logits, target)
         target = jax.nn.one_hot(target, logits.shape[-1])
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(target, label_smoothing))
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(_float32(target), label_smoothing))
 
 
 def sigmoid_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
@@ -201,7 +201,7 @@ def example_weight(batch: Mapping[str, Any]) -> jax.Array | None:
         return mask if weight is None else jnp.asarray(weight)
     mask, weight = jnp.asarray(mask), jnp.asarray(weight)
     wide = max(mask, weight, key=lambda x: x.ndim).shape
-    dtype = weight.dtype if mask.dtype == bool else jnp.result_type(mask, weight)
+    dtype = weight.dtype if mask.dtype in (bool, weight.dtype) else jnp.float32
     return lead(mask, wide).astype(dtype) * lead(weight, wide).astype(dtype)
 
 
@@ -260,7 +260,7 @@ def check(
         _flag(v, abs(_float32(target)) == 1, SIGNS, mask)
     elif "binary labels" in found:
         low = 0 if kind(loss) else -1
-        _flag(v, (target >= low) & (target <= 1), f"target outside {low} to 1", mask)
+        _flag(v, (wide(target) >= low) & (wide(target) <= 1), f"target outside {low} to 1", mask)
     if function is kl_divergence:
         total = jax.nn.logsumexp(_float32(outputs), -1)
         _flag(v, abs(total) < 0.05, "outputs that are no log-probabilities; take jax.nn.log_softmax of logits", mask)

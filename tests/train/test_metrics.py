@@ -10,7 +10,7 @@ import pytest
 import sklearn.metrics as oracle
 from scipy import special
 
-from sapwood import ConfigError, DataError
+from sapwood import ConfigError, DataError, bind
 from sapwood.core import foreign
 from sapwood.train import checks, forward, learning_rate, losses, metrics
 from sapwood.train.metrics import registry
@@ -242,6 +242,40 @@ def test_mean_is_exact_beyond_the_integers_of_float32():
     merged = metrics.merge([part] * 5)["x"]
     assert merged.weight == 5 * 2**24
     assert merged.total == 5
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint8", "int32"])
+def test_weights_of_few_bits_sum_to_what_they_are(dtype):
+    """4099 is no float16 and no bfloat16."""
+    ones = jnp.ones(4099, "int32")
+    found = metrics.binary_recall(ones, ones, ones.astype(dtype))
+    assert float(found.hit[0]) == float(found.actual[0]) == 4099
+    assert float(metrics.Mean.of(ones, ones.astype(dtype)).total) == 4099
+
+
+@pytest.mark.parametrize("switch", ["dtypes", "ranks"])
+@pytest.mark.parametrize("kind", metrics.KINDS)
+def test_every_loss_and_metric_under_the_switches_of_jax(kind, switch):
+    """Whatever type targets and weights have: a switch refuses while a program is traced."""
+    shapes = {"classes": [(6, 3)], "binary labels": [(6,), (6, 3)], "numbers": [(6,), (6, 3)]}[kind]
+    one = {"int32": "uint8", "uint8": "float16", "bool": "bool", "float16": "int32", "float32": "float32"}
+
+    def value(metric, outputs, target, weight):
+        losses_, known = losses.KINDS[kind], outputs.shape == target.shape
+        each = [loss(outputs, target) for loss in losses_ if known or loss is not losses.kl_divergence]
+        weight = losses.example_weight({"mask": weight, "weight": weight.astype("float32")})
+        for loss in losses_:
+            losses.check(bind({}), loss, outputs, target, weight, {kind})
+        found = metric(outputs, target, weight)
+        return found.merge(found).compute(), found.compute(), [losses.reduce(loss, weight) for loss in each]
+
+    with jax.numpy_dtype_promotion("strict") if switch == "dtypes" else jax.numpy_rank_promotion("raise"):
+        for i, metric in enumerate(metrics.KINDS[kind]):
+            dtype = list(one)[i % len(one)]
+            for shape in shapes:
+                target = shape if kind != "classes" or "float" in dtype else shape[:-1]
+                arrays = zip((shape, target, (6,)), ("bfloat16", dtype, one[dtype]), strict=True)
+                jax.eval_shape(P(value, metric), *(jax.ShapeDtypeStruct(*x) for x in arrays))
 
 
 def test_a_weight_per_position_and_one_per_example():

@@ -86,7 +86,7 @@ class Mean(Metric):
             return cls(jnp.sum(values), np.float32(values.size))
         weight = lead(weight, values.shape)
         inside = jnp.where(weight.astype(bool), values, 0)
-        total = jnp.sum(inside if weight.dtype == bool else inside * weight)
+        total = jnp.sum(inside if weight.dtype == bool else inside * weight.astype(jnp.float32))
         return cls(total, jnp.sum(weight, dtype=jnp.float32) * (values.size // max(weight.size, 1)))
 
     def compute(self) -> Any:

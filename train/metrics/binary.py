@@ -15,7 +15,7 @@ import numpy as np
 from sapwood.core.errors import ConfigError
 from sapwood.train.metrics.accumulators import Mean, Metric, static
 from sapwood.train.metrics.counts import F1, Precision, Recall, check_average
-from sapwood.train.metrics.shapes import column_weight, columns, same_shape
+from sapwood.train.metrics.shapes import column_weight, columns, namespace, same_shape
 
 
 def binary_accuracy(
@@ -91,16 +91,22 @@ def _predicted(what: str, outputs: jax.Array, target: jax.Array, threshold: floa
     return outputs > math.log(threshold / (1 - threshold))
 
 
+def _positive(target: jax.Array) -> jax.Array:
+    return target.astype(jnp.float32) > 0.5
+
+
 def _right(what: str, outputs: jax.Array, target: jax.Array, threshold: float) -> jax.Array:
-    return _predicted(what, outputs, target, threshold) == (target > 0.5)
+    return _predicted(what, outputs, target, threshold) == _positive(target)
 
 
 def _counts(kind: type[Any], outputs: Any, target: Any, weight: Any, average: Any, threshold: float) -> Any:
     what = f"binary_{kind.__name__.lower()}"
     check_average(what, average)
-    chosen, true = columns(_predicted(what, outputs, target, threshold)), columns(target > 0.5)
+    chosen, true = columns(_predicted(what, outputs, target, threshold)), columns(_positive(target))
     each = column_weight(weight, outputs.shape)
-    sums = (jnp.sum(x if each is None else x & each if each.dtype == bool else x * each, 0)
+    if each is not None and each.dtype != bool:
+        each = each.astype(jnp.float32)  # a sum of float16 is a float16
+    sums = (jnp.sum(x if each is None else x & each if each.dtype == bool else jnp.where(x, each, 0), 0)
             for x in (chosen & true, chosen, true))  # fmt: skip
     return kind(*sums, average, absent=True)
 
@@ -114,10 +120,10 @@ class AUC(Metric):
     average: str | None = static("macro")
 
     def merge(self, other: "AUC") -> "AUC":
-        return jax.tree.map(lambda one, two: _numpy(one).concatenate([one, two]), self, other)
+        return jax.tree.map(lambda one, two: namespace(one).concatenate([one, two]), self, other)
 
     def compute(self) -> Any:
-        np_, weight = _numpy(self.score), self.weight if self.weight is not None else np.True_
+        np_, weight = namespace(self.score), self.weight if self.weight is not None else np.True_
         weight = np_.broadcast_to(weight, self.score.shape).astype(float)  # int32 overflows on the device
         if self.average == "micro":
             return _area(self.score.ravel(), self.positive.ravel(), weight.ravel())
@@ -145,12 +151,12 @@ def auc(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None, 
     """
     same_shape("auc", outputs, target)
     check_average("auc", average)
-    return AUC(columns(outputs), columns(target > 0.5), column_weight(weight, outputs.shape), average)
+    return AUC(columns(outputs), columns(_positive(target)), column_weight(weight, outputs.shape), average)
 
 
 def _area(score: Any, positive: Any, weight: Any) -> Any:
     """The area of one label: for each positive the share of negatives below it, and half of those beside it."""
-    np_ = _numpy(score)
+    np_ = namespace(score)
     order = np_.argsort(score)
     score, up, down = score[order], np_.where(positive, weight, 0)[order], np_.where(positive, 0, weight)[order]
     below = np_.concatenate([np_.zeros(1, down.dtype), down.cumsum()])
@@ -158,8 +164,3 @@ def _area(score: Any, positive: Any, weight: Any) -> Any:
     with np.errstate(invalid="ignore", divide="ignore"):
         area = (up * ((under + upto) / (2 * below[-1]))).sum() / up.sum()
     return np_.where((np_.isnan(score) & (up + down > 0)).any(), np.nan, area)
-
-
-def _numpy(x: Any) -> Any:
-    """The namespace of an array: `jax.numpy` for those on the device or traced."""
-    return jnp if isinstance(x, jax.Array) else np

@@ -37,7 +37,7 @@ def perplexity(outputs: jax.Array, target: jax.Array, weight: jax.Array | None =
     log_p = jax.nn.log_softmax(outputs.astype(jnp.float32))
     right = labels(outputs, target)
     if target.shape == outputs.shape:
-        return ExpMean.of(-jnp.sum(jnp.where(target == 0, 0, target * log_p), -1), weight)
+        return ExpMean.of(-jnp.sum(jnp.where(target == 0, 0, target.astype(jnp.float32) * log_p), -1), weight)
     right = jnp.where(right < 0, outputs.shape[-1], right)  # NaN for what is no class
     return ExpMean.of(-jnp.take_along_axis(log_p, right[..., None], -1, mode="fill")[..., 0], weight)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from sapwood.core.errors import ConfigError
 from sapwood.train.metrics.accumulators import Metric, static
+from sapwood.train.metrics.shapes import namespace, real
 
 AVERAGES = ("macro", "micro", "weighted", None)
 
@@ -32,15 +33,15 @@ class Counts(Metric):
         raise NotImplementedError
 
     def compute(self) -> Any:
-        top, bottom = self.parts()
+        (top, bottom), actual, predicted = map(real, self.parts()), real(self.actual), real(self.predicted)
         if self.average == "micro":
             return _share(top.sum(), bottom.sum())
         rate = _share(top, bottom)
         if self.average is None:
             return rate
         if self.average == "weighted":
-            return _share((rate * self.actual).sum(), self.actual.sum())
-        counted = (self.predicted + self.actual > 0) | self.absent
+            return _share((rate * actual).sum(), actual.sum())
+        counted = real((predicted + actual > 0) | self.absent)
         with np.errstate(invalid="ignore"):  # NaN where nothing was counted
             return (rate * counted).sum() / counted.sum()
 
@@ -68,7 +69,7 @@ class F1(Counts):
 
 def _share(part: Any, whole: Any) -> Any:
     """``part / whole``; 0 of 0 is 0."""
-    return part / (whole + (whole == 0))
+    return part / namespace(whole).where(whole == 0, 1, whole)
 
 
 def check_average(what: str, average: Any) -> None:

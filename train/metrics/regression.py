@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from sapwood.train.metrics.accumulators import Mean, Metric
-from sapwood.train.metrics.shapes import column_weight, columns, same_shape
+from sapwood.train.metrics.shapes import column_weight, columns, namespace, same_shape
 
 
 def mean_squared_error(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None) -> Mean:
     """The mean of ``(outputs - target) ** 2``."""
     same_shape("mean_squared_error", outputs, target)
-    return Mean.of((outputs.astype(jnp.float32) - target) ** 2, weight)
+    return Mean.of(_error(outputs, target) ** 2, weight)
 
 
 def mean_absolute_error(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None) -> Mean:
     """The mean of ``|outputs - target|``."""
     same_shape("mean_absolute_error", outputs, target)
-    return Mean.of(abs(outputs.astype(jnp.float32) - target), weight)
+    return Mean.of(abs(_error(outputs, target)), weight)
 
 
 class RootMean(Metric):
@@ -42,7 +42,7 @@ def root_mean_squared_error(outputs: jax.Array, target: jax.Array, weight: jax.A
     2.4749
     """
     same_shape("root_mean_squared_error", outputs, target)
-    square = columns((outputs.astype(jnp.float32) - target) ** 2)
+    square = columns(_error(outputs, target) ** 2)
     each = _each(weight, outputs.shape)
     return RootMean(_sum(square, each), jnp.sum(each, 0))
 
@@ -62,7 +62,9 @@ class R2(Metric):
 
     def merge(self, other: Self) -> Self:
         weight = self.weight + other.weight
-        centre = self.centre + (other.centre - self.centre) * (other.weight / (weight + (weight == 0)))
+        centre = self.centre + (other.centre - self.centre) * (
+            other.weight / namespace(weight).where(weight == 0, 1, weight)
+        )
         one, two = self.about(centre), other.about(centre)
         return type(self)(weight, centre, one.first + two.first, one.second + two.second, one.residual + two.residual)
 
@@ -76,7 +78,8 @@ class R2(Metric):
         with np.errstate(invalid="ignore", divide="ignore"):
             total = self.second - self.first**2 / self.weight
         flat = total == 0
-        each = (1 - self.residual / (total + flat)) * ~flat + flat * (self.residual == 0)
+        where = namespace(flat).where
+        each = where(flat, where(self.residual == 0, 1.0, 0.0), 1 - self.residual / where(flat, 1, total))
         return each.mean()
 
 
@@ -97,8 +100,12 @@ def r2(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None) -
     mean = _sum(target, each) / jnp.where(weight == 0, 1, weight)
     low, high = (jnp.min(jnp.where(counts, sign * target, jnp.inf), 0) * sign for sign in (1, -1))
     centre = jnp.where(weight == 0, 0, jnp.clip(mean, low, high))  # of a constant target the constant itself
-    away = target - centre
+    away = target - centre[None]
     return R2(weight, centre, _sum(away, each), _sum(away**2, each), _sum((target - outputs) ** 2, each))
+
+
+def _error(outputs: jax.Array, target: jax.Array) -> jax.Array:
+    return outputs.astype(jnp.float32) - target.astype(jnp.float32)
 
 
 def _each(weight: Any, shape: tuple[int, ...]) -> jax.Array:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sapwood.core.errors import DataError
 
@@ -79,3 +80,17 @@ def wide(target: jax.Array) -> jax.Array:
         return target.astype(jnp.int32)
     narrow = jnp.issubdtype(target.dtype, jnp.integer) and jnp.iinfo(target.dtype).bits < 32
     return target.astype(jnp.int32) if narrow else target
+
+
+def namespace(x: Any) -> Any:
+    """The namespace of an array: `jax.numpy` for those on the device or traced."""
+    return jnp if isinstance(x, jax.Array) else np
+
+
+def real(x: Any) -> Any:
+    """A sum or a count as floats: float32 on the device, which may be told to mix no types, float64 on the host.
+
+    >>> real(np.int32([1, 2])).dtype, real(jnp.array([1, 2])).dtype
+    (dtype('float64'), dtype('float32'))
+    """
+    return x.astype(jnp.float32) if isinstance(x, jax.Array) else np.asarray(x, np.float64)
