@@ -33,7 +33,9 @@ def raise_if_failed(path: Path, message: str, ok: Any) -> None:
     if len(bad):
         where = f" at entry {', '.join(map(str, bad[0]))}" if np.ndim(ok) else ""
         more = f" ({len(bad)} entries in all)" if len(bad) > 1 else ""
-        raise CheckError(f"{join(path)}: {message}{where}{more}")
+        error = CheckError(f"{join(path)}: {message}{where}{more}")
+        error.entry = (int(bad[0][0]), len(ok)) if np.ndim(ok) else None
+        raise error
 
 
 class Collector:

@@ -18,7 +18,9 @@ class EffectError(SapwoodError, RuntimeError):
 
 
 class CheckError(SapwoodError, ValueError):
-    """A `v.check` found bad data on the device."""
+    """A `v.check` found bad data on the device. `entry`: which entry of how many is the first that is bad, if known."""
+
+    entry: tuple[int, int] | None = None
 
 
 class ConfigError(SapwoodError, ValueError):

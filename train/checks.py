@@ -5,7 +5,7 @@ the host finds out when it fetches the metrics, and that one batch is run again 
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -63,10 +63,20 @@ def flat(checks: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{join(path[:-1])}: {path[-1]}": ok for path, ok in leaves(dict(checks))}
 
 
-def explain(trainer: Any, state: Any, batch: Mapping[str, Any], key: Any, *, train: bool, where: str) -> None:
+def explain(
+    trainer: Any,
+    state: Any,
+    batch: Mapping[str, Any],
+    key: Any,
+    *,
+    train: bool,
+    where: str,
+    name: Callable[[int], str],
+) -> None:
     """Run one batch without jit and raise a `CheckError` that says what is wrong, in which layer, at which entry.
 
-    ``state`` is the `TrainState` that the batch met and ``where`` names the batch. Returns where nothing is found.
+    ``state`` is the `TrainState` that the batch met, ``where`` names the batch and ``name`` the example of a row of it.
+    Returns where nothing is found.
     """
     try:
         with jax.disable_jit():
@@ -78,7 +88,9 @@ def explain(trainer: Any, state: Any, batch: Mapping[str, Any], key: Any, *, tra
             if found is not None:
                 raise CheckError(found)
     except CheckError as error:
-        error.add_note(where)
+        row, rows = error.entry or (0, None)
+        example = f": entry {row} is {name(row)}" if rows == len(next(iter(batch.values()))) else ""
+        error.add_note(f"{where}{example}")
         if state.scale is not None and train:
             error.add_note(
                 "the loss scale had fallen to 1 by then, step by step: float16 ends at 65504, bfloat16 does not"
@@ -100,10 +112,12 @@ def _inputs(batch: Mapping[str, Any], masked: bool) -> None:
             places = np.argwhere(bad)
             entry, *inside = places[0].tolist()
             at = f"entry {entry}" + (f", position {', '.join(map(str, inside))}" if inside else "")
-            raise CheckError(
+            error = CheckError(
                 f"input {name!r} of the batch is {values[bad][0]} at {at}; {len(set(places[:, 0]))} of "
                 f"{len(values)} entries are not finite: clean the data or mask them"
             )
+            error.entry = entry, len(values)
+            raise error
 
 
 def _variables(state: Any) -> None:

@@ -167,7 +167,9 @@ class Evaluation:
             batch = self.trainer.put(as_given(self.trainer, self.batches, self.batches[i]))
             params, model_state = variables(state)
             seen = state.replace(params=params, state=model_state)
-            checks.explain(self.trainer, seen, batch, None, train=False, where=where)
+            examples, dataset = self.batches.indices(i), self.batches.dataset
+            name = lambda row: dataset.where(int(examples[row]))  # noqa: E731
+            checks.explain(self.trainer, seen, batch, None, train=False, where=where, name=name)
         raise CheckError(f"{'; '.join(failed)}, {where}")
 
 

@@ -448,7 +448,9 @@ class Loop:
         if jax.process_count() == 1:
             key = jax.random.fold_in(self.state.rng, jnp.int32(number))
             batch = self.trainer.put(self.stream[number])
-            checks.explain(self.trainer, self.state, batch, key, train=True, where=where)
+            examples, dataset = self.stream.indices(number), self.stream.dataset
+            name = lambda row: dataset.where(int(examples[row]))  # noqa: E731
+            checks.explain(self.trainer, self.state, batch, key, train=True, where=where, name=name)
         raise CheckError(f"{'; '.join(failed)}, {where}")
 
     def count_skips(self, row: Row, steps: dict[str, Any]) -> None:

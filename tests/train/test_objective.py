@@ -296,3 +296,17 @@ def test_a_label_that_does_not_count_is_not_checked(counts):
     batch, objective = {**BATCH, "label": np.array([-1, 1, 2, 2])}, supervised(linear, inputs="x")
     (loss, _), _ = sw.apply(objective, {"w": W}, {}, {**batch, **counts})
     assert loss == pytest.approx(np.mean(special.logsumexp(W[1:], axis=1) - W[[1, 2, 3], [1, 2, 2]]), rel=1e-5)
+
+
+def test_a_bad_label_or_id_is_told_by_the_number_of_its_example():
+    def model(v, x):
+        return sw.layers.Dense(2)(v.out, sw.layers.Embed(5, 3)(v.table, x))
+
+    trainer = Trainer(supervised(model, inputs="x"), optax.sgd(0.1))
+    ids, label = np.arange(8) % 5, np.arange(8) % 2
+    for name, bad, value in (("x", 6, 7), ("label", 3, 9)):
+        data = {"x": ids.copy(), "label": label.copy()}
+        data[name][bad] = value
+        with pytest.raises(CheckError) as found:
+            trainer.fit(data, batch_size=4, epochs=1, progress=False)
+        assert f"is example {bad}" in found.value.__notes__[-1]
