@@ -56,7 +56,12 @@ OVERFLOWS = {"x": np.full((8, 4), 6e4, "float32"), "label": np.arange(8) % 2}
     ("steps", "options", "message"),
     [
         (4, {}, "all 4 steps of the run were skipped, so nothing was learned: .* at a loss scale of 2048;"),
-        (60, {"checks": False}, r"50 steps in a row were skipped by step 52 \(LossScale\(patience=50\)\)"),
+        pytest.param(
+            60,
+            {"checks": False},
+            r"50 steps in a row were skipped by step 52 \(LossScale\(patience=50\)\)",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_run_whose_steps_are_skipped_ends_with_an_error(steps, options, message):
