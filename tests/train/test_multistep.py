@@ -173,7 +173,7 @@ def test_a_failed_check_inside_a_block_names_the_same_step_and_entry():
     message, notes = error(8)
     assert (message, notes) == error(1)
     assert f"entry {entry}" in message
-    assert notes == [f"in step {step + 1} (epoch 1)"]
+    assert notes == [f"in step {step + 1} (epoch 1): entry {entry} is example 77"]
 
 
 def test_callbacks_stop_a_run_at_the_same_step(tmp_path):
