@@ -417,7 +417,7 @@ def test_a_label_outside_the_classes_is_named_with_step_and_entry():
         TRAINER.fit(wrong_label(13), **{**FIT, "validation": None})
     stream = np.random.RandomState([5, 0]).permutation(22)
     step, entry = divmod(int(np.flatnonzero(stream == 13)[0]), 4)
-    assert caught.value.__notes__ == [f"in step {step + 1} (epoch 1)"]
+    assert caught.value.__notes__ == [f"in step {step + 1} (epoch 1): entry {entry} is example 13"]
     assert f"entry {entry}" in str(caught.value)
 
 
