@@ -38,13 +38,13 @@ def spec(f: Callable, *xs: Any, policy=None) -> Spec:
     return Spec(recorder.tree("params"), recorder.tree("state"))
 
 
-def trace(f: Callable, xs: tuple, recorder: Recorder, *, train: bool, policy=None) -> Any:
+def trace(f: Callable, xs: tuple, recorder: Recorder, *, train: bool, policy=None, place=None) -> Any:
     """Run the model on shapes alone, its declarations going to ``recorder``; returns the shapes of its result."""
 
     arrays, rest = arrays_apart(xs)
 
     def run(key, arrays):
-        v = bind({}, {}, rng=key, train=train, policy=as_policy(policy))
+        v = bind({}, {}, rng=key, train=train, policy=as_policy(policy), place=place)
         y, _ = pure(f)(v._with(_recorder=weakref.ref(recorder)), *rest(arrays))
         return arrays_only(f, y)
 

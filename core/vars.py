@@ -182,7 +182,11 @@ class Vars:
         where nothing is bound.
         """
         value = self._variable("params", name, shape, init, axes, dtype or self._policy.param)
-        return self._policy.cast(value) if cast else value
+        value = self._policy.cast(value) if cast else value
+        gather = getattr(
+            self._place, "gather", None
+        )  # a mesh may want to say how what is kept in pieces comes together
+        return value if gather is None else gather(value, None if axes is None else tuple(axes))
 
     def state(self, name: str, shape, init, *, dtype=None) -> jax.Array:
         """Declare and read a state entry, in the dtype it is stored in (float32 by default)."""

@@ -3,12 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from sapwood.core.init import init as initial
 from sapwood.core.spec import Spec
+from sapwood.parallel.batches import batch_sharding
 from sapwood.parallel.mesh import AnyMesh
 from sapwood.parallel.place import placement
 from sapwood.parallel.rules import Rules, resolve
 from sapwood.parallel.shardings import param_shardings, state_shardings
+from sapwood.parallel.wasted import warn_of_wasted
 
 
 def init(
@@ -48,6 +52,9 @@ def init(
     mesh, rules = resolve(mesh, rules)
 
     def shardings(declared: Spec) -> tuple[dict, dict]:
-        return param_shardings(declared.params, mesh, rules), state_shardings(declared.state, mesh)
+        params = param_shardings(declared.params, mesh, rules)
+        split = [*jax.tree.leaves(params), batch_sharding(mesh, rules)]
+        warn_of_wasted(f, *xs, mesh=mesh, rules=rules, shardings=split, policy=policy)
+        return params, state_shardings(declared.state, mesh)
 
     return initial(f, key, *xs, data=data, policy=policy, place=placement(mesh, rules), shardings=shardings)

@@ -5,12 +5,13 @@ import math
 import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import jax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from sapwood.core.errors import DeclarationError
+from sapwood.parallel import torus
 from sapwood.parallel.mesh import AnyMesh, automatic
 from sapwood.parallel.rules import Rules, assign, partition, resolve, unknown
 from sapwood.parallel.shardings import ShardingWarning, layout, lost, refuse
@@ -45,6 +46,16 @@ class Placement:
         for note in notes:
             warnings.warn(f"{what}: {note}", ShardingWarning, stacklevel=3)
         return NamedSharding(mesh, partition(list(placed)))
+
+    def gather(self, x: jax.Array, axes: tuple[str | None, ...] | None) -> jax.Array:
+        """A parameter as it is read, in the first of two gathers where one would go over a whole torus: see `torus`."""
+        if not isinstance(self.mesh, Mesh) or _inside(self.mesh) is not self.mesh:
+            return x
+        for axis in _stored_alone(self.rules, axes, x.shape, tuple(self.mesh.shape.items())):
+            if (finer := torus.in_two(self.mesh, axis)) is not None:
+                kept = layout(SimpleNamespace(shape=x.shape, axes=axes), self.mesh, self.rules)[0]
+                return torus.apart(x, NamedSharding(finer, partition(kept)))
+        return x
 
 
 def placement(mesh: AnyMesh, rules: Rules | str | None = None) -> Placement:
@@ -124,6 +135,15 @@ def _inside(mesh: AnyMesh) -> AnyMesh:
     context = jax.sharding.get_abstract_mesh()
     same = context.axis_names == mesh.axis_names and context.axis_sizes == mesh.axis_sizes
     return context if same and AxisType.Manual in context.axis_types else mesh
+
+
+@functools.lru_cache(maxsize=1024)
+def _stored_alone(rules: Rules, axes, shape, sizes) -> tuple[str, ...]:
+    """The mesh axes over which a parameter is kept in pieces, and not computed with."""
+    leaf, mesh = SimpleNamespace(shape=shape, axes=axes), SimpleNamespace(shape=dict(sizes))
+    kept = layout(leaf, cast(AnyMesh, mesh), rules)[0]
+    computed = assign(rules.table, axes or (None,) * len(shape), shape, mesh.shape)[0]
+    return tuple(axis for both in zip(kept, computed, strict=True) for axis in both[0] if axis not in both[1])
 
 
 @functools.lru_cache(maxsize=1024)

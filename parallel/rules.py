@@ -25,7 +25,8 @@ def _is_row(row: object) -> bool:
     return all(isinstance(name, str) for name in names)
 
 
-def _names(target: Target) -> tuple[str, ...]:
+def mesh_axes(target: Target) -> tuple[str, ...]:
+    """The mesh axes of a row's second half."""
     return () if target is None else (target,) if isinstance(target, str) else tuple(target)
 
 
@@ -112,11 +113,11 @@ class Rules:
                 if not _is_row(row):
                     what = "(logical axis, mesh axis or tuple of them or None)"
                     raise ConfigError(f"Rules.{which}: {row!r} is no row; expected {what}")
-                _once(f"Rules.{which}: row {tuple(row)!r}", _names(row[1]))
+                _once(f"Rules.{which}: row {tuple(row)!r}", mesh_axes(row[1]))
             fixed = tuple((name, tuple(t) if isinstance(t, list) else t) for name, t in rows)
             object.__setattr__(self, which, fixed)
         _options(self)
-        object.__setattr__(self, "beside", _names(self.beside))
+        object.__setattr__(self, "beside", mesh_axes(self.beside))
         _once("Rules.beside", self.beside)
 
     @property
@@ -195,7 +196,7 @@ def combine(*names: str) -> Rules:
     pieces = [piece for name, piece in PIECES.items() if name in names]
     rows: dict[str, dict[str, None]] = {}
     for name, target in (*(row for piece in pieces for row in piece.table), BATCH):
-        rows.setdefault(name, {}).update(dict.fromkeys(_names(target)))
+        rows.setdefault(name, {}).update(dict.fromkeys(mesh_axes(target)))
     table = tuple((name, axes[0] if len(axes := tuple(targets)) == 1 else axes) for name, targets in rows.items())
     return Rules(
         (*table, *WHOLE),
@@ -260,7 +261,7 @@ def assign(table, axes: Sequence[str | None], shape: Sequence[int], sizes) -> tu
         for dim, axis in enumerate(axes):
             if axis != name or dim in decided:
                 continue
-            free = [a for a in _names(target) if sizes.get(a, 1) > 1 and a not in used]
+            free = [a for a in mesh_axes(target) if sizes.get(a, 1) > 1 and a not in used]
             fit = len(free)
             while fit and shape[dim] % math.prod(sizes[a] for a in free[:fit]):
                 fit -= 1
@@ -305,7 +306,7 @@ def taken(table, axes: Sequence[str | None], placed: Placed, sizes) -> Iterator[
     rows = dict(reversed(table))  # the first row of each name
     holder = {axis: dim for dim, names in enumerate(placed) for axis in names}
     for dim, name in enumerate(axes):
-        wanted = [a for a in _names(rows.get(name)) if sizes.get(a, 1) > 1]
+        wanted = [a for a in mesh_axes(rows.get(name)) if sizes.get(a, 1) > 1]
         if wanted and not placed[dim] and all(a in holder for a in wanted):
             yield dim, holder[wanted[0]], wanted[0]
 
@@ -329,11 +330,14 @@ def resolve(mesh: AnyMesh, rules: Rules | str | None) -> tuple[AnyMesh, Rules]:
         rules = table(rules)
     elif not isinstance(rules, Rules):
         raise ConfigError(f"rules: expected Rules or one of {LISTED}; got {type(rules).__name__}")
-    named = {axis for _, target in rules.rows for axis in _names(target)} | {*_names(rules.unannotated), *rules.beside}
+    named = {axis for _, target in rules.rows for axis in mesh_axes(target)} | {
+        *mesh_axes(rules.unannotated),
+        *rules.beside,
+    }
     known = {*AXES, *mesh.axis_names}
     for axis in sorted(named - known):
         near = nearest(axis, known)
-        rows = [row for row in rules.rows if axis in _names(row[1])]
+        rows = [row for row in rules.rows if axis in mesh_axes(row[1])]
         where = f" (row {rows[0]!r})" if rows else ""
         raise ConfigError(
             f"rules: there is no mesh axis {axis!r}{near}{where}; this mesh is {describe(mesh)}, and other axes "
@@ -341,7 +345,7 @@ def resolve(mesh: AnyMesh, rules: Rules | str | None) -> tuple[AnyMesh, Rules]:
         )
     if isinstance(given, str):
         _has_axes(given, mesh)
-    computed = {axis for _, target in rules.rows for axis in _names(target)} | {*_names(rules.unannotated)}
+    computed = {axis for _, target in rules.rows for axis in mesh_axes(target)} | {*mesh_axes(rules.unannotated)}
     for axis, size in mesh.shape.items():
         if size > 1 and axis not in computed:
             raise ConfigError(

@@ -13,6 +13,7 @@ from sapwood.core.init import initializer, quick
 from sapwood.core.paths import leaves, nest
 from sapwood.core.rng import as_key
 from sapwood.core.spec import Spec, spec
+from sapwood.parallel.wasted import warn_of_wasted
 from sapwood.train import ema, offload, trainable
 from sapwood.train.given import take
 from sapwood.train.state import TrainState
@@ -51,6 +52,11 @@ def _plan(trainer: Any, batch: dict) -> Plan:
     shardings = born = None
     if trainer.mesh is not None:
         shardings = _shardings(trainer, declared, shapes)
+        split = [*jax.tree.leaves(shardings.params), trainer.batch_sharding]
+        place = trainer.place
+        warn_of_wasted(
+            trainer.objective, batch, mesh=place.mesh, rules=place.rules, shardings=split, policy=trainer.policy
+        )
         shapes = jax.tree.map(_struct, shapes, shardings)
         born = shardings.params, shardings.state
 
