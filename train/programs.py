@@ -10,14 +10,17 @@ import dataclasses
 import functools
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from sapwood import parallel
 from sapwood.core.fingerprint import fingerprint, traced_anew
 from sapwood.core.loop import compiling_for
+from sapwood.parallel.excess import excess
 from sapwood.train import compiling
 from sapwood.train.evaluation import evaluate_step, predict_step, remainder_step
 from sapwood.train.multistep import train_block, train_one
@@ -107,8 +110,22 @@ class Programs:
         alike = traced.jaxpr, places, jax.config.jax_default_device  # type: ignore[attr-defined]
         if alike not in self._compiled:
             program = compiling.compiled(traced, self.trainer.platform, self.trainer.compiler_options)
+            self._warn_of_excess(function, program, shapes)
             self._compiled[alike] = program, time.perf_counter() - begun
         return self._compiled[alike]
+
+    def _warn_of_excess(self, function: Any, program: Any, shapes: Any) -> None:
+        """Of a training step of an accelerator, for which reading its text takes little beside compiling it."""
+        trainer = self.trainer
+        if trainer.mesh is None or trainer.platform == "cpu" or getattr(function, "__name__", "") != "train_step":
+            return
+        try:
+            found = parallel.collectives(program, trainer.place.mesh)
+        except jax.errors.JaxRuntimeError:  # programs that this jaxlib cannot print
+            return
+        itemsize, params = jnp.dtype(trainer.policy.compute).itemsize, jax.tree.leaves(shapes[0].params)
+        if said := excess(found, params, trainer.batch_sharding, itemsize, trainer.accumulate):
+            warnings.warn(said, parallel.ShardingWarning, stacklevel=2)
 
     def _send(self, shardings: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
         out = None if shardings is None else (shardings.replace(rng=None), self.whole)
