@@ -4,6 +4,9 @@ A loss keeps the batch's shape; `reduce` turns it into one number under a mask o
 silence, such as a label outside the classes, which indexing clamps, is flagged by `check` on the device.
 """
 
+import math
+import numbers
+import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -40,16 +43,22 @@ def _classes(what: str, logits: jax.Array, target: jax.Array) -> bool:
     )
 
 
+def _option(loss: str, name: str, value: Any, least: float, most: float, expected: str) -> None:
+    if isinstance(value, numbers.Real) and not least <= value <= most:
+        raise ConfigError(f"{loss}({name}={value}): {expected} is expected")
+
+
 def softmax_cross_entropy(logits: jax.Array, target: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
     """Cross-entropy of ``softmax(logits)``.
 
     ``logits`` (..., classes) with integer ``target`` (...) or probabilities (..., classes) give float32 losses (...).
     ``label_smoothing`` mixes the target with the uniform distribution (Szegedy et al. 2016, arXiv:1512.00567).
-    Raises `DataError` for shapes that do not fit.
+    Raises `DataError` for shapes that do not fit, `ConfigError` for a smoothing that is no share from 0 to 1.
 
     >>> [round(x, 4) for x in softmax_cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])).tolist()]
     [1.3863, 1.3863]
     """
+    _option("softmax_cross_entropy", "label_smoothing", label_smoothing, 0, 1, "a share from 0 to 1")
     logits, target = _float32(logits), wide(target)
     if _classes("softmax_cross_entropy", logits, target):
         if not label_smoothing:
@@ -71,9 +80,12 @@ def sigmoid_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
 def focal(logits: jax.Array, target: jax.Array, gamma: float = 2.0) -> jax.Array:
     """Focal loss of ``sigmoid(logits)`` (Lin et al. 2017, arXiv:1708.02002); all of one shape (...).
 
+    Raises `ConfigError` for a ``gamma`` below 0, which would weigh down what is wrong.
+
     >>> [round(x, 4) for x in focal(jnp.zeros(1), jnp.ones(1)).tolist()]
     [0.1733]
     """
+    _option("focal", "gamma", gamma, 0, math.inf, "0, or a number above")
     same_shape("focal", logits, target)
     return optax.sigmoid_focal_loss(_float32(logits), _float32(target), gamma=gamma)
 
@@ -101,9 +113,12 @@ def absolute_error(outputs: jax.Array, target: jax.Array) -> jax.Array:
 def huber(outputs: jax.Array, target: jax.Array, delta: float = 1.0) -> jax.Array:
     """Quadratic up to ``delta``, linear beyond (Huber 1964); all of one shape.
 
+    Raises `ConfigError` for a ``delta`` that is not above 0.
+
     >>> huber(jnp.array([0.5, 3.0]), jnp.zeros(2)).tolist()
     [0.125, 2.5]
     """
+    _option("huber", "delta", delta, sys.float_info.min, math.inf, "a number above 0")
     same_shape("huber", outputs, target)
     return optax.huber_loss(_float32(outputs), _float32(target), delta=delta)
 

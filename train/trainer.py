@@ -158,8 +158,9 @@ class Trainer:
         ``trainable`` matches nothing, the batch does not divide over the mesh, or what is given is not what the model
         declares.
         """
-        self.check_batch_size(jax.tree.leaves(dict(batch))[0].shape[0])
-        return birth.plan(self, batch).make(key, dict(batch), params, state)
+        batch = _batch("init(key, batch)", batch)
+        self.check_batch_size(jax.tree.leaves(batch)[0].shape[0])
+        return birth.plan(self, batch).make(key, batch, params, state)
 
     def restart(self, state: TrainState) -> TrainState:
         """A state's own parameters, model state and features at step 0 again, for another run; not its running means.
@@ -190,7 +191,8 @@ class Trainer:
         ``checks`` the bits under "checks" (`Flags.failed` lists what failed).
         """
         with self.compiling():
-            after, metrics = train_step(self, state.replace(features=None), dict(batch))
+            batch = _batch("step(state, batch)", batch)
+            after, metrics = train_step(self, state.replace(features=None), batch)
         after = after if self.mesh is None else birth.laid_out(self, after, batch)
         return after.replace(features=state.features), metrics
 
@@ -284,6 +286,15 @@ class Trainer:
                     error.add_note(f"(a batch of {size} in accumulate={self.accumulate} micro-batches)")
                 raise
         return size
+
+
+def _batch(what: str, batch: Any) -> dict[str, Any]:
+    """A batch as a plain dict; `ConfigError` for what is none, as a whole data set is."""
+    if isinstance(batch, Mapping) and batch:
+        return dict(batch)
+    got = f"a {type(batch).__name__}" if not isinstance(batch, Mapping) else "an empty dict"
+    hint = "; data.gather(range(8)) is the batch of the first 8 examples" if hasattr(batch, "gather") else ""
+    raise ConfigError(f"Trainer.{what}: a batch is a dict of arrays (batch, ...) by name, got {got}{hint}")
 
 
 _fit = foreign.answering("Trainer.fit", foreign.FIT)(loop.fit)

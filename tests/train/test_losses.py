@@ -206,6 +206,17 @@ def test_targets_that_mean_what_the_loss_means_pass():
         assert all(bool(ok) for ok in _flag(loss, outputs, target)[0].values())
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("softmax_cross_entropy", {"label_smoothing": 1.5}), ("softmax_cross_entropy", {"label_smoothing": -0.1}),
+     ("huber", {"delta": 0.0}), ("huber", {"delta": float("nan")}), ("focal", {"gamma": -2.0})],
+)  # fmt: skip
+def test_options_that_would_turn_a_loss_round_are_refused(name, options):
+    said = ", ".join(f"{option}={value}" for option, value in options.items())
+    with pytest.raises(ConfigError, match=rf"{name}\({said}\): .* is expected"):
+        losses.LOSSES[name](jnp.ones((2, 3)), jnp.full((2, 3), 1 / 3), **options)
+
+
 def test_one_output_is_no_choice_between_classes():
     for target in (np.zeros(4, "int32"), np.ones((4, 1), "f4")):
         with pytest.raises(DataError, match=r"its softmax is always 1.*take sigmoid_cross_entropy"):

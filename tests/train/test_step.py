@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import sapwood as sw
+from sapwood import ConfigError
 from sapwood.train import LossScale, Trainer, TrainState, birth, checks, losses, supervised
 from sapwood.train.accumulate import accumulate
 from sapwood.train.forward import Pass
@@ -104,6 +105,19 @@ def test_three_steps_by_hand():
     assert_trees_close(after.params, params)
     assert int(after.step) == 3
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "given", [({"x": np.ones((2, 2))}, "a Dataset; data.gather"), (None, "a list"), ({}, "an empty")]
+)
+def test_what_is_no_batch_is_an_error_that_says_what_is(given):
+    """A whole data set above all, which `fit` takes."""
+    data, says = given
+    what = [1, 2] if data is None else data and sw.data.load(data)
+    one = make()
+    for call in (one.init, one.step):
+        with pytest.raises(ConfigError, match=f"a batch is a dict of arrays .* got {says}"):
+            call(TrainState(0, {}, {}, (), None), what)
 
 
 def test_the_parameters_are_those_of_init():
