@@ -85,13 +85,13 @@ from sapwood.train import birth, supervised
 def model(v, x):
     def block(v, x):
         h = v.shard(jax.nn.silu(L.Dense(8192, axes=("embed", "mlp"))(v.up, x)), "batch", "mlp")
-        return v.shard(x + L.Dense(2048, axes=("mlp", "embed"))(v.down, h), "batch", "embed")
+        return v.shard(x + L.Dense(4096, axes=("mlp", "embed"))(v.down, h), "batch", "embed")
     return L.Scan(block, 2, remat="full")(v.blocks, x)
 
 mesh = sw.mesh("fsdp=64", devices=sw.parallel.topology("v5p:4x4x4"))
-objective = supervised(model, inputs="x", loss="mse")
+objective = supervised(model, inputs="x", loss="squared_error")
 train = sw.Trainer(objective, optax.sgd(0.1), mesh=mesh, policy="bfloat16", checks=False)
-batch = {k: jax.ShapeDtypeStruct((4096, 2048), "float32", sharding=train.batch_sharding) for k in ("x", "label")}
+batch = {k: jax.ShapeDtypeStruct((4096, 4096), "float32", sharding=train.batch_sharding) for k in ("x", "label")}
 plan = birth.plan(train, batch)
 program = train.compiled.train(plan.shardings).lower(plan.shapes, batch).compile()
 found = sw.parallel.collectives(program, mesh)
@@ -105,12 +105,13 @@ print(json.dumps([[row[0], row[2], row[5]] for row in found.rows()]))
     importlib.util.find_spec("libtpu") is None, reason='libtpu is not installed: pip install "sapwood[plan]"'
 )
 def test_fsdp_over_a_torus_gathers_and_scatters():
+    """4096 wide: in a model 2048 wide the gradient of `down` stays a whole sum, of a plane."""
     done = subprocess.run(
         [sys.executable, "-c", CHILD], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = {kind: sent for kind, _, sent in json.loads(done.stdout.splitlines()[-1])}
-    whole = 2 * 2 * 2048 * 8192 * 2  # bytes of two blocks of two kernels in bfloat16
+    whole = 2 * 2 * 4096 * 8192 * 2  # bytes of two blocks of two kernels in bfloat16
     assert found["all-gather"] >= 1.9 * whole * 63 / 64
     assert found["reduce-scatter"] >= 0.9 * whole * 15 / 16
     assert sum(found.values()) < 3.2 * whole  # 6 where each is a whole sum
