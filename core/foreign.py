@@ -5,6 +5,7 @@ a name that is in no table, of the nearest one that there is.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -266,7 +267,160 @@ SUPERVISED: dict[str, tuple[str, ...]] = {
 }
 """Options of `supervised`."""
 
+EVALUATE: dict[str, tuple[str, ...]] = {
+    "x": ("trainer.evaluate(state, (x, y))", "inputs and labels are one data set"),
+    "y": ("trainer.evaluate(state, (x, y))", "inputs and labels are one data set"),
+    "verbose": ("", "it prints nothing"),
+    "return_dict": ("", "evaluate always gives a dict"),
+    "sample_weight": ('sw.data.load({"features": x, "label": y, "weight": w})', 'an entry "weight" counts as such'),
+    "steps": ("data.take(4)", "the whole data set is read"),
+    "callbacks": ("trainer.fit(data, epochs=2, callbacks=[])",),
+    "batch": ("batch_size=",),
+    "model": ("sw.Trainer(sw.supervised(model), optax.adam(1e-3))",),
+    "metrics": ('sw.supervised(model, metrics=["accuracy"])', "the objective, which a Trainer takes first"),
+}
+"""Options of `Trainer.evaluate` and `Trainer.predict`."""
+
+LOAD: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("label", "labels", "y", "label_column", "label_name", "target_column", "target_name"),
+                    ("target=",)),
+    **dict.fromkeys(("image_size", "img_size", "target_size", "resize"), ("size=",)),
+    **dict.fromkeys(("class_names", "label_names", "num_classes"), ("classes=",)),
+    **dict.fromkeys(("weights", "sample_weight", "class_weight"), ("weight=", "a column; or data.weighted")),
+    **dict.fromkeys(("validation_split", "test_size", "val_split"), ("validation=", "the pair is given back")),
+    "random_state": ("seed=",),
+    "usecols": ("columns=",),
+    "select_columns": ("columns=",),
+    "feature_columns": ("columns=",),
+    "drop": ("columns=", "those to read"),
+    "names": ("columns=", "and header=False"),
+    **dict.fromkeys(("sep", "delimiter", "decimal", "na_values", "dtype", "parse_dates", "index_col", "encoding"),
+                    ("", "read the file with pandas.read_csv, and load the frame")),
+    "batch_size": ("trainer.fit(data, epochs=2, batch_size=32)", "and sw.data.batches in a loop of one's own"),
+    "shuffle": ("", "fit shuffles every epoch, by its seed="),
+    "subset": ("split=", "or validation=, which gives both parts"),
+    "train": ("split=",),
+    "root": ("data_dir=",),
+    "download": ("", "sw.data.load says what to write where a data set is not there"),
+    **dict.fromkeys(("transform", "preprocess"), ("data.map(lambda example: example)", "of an example, a dict")),
+    "color_mode": ("", "pictures that are all grey have one channel"),
+    "label_mode": ("", "a folder's label is an integer, the number of its class"),
+    "remember_in_memory": ("remember=",),
+    "cache": ("remember=",),
+}  # fmt: skip
+"""Options of `sapwood.data.load`."""
+
+DATA: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("imagedatasetfromdirectory", "imagefolder", "datasetfolder", "flowfromdirectory"),
+                    ("sw.data.load", "which takes the folder")),
+    "imagedatagenerator": ("sw.data.load", "which takes the folder; the model moves its images where v.train"),
+    **dict.fromkeys(("textdatasetfromdirectory", "textlinedataset"), ("sw.data.characters", "or your own data.map")),
+    **dict.fromkeys(("dataloader", "iterator"),
+                    ("sw.data.batches", "fit, evaluate and predict take the data set itself and a batch_size")),
+    **dict.fromkeys(("tensordataset", "fromtensorslices", "fromarrays", "fromnumpy", "frompandas", "arraydataset",
+                     "fromgenerator", "fromdict", "fromtensors", "frompolars", "readcsv", "makecsvdataset",
+                     "csvdataset", "loaddataset", "loadcsv", "fromcsv", "readparquet"), ("sw.data.load",)),
+    **dict.fromkeys(("randomsplit", "traintestsplit", "splitdataset"), ("data.split(0.2)",)),
+    "subset": ("data.select([0, 2])",),
+    "concatdataset": ("sw.data.load", "of the arrays put together"),
+    "weightedrandomsampler": ('data.weighted("balanced")', "which weighs, and draws all alike"),
+    "transforms": ("data.map(lambda example: example)", "of an example, a dict"),
+}  # fmt: skip
+"""Of `sapwood.data`, in lower case and without underscores."""
+
+DATASET: dict[str, tuple[str, ...]] = {
+    "batch": ("sw.data.batches(data, 4)", "fit, evaluate and predict take the data set itself and a batch_size"),
+    "shuffle": ("sw.data.batches(data, 4, seed=0)", "and fit shuffles every epoch, by its seed="),
+    "repeat": ("sw.data.batches(data, 4, epochs=2)", "and fit takes epochs="),
+    "prefetch": ("sw.data.to_device", "fit reads ahead by itself"),
+    "cache": ("sw.data.load", "which takes remember=True"),
+    "filter": ("data.select([0, 2])", "of the indices to keep, as np.flatnonzero gives them"),
+    "skip": ("data[2:]",),
+    "head": ("data.take(2)",),
+    "iloc": ("data[0]", "and data[2:]"),
+    "shard": ("data[0::2]",),
+    "unbatch": ("data[0]", "a data set is of examples"),
+    **dict.fromkeys(("train_test_split", "random_split"), ("data.split(0.2)",)),
+    **dict.fromkeys(("class_names", "classes", "class_to_idx", "names"), ('data.features["label"].classes',)),
+    "num_classes": ('data.features["label"].num_classes',),
+    **dict.fromkeys(("columns", "column_names", "feature_names", "element_spec", "shape", "dtypes"),
+                    ("data.features", "which says of each entry what it is; len(data) is the number of examples")),
+    **dict.fromkeys(("apply", "with_transform", "set_transform", "map_batches", "transform"),
+                    ("data.map(lambda example: example)",)),
+    **dict.fromkeys(("to_numpy", "as_numpy", "as_numpy_iterator", "numpy", "to_pandas", "to_dict", "values"),
+                    ("data.gather(range(len(data)))", "a dict of arrays")),
+    **dict.fromkeys(("labels", "targets", "target", "label", "y"), ('data.column("label")',)),
+    "data": ('data.column("features")',),
+    "class_weight": ('data.weighted("balanced")',),
+    "concatenate": ("sw.data.load", "of the arrays put together"),
+    "size": ("len(data)",),
+    "cardinality": ("len(data)",),
+}  # fmt: skip
+"""Methods and attributes of a `Dataset`."""
+
+TRAIN: dict[str, tuple[str, ...]] = {
+    "modelcheckpoint": ('trainer.fit(data, epochs=2, run="runs/one", best="min:loss")',),
+    "backupandrestore": ('trainer.fit(data, epochs=2, run="runs/one", resume=True)',),
+    "tensorboard": ('trainer.fit(data, epochs=2, run="runs/one")', "which writes its events"),
+    "summarywriter": ('trainer.fit(data, epochs=2, run="runs/one")', "which writes TensorBoard events"),
+    "csvlogger": ('trainer.fit(data, epochs=2, run="runs/one")', "which writes metrics.jsonl"),
+    "history": ("trainer.fit(data, epochs=2).history", "which fit gives back, with the state"),
+    "progbarlogger": ("trainer.fit(data, epochs=2, progress=True)",),
+    **dict.fromkeys(("learningratescheduler", "lambdalr", "steplr", "cosineannealinglr", "lrscheduler", "onecyclelr"),
+                    ("optax.cosine_decay_schedule(1e-3, 100)", "a schedule is given to the optimizer")),
+    "reducelronplateau": ("sw.train.ReduceOnPlateau()",),
+    "terminateonnan": ("sw.Trainer(objective, optax.adam(1e-3), checks=True)", "as it is unless said"),
+    "lambdacallback": ("sw.train.OnEpoch(print)", "or a function (event, memory)"),
+    "earlystop": ("sw.train.EarlyStopping()",),
+    "swa": ("sw.Trainer(objective, optax.adam(1e-3), ema=0.999)",),
+    "exponentialmovingaverage": ("sw.Trainer(objective, optax.adam(1e-3), ema=0.999)",),
+    "gradscaler": ("sw.train.LossScale", 'policy="float16" brings it'),
+    "optimizers": ("optax.adam(1e-3)", "optimizers are optax's"),
+    "adam": ("optax.adam(1e-3)", "optimizers are optax's"),
+    "sgd": ("optax.sgd(0.1)", "optimizers are optax's"),
+    "accuracy": ("sw.train.metrics.accuracy",),
+    "save": ("sw.save",),
+    "load": ("sw.load",),
+    "evaluate": ("sw.Trainer(sw.supervised(model), optax.adam(1e-3)).evaluate",),
+    "predict": ("sw.Trainer(sw.supervised(model), optax.adam(1e-3)).predict",),
+}  # fmt: skip
+"""Of `sapwood.train` and `sapwood.train.callbacks`, in lower case and without underscores."""
+
+CALLBACKS: dict[str, tuple[str, ...]] = {
+    "min_delta": ("delta=",),
+    "threshold": ("delta=",),
+    "restore_best_weights": ("restore=",),
+    "min_lr": ("least=",),
+    "save_best_only": ("restore=",),
+    "metric": ("monitor=",),
+    "verbose": ("", "the rows of fit show it"),
+    "baseline": ("sw.train.StopAt", "which stops at a value"),
+    "start_from_epoch": ("patience=",),
+    "filepath": ('trainer.fit(data, epochs=2, run="runs/one")',),
+}
+"""Options of `EarlyStopping`, `ReduceOnPlateau` and `StopAt`."""
+
+STATE: dict[str, tuple[str, ...]] = {
+    "save": ("sw.save", "which takes state.params, or fit(run=), which writes the whole state"),
+    "load": ("sw.load",),
+    **dict.fromkeys(("weights", "variables", "parameters", "get_weights", "state_dict", "trainable_variables"),
+                    ("", "they are state.params, a nested dict")),
+    **dict.fromkeys(("batch_stats", "model_state", "buffers"), ("", "they are state.state, a nested dict")),
+    "optimizer": ("", "its memory is state.opt_state"),
+    "predict": ("trainer.predict", "which takes the state first"),
+    "evaluate": ("trainer.evaluate", "which takes the state first"),
+    "fit": ("trainer.fit", "which takes state="),
+    "history": ("trainer.fit(data, epochs=2).history", "fit gives both: state, history = trainer.fit(...)"),
+    "apply_gradients": ("trainer.step", "which is a step; sw.TrainState holds arrays alone"),
+    "apply_fn": ("sw.apply(model, params, state, x)",),
+    "epoch": ("", "state.step counts batches"),
+}  # fmt: skip
+"""Methods and attributes of a `TrainState`."""
+
 METHODS: dict[str, tuple[str, ...]] = {
+    "predict_proba": ("jax.nn.softmax", "of the logits that trainer.predict gives"),
+    "predict_classes": ("jnp.argmax", "of the logits that trainer.predict gives"),
+    "partial_fit": ("trainer.fit", "which takes state="),
     "compile": ('sw.Trainer(sw.supervised(model, "squared_error"), optax.adam(1e-3))', "it compiles by itself"),
     "summary": ("sw.summary(model, x)",),
     "fit": ("sw.Trainer(sw.supervised(model), optax.adam(1e-3)).fit",),
@@ -393,7 +547,7 @@ def answering(who: str, table: dict[str, tuple[str, ...]]) -> Callable[[Callable
     """
 
     def around(function: Callable) -> Callable:
-        code = function.__code__
+        code = inspect.unwrap(function).__code__
         known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
         @functools.wraps(function)
@@ -421,9 +575,17 @@ def meant(values: Sequence[Any]) -> str:
     return f"; {_READ}" if isinstance(values[-1], int) else ""
 
 
-def attribute(x: Any, name: str) -> AttributeError:
+def missing(module: str, table: dict[str, tuple[str, ...]], name: str, known: Collection[str]) -> Any:
+    """Raise the error of a module that has no such name."""
+    word = "" if name.startswith("_") else answer(table, name, known)
+    raise AttributeError(f"module {module!r} has no attribute {name!r}{word}")
+
+
+def attribute(x: Any, name: str, table: dict[str, tuple[str, ...]] | None = None) -> AttributeError:
     """The error of `x` that has no such attribute; of a property that failed, it is the property's own."""
     if not name.startswith("_") and hasattr(type(x), name):
         object.__getattribute__(x, name)
-    word = "" if name.startswith("_") else answer(METHODS, name)
+    table = METHODS if table is None else table
+    known = [field for field in getattr(type(x), "__dataclass_fields__", ()) if not field.startswith("_")]
+    word = "" if name.startswith("_") else answer(table, name, known)
     return AttributeError(f"{type(x).__name__!r} object has no attribute {name!r}{word}", name=name, obj=x)

@@ -98,6 +98,11 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
 
     >>> nearest("kernal", ["kernel", "bias"])
     "; did you mean 'kernel'?"
+    >>> nearest("AUC", ["auc", "recall"])
+    "; did you mean 'auc'?"
     """
-    close = difflib.get_close_matches(name, list(known), n, cutoff=0.5)
+    known = list(known)
+    lower = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name, known, n, cutoff=0.5)
+    close = close or [lower[each] for each in difflib.get_close_matches(name.lower(), lower, n, cutoff=0.5)]
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -8,6 +8,9 @@
 Importing this costs NumPy; grain, TensorFlow Datasets, pyarrow and Pillow are imported where they are first used.
 """
 
+from typing import TYPE_CHECKING
+
+from sapwood.core import foreign
 from sapwood.data.batches import Batches, batches
 from sapwood.data.dataset import Dataset
 from sapwood.data.device import DeviceBatches, to_device
@@ -18,6 +21,12 @@ from sapwood.data.learned import Learned
 from sapwood.data.load import load
 from sapwood.data.source import Source
 from sapwood.data.text import characters, decode, encode
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str):
+        return foreign.missing("sapwood.data", foreign.DATA, name, __all__)
+
 
 __all__ = [
     "Batches",

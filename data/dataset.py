@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from sapwood.core import foreign
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data.features import Feature, check, even, infer, narrow, stack
 from sapwood.data.learned import channels_differ, meet
@@ -67,6 +68,11 @@ class Dataset:
         kinds = {n: f" in {f.num_classes} classes" if f.num_classes else "" for n, f in self.features.items()}
         said = ", ".join(f"{n} {f.dtype}{f.shape}{kinds[n]}" for n, f in self.features.items())
         return f"Dataset({len(self)} example{'s' * (len(self) > 1)} of {said})"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise foreign.attribute(self, name, foreign.DATASET)
 
     def __len__(self) -> int:
         return len(self.reader) if self.indices is None else len(self.indices)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sapwood.core import foreign
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.core.trust import Trust
 from sapwood.data.dataset import Dataset
@@ -21,6 +22,7 @@ CATALOG_NAME = r"[A-Za-z_][\w-]*(:[\w.*-]+)?(/[\w.*+=,-]+)*(:[\d.*]+)?"
 """What a name of TensorFlow Datasets looks like: "mnist", "glue/cola", "mnist:3.0.1", "huggingface:mnist"."""
 
 
+@foreign.answering("load", foreign.LOAD)
 def load(
     source: Any,
     split: str | None = None,
@@ -32,7 +34,7 @@ def load(
     weight: str | None = None,
     columns: Sequence[str] | None = None,
     header: bool | None = None,
-    size: tuple[int, int] | None = None,
+    size: int | tuple[int, int] | None = None,
     remember: bool | None = None,
     data_dir: str | Path | None = None,
     trust: Trust | None = None,
@@ -64,7 +66,7 @@ def load(
             data frame is left out.
         header: whether the first line of a CSV names its columns, as it does unless said; else they are called "0",
             "1", ... A first line with numbers in it needs it said, unless it has the target in it.
-        size: (height, width) to resize images to.
+        size: (height, width) to resize images to; one number is both.
         remember: whether an example that was read once is kept in memory, where all of them fit into 1 GB. An object
             with `__getitem__`, as PyTorch's data sets are, is read anew each time unless it is a list or this is True,
             and so is a `datasets.Dataset` with a transform: either may draw at random. Say True for what is the same
@@ -82,6 +84,8 @@ def load(
         >>> len(train), len(valid), train.features["label"].num_classes
         (40, 10, 5)
     """
+    if isinstance(size, int):
+        size = (size, size)
     if isinstance(classes, np.ndarray | np.generic):
         classes = classes.tolist()
     options = {

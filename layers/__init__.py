@@ -48,8 +48,7 @@ from sapwood.layers.vmap import Vmap
 if not TYPE_CHECKING:
 
     def __getattr__(name: str):
-        word = "" if name.startswith("_") else foreign.answer(foreign.LAYERS, name, __all__)
-        raise AttributeError(f"module 'sapwood.layers' has no attribute {name!r}{word}")
+        return foreign.missing("sapwood.layers", foreign.LAYERS, name, __all__)
 
 
 __all__ = [  # noqa: RUF022 -- by family, not by letter

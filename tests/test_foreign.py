@@ -58,6 +58,11 @@ PLACES = {
     "TRAINER": inspect.signature(sw.Trainer).parameters,
     "FIT": inspect.signature(sw.train.fit).parameters,
     "SUPERVISED": inspect.signature(sw.supervised).parameters,
+    "EVALUATE": inspect.signature(sw.Trainer.evaluate).parameters,
+    "LOAD": inspect.signature(sw.data.load).parameters,
+    "CALLBACKS": {
+        name for kind in (sw.train.EarlyStopping, sw.train.ReduceOnPlateau) for name in kind.__dataclass_fields__
+    },
     "OPTIONS": {name for layer in L.__all__ for name in getattr(getattr(L, layer), "__dataclass_fields__", ())},
 }
 
@@ -98,6 +103,19 @@ def test_each_name_gets_its_answer():
             answered(lambda: getattr(sw, name), AttributeError, code)  # noqa: B023
     for name, (code, *_) in foreign.METHODS.items():
         answered(lambda: getattr(layer, name), AttributeError, code)  # noqa: B023
+    state = sw.TrainState(step=0, params={}, state={}, opt_state=(), rng=None)
+    for holder, table in (
+        (sw.data, foreign.DATA),
+        (sw.data.load((X, Y)), foreign.DATASET),
+        (sw.train, foreign.TRAIN),
+        (sw.train.callbacks, foreign.TRAIN),
+        (state, foreign.STATE),
+    ):
+        for name, (code, *word) in table.items():
+            if not hasattr(holder, name):
+                answered(lambda: getattr(holder, name), AttributeError, code or word[0])  # noqa: B023
+    for name, (code, *word) in foreign.LOAD.items():
+        answered(lambda: sw.data.load((X, Y), **{name: 1}), TypeError, code or word[0])  # noqa: B023
     for name, (code, *word) in foreign.OPTIONS.items():
         holders = [x for x in map(vars(L).get, L.__all__) if isinstance(x, type) and issubclass(x, sw.Layer)]
         holders = [x for x in holders if not code.endswith("=") or code[:-1] in x.__dataclass_fields__]
@@ -141,6 +159,23 @@ def test_each_name_gets_its_answer():
         "trainer.evaluate(state, x, y)": "trainer.evaluate(state, (x, y))",
         "trainer.predict(x)": "takes a TrainState first",
         "trainer.predict(sw.train.Result(state, []), x)": "trainer.predict(result.state, data)",
+        "trainer.evaluate(state, (x, y), return_dict=True)": "always gives a dict",
+        "trainer.predict(state, x, verbose=0)": "prints nothing",
+        "trainer.predict(state, x, batchsize=4)": "'batch_size'",
+        "sw.train.EarlyStopping(restore_best_weights=True)": "restore=",
+        "sw.train.EarlyStopping(patient=2)": "'patience'",
+        "sw.train.ReduceOnPlateau(min_lr=1e-5)": "least=",
+        "sw.train.ReduceLROnPlateau(patience=2)": "sw.train.ReduceOnPlateau",
+        "sw.train.callbacks.EarlyStoping()": "'EarlyStopping'",
+        "sw.data.DataLoader(data, batch_size=2)": "sw.data.batches",
+        "sw.data.load('images', image_size=(8, 8))": "size=",
+        "data.train_test_split(0.2)": "data.split(0.2)",
+        "data.feature": "'features'",
+        "state.parms": "'params'",
+        "sw.supervised(model, metrics=['AUC'])": "'auc'",
+        "sw.supervised(model, target=['a', 'b'])": "For several",
+        "sw.Trainer(model, optax.sgd(0.1))": "sw.supervised(model",
+        "sw.Trainer(objective, [optax.sgd(0.1), optax.adam(0.1)])": "optax.multi_transform",
         "trainer.summary()": "sw.summary(model, x)",
         "trainer.compile(loss='mse')": "sw.Trainer(",
     }.items(),
@@ -151,6 +186,23 @@ def test_the_first_line_of_a_newcomer(names, written, says):
     answered(
         lambda: eval(written, names | {"trainer": real, "state": state}), (AttributeError, TypeError, ValueError), says
     )
+
+
+@pytest.mark.parametrize(
+    ("objective", "says"),
+    [
+        (lambda v, x: L.Dense(2)(v.head, x / 16), "sw.supervised(model)"),
+        (lambda v, x: L.Dense(2)(v.head, x), "features float32[4, 8], label int"),
+        (
+            lambda v, batch: ((lambda v, x: L.Dense(2)(v.head, x))({"head": {}}, batch["features"]), {}),
+            "sw.bind(params)",
+        ),
+    ],
+)
+def test_an_objective_that_is_a_model_or_takes_a_dict_for_a_cursor_is_told(objective, says):
+    with pytest.raises((TypeError, AttributeError, ValueError)) as caught:
+        sw.Trainer(objective, optax.sgd(0.1)).init(0, {"features": X, "label": Y})
+    assert says in "".join(caught.value.__notes__)
 
 
 def test_a_property_that_fails_says_why():

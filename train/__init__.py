@@ -1,5 +1,8 @@
 """Objectives, the training step and loop, metrics, checkpoints, callbacks."""
 
+from typing import TYPE_CHECKING
+
+from sapwood.core import foreign
 from sapwood.train import callbacks, losses, metrics
 from sapwood.train.callbacks import Callback, EarlyStopping, Event, OnEpoch, ReduceOnPlateau, StopAt, TimeLimit
 from sapwood.train.checkpoints import Checkpoints
@@ -13,6 +16,12 @@ from sapwood.train.profiling import Profile, profile
 from sapwood.train.scaling import LossScale
 from sapwood.train.state import TrainState
 from sapwood.train.trainer import Trainer
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str):
+        return foreign.missing("sapwood.train", foreign.TRAIN, name, __all__)
+
 
 __all__ = [
     "Callback",

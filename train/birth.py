@@ -2,13 +2,14 @@
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sapwood import parallel
+from sapwood.core.errors import InputError
 from sapwood.core.init import initializer, quick
 from sapwood.core.paths import leaves, nest
 from sapwood.core.rng import as_key
@@ -16,6 +17,7 @@ from sapwood.core.spec import Spec, spec
 from sapwood.parallel.wasted import warn_of_wasted
 from sapwood.train import ema, offload, trainable
 from sapwood.train.given import take
+from sapwood.train.objective import takes_mask
 from sapwood.train.state import TrainState
 
 
@@ -43,8 +45,26 @@ def plan(trainer: Any, batch: Any) -> Plan:
     return plans[alike]
 
 
+def _what_it_was_given(objective: Any, batch: dict, error: Exception) -> Iterator[str]:
+    """Of an objective of one's own that failed, perhaps since it is a model, or since a dict was taken for a cursor."""
+    name = getattr(objective, "__name__", type(objective).__name__)
+    if isinstance(getattr(error, "obj", None), dict):
+        yield "(a plain function reads its variables from a cursor: sw.bind(params) makes one of a dict)"
+    if not takes_mask(objective):
+        entries = ", ".join(f"{key} {x.dtype}{list(x.shape)}" for key, x in batch.items() if hasattr(x, "shape"))
+        yield (
+            f"in the objective {name}(v, batch), where batch is a dict of {entries}; a model, a function of inputs, "
+            "goes into sw.supervised(model)"
+        )
+
+
 def _plan(trainer: Any, batch: dict) -> Plan:
-    declared = spec(trainer.objective, batch, policy=trainer.policy)
+    try:
+        declared = spec(trainer.objective, batch, policy=trainer.policy)
+    except (TypeError, AttributeError, InputError) as error:
+        for note in _what_it_was_given(trainer.objective, batch, error):
+            error.add_note(note)
+        raise
     trainable.check(declared.params, trainer.trainable)
     complete = functools.partial(_complete, trainer)
     variables = jax.tree.map(lambda param: param.struct, tuple(declared))

@@ -11,10 +11,11 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from sapwood.core import foreign
 from sapwood.core.errors import ConfigError
 from sapwood.core.paths import nearest
 from sapwood.train.learning_rate import multiplied
@@ -245,3 +246,14 @@ class OnEpoch:
     def __call__(self, event: Event, memory: dict[str, Any]) -> None:
         if event.epoch_end and event.epoch % self.every == 0:
             self.function(event)
+
+
+for _callback in (EarlyStopping, ReduceOnPlateau, StopAt):
+    _callback.__init__ = foreign.answering(_callback.__name__, foreign.CALLBACKS)(_callback.__init__)
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str):
+        known = [each for each, value in globals().items() if isinstance(value, type) and value.__module__ == __name__]
+        return foreign.missing(__name__, foreign.TRAIN, name, known)

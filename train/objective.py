@@ -247,6 +247,11 @@ def supervised(
             f"supervised(loss={loss!r}): one loss is expected. For several outputs write the objective yourself, a "
             "function (v, batch) -> (the sum of the losses, metrics), which sw.Trainer takes in its place"
         )
+    if not isinstance(target, str):
+        raise ConfigError(
+            f"supervised(target={target!r}): the name of one entry is expected. For several write the objective "
+            "yourself, a function (v, batch) -> (the sum of the losses, metrics), which sw.Trainer takes in its place"
+        )
     names = (inputs,) if isinstance(inputs, str) else tuple(inputs)
     check_names("supervised", names, target)
     loss = losses_.resolve(loss)

@@ -1,10 +1,11 @@
 """`TrainState`: everything a run carries from one step to the next, as one pytree."""
 
 import dataclasses
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 
+from sapwood.core import foreign
 from sapwood.core.brief import in_brief
 
 
@@ -42,3 +43,8 @@ class TrainState:
     def replace(self, **changes: Any) -> Self:
         """The same state with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise foreign.attribute(self, name, foreign.STATE)

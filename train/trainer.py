@@ -12,13 +12,20 @@ import jax
 from sapwood import parallel
 from sapwood.core import foreign
 from sapwood.core.errors import ConfigError
-from sapwood.core.layer import describe
+from sapwood.core.layer import Layer, describe
 from sapwood.core.policy import Policy, as_policy
 from sapwood.parallel.per_device import platform
 from sapwood.train import birth, compiling, ema, evaluation, loop, offload, programs, trainable
 from sapwood.train.scaling import LossScale
 from sapwood.train.state import TrainState
 from sapwood.train.step import train_step
+
+_SEVERAL = (
+    '; several are one by optax.multi_transform({"encoder": optax.adam(1e-3), "rest": optax.sgd(0.1)}, labels), where '
+    'labels={"encoder": "encoder", "head": "rest"} says which part of the parameters is whose'
+)
+
+_MODELS = ("sapwood.layers.", "sapwood.models.")
 
 
 def _of_a_state(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,9 +131,15 @@ class Trainer:
                 f"{type(self.objective).__name__}"
             )
         if not (callable(getattr(self.optimizer, "init", None)) and callable(getattr(self.optimizer, "update", None))):
+            several = isinstance(self.optimizer, Mapping | list | tuple)
             raise ConfigError(
-                f"Trainer(optimizer=...): an optax transformation such as optax.adam(1e-3) is expected, "
-                f"got {self.optimizer!r}"
+                f"Trainer(optimizer=...): an optax transformation such as optax.adam(1e-3) is expected, got "
+                f"{type(self.optimizer).__name__ if several else repr(self.optimizer)}" + several * _SEVERAL
+            )
+        if isinstance(self.objective, Layer) and type(self.objective).__module__.startswith(_MODELS):
+            raise ConfigError(
+                f"Trainer(objective=...): {type(self.objective).__name__} is a model; the objective is made of it by "
+                'sw.supervised(model, "squared_error"), or another loss'
             )
         if self.rules is not None and self.mesh is None:
             raise ConfigError(f"Trainer(rules={self.rules!r}) needs mesh=: rules map logical axes onto a mesh's")
@@ -207,6 +220,7 @@ class Trainer:
             )
         return _fit(self, data, **options)
 
+    @foreign.answering("Trainer.evaluate", foreign.EVALUATE)
     @_of_a_state
     def evaluate(self, state: TrainState, data: Any, batch_size: int | None = None) -> dict[str, Any]:
         """The metrics over a whole data set, exact whatever the batch size and the mesh.
@@ -221,6 +235,7 @@ class Trainer:
         run = evaluation.Evaluation(self, data, batch_size, learned=state.features)
         return run.settle(run.send(state), state)
 
+    @foreign.answering("Trainer.predict", foreign.EVALUATE)
     @_of_a_state
     def predict(self, state: TrainState, data: Any, batch_size: int | None = None) -> Any:
         """The model's outputs for every example, in order, as NumPy arrays (examples, ...).

@@ -644,6 +644,7 @@ def test_sizes_that_differ_need_one_size(pets):
     with pytest.raises(DataError, match=r"image of example 5 \(dog/9.png\) has shape \(10, 8, 3\), but example 0"):
         data.gather([0, 5])
     assert load(pets, size=(5, 5)).gather([0, 5])["image"].shape == (2, 5, 5, 3)
+    assert load(pets, size=5).gather([0, 5])["image"].shape == (2, 5, 5, 3)
     assert data.map(lambda e: {**e, "image": e["image"][:4, :4]}).gather([0, 5])["image"].shape == (2, 4, 4, 3)
 
 
