@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.random import threefry_2x32
 
 from sapwood.core.errors import ConfigError
 from sapwood.core.paths import is_index
@@ -96,6 +95,8 @@ def fold_once(key: jax.Array, h: Hash) -> jax.Array:
     """
     if jax.random.key_impl(key) != "threefry2x32":
         return fold(key, h)
+    from jax.extend.random import threefry_2x32  # all of jax.extend comes with it, a sixth of the import of JAX
+
     block = np.array(h, np.uint32) if all(isinstance(x, int) for x in h) else jnp.stack([jnp.uint32(x) for x in h])
     data = jax.random.key_data(key)
     return jax.random.wrap_key_data(threefry_2x32((data[0], data[1]), block), impl="threefry2x32")
