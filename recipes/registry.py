@@ -1,5 +1,6 @@
 """Finding a recipe: by its name, or by the path of a Python file."""
 
+import ast
 import contextlib
 import dataclasses
 import importlib
@@ -22,8 +23,8 @@ BUILT_IN = ("digits", "digits-mlp", "text")
 def find(name: str) -> type[Recipe]:
     """The recipe called ``name``: a built-in one, or the one a file such as ``path/to/my_recipe.py`` defines.
 
-    Raises `ConfigError` for an unknown name (with the nearest ones), a missing file, one that cannot be imported, and
-    one with no recipe in it, or several.
+    A file may import what lies beside it, as a script does. Raises `ConfigError` for an unknown name (with the nearest
+    ones), a missing file, one that cannot be imported, and one with no recipe in it, or several.
 
     >>> find("digits").__name__
     'Digits'
@@ -83,7 +84,7 @@ def _import(file: Path, source: bytes) -> types.ModuleType:
     """A Python file as a module; what goes wrong in it is a `ConfigError` that names the line."""
     path = file.resolve()
     try:
-        return _in_package(path, source) or _run(f"{RECIPE}{path.stem}", path, source)
+        return _in_package(path, source) or _alone(path, source)
     except SapwoodError:
         raise
     except SyntaxError as error:  # in this file, or in one that it imports
@@ -109,6 +110,31 @@ def _in_package(path: Path, source: bytes) -> types.ModuleType | None:
     module = _run(name, path, source)
     setattr(parent, path.stem, module)
     return module
+
+
+def _alone(path: Path, source: bytes) -> types.ModuleType:
+    """A file of no package, which may import what lies beside it, also later, in its methods. What is installed goes
+    before that, so that no file there stands in for a library's; of two that the file may mean neither is taken."""
+    folder = path.parent
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+        importlib.invalidate_caches()
+    module = _run(f"{RECIPE}{path.stem}", path, source)
+    for name in _imports(source):
+        beside = [file for file in (folder / f"{name}.py", folder / name / "__init__.py") if file.is_file()]
+        found = getattr(sys.modules.get(name), "__file__", None)
+        if beside and found is not None and Path(found).resolve() not in [file.resolve() for file in beside]:
+            raise ConfigError(f"{path} imports {name!r}, which is {found} here, and {beside[0]} lies beside it; "
+                              "rename that, or begin a new process if it is of another recipe")  # fmt: skip
+    return module
+
+
+def _imports(source: bytes) -> set[str]:
+    """The names of the modules that a file imports, without what is inside them."""
+    nodes = list(ast.walk(ast.parse(source)))
+    plain = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    of = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level and node.module]
+    return {name.partition(".")[0] for name in plain + of}
 
 
 def _run(name: str, path: Path, source: bytes) -> types.ModuleType:

@@ -42,3 +42,34 @@ def test_a_package_called_as_a_module_of_python_is(tmp_path):
         (tmp_path / name / "mine.py").write_text(CODE)
         assert sw.recipes.find(str(tmp_path / name / "mine.py")).__module__ == "sapwood_recipe_mine"
     del sys.modules["sapwood_recipe_mine"]
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Two folders, each with a recipe that imports a helper of one name beside it."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name, width in (("one", 5), ("two", 6)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "helper_of_mine.py").write_text(f"width = {width}")
+        text = CODE.replace("import sapwood\n", "import sapwood, helper_of_mine\n")
+        (tmp_path / name / "mine.py").write_text(text.replace("3", "helper_of_mine.width"))
+    yield tmp_path
+    for name in ("helper_of_mine", "sapwood_recipe_mine"):
+        sys.modules.pop(name, None)
+
+
+def test_it_imports_what_lies_beside_it(folders):
+    assert sw.recipes.find(str(folders / "one" / "mine.py"))().width == 5
+
+
+def test_what_another_recipe_imported_under_the_same_name_is_not_taken_for_it(folders):
+    sw.recipes.find(str(folders / "one" / "mine.py"))
+    with pytest.raises(sw.ConfigError, match=r"imports 'helper_of_mine', which is .*one.*, and .*two.* lies beside it"):
+        sw.recipes.find(str(folders / "two" / "mine.py"))
+
+
+def test_no_file_beside_it_stands_in_for_a_library(folders):
+    (folders / "one" / "optax.py").write_text("1 / 0")
+    (folders / "one" / "mine.py").write_text(CODE.replace("import sapwood\n", "import optax, sapwood\n"))
+    with pytest.raises(sw.ConfigError, match=r"imports 'optax', .* lies beside it; rename that"):
+        sw.recipes.find(str(folders / "one" / "mine.py"))
