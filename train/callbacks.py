@@ -2,7 +2,8 @@
 
 A callback is any function ``callback(event, memory) -> bool | TrainState | None``. True ends the run. A state is one to
 go on with: ``event.state.replace(...)`` with arrays of the same shapes, dtypes and places, the same on each of several
-processes. ``memory`` is its own dict of JSON values, empty at first, kept by the loop and saved in every checkpoint, so
+processes; ``best`` measures what was before, and a checkpoint with other parameters than were measured is not the best.
+``memory`` is its own dict of JSON values, empty at first, kept by the loop and saved in every checkpoint, so
 a resumed run goes on as if unbroken. Each of several processes calls its own, and what the first one's say of the end
 holds for all.
 """

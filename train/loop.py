@@ -227,6 +227,7 @@ class Loop:
         self.pending: list[Packed] = []
         self.carried: dict[str, Any] | None = None  # of the row in whose middle the run was stopped and resumed
         self.saved: int | None = None
+        self.measured = True  # the last row's metrics are of this model, which no callback has changed since
         self.skipped = 0  # steps in a row, up to the last row that was read
         self.late: deque[Row] = deque()
 
@@ -385,10 +386,8 @@ class Loop:
         at_once = saves or self.asks or self.kept is not None or self.done == self.plan.steps
         while len(self.late) > (0 if at_once else 1):
             self.read(self.late.popleft())
-        if self.kept is not None and self.plan.ends_epoch(self.done):
-            self.kept.offer(self.history[-1], self.state)
         if saves or (self.stopped and self.record.directory is not None):
-            self.save(self.history[-1] if self.plan.ends_epoch(self.done) else {})
+            self.save(self.history[-1] if self.plan.ends_epoch(self.done) and self.measured else {})
 
     def save(self, row: dict[str, Any]) -> None:
         """Save all that decides what happens next; `row` holds the metrics of a checkpoint at the end of an epoch."""
@@ -423,11 +422,14 @@ class Loop:
         self.history.append(line)
         self.record.write(line)
         self.progress.row(line)
-        ends = self.plan.ends_epoch(row.step)
+        ends, self.measured = self.plan.ends_epoch(row.step), True
+        if self.kept is not None and ends:
+            self.kept.offer(line, self.state)
         for i, (callback, memory) in enumerate(zip(self.callbacks, self.memory, strict=True)):
             state = self.state.replace(features=self.features)
             said = callback(Event(row.step, self.plan.steps, line["epoch"], ends, line, state, self.begun), memory)
             if isinstance(said, TrainState):  # to go on with
+                self.measured &= _same_model(said, self.state)
                 self.state = said.replace(features=None)
             else:
                 self.stopped = bool(said) or self.stopped
@@ -471,6 +473,12 @@ class Loop:
             f"{found}: their gradients overflow float16, which ends at 65504, also at a loss scale of {scale:g}; scale "
             "the inputs or the loss down, begin with a smaller LossScale(initial=...), or use bfloat16"
         )
+
+
+def _same_model(one: TrainState, other: TrainState) -> bool:
+    """Whether two states hold the same arrays of parameters and model state."""
+    pairs = [jax.tree.leaves((x.params, x.state, x.ema, x.ema_state)) for x in (one, other)]
+    return len(pairs[0]) == len(pairs[1]) and all(a is b for a, b in zip(*pairs, strict=True))
 
 
 def _start_copies(tree: Any) -> None:

@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -15,6 +17,7 @@ from sapwood import ConfigError
 from sapwood.layers import Dense
 from sapwood.train import Trainer, TrainState, supervised
 from sapwood.train.callbacks import EarlyStopping, Event, OnEpoch, ReduceOnPlateau, StopAt, TimeLimit, better
+from sapwood.train.checkpoints import Checkpoints
 
 
 def event(epoch=1, epoch_end=True, begun=0.0, **row):
@@ -238,3 +241,30 @@ def test_processes_whose_clocks_differ_stop_at_the_same_step(tmp_path):
             process.kill()
     alike = ["first 3 [1, 2, 3]", "second 6 [1, 2, 3, 4, 5, 6]", "alone 3"]
     assert printed == [[*alike, "resumed 6 6"], [*alike, "resumed 6 None"]]
+
+
+def test_the_best_is_what_was_measured_where_a_callback_changes_the_parameters(tmp_path):
+    def to_zero(event, memory):
+        if event.epoch == 1:
+            return event.state.replace(params=jax.tree.map(jnp.zeros_like, event.state.params))
+        return None
+
+    x = np.random.default_rng(0).normal(size=(8, 2)).astype("float32")
+    trainer = Trainer(supervised(lambda v, x: Dense(1)(v.out, x), "squared_error", inputs="x"), optax.sgd(0.0))
+    start = trainer.init(0, {"x": x, "label": x[:, :1]})
+    kernel = np.asarray(start.params["out"]["kernel"])
+    data = {"x": x, "label": x @ kernel}  # of no loss before the callback, of some after it
+    options = {
+        "state": start,
+        "epochs": 3,
+        "batch_size": 8,
+        "best": "min:loss",
+        "callbacks": [to_zero],
+        "progress": False,
+    }
+    kept = trainer.fit(data, **options)
+    assert [row["loss"] > 1e-3 for row in kept.history] == [False, True, True]
+    assert np.array_equal(kept.state.params["out"]["kernel"], kernel)
+    trainer.fit(data, **options, run=tmp_path)
+    with Checkpoints(tmp_path / "checkpoints", best="min:loss") as checkpoints:
+        assert checkpoints.best() in (2, 3)  # the first one's parameters are not those of its row

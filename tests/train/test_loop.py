@@ -274,7 +274,7 @@ def test_a_run_goes_on_whose_running_mean_was_saved_in_bfloat16_and_without_stat
     state, _ = trainer.fit(DATA, steps=3, resume=True, **options)
     assert {x.dtype for x in jax.tree.leaves(state.ema)} == {jnp.dtype("float32")}
     mean, after = (x["head"]["kernel"].astype("float32") for x in (first.ema, state.params))
-    np.testing.assert_allclose(state.ema["head"]["kernel"], 0.25 * mean + 0.75 * after, rtol=1e-2)
+    np.testing.assert_allclose(state.ema["head"]["kernel"], 0.25 * mean + 0.75 * after, rtol=1e-2, atol=1e-4)
     mean, before, after = (x["norm"]["mean"] for x in (state.ema_state, first.state, state.state))
     np.testing.assert_allclose(mean, 0.25 * before + 0.75 * after, rtol=1e-5)
 
@@ -392,7 +392,7 @@ def test_numbers_that_json_and_tensorboard_do_not_hold_are_logged_and_read_back(
     def objective(v, batch):
         loss, found = OBJECTIVE(v, batch)
         huge = jnp.where(jnp.isnan(loss), 1.0, 400.0)
-        return loss, {**found, "classes": Odd(loss), "perplexity": M.ExpMean.of(huge)}
+        return loss, {**found, "classes": Odd(loss), "perplexity": M.ExpMean.of(huge * jnp.ones(4))}
 
     trainer = Trainer(objective, optax.sgd(0.1))
     options = {"batch_size": 4, "progress": False, "run": tmp_path}
