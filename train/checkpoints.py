@@ -412,6 +412,11 @@ class Checkpoints:
             raise ConfigError(f'best="{self._goal}", but the metrics are {sorted(metrics)}{near}')
 
     def _failure(self, step: int, error: BaseException) -> CheckpointError:
+        refused = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        if not refused and not self.directory.exists():
+            return CheckpointError(
+                f"checkpoint {step} could not be written: {self.directory} was removed, or moved, in the meantime"
+            )
         try:
             free = f" ({shutil.disk_usage(self.directory).free / 1e6:,.1f} MB free there)"
         except OSError:

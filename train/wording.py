@@ -8,11 +8,13 @@ def short(error: BaseException) -> str:
 
     >>> short(ValueError("two\\nlines"))
     'two lines'
+    >>> short(ValueError("Error writing: file 9: File too large [os_error_code='27']"))
+    'File too large'
     """
     text = " ".join(str(error).split()) or type(error).__name__
-    cause = re.search(r"OS error \d+: \w+ ([^\[\]]+)", text)
+    cause = re.search(r"OS error \d+: \w+ ([^\[\]]+)|([^:\[\]]+) \[os_error_code='", text)
     if cause:
-        return cause[1]
+        return (cause[1] or cause[2]).strip()
     return text if len(text) <= 300 else f"{text[:200]} ... {text[-95:]}"
 
 

@@ -811,9 +811,31 @@ def test_a_file_that_cannot_be_written(tmp_path, small_files, capfd):
     assert Checkpoints(tmp_path).restore()[1].step == 3
     message = str(caught.value)
     assert message.startswith("checkpoint 2 could not be written to")
-    assert "File too large" in message
+    assert message.startswith(f"checkpoint 2 could not be written to {tmp_path}: File too large (")
     assert "earlier checkpoints are untouched: make room or choose another directory, and resume" in message
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError("1/8 params are missing"), FileNotFoundError(2, "No such file")])
+def test_a_directory_that_is_moved_while_it_is_written_to(tmp_path, monkeypatch, error):
+    wait = orbax_arrays.Writer.wait
+
+    def moved(self):
+        wait(self)
+        (tmp_path / "run").rename(tmp_path / "moved")
+        raise error
+
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(1, {"w": jnp.ones(3)})
+        checkpoints.wait()
+        checkpoints.save(2, {"w": jnp.ones(3)})
+        with monkeypatch.context() as patch:
+            patch.setattr(orbax_arrays.Writer, "wait", moved)
+            with pytest.raises(
+                CheckpointError, match=r"checkpoint 2 could not be .*/run was removed, or moved, in the"
+            ):
+                checkpoints.wait()
+    assert Checkpoints(tmp_path / "moved").restore()[1].step >= 1
 
 
 @pytest.fixture
