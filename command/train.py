@@ -150,7 +150,7 @@ def own_directory(experiment: Any, resume: bool | str) -> Path:
     one is to be resumed ("anyway": of this recipe). (A command killed before it had a directory goes on in a new one,
     not in another's.)
     """
-    from sapwood.recipes.experiment import read_config
+    from sapwood.recipes.experiment import read_config, same_recipe
 
     stem, runs = Path(experiment.name).stem, Path("runs")
     taken = {
@@ -160,7 +160,7 @@ def own_directory(experiment: Any, resume: bool | str) -> Path:
     }
     for number in sorted(taken, reverse=True) if resume else ():
         config = read_config(taken[number])
-        same = config is None or (resume == "anyway" and config["recipe"] == experiment.name)
+        same = config is None or (resume == "anyway" and same_recipe(config["recipe"], experiment.name))
         if same or not (differences := experiment.differences(config)):
             return taken[number]
         print(f"{taken[number]} is another run: {', '.join(differences)}", file=sys.stderr)

@@ -10,6 +10,7 @@ import os
 import sys
 import types
 import typing
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,10 @@ class Experiment:
 
     def _hold(self, config: dict[str, Any], resume: bool | str) -> None:
         differences = self.differences(config)
-        if config["recipe"] != self.name:
+        if not same_recipe(config["recipe"], self.name):
             raise ConfigError(f"{self.directory} cannot go on as another run: {differences[0]}")
+        if config["recipe"] != self.name and not differences:
+            self._write({**config, "recipe": self.name})
         if differences and resume != "anyway":
             raise ConfigError(f"{self.directory} cannot go on as another run: {', '.join(differences)}; --resume "
                               "anyway goes on all the same")  # fmt: skip
@@ -170,7 +173,7 @@ class Experiment:
 
     def differences(self, config: dict[str, Any]) -> list[str]:
         """What a run's config says of recipe and hyper-parameters, and this experiment says otherwise."""
-        if config["recipe"] != self.name:
+        if not same_recipe(config["recipe"], self.name):
             return [f"it is of the recipe {config['recipe']}, not of {self.name}"]
         old, new = config["options"], _plain(_options(self.recipe))
         pairs = [(name, old.get(name, _ABSENT), new.get(name, _ABSENT)) for name in {**old, **new}]
@@ -233,6 +236,7 @@ class Experiment:
         """The state of a checkpoint, on the devices of this process: the best where the run keeps one, else the last;
         or that of ``step``, a number, "best" or "last"."""
         from sapwood.data.learned import Learned
+        from sapwood.train import continuing
         from sapwood.train.birth import plan
         from sapwood.train.checkpoints import Checkpoints
         from sapwood.train.restored import restored
@@ -246,6 +250,9 @@ class Experiment:
         if step is None and best is not None and found.step != (last := checkpoints.latest()):
             said = f"the best by {found.best}" if found.step == best else f"for step {best}, the best by {found.best}"
             print(f"sapwood: the checkpoint of step {found.step}, {said}; --step last is {last}", file=sys.stderr)
+        if changed := continuing.model_changes(found.info.get("identity"), self.trainer):
+            warnings.warn(f"{self.directory} was trained by other code, and its numbers are those of the code as it is "
+                          f"now: {', '.join(changed[:4])}", stacklevel=2)  # fmt: skip
         features = found.info.get("features")
         return state.replace(features=None if features is None else Learned.from_json(features))
 
@@ -268,6 +275,14 @@ class Experiment:
             classes=target.classes if target else None,
             extra={"recipe": self.name, "options": _options(self.recipe), "step": int(state.step)},
         )
+
+
+def same_recipe(was: str, now: str) -> bool:
+    """Whether two names are of one recipe: also where its file lies elsewhere now, moved or copied, under its name."""
+    old, new = Path(was), Path(now)
+    if was == now or not was.endswith(".py") or old.name != new.name:
+        return was == now
+    return not old.is_file() or (new.is_file() and old.read_bytes() == new.read_bytes())
 
 
 def read_config(directory: Path) -> dict[str, Any] | None:

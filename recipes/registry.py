@@ -50,6 +50,8 @@ def find_of_run(name: str, trust: str | None, run: Path) -> type[Recipe]:
     if trust is None and (name in BUILT_IN or not name.endswith(".py")):
         return find(name)
     file = Path(trust or name).expanduser()
+    if trust is None and not file.exists():
+        raise ConfigError(f"there is no recipe file {file}; --trust says where it lies now (in Python: trust=)")
     source = read(file)
     if trust is None and not consent.given(file, source):
         raise CheckpointError(
@@ -103,7 +105,7 @@ def _in_package(path: Path, source: bytes) -> types.ModuleType | None:
         names, folder = [folder.name, *names], folder.parent
     package = importlib.util.find_spec(names[0]) if len(names) > 1 else None
     places = (package.submodule_search_locations or ()) if package is not None else ()
-    if folder / names[0] not in [Path(place).resolve() for place in places]:
+    if folder in _BESIDE or folder / names[0] not in [Path(place).resolve() for place in places]:
         return None  # none, or something else of that name
     name = ".".join(names)
     parent = importlib.import_module(name.rpartition(".")[0])
@@ -112,12 +114,17 @@ def _in_package(path: Path, source: bytes) -> types.ModuleType | None:
     return module
 
 
+_BESIDE: set[Path] = set()
+"""Folders from which only this process imports."""
+
+
 def _alone(path: Path, source: bytes) -> types.ModuleType:
     """A file of no package, which may import what lies beside it, also later, in its methods. What is installed goes
     before that, so that no file there stands in for a library's; of two that the file may mean neither is taken."""
     folder = path.parent
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
+        _BESIDE.add(folder)
         importlib.invalidate_caches()
     module = _run(f"{RECIPE}{path.stem}", path, source)
     for name in _imports(source):

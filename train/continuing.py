@@ -35,6 +35,12 @@ def identity(trainer: Any, data: Dataset, validation: Dataset | None, callbacks:
     return {"python": f"{sys.implementation.cache_tag}", **parts}
 
 
+def model_changes(old: Mapping[str, Any] | None, trainer: Any) -> list[str]:
+    """What a checkpoint says of the model, its loss and its metrics, and is otherwise in this trainer, in words."""
+    parts = {name: described(getattr(trainer, name)) for name in ("objective", "policy")}
+    return changes(old, {"python": f"{sys.implementation.cache_tag}", **parts})
+
+
 def called(callback: Any) -> dict[str, str]:
     """What a callback is, to know again whose memory was saved: a dataclass with its options, else the name.
 
@@ -71,13 +77,16 @@ def changes(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> list[str]:
     >>> changes({"python": "", "clip": {"": "1.0"}}, {"python": "", "clip": {"": "2.0"}, "ema": {"": "None"}})
     ['clip was 1.0 and is now 2.0']
     """
-    if old is None:
+    if not isinstance(old, Mapping):
         return []
     found = []
     for part, texts in new.items():
         if part == "python" or part not in old or texts == old[part]:
             continue
-        found += _changed(part, old[part], texts, old["python"] == new["python"])
+        if not isinstance(old[part], Mapping) or not all(isinstance(text, str) for text in old[part].values()):
+            found.append(f"what it says of its {part} was not written by Sapwood")
+            continue
+        found += _changed(part, old[part], texts, old.get("python") == new["python"])
     return found
 
 

@@ -18,6 +18,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -236,12 +237,12 @@ def _is_part(home: str, found: Any) -> bool:
 
 
 def _ran(module: str, file: Any) -> ModuleType:
-    """The module of a recipe file that this process has run."""
+    """The module of a recipe file that this process has run; one of that name where the file is not here any more."""
     ran = sys.modules.get(module) if module.startswith(RECIPE) else None
-    if ran is None or getattr(ran, "__file__", None) != file:
+    if ran is None or not isinstance(file, str) or (ran.__file__ != file and Path(file).exists()):
         raise CheckpointError(
             f"the model is of the recipe file {_brief(file)}, which reading a saved model does not run; if you trust "
-            f"it, sapwood.recipes.find({_brief(file)!r}) does, and the model is found"
+            f"it, sapwood.recipes.find({_brief(file)!r}) does, or find of where it lies now, and the model is found"
         )
     return ran
 

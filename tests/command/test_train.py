@@ -108,6 +108,7 @@ def test_the_model_of_a_recipe_of_ones_own_is_found_again(run, sapwood, stripes,
     (package / "__init__.py").write_text("")
     (package / "mine.py").write_text(stripes.read_text())
     assert sw.recipes.find(str(package / "mine.py")).__module__ == "sapwood_recipe_mine"  # it is not installed
+    monkeypatch.setattr("sapwood.recipes.registry._BESIDE", set())
     monkeypatch.syspath_prepend(str(tmp_path))
     recipe = sw.recipes.find(str(package / "mine.py"))()
     moved = Experiment(str(package / "mine.py"), recipe, tmp_path / "r")
@@ -239,7 +240,38 @@ def test_a_run_is_found_again_from_anywhere(run, sapwood, stripes, tmp_path, mon
     monkeypatch.chdir("/")
     assert sapwood("evaluate", tmp_path / "r").out[0] == run.out[-2]
     stripes.rename(tmp_path / "gone.py")
-    assert sapwood("evaluate", tmp_path / "r").error == f"there is no recipe file {stripes}"
+    error = sapwood("evaluate", tmp_path / "r").error
+    assert error == f"there is no recipe file {stripes}; --trust says where it lies now (in Python: trust=)"
+
+
+def test_a_run_goes_on_with_its_recipe_where_that_lies_now(run, sapwood, stripes, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "sapwood_recipe_stripes", raising=False)
+    moved = tmp_path / "other" / "stripes.py"
+    moved.parent.mkdir()
+    moved.write_text(stripes.read_text() + "\n")
+    assert sapwood("train", moved, "--run", "r", "--resume").error == (  # two recipes of one name
+        f"r cannot go on as another run: it is of the recipe {stripes}, not of {moved}"
+    )
+    stripes.rename(moved)
+    done = sapwood("train", moved, "--run", "r", "--resume")
+    assert (done.code, done.out[-1]) == (0, run.out[-1])
+    assert sapwood("evaluate", "r").out[0] == run.out[-2]
+    moved.rename(stripes)
+    recipe = sw.recipes.find(str(stripes))()
+    assert sw.load("r").model.__self__ == recipe
+
+
+def test_numbers_of_other_code_than_the_trained_are_told_of(run, sapwood, stripes, tmp_path):
+    stripes.write_text(stripes.read_text().replace("L.flatten(v", "scaled(v") + "\nfrom shades import scaled\n")
+    shades = "import sapwood.layers as L\ndef scaled(x):\n    return L.flatten(x)\n"
+    (tmp_path / "shades.py").write_text(shades)
+    try:
+        with pytest.warns(UserWarning, match=r"r was trained by other code.*the code of Stripes.model.*scaled is new"):
+            done = sapwood("evaluate", "r", "--trust", "stripes.py")
+    finally:
+        sys.modules.pop("shades", None)
+        sys.path.remove(str(tmp_path))
+    assert done.out[0] == run.out[-2]  # it does the same
 
 
 def test_a_recipe_that_has_changed(run, sapwood, stripes):

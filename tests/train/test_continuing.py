@@ -317,3 +317,10 @@ def test_a_resumed_run_tells_of_rows_that_are_not_its_own(tmp_path):
     with pytest.warns(UserWarning, match="does not hold the rows that the run has written up to step 4: they stay"):
         fit(2, resume=True)
     assert log.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("said", [5, [1], {"": 5}, "x"])
+def test_what_a_stranger_wrote_is_no_traceback(said):
+    now = {"python": "", "clip": {"": "1.0"}}
+    assert changes({"clip": said}, now) == ["what it says of its clip was not written by Sapwood"]
+    assert changes(said, now) == []
