@@ -49,7 +49,7 @@ def test_class_and_probability_of_each_file_in_order(sapwood, stripes, images):
         ("text.png", "text.png is not an image that can be read"),
         ("empty.png", "empty.png is not an image that can be read"),
         ("cut.png", "cut.png is not an image that can be read"),
-        ("folder", "folder is not an image that can be read: "),
+        ("folder", "folder is no file"),
     ],
 )
 def test_what_is_no_image(run, sapwood, images, file, message):
