@@ -38,8 +38,11 @@ def spec(f: Callable, *xs: Any, policy=None) -> Spec:
     return Spec(recorder.tree("params"), recorder.tree("state"))
 
 
-def trace(f: Callable, xs: tuple, recorder: Recorder, *, train: bool, policy=None, place=None) -> Any:
-    """Run the model on shapes alone, its declarations going to ``recorder``; returns the shapes of its result."""
+def trace(
+    f: Callable, xs: tuple, recorder: Recorder, *, train: bool, policy=None, place=None, by: Callable = jax.eval_shape
+) -> Any:
+    """Run the model on shapes alone, its declarations going to ``recorder``; returns the shapes of its result, or what
+    ``by(run, key, arrays)`` makes of that run."""
 
     arrays, rest = arrays_apart(xs)
 
@@ -48,7 +51,7 @@ def trace(f: Callable, xs: tuple, recorder: Recorder, *, train: bool, policy=Non
         y, _ = pure(f)(v._with(_recorder=weakref.ref(recorder)), *rest(arrays))
         return arrays_only(f, y)
 
-    return jax.eval_shape(run, jax.eval_shape(lambda: jax.random.key(0)), arrays)
+    return by(run, jax.eval_shape(lambda: jax.random.key(0)), arrays)
 
 
 def arrays_apart(xs: Any) -> tuple[list, Callable[[list], Any]]:

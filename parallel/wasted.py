@@ -3,11 +3,12 @@
 import itertools
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
-from jax.sharding import NamedSharding
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
+from sapwood.core.calls import equations
 from sapwood.core.declare import Recorder
 from sapwood.core.spec import trace
 from sapwood.parallel.mesh import AXES, AnyMesh
@@ -15,28 +16,22 @@ from sapwood.parallel.place import Placement, split_over
 from sapwood.parallel.rules import Rules, describe, mesh_axes
 from sapwood.parallel.shardings import ShardingWarning, refuse
 
-
-class _Seen(set[str]):
-    """Mesh axes seen; it is no value, so that placements which note into it share no traced code."""
-
-    __hash__ = object.__hash__  # type: ignore[assignment]
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
+COLLECTIVE = ("axes", "axis_name")
+"""What operations inside a `jax.shard_map` call the mesh axes over which they add, gather or number the devices."""
 
 
-@dataclass(frozen=True)
-class _Noting(Placement):
-    seen: _Seen
-
-    def __call__(self, axes: tuple[str | None, ...], shape: tuple[int, ...], at: str = "") -> NamedSharding | None:
-        sharding = super().__call__(axes, shape, at)
-        self.seen.update(_axes([sharding]))
-        return sharding
+def _axes(shardings: Iterable[NamedSharding]) -> set[str]:
+    return {axis for s in shardings for dim in range(len(s.spec)) for axis in split_over(s, dim)}
 
 
-def _axes(shardings: Iterable[NamedSharding | None]) -> set[str]:
-    return {axis for s in shardings if s is not None for dim in range(len(s.spec)) for axis in split_over(s, dim)}
+def _used_by(equation: Any) -> set[str]:
+    """The mesh axes over which an operation splits something: a constraint, a `jax.shard_map`, a jitted function with
+    shardings, whoever wrote it."""
+    found = jax.tree.leaves(list(equation.params.values()))
+    specs = [x.spec if isinstance(x, NamedSharding) else x for x in found]
+    dims = [tuple(spec) for spec in specs if isinstance(spec, PartitionSpec)]
+    named = jax.tree.leaves([dims, [equation.params.get(key) for key in COLLECTIVE]])
+    return {x for x in named if isinstance(x, str)}  # a dimension may be UNCONSTRAINED, a collective one of a vmap
 
 
 def wasted(
@@ -53,11 +48,11 @@ def wasted(
     """
     left = {axis for axis, size in mesh.shape.items() if size > 1} - _axes(shardings)
     if left:
-        seen = _Seen()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ShardingWarning)  # the run itself gives them
-            trace(f, xs, Recorder(), train=True, policy=policy, place=_Noting(mesh, rules, seen))
-        left -= seen
+            place = Placement(mesh, rules)
+            traced = trace(f, xs, Recorder(), train=True, policy=policy, place=place, by=_jaxpr)
+        left -= {axis for equation in equations(traced.jaxpr) for axis in _used_by(equation)}
     return tuple(axis for axis in mesh.axis_names if axis in left)
 
 
@@ -77,3 +72,7 @@ def warn_of_wasted(f: Callable, *xs: Any, mesh: AnyMesh, rules: Rules, **options
         )
         refuse([line], mesh, rules)
         warnings.warn(f"mesh {describe(mesh)}: {line}", ShardingWarning, stacklevel=3)
+
+
+def _jaxpr(f: Callable, *args: Any) -> Any:
+    return jax.make_jaxpr(f)(*args)

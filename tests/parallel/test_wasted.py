@@ -57,6 +57,31 @@ def test_an_axis_that_activations_alone_use_is_used():
     assert "'length'" in said
 
 
+@pytest.mark.parametrize("how", ["constraint", "rows alone", "jitted", "shard_map", "numbered", "not at all"])
+def test_what_a_user_splits_without_the_cursor_is_used(how):
+    mesh = sw.mesh("data=2,tensor=4")
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data", "tensor"))
+
+    other = jax.sharding.NamedSharding(sw.mesh("tensor=8"), jax.sharding.PartitionSpec("tensor"))
+
+    def numbered(x):
+        return jax.lax.psum(jnp.where(jax.lax.axis_index("tensor") == 1, x, 0), "tensor")
+
+    def over(f, spec):
+        return jax.shard_map(f, mesh=mesh, in_specs=spec, out_specs=spec)
+
+    ways = {
+        "constraint": lambda x: jax.lax.with_sharding_constraint(x, split),
+        "rows alone": jax.vmap(lambda x: jax.lax.with_sharding_constraint(x, other)),
+        "jitted": jax.jit(jnp.sin, out_shardings=split),
+        "shard_map": over(jnp.sin, split.spec),
+        "numbered": over(numbered, jax.sharding.PartitionSpec("data")),
+        "not at all": over(jnp.sin, jax.sharding.PartitionSpec("data")),
+    }
+    objective = supervised(lambda v, x: L.Dense(4)(v.out, ways[how](L.Dense(64)(v.up, x))), inputs="x")
+    assert len(told(objective, mesh)) == (how == "not at all")
+
+
 def test_a_loop_of_ones_own_is_told_too():
     with pytest.warns(ShardingWarning, match="nothing of this model is split over 'tensor'"):
         sw.parallel.init(L.Dense(256), 0, jnp.ones((8, 256)), mesh=sw.mesh("tensor=8"))
