@@ -54,15 +54,21 @@ def test_values_are_bit_for_bit_the_unsharded_ones(text, unsharded):
     assert sharded_state["norm"]["mean"].sharding == parallel.replicated(mesh(text))
 
 
-def every_initialiser(v, x):
-    """Each of our own and some of JAX's, by names on either dimension and by none, in a stack, and narrow."""
-    h = L.Dense(128, axes=("embed", "mlp"))(v.up, x)
-    L.Dense(256)(v.down, h)
-    L.Scan(lambda v, x: x + L.Dense(128, axes=("embed", "mlp"))(v.dense, x), 4)(v.blocks, h)
-    for name, init in OWN.items():
-        v[name].param("wide", (96, 192), init, axes=("embed", "mlp"))
-        v[name].param("high", (192, 96), init, axes=("mlp", "embed"))
-        v[name].param("half", (128, 144), init, dtype="bfloat16")
+def drawn_by(names):
+    """A model of some of `OWN`, by names of axes on either dimension and by none, and narrow; "layers" are a stack."""
+
+    def model(v, x):
+        for name in names:
+            if name == "layers":
+                h = L.Dense(128, axes=("embed", "mlp"))(v.up, x)
+                L.Dense(256)(v.down, h)
+                L.Scan(lambda v, x: x + L.Dense(128, axes=("embed", "mlp"))(v.dense, x), 4)(v.blocks, h)
+            else:
+                v[name].param("wide", (96, 192), OWN[name], axes=("embed", "mlp"))
+                v[name].param("high", (192, 96), OWN[name], axes=("mlp", "embed"))
+                v[name].param("half", (128, 144), OWN[name], dtype="bfloat16")
+
+    return model
 
 
 OWN = {
@@ -77,16 +83,37 @@ OWN = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.fresh_compile  # it is about bits
-@pytest.mark.parametrize("text", ["data=8", "fsdp=8", "tensor=8", "fsdp=4,tensor=2", "stage=2,fsdp=4"])
-def test_our_own_initialisers_give_the_same_bits_on_any_mesh(text):
+DIAGONAL = {
+    "data=8": ["normal", "jax_normal"],
+    "fsdp=8": ["lecun_normal", "uniform"],
+    "tensor=8": ["glorot_uniform", "jax_he"],
+    "fsdp=4,tensor=2": ["truncated_normal", "orthogonal"],
+    "stage=2,fsdp=4": ["layers"],
+}
+
+
+def same_bits(names, text):
+    assert sorted(name for names in DIAGONAL.values() for name in names) == sorted([*OWN, "layers"])
     x = np.ones((8, 512), "float32")
-    one, _ = core.init(every_initialiser, 5, x)
-    many, _ = parallel.init(every_initialiser, 5, x, mesh=mesh(text))
+    one, _ = core.init(drawn_by(names), 5, x)
+    many, _ = parallel.init(drawn_by(names), 5, x, mesh=mesh(text))
     whole = [leaf for leaf in jax.tree.leaves(many) if leaf.sharding.is_fully_replicated]
     assert text == "data=8" or len(whole) < 0.5 * len(jax.tree.leaves(many))
     jax.tree.map(np.testing.assert_array_equal, many, one)
+
+
+@pytest.mark.slow
+@pytest.mark.fresh_compile  # it is about bits
+@pytest.mark.parametrize("text", DIAGONAL)
+def test_our_own_initialisers_give_the_same_bits_on_any_mesh(text):
+    same_bits(DIAGONAL[text], text)
+
+
+@pytest.mark.long
+@pytest.mark.fresh_compile
+@pytest.mark.parametrize("text", DIAGONAL)
+def test_every_initialiser_gives_the_same_bits_on_every_mesh(text):
+    same_bits([*OWN, "layers"], text)
 
 
 def test_what_a_stack_is_drawn_whole_in_is_bounded(monkeypatch):
