@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sapwood.core.unrolled import Stacks, View, blocks_of
 from sapwood.parallel.mesh import AnyMesh
 from sapwood.parallel.shardings import replicated
 
@@ -16,7 +17,8 @@ def opt_shardings(optimizer: Any, params: Any, shardings: Any, mesh: AnyMesh) ->
     What mirrors the parameters (momenta, second moments, accumulated gradients, averages) lies where its
     parameter lies. A leaf with other dimensions than its parameter keeps what it shares with it: Adafactor's
     row and column factors lose the dimension they average over, the history of L-BFGS has a leading one.
-    Counters, schedules and scales are whole on every device.
+    Counters, schedules and scales are whole on every device. For an optimizer that sees stacks as their blocks
+    (`train.blockwise`), this holds for one block, and the dimensions of the stack lie as the parameter's do.
 
     Args:
       optimizer: any optax transformation, or whatever has an ``init(params)``.
@@ -34,6 +36,9 @@ def opt_shardings(optimizer: Any, params: Any, shardings: Any, mesh: AnyMesh) ->
     import optax
 
     structs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    if hasattr(optimizer, "blocks"):
+        inner, stacks = optimizer.blocks
+        return _of_blocks(inner, stacks, structs, shardings, mesh)
     state = jax.eval_shape(optimizer.init, structs)
     whole = replicated(mesh)
 
@@ -58,6 +63,29 @@ def opt_shardings(optimizer: Any, params: Any, shardings: Any, mesh: AnyMesh) ->
         # parameters (L-BFGS) or that keeps a tree of its own for each of them (SM3) cannot stand that; their
         # paths still agree.
         return _by_path(state, structs, shardings, whole)
+
+
+def _of_blocks(optimizer: Any, stacks: Stacks, params: Any, shardings: Any, mesh: AnyMesh) -> Any:
+    """Each leaf as one block's lies, and before that the dimensions of the stack as those of its parameter."""
+    blocks = blocks_of(params, stacks)
+    of_params = View(blocks, stacks)
+    lead, cut = {}, []
+    for slot, sharding in zip(of_params.slots, jax.tree.leaves(shardings), strict=True):
+        n = len(slot.sizes)
+        spec = (*sharding.spec, *(None,) * (n - len(sharding.spec)))
+        lead[slot.stack] = spec[:n]
+        cut.append([NamedSharding(sharding.mesh, PartitionSpec(*spec[n:]))] * len(slot.members))
+    of_state = View(jax.eval_shape(optimizer.init, blocks), stacks)
+    alone = jax.tree.leaves(opt_shardings(optimizer, blocks, of_params.scatter(cut), mesh))
+    result = []
+    for slot in of_state.slots:
+        sharding, stack = alone[slot.members[0]], slot.stack
+        if stack is not None:
+            dims = (*sharding.spec, *(None,) * (slot.axis - len(sharding.spec)))
+            spec = PartitionSpec(*dims[: slot.axis], *lead[stack], *dims[slot.axis :])
+            sharding = NamedSharding(sharding.mesh, spec)
+        result.append(sharding)
+    return jax.tree.unflatten(of_state.stacked, result)
 
 
 def _beside(shape: Sequence[int], param: Sequence[int], sharding: NamedSharding) -> NamedSharding:

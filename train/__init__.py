@@ -10,8 +10,10 @@ from sapwood.train.checks import Flags
 from sapwood.train.layout import layout
 from sapwood.train.loop import Result, fit
 from sapwood.train.metrics import Last, Mean, Metric
+from sapwood.train.muon import matrices
 from sapwood.train.next_token import NextToken, next_token
 from sapwood.train.objective import Objective, Supervised, supervised
+from sapwood.train.per_block import blockwise
 from sapwood.train.profiling import Profile, profile
 from sapwood.train.scaling import LossScale
 from sapwood.train.state import TrainState
@@ -44,10 +46,12 @@ __all__ = [
     "TimeLimit",
     "TrainState",
     "Trainer",
+    "blockwise",
     "callbacks",
     "fit",
     "layout",
     "losses",
+    "matrices",
     "metrics",
     "next_token",
     "profile",

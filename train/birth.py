@@ -9,15 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from sapwood import parallel
-from sapwood.core.errors import InputError
+from sapwood.core.errors import ConfigError, InputError
 from sapwood.core.init import initializer, quick
 from sapwood.core.paths import leaves, nest
 from sapwood.core.rng import as_key
 from sapwood.core.spec import Spec, spec
+from sapwood.core.unrolled import Stacks, stacks
 from sapwood.parallel.wasted import warn_of_wasted
 from sapwood.train import ema, offload, trainable
 from sapwood.train.given import take
 from sapwood.train.objective import takes_mask
+from sapwood.train.per_block import seen
 from sapwood.train.state import TrainState
 
 
@@ -66,7 +68,8 @@ def _plan(trainer: Any, batch: dict) -> Plan:
             error.add_note(note)
         raise
     trainable.check(declared.params, trainer.trainable)
-    complete = functools.partial(_complete, trainer)
+    stacked = stacks(declared.params)
+    complete = functools.partial(_complete, trainer, stacked=stacked)
     variables = jax.tree.map(lambda param: param.struct, tuple(declared))
     shapes = jax.eval_shape(complete, jax.eval_shape(lambda: jax.random.key(0)), *variables)
     shardings = born = None
@@ -106,27 +109,31 @@ def _struct(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _complete(trainer: Any, key: Any, params: dict, state: dict) -> TrainState:
+def _complete(trainer: Any, key: Any, params: dict, state: dict, stacked: Stacks = ()) -> TrainState:
     """The state around first parameters: fresh optimizer state, key, and what the trainer's options need."""
     trained, _ = trainable.split(params, trainer.trainable)
     return TrainState(
         step=jnp.int32(0),
         params=params,
         state=state,
-        opt_state=trainer.optimizer.init(trained),
+        opt_state=seen(trainer.optimizer, stacked).init(trained),
         rng=jax.random.fold_in(key, 2),  # init itself draws from the key, and from fold 1 for data-dependent values
         ema=None if trainer.ema is None else ema.first(trained),
         ema_state=None if trainer.ema is None else ema.first(ema.averaged(state)),
         scale=None if trainer.scaling is None else trainer.scaling.init(),
         ok=jnp.bool_(True) if trainer.checks else None,
+        stacks=stacked,
     )
 
 
 def restart(trainer: Any, state: TrainState) -> TrainState:
     """See `Trainer.restart`."""
 
+    stacked = stacks_of(trainer, state)
+
     def fresh(key: Any, *variables: dict) -> TrainState:  # copies, so that both states may be trained on
-        return _complete(trainer, jax.random.fold_in(key, state.step), *jax.tree.map(jnp.copy, variables))
+        key = jax.random.fold_in(key, state.step)
+        return _complete(trainer, key, *jax.tree.map(jnp.copy, variables), stacked=stacked)
 
     return jax.jit(fresh)(state.rng, state.params, state.state).replace(features=state.features)
 
@@ -147,6 +154,7 @@ def _shardings(trainer: Any, declared: Spec, shapes: TrainState) -> TrainState:
         ema_state=None if trainer.ema is None else nest((path, there[path]) for path, _ in leaves(shapes.ema_state)),
         scale=jax.tree.map(lambda _: whole, shapes.scale),
         ok=None if shapes.ok is None else whole,
+        stacks=shapes.stacks,
     )
 
 
@@ -156,8 +164,7 @@ def laid_out(trainer: Any, state: TrainState, batch: Any) -> TrainState:
     Where XLA is not told, it chooses: a bias that lay whole came out in pieces, and the next step was another program.
     A batch that takes another way through the model may declare less: the plan is the one that the state was born by.
     """
-    known = next((made for made in trainer.compiled.plans.values() if _is_of(made, state)), None)
-    shardings = (known or plan(trainer, batch)).shardings
+    shardings = _plan_of(trainer, state, batch).shardings
     if shardings is None or jax.tree.structure(shardings) != jax.tree.structure(state):
         return state
     if trainer.offload is not None:  # it is on the host, where a constraint reaches nothing
@@ -166,8 +173,23 @@ def laid_out(trainer: Any, state: TrainState, batch: Any) -> TrainState:
     return jax.lax.with_sharding_constraint(state, shardings)
 
 
+def stacks_of(trainer: Any, state: TrainState, batch: Any = None) -> Stacks:
+    """The stacks of a state's parameters, which a state that was made by hand does not name.
+
+    ConfigError where there is no batch either, by which the model would tell them.
+    """
+    if state.stacks is None and batch is None:
+        raise ConfigError("this TrainState does not say which parameters are stacks: take one that Trainer.init made")
+    return _plan_of(trainer, state, batch).shapes.stacks if state.stacks is None else state.stacks
+
+
+def _plan_of(trainer: Any, state: TrainState, batch: Any) -> Plan:
+    known = next((made for made in trainer.compiled.plans.values() if _is_of(made, state)), None)
+    return known or plan(trainer, batch)
+
+
 def _is_of(plan: Plan, state: TrainState) -> bool:
-    (planned, one), (there, other) = jax.tree.flatten(plan.shapes), jax.tree.flatten(state)
+    (planned, one), (there, other) = (jax.tree.flatten(x.replace(stacks=None)) for x in (plan.shapes, state))
     return one == other and all(a.shape == b.shape for a, b in zip(planned, there, strict=True))
 
 
@@ -186,7 +208,8 @@ class Beside(NamedTuple):
 def _beside(trainer: Any, declared: Spec, params: dict, state: TrainState) -> Beside:
     moments = parallel.moment_shardings(declared.params, trainer.mesh, trainer.rules)
     params, moments, structs = (trainable.split(tree, trainer.trainable)[0] for tree in (params, moments, state.params))
-    opt_state = parallel.opt_shardings(trainer.optimizer, structs, moments, trainer.mesh)
+    optimizer = seen(trainer.optimizer, stacks(declared.params))
+    opt_state = parallel.opt_shardings(optimizer, structs, moments, trainer.mesh)
     host = None if trainer.offload is None else offload.on_host(opt_state, state.opt_state)
     return Beside(params, moments, opt_state, host)
 

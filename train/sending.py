@@ -99,7 +99,7 @@ def _with_key(state: TrainState, key: Any) -> TrainState:
     """``state.replace(rng=key)``, which takes ten times as long, and this happens twice a call."""
     return TrainState(
         state.step, state.params, state.state, state.opt_state, key, state.ema, state.ema_state,
-        state.scale, state.ok,
+        state.scale, state.ok, stacks=state.stacks,
     )  # fmt: skip
 
 

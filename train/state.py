@@ -19,7 +19,8 @@ class TrainState:
     that train and of the model's state (`train.ema`), ``scale`` the `ScaleState` of float16, and ``ok`` turns false at
     a step whose checks failed: from there on ``params`` and ``state`` stay as they are, so that step can be replayed
     when the host comes to look. ``features`` is what `fit` learned of its data (`sapwood.data.Learned`), to which
-    `evaluate` and `predict` hold theirs: a label, no array, and None where nothing is known.
+    `evaluate` and `predict` hold theirs: a label, no array, and None where nothing is known. ``stacks`` is a label,
+    too: which parameters are stacks of blocks, as the optimizer sees them (`train.blockwise`).
 
     (A plain registered dataclass: `flax.struct` gives the same but costs 0.17 s to import.)
 
@@ -37,6 +38,7 @@ class TrainState:
     scale: Any = None
     ok: Any = None
     features: Any = dataclasses.field(default=None, metadata={"static": True})
+    stacks: Any = dataclasses.field(default=None, metadata={"static": True}, repr=False)
 
     __repr__ = in_brief
 

@@ -9,6 +9,7 @@ import optax
 from sapwood.train import birth, checks, ema, learning_rate
 from sapwood.train.accumulate import accumulate
 from sapwood.train.forward import Pass, forward, hold
+from sapwood.train.per_block import seen
 from sapwood.train.scaling import SKIPPED, Skipped, all_finite, unscaled
 from sapwood.train.state import TrainState
 from sapwood.train.trainable import join, split
@@ -49,7 +50,8 @@ def train_step(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState,
         if beside is not None:  # each device updates its pieces, and the parameters are gathered again
             trained = jax.lax.with_sharding_constraint(trained, beside.moments)
         with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic mixes dtypes
-            updates, opt_state = optax.with_extra_args_support(trainer.optimizer).update(
+            optimizer = seen(trainer.optimizer, birth.stacks_of(trainer, state, batch))
+            updates, opt_state = optimizer.update(
                 grads, state.opt_state, trained,
                 value=out.loss, grad=grads, value_fn=lambda trained: plain(trained, state.state, key, batch)[1].loss,
             )  # fmt: skip

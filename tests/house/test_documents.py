@@ -52,6 +52,12 @@ def test_the_layer_of_contributing(root):
     np.testing.assert_allclose(y, (x @ kernel) / (1 + np.exp(-x @ gate)), rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_the_page_on_optimizers(root):
+    for example in blocks(root / "docs/optimizers.md", "python"):
+        exec(compile(example, "optimizers.md", "exec"), {})
+
+
 def test_the_page_on_random_numbers(root):
     (example,) = blocks(root / "docs/randomness.md", "python")
     exec(compile(example, "randomness.md", "exec"), {})

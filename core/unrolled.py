@@ -1,0 +1,240 @@
+"""What mirrors a stacked model, seen as what mirrors the unrolled one: each stacked leaf as its blocks, and back."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sapwood.core import paths
+from sapwood.core.errors import ConfigError
+from sapwood.core.param import Param
+
+Index = tuple[int, ...]
+"""Which block of a stack, outer dimension first."""
+
+
+class StackedLeaf(NamedTuple):
+    """A parameter of a scanned stack: its path, where each index goes in, how many there are, one block's shape."""
+
+    path: paths.Path
+    depths: tuple[int, ...]
+    sizes: tuple[int, ...]
+    block: tuple[int, ...]
+
+    def unrolled(self) -> Iterator[tuple[Index, paths.Path]]:
+        """Each block's index, and its path in the unrolled model."""
+        for index in itertools.product(*map(range, self.sizes)):
+            path = self.path
+            for i, depth in reversed(list(zip(index, self.depths, strict=True))):
+                path = (*path[:depth], str(i), *path[depth:])
+            yield index, path
+
+
+Stacks = tuple[StackedLeaf, ...]
+"""What of a model's parameters is stacked; hashable, and the same for all that mirrors them."""
+
+
+def stacks(params: Any) -> Stacks:
+    """What is stacked in a tree of `Param`, such as ``sw.spec(...).params``.
+
+    >>> from sapwood.core.param import Stacked
+    >>> kernel = Param((3, 4, 5), "float32", None, None, (Stacked(1, 3, "layers"),))
+    >>> [(index, "/".join(path)) for index, path in stacks({"blocks": {"up": kernel}})[0].unrolled()]
+    [((0,), 'blocks/0/up'), ((1,), 'blocks/1/up'), ((2,), 'blocks/2/up')]
+    """
+    return tuple(
+        StackedLeaf(
+            path,
+            tuple(level.depth for level in leaf.stacked),
+            tuple(level.size for level in leaf.stacked),
+            tuple(leaf.shape[len(leaf.stacked) :]),
+        )
+        for path, leaf in paths.leaves(params)
+        if isinstance(leaf, Param) and leaf.stacked
+    )
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One leaf of the stacked tree: the leaves of the unrolled one that it is made of.
+
+    `members` are their positions, one for each block of `stack` in its order, stacked along `axis`; where `stack` is
+    None, the one leaf is in both trees.
+    """
+
+    members: tuple[int, ...]
+    stack: StackedLeaf | None = None
+    axis: int = 0
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The dimensions that stacking adds."""
+        return () if self.stack is None else self.stack.sizes
+
+    @property
+    def indices(self) -> Iterator[Index]:
+        """The index of each member."""
+        return itertools.product(*map(range, self.sizes))
+
+    def stacked(self, parts: Sequence[Any]) -> Any:
+        """The stacked leaf of its blocks."""
+        x = jnp.stack(parts)
+        return self.blocks_in_place(x.reshape(*self.sizes, *x.shape[1:]))
+
+    def blocks_first(self, x: Any) -> Any:
+        """The stacked leaf with the dimensions of its blocks in front."""
+        return _moved(x, self.axis, 0, len(self.sizes))
+
+    def blocks_in_place(self, x: Any) -> Any:
+        """The inverse of `blocks_first`."""
+        return _moved(x, 0, self.axis, len(self.sizes))
+
+
+def _moved(x: Any, start: int, to: int, n: int) -> Any:
+    return x if start == to else jnp.moveaxis(x, range(start, start + n), range(to, to + n))
+
+
+class View:
+    """How a tree that mirrors the unrolled model (its parameters, an optimizer's state) lies in stacks.
+
+    Leaves of the blocks of one stack become one leaf, where all blocks have one of the same shape and dtype; all else
+    is as it is. A dict stands for the parameters where it has them at their paths, so it may be anywhere in the tree,
+    and hold other things in their places (`optax.MaskedNode`, a tuple for each parameter).
+
+    Args:
+      tree: the unrolled tree, of arrays or of shapes.
+      stacks: what `stacks` found in the model's parameters.
+
+    >>> up = StackedLeaf(("blocks", "up"), (1,), (2,), (3,))
+    >>> view = View({"mu": {"blocks": {"0": {"up": np.zeros(3)}, "1": {"up": np.ones(3)}}}, "count": 0}, (up,))
+    >>> view.fold(view.unfold({"mu": {"blocks": {"up": np.ones((2, 3))}}, "count": 7}))["mu"]["blocks"]["up"].shape
+    (2, 3)
+    """
+
+    def __init__(self, tree: Any, stacks: Stacks):
+        leaves, self.unrolled = jax.tree.flatten(tree)
+        self.leaves = leaves
+        numbered = jax.tree.unflatten(self.unrolled, [Slot((i,)) for i in range(len(leaves))])
+        tops = {stack.path[0] for stack in stacks}
+        folded = jax.tree.map(
+            lambda node: _folded(node, stacks, leaves) if isinstance(node, dict) else node,
+            numbered,
+            is_leaf=lambda node: isinstance(node, Slot) or (isinstance(node, dict) and bool(tops & node.keys())),
+        )
+        self.slots, self.stacked = jax.tree.flatten(folded)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of the leaves of the stacked tree."""
+        shapes = [(slot, np.shape(self.leaves[slot.members[0]])) for slot in self.slots]
+        return [(*shape[: slot.axis], *slot.sizes, *shape[slot.axis :]) for slot, shape in shapes]
+
+    def scatter(self, parts: Iterable[Sequence[Any]]) -> Any:
+        """The unrolled tree of what is there for each leaf of the stacked one: its blocks, or it alone."""
+        out: list[Any] = [None] * len(self.leaves)
+        for slot, found in zip(self.slots, parts, strict=True):
+            for i, x in zip(slot.members, found, strict=True):
+                out[i] = x
+        return jax.tree.unflatten(self.unrolled, out)
+
+    def structs(self, tree: Any) -> Any:
+        """The unrolled tree of a stacked one, as shapes."""
+
+        def block(slot: Slot, x: Any) -> jax.ShapeDtypeStruct:
+            return struct(x, (*np.shape(x)[: slot.axis], *np.shape(x)[slot.axis + len(slot.sizes) :]))
+
+        given = zip(self.slots, self.stacked.flatten_up_to(tree), strict=True)
+        return self.scatter([block(slot, x)] * len(slot.members) for slot, x in given)
+
+    def unfold(self, tree: Any) -> Any:
+        """The unrolled tree of a stacked one."""
+
+        def parts(slot: Slot, x: Any) -> Iterator[Any]:
+            return iter([x]) if slot.stack is None else (slot.blocks_first(x)[index] for index in slot.indices)
+
+        given = zip(self.slots, self.stacked.flatten_up_to(tree), strict=True)
+        return self.scatter(list(parts(slot, x)) for slot, x in given)
+
+    def fold(self, tree: Any) -> Any:
+        """The stacked tree of an unrolled one."""
+        given, out = self.unrolled.flatten_up_to(tree), []
+        for slot in self.slots:
+            parts = [given[i] for i in slot.members]
+            out.append(parts[0] if slot.stack is None else slot.stacked(parts))
+        return jax.tree.unflatten(self.stacked, out)
+
+
+def blocks_of(params: Any, stacks: Stacks) -> Any:
+    """The unrolled tree of stacked parameters, as shapes; what is frozen, and so not in the tree, is left out.
+
+    Raises `ConfigError` where a leaf has not the dimensions of its stack.
+    """
+    known, flat = {stack.path: stack for stack in stacks}, []
+    for path, leaf in paths.leaves(params):
+        if path not in known:
+            flat.append((path, struct(leaf, leaf.shape)))
+            continue
+        stack = known[path]
+        if tuple(leaf.shape) != (*stack.sizes, *stack.block):
+            raise ConfigError(
+                f"{paths.join(path)} is declared as {math.prod(stack.sizes)} blocks of {stack.block}, so "
+                f"{(*stack.sizes, *stack.block)} in all; got {tuple(leaf.shape)}"
+            )
+        flat += [(name, struct(leaf, stack.block)) for _, name in stack.unrolled()]
+    return paths.nest(flat)
+
+
+def struct(x: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """The shape of an array like this one, or of a part of it."""
+    return jax.ShapeDtypeStruct(
+        shape, jnp.result_type(x) if not hasattr(x, "dtype") else x.dtype, weak_type=getattr(x, "weak_type", False)
+    )
+
+
+def _folded(tree: dict, stacks: Stacks, leaves: list) -> dict:
+    """The tree with what its blocks have alike in one."""
+    known = {path: (stack, index) for stack in stacks for index, path in stack.unrolled()}
+    same: dict[Any, list] = {}
+    flat = []
+    for path, node in paths.leaves(tree):
+        here = next((k for k in range(1, len(path) + 1) if path[:k] in known), None)
+        if here is None:
+            flat.append((path, node))
+        else:
+            stack, index = known[path[:here]]
+            same.setdefault((stack, path[here:]), []).append((index, path, node))
+    for (stack, rest), found in same.items():
+        merged = _merged(stack, [node for _, _, node in sorted(found, key=lambda x: x[0])], leaves)
+        if merged is None:
+            flat += [(path, node) for _, path, node in found]
+        else:
+            flat.append(((*stack.path, *rest), merged))
+    result = paths.nest(flat)
+    return result if len(list(paths.leaves(result))) == len(flat) else tree  # a block's name for what is no block
+
+
+def _dtype(x: Any) -> Any:
+    return x.dtype if hasattr(x, "dtype") else type(x)
+
+
+def _merged(stack: StackedLeaf, nodes: list, leaves: list) -> Any:
+    """What the blocks of a stack hold, in one; None where they do not all hold the same."""
+    structures = {jax.tree.structure(node) for node in nodes}
+    if len(nodes) != math.prod(stack.sizes) or len(structures) != 1:
+        return None
+    slots = []
+    for column in zip(*map(jax.tree.leaves, nodes), strict=True):
+        members = tuple(slot.members[0] for slot in column)
+        if len({(np.shape(leaves[i]), _dtype(leaves[i])) for i in members}) != 1:
+            return None
+        shape = np.shape(leaves[members[0]])
+        extra = len(shape) - len(
+            stack.block
+        )  # a history has a dimension before those of the parameter, as without stacks
+        slots.append(Slot(members, stack, extra if extra > 0 and shape[extra:] == stack.block else 0))
+    return jax.tree.unflatten(structures.pop(), slots)
