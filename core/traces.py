@@ -46,6 +46,14 @@ def home() -> Any:
     return weakref.ref(_home())
 
 
+def is_run_at_once() -> bool:
+    """Whether each operation runs by itself as it is met, rather than become a part of a program."""
+    trace = _innermost()
+    while (around := getattr(trace, "parent_trace", None)) is not None:
+        trace = around
+    return type(trace).__name__ == "EvalTrace"
+
+
 def belongs_here(x: Any) -> bool:
     """Whether ``x`` is a value of the trace in which keys are drawn, not one of a trace around it."""
     trace, owner = _innermost(), _home()

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from sapwood.core.errors import DeclarationError
+from sapwood.core.traces import is_run_at_once
 from sapwood.parallel import torus
 from sapwood.parallel.mesh import AnyMesh, automatic
 from sapwood.parallel.rules import Rules, assign, partition, resolve, unknown
@@ -53,6 +54,8 @@ class Placement:
             return x
         for axis in _stored_alone(self.rules, axes, x.shape, tuple(self.mesh.shape.items())):
             if (finer := torus.in_two(self.mesh, axis)) is not None:
+                if is_run_at_once():  # each operation is a program of its own, which takes arrays of one mesh alone
+                    return x
                 kept = layout(SimpleNamespace(shape=x.shape, axes=axes), self.mesh, self.rules)[0]
                 return torus.apart(x, NamedSharding(finer, partition(kept)))
         return x

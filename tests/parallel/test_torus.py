@@ -77,6 +77,23 @@ def test_values_and_gradients_are_the_same_where_an_axis_is_cut(monkeypatch):
     assert {c.size for c in two.of("all-gather") if c.nbytes > 4 * 128 * 128 // 8} == {2, 4}
 
 
+def test_without_jit_an_axis_is_not_cut(monkeypatch):
+    """Operations that run by themselves fail on arrays of two meshes."""
+    mesh = sw.mesh("fsdp=8")
+    finer = Mesh(mesh.devices.reshape(4, 2), ("fsdp", "fsdp_inside"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    monkeypatch.setattr(torus, "in_two", lambda mesh, axis: finer if axis == "fsdp" else None)
+    place, x = sw.parallel.placement(mesh), np.ones((8, 128), "f")
+    params, _ = sw.parallel.init(L.Dense(128), 0, x, mesh=mesh)
+
+    def loss(params):
+        return jnp.sum(sw.apply(L.Dense(128), params, {}, x, place=place)[0] ** 2)
+
+    grads = jax.grad(loss)(params)
+    assert grads["kernel"].sharding.mesh == mesh
+    y = x @ np.asarray(params["kernel"])
+    np.testing.assert_allclose(params["kernel"] + grads["kernel"], params["kernel"] + 2 * x.T @ y, rtol=1e-4)
+
+
 CHILD = """
 import json, jax, optax, sapwood as sw
 from sapwood import layers as L
