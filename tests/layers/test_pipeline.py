@@ -190,7 +190,7 @@ def test_pipeline_of_experts_sends_their_tokens_inside_a_stage(schedule):
         (L.MixtureOfExperts(4, 8, balance=0, z=0), True, None),
     ],
 )
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("schedule", ["gpipe", pytest.param("1f1b", marks=pytest.mark.slow)])
 def test_a_mixture_whose_losses_micro_batches_do_not_add_up_to_is_refused(experts, masked, said, schedule):
     model, x = L.Scan(experts, 4, batched=True), np.ones((8, 4, 8), "float32")
     inputs = (x, np.ones((8, 4), bool)) if masked else (x,)

@@ -204,7 +204,6 @@ def test_compiler_options_reach_xla_in_every_program_of_a_trainer():
     assert hash(trainer) is not None
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
         trainer.fit({"x": x, "label": y}, batch_size=4, epochs=1)
-    state = made({"xla_backend_optimization_level": 0}).init(0, {"x": x, "label": y})
+    state, _ = made({"xla_backend_optimization_level": 0}).fit({"x": x, "label": y}, batch_size=4, epochs=1)
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
         trainer.evaluate(state, {"x": x, "label": y})
-    made({"xla_backend_optimization_level": 0}).fit({"x": x, "label": y}, batch_size=4, epochs=1)
