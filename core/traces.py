@@ -49,9 +49,9 @@ def home() -> Any:
 def is_run_at_once() -> bool:
     """Whether each operation runs by itself as it is met, rather than become a part of a program."""
     trace = _innermost()
-    while (around := getattr(trace, "parent_trace", None)) is not None:
-        trace = around
-    return type(trace).__name__ == "EvalTrace"
+    while trace is not None and not hasattr(trace, "frame"):  # where equations are written down
+        trace = getattr(trace, "parent_trace", None)
+    return trace is None
 
 
 def belongs_here(x: Any) -> bool:
