@@ -77,8 +77,11 @@ def hashes(monkeypatch):
     monkeypatch.setitem(globals(), "bits", lambda v, name="mask": v.rng(name))
 
 
+DEAR = ("carried out", "traced fold", "used inside")  # `test_many_uses_never_meet` has them beside all others
+
+
 @pytest.mark.usefixtures("hashes")
-@pytest.mark.parametrize("first", USES)
+@pytest.mark.parametrize("first", [pytest.param(use, marks=[pytest.mark.slow] * (use in DEAR)) for use in USES])
 def test_two_uses_of_one_place_never_meet(first):
     @jax.jit
     def pairs():
