@@ -11,7 +11,7 @@ from sapwood.command import options
 
 PACKAGES = (
     "sapwood", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "array-record",
-    "safetensors", "numpy", "scikit-learn", "pyarrow", "pillow", "rich", "matplotlib",
+    "safetensors", "filelock", "numpy", "scikit-learn", "pyarrow", "pillow", "rich", "matplotlib",
 )  # fmt: skip
 
 

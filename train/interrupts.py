@@ -28,9 +28,9 @@ class Interrupts:
     ``grace`` is how many seconds after a SIGTERM the process ends in any case, None for as long as it takes.
 
     >>> with Interrupts(None) as interrupts:
-    ...     signal.raise_signal(signal.SIGINT)
+    ...     signal.raise_signal(signal.SIGTERM)
     ...     interrupts.name
-    'Ctrl-C'
+    'SIGTERM'
     """
 
     def __init__(self, grace: float | None):

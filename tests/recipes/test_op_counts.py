@@ -65,7 +65,10 @@ def test_the_step_is_the_handwritten_one(name):
     opt_state, key = jax.eval_shape(lambda params: (optimizer.init(params), jax.random.key(0)), params)
     whole = params, state, opt_state, key, jax.ShapeDtypeStruct((), "int32")
     floor = jax.jit(lambda state, batch: handwritten.train_step(loss, optimizer, state, batch))
-    assert ours(recipe, checks=False) == operations(floor.lower(whole, BATCH))
+    here, there = ours(recipe, checks=False), operations(floor.lower(whole, BATCH))
+    assert here - there == Counter()
+    folded = operations(jax.jit(jax.random.fold_in).lower(key, 0))  # which we do with less
+    assert there - here <= folded and (there - here).total() < 10
 
 
 def test_the_count_follows_calls():
