@@ -44,7 +44,7 @@ def _classes(what: str, logits: jax.Array, target: jax.Array) -> bool:
 
 
 def _option(loss: str, name: str, value: Any, least: float, most: float, expected: str) -> None:
-    if isinstance(value, numbers.Real) and not least <= value <= most:
+    if isinstance(value, numbers.Real) and not least <= float(value) <= most:
         raise ConfigError(f"{loss}({name}={value}): {expected} is expected")
 
 

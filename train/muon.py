@@ -44,7 +44,7 @@ def matrices(params: Any) -> Callable[[Any], Any]:
         known |= {path: known[stack.path] for _, path in stack.unrolled()}
 
     def numbers(path: Any, _: Any) -> MuonDimensionNumbers | None:
-        name = tuple(getattr(key, "key", None) for key in path)
+        name: tuple[Any, ...] = tuple(getattr(key, "key", None) for key in path)
         if name not in known:
             raise ConfigError(
                 f"matrices(params): {jax.tree_util.keystr(path, simple=True, separator='/')} is none of the parameters "
