@@ -29,6 +29,7 @@ from sapwood.train import blockwise
 RESULTS = Path(__file__).parent / "results" / "optimizers.json"
 BOUNDS = {"float64": 1e-9, "float32": 1e-5}
 STEPS, BLOCKS, MESH = 5, 3, "fsdp=4,tensor=2"
+WHERE = ("one device", MESH)
 
 EXCEPTIONS = {
     "differentially_private_aggregate": "takes the gradients of each example, which have one more dimension",
@@ -36,6 +37,12 @@ EXCEPTIONS = {
     "lookahead": "takes pairs of fast and slow parameters, which no model has",
 }
 """Optimizers that are not compared, and why."""
+
+ROUNDED = {
+    "lbfgs, no line search": "divides by products of differences: of the unrolled tree, float32 is 8e-4 from float64",
+    "schedule_free": "subtracts what is nearly equal: of the unrolled tree, float32 is 2e-4 from float64",
+}
+"""Optimizers whose float32 is held to 1e-4 only, and why; in float64 they are as all others."""
 
 LAYOUT = {  # path: (stack's depths and sizes, one block's shape, how the whole leaf lies on fsdp=4,tensor=2)
     "embed/table": ((), (12, 8), (None, "fsdp")),
@@ -97,7 +104,9 @@ SPECIAL: dict[str, Callable[[], Any]] = {
         optax.contrib.scale_by_muon(weight_dimension_numbers=_plain), lambda p: jax.tree.map(_is_matrix, p)
     ),
     "sm3": lambda: optax.masked(optax.sm3(1e-2), _arrays),
+    "scale_by_distance_over_gradients": lambda: optax.masked(optax.scale_by_distance_over_gradients(), _arrays),
     "scale_by_sm3": lambda: optax.masked(optax.scale_by_sm3(), _arrays),
+    "measure_with_ema": lambda: _scaled_by(optax.measure_with_ema(optax.global_norm, 0.9)),
     "noisy_sgd": lambda: optax.noisy_sgd(1e-2, key=0),
     "scale_by_trust_ratio": lambda: optax.scale_by_trust_ratio(),
 }
@@ -116,12 +125,22 @@ MORE: dict[str, Callable[[], Any]] = {
 }
 
 
+def _scaled_by(measure: Any) -> Any:
+    """Gradients times what is measured of them, which is a number."""
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple:
+        number, state = measure.update(grads, state, params)
+        return jax.tree.map(lambda g: g * number, grads), state
+
+    return optax.GradientTransformation(measure.init, update)
+
+
 def _is_matrix(x: Any) -> bool:
     return jnp.ndim(x) == 2
 
 
 def _arrays(params: Any) -> Any:
-    """All but single numbers, for which SM3 has no rule."""
+    """All but single numbers, for which some have no rule."""
     return jax.tree.map(lambda x: jnp.ndim(x) > 0, params)
 
 
@@ -231,13 +250,13 @@ def updates(
         return _placed((optax.apply_updates(params, found), state)), found
 
     def _placed(carry: Any) -> Any:
-        carry = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), carry)  # of no weak type
+        carry = jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), carry)  # of no weak type
         return carry if places is None else jax.lax.with_sharding_constraint(carry, (places, state_places))
 
     return jax.lax.scan(step, _placed((params, optimizer.init(params))), gradients)[1]
 
 
-def differences(name: str, make: Callable[[], Any], dtype: str) -> dict[str, float]:
+def differences(name: str, make: Callable[[], Any], dtype: str, where: Sequence[str] = WHERE) -> dict[str, float]:
     """The largest difference of the updates, on one device and on a mesh; infinite where one of them is not finite."""
     how = {"search": any(word in name for word in SEARCHES), "takes": TAKES.get(name, ("value", "grad", "value_fn"))}
     with jax.enable_x64(dtype == "float64"):
@@ -251,20 +270,22 @@ def differences(name: str, make: Callable[[], Any], dtype: str) -> dict[str, flo
         ours, plain = trees(lambda tree: tree), trees(unrolled)
         seen = blockwise(make(), declared())
 
-        @jax.jit
-        def alone(ours: tuple, plain: tuple) -> tuple:
-            return updates(seen, ours, **how), updates(make(), plain, **how)
+        def alone(ours: tuple) -> Any:
+            return updates(seen, ours, **how)
 
-        mesh = sw.mesh(MESH)
-        places = _shardings(mesh)
-        states = parallel.opt_shardings(seen, declared(), places, mesh)
-        spread = jax.jit(lambda ours: updates(seen, ours, **how, places=places, state_places=states))
-        once, expected = jax.device_get(alone(ours, plain))
-        split = jax.device_get(spread((jax.device_put(ours[0], places), *ours[1:])))
-        return {
-            where: max(_difference(unrolled(_of(found, k)), _of(expected, k)) for k in range(STEPS))
-            for where, found in (("one device", once), (MESH, split))
-        }
+        def spread(ours: tuple) -> Any:
+            mesh = sw.mesh(MESH)
+            places = _shardings(mesh)
+            states = parallel.opt_shardings(seen, declared(), places, mesh)
+            return updates(seen, ours, **how, places=places, state_places=states)
+
+        expected = jax.device_get(jax.jit(lambda plain: updates(make(), plain, **how))(plain))
+        found = {}
+        for name, run in zip(WHERE, (alone, spread), strict=True):
+            if name in where:
+                got = jax.device_get(jax.jit(run)(ours))
+                found[name] = max(_difference(unrolled(_of(got, k)), _of(expected, k)) for k in range(STEPS))
+        return found
 
 
 def _of(tree: dict, step: int) -> dict:
@@ -296,8 +317,14 @@ def table(names: Iterable[str] | None = None) -> dict[str, dict[str, dict[str, f
 
 def failed(found: dict) -> list[str]:
     """The names of those beyond the bound."""
+
+    def bound(name: str, dtype: str) -> float:
+        return 1e-4 if name in ROUNDED and dtype == "float32" else BOUNDS[dtype]
+
     return [
-        name for name, by in found.items() if any(x > BOUNDS[dtype] for dtype, at in by.items() for x in at.values())
+        name
+        for name, by in found.items()
+        if not all(x <= bound(name, dtype) for dtype, at in by.items() for x in at.values())
     ]
 
 
@@ -305,7 +332,13 @@ if __name__ == "__main__":
     made = table(sys.argv[1:] or None)
     if not sys.argv[1:]:
         versions = {"jax": jax.__version__, "optax": optax.__version__}
-        text = {"versions": versions, "bounds": BOUNDS, "exceptions": EXCEPTIONS, "differences": made}
+        text = {
+            "versions": versions,
+            "bounds": BOUNDS,
+            "exceptions": EXCEPTIONS,
+            "rounded": ROUNDED,
+            "differences": made,
+        }
         RESULTS.write_text(json.dumps(text, indent=1) + "\n")
     print(
         f"{len(made)} optimizers, beyond the bound: {', '.join(failed(made)) or 'none'}; {len(EXCEPTIONS)} not compared"
