@@ -16,6 +16,7 @@ import optax
 from sapwood.core.errors import ConfigError
 from sapwood.core.rolled import rolled
 from sapwood.core.unrolled import Stacks, View, blocks_of, stacks
+from sapwood.train.elementwise import is_elementwise
 
 
 def blockwise(optimizer: Any, params: Any) -> optax.GradientTransformationExtraArgs:
@@ -46,9 +47,9 @@ def blockwise(optimizer: Any, params: Any) -> optax.GradientTransformationExtraA
 
 
 def seen(optimizer: Any, stacks: Stacks) -> optax.GradientTransformationExtraArgs:
-    """`blockwise` for what `stacks` gave; where nothing is stacked, the optimizer itself."""
+    """`blockwise` for what `stacks` gave; the optimizer itself where nothing is stacked or it is elementwise."""
     optimizer = optax.with_extra_args_support(optimizer)
-    if not stacks:
+    if not stacks or is_elementwise(optimizer):
         return optimizer
     blocks = _Blocks(optimizer, stacks)
     return Blockwise(blocks.init, blocks.update)
