@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # for `benchmarks`, which is not installed; at the end, so that it shadows no package
 DEVICES = "--xla_force_host_platform_device_count"
 
 
