@@ -21,6 +21,7 @@ KNOWN = {
 def is_elementwise(optimizer: Any) -> bool:
     """Whether an optax transformation is one of `KNOWN`, or a chain of such.
 
+    >>> import optax
     >>> is_elementwise(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)))
     True
     >>> is_elementwise(optax.adamw(1e-3, mask=lambda params: params)), is_elementwise(optax.lamb(1e-3))
