@@ -98,20 +98,20 @@ class _Told:
     what: Any
 
 
-class _Same:
+class Same:
     """An object that equals itself alone. It is held, so that no other one is ever taken for it."""
 
     def __init__(self, x: Any):
         self.x = x
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _Same) and self.x is other.x
+        return isinstance(other, Same) and self.x is other.x
 
     def __hash__(self) -> int:
         return id(self.x)
 
 
-class _Equal(_Same):
+class _Equal(Same):
     """An object of a class of values, which may keep what it has made of them."""
 
     def __eq__(self, other: Any) -> bool:
@@ -139,13 +139,13 @@ def _parts(x: Any) -> Iterator[Any]:
     elif isinstance(x, property):
         yield from (x.fget, x.fset, x.fdel)
     elif isinstance(x, _WRAPPERS):
-        yield from (_Told(_Same(x)), vars(x)["__wrapped__"])
+        yield from (_Told(Same(x)), vars(x)["__wrapped__"])
     elif isinstance(x, type):
         yield from _parts_of_class(x)
     elif isinstance(x, np.ndarray | np.generic):
         yield from _parts_of_array(x)
     elif isinstance(x, jax.Array):
-        yield _Told(_Same(x))
+        yield _Told(Same(x))
     elif isinstance(x, types.ModuleType):
         yield from _parts_of_module(x)
     elif _is_value(type(x)):
@@ -169,7 +169,7 @@ def _parts_of_function(f: types.FunctionType) -> Iterator[Any]:
             x = cell.cell_contents
         except ValueError:  # not filled yet
             x = _Told("empty")
-        yield _Told(_Same(x)) if type(x) in _CONTAINERS and name not in _cells(f.__code__) else x
+        yield _Told(Same(x)) if type(x) in _CONTAINERS and name not in _cells(f.__code__) else x
     for chain, value in globals_of(f):
         yield _Told(chain)
         yield value
@@ -190,7 +190,7 @@ def globals_of(f: types.FunctionType) -> list[tuple[tuple[str, ...], Any]]:
 
 def _parts_of_class(x: type) -> Iterator[Any]:
     if installed("", x.__module__):
-        yield _Told(_Same(x))
+        yield _Told(Same(x))
         return
     yield _Told(x.__qualname__)
     yield x.__bases__
@@ -201,7 +201,7 @@ def _parts_of_class(x: type) -> Iterator[Any]:
 
 
 def _parts_of_module(x: types.ModuleType) -> Iterator[Any]:
-    yield _Told(_Same(x))
+    yield _Told(Same(x))
     if installed("", x.__name__):
         return
     for name, value in vars(x).items():
@@ -226,7 +226,7 @@ def _parts_of_array(x: Any) -> Iterator[Any]:
         yield numbers.tolist()
         return
     if x.nbytes > _WHOLE:
-        yield _Told(_Same(weakref.ref(x)))  # the same reference while the array is there, which it does not keep
+        yield _Told(Same(weakref.ref(x)))  # the same reference while the array is there, which it does not keep
         numbers = numbers.flat[:: -(-x.size // 2**16)]
     yield _Told(hashlib.sha1(np.ascontiguousarray(numbers).view(np.uint8).data, usedforsecurity=False).digest())
 
@@ -236,7 +236,7 @@ def _parts_of_object(x: Any) -> Iterator[Any]:
     yield type(x)
     items, attributes = _items(x), _attributes(x)
     if items is None and not attributes:
-        yield _Told(_Same(x))
+        yield _Told(Same(x))
     yield from items or ()
     for name, value in attributes:
         yield _Told(name)
@@ -250,7 +250,7 @@ def _items(x: Any) -> list[Any] | None:
     if isinstance(x, tuple | list | deque):
         return [*x]
     if isinstance(x, set | frozenset):
-        return [_Told(frozenset(_plain(part) if isinstance(part, _PLAIN) else _Same(part) for part in x))]
+        return [_Told(frozenset(_plain(part) if isinstance(part, _PLAIN) else Same(part) for part in x))]
     if isinstance(x, bytearray | memoryview | array):
         return [memoryview(x).format, bytes(x)]
     return None
@@ -342,10 +342,10 @@ def _named(names: dict[str, Any], chain: tuple[str, ...]) -> Any:
         x = names.get(chain[0], _Told("not there"))
     for name in chain[1:]:
         if not isinstance(x, types.ModuleType):
-            return _Told(_Same(x)) if type(x) in _CONTAINERS and name in (*METHODS, ITEM) else x
+            return _Told(Same(x)) if type(x) in _CONTAINERS and name in (*METHODS, ITEM) else x
         as_it_is, x = installed("", x.__name__), vars(x).get(name, _Told("not there"))
         if as_it_is and not isinstance(x, types.ModuleType):
-            return _Told(_Same(x))
+            return _Told(Same(x))
     return x
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sapwood.core.fingerprint import Same
 from sapwood.core.unrolled import Index, Stacks, View
 
 
@@ -419,7 +420,7 @@ def _is_plain_jit(equation: Any) -> bool:
 def _told(x: Any) -> Any:
     """What is equal for constants that are: zeros of either sign are two, and so are 1 and True."""
     if isinstance(x, jax.Array):  # perhaps a tracer, which is not to be compared
-        return _Same(x)
+        return Same(x)
     if isinstance(x, np.ndarray | np.generic) and x.dtype != object:
         return x.shape, str(x.dtype), x.tobytes()
     if isinstance(x, float | complex):
@@ -427,21 +428,8 @@ def _told(x: Any) -> Any:
     try:
         hash(x)
     except TypeError:
-        return _Same(x)
+        return Same(x)
     return type(x), x
-
-
-class _Same:
-    """What has no hash is equal to itself alone, and lives as long as it is asked about."""
-
-    def __init__(self, x: Any):
-        self.x = x
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.x is self.x
-
-    def __hash__(self) -> int:
-        return id(self.x)
 
 
 def _function(equation: Any, own: Sequence[bool] = (), sizes: Index = ()) -> Callable[..., list[Any]]:
