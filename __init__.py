@@ -11,25 +11,11 @@ from sapwood.command import starting as _starting  # noqa: F401  (before what ta
 
 # isort: split
 from sapwood import core, layers, parallel
-from sapwood.core import (
-    Layer,
-    Param,
-    Policy,
-    Spec,
-    Updates,
-    Vars,
-    apply,
-    bind,
-    frozen,
-    init,
-    layer,
-    params,
-    pure,
-    spec,
-    stack,
-    state,
-    unstack,
-)
+from sapwood.core import initializers
+from sapwood.core import vars_pytree as _vars_pytree  # noqa: F401  (makes a cursor a pytree)
+from sapwood.core.apply import apply
+from sapwood.core.bind import bind, params, pure, state
+from sapwood.core.effects import Updates
 from sapwood.core.errors import (
     CheckError,
     CheckpointError,
@@ -40,35 +26,48 @@ from sapwood.core.errors import (
     InputError,
     SapwoodError,
 )
+from sapwood.core.init import init
+from sapwood.core.layer import Layer, layer
+from sapwood.core.param import Param
+from sapwood.core.policy import Policy
+from sapwood.core.spec import Spec, spec
+from sapwood.core.stack_trees import stack, unstack
+from sapwood.core.vars import Vars, frozen
+from sapwood.core.version import __version__
 from sapwood.parallel import mesh
 
-__version__ = "0.1.0"
-
 _LATE = {  # name -> the module it is imported from when first used (an empty string: the name is the module)
-    "Recipe": "recipes.recipe",
-    "TrainState": "train.state",
+    "Recipe": "experiment.recipe",
+    "TrainState": "train.state.train_state",
     "Trainer": "train.trainer",
+    "callbacks": "train",
     "data": "",
-    "graph": "core.graph",
+    "experiment": "",
+    "graph": "inspection.graphs.graph",
+    "inspection": "",
     "interop": "",
-    "load": "train.artifact",
+    "load": "saving.artifact",
+    "losses": "",
+    "metrics": "",
     "models": "",
     "recipes": "",
-    "save": "train.artifact",
-    "summary": "core.summary",
-    "supervised": "train.objective",
+    "save": "saving.artifact",
+    "saving": "",
+    "summary": "inspection.summaries.summary",
+    "supervised": "train.objectives.supervised",
     "train": "",
 }
 
 
 if TYPE_CHECKING:  # the late names for type checkers and editors
-    from sapwood import data, interop, models, recipes, train
-    from sapwood.core.graph import graph
-    from sapwood.core.summary import summary
-    from sapwood.recipes.recipe import Recipe
-    from sapwood.train.artifact import load, save
-    from sapwood.train.objective import supervised
-    from sapwood.train.state import TrainState
+    from sapwood import data, experiment, inspection, interop, losses, metrics, models, recipes, saving, train
+    from sapwood.experiment.recipe import Recipe
+    from sapwood.inspection.graphs.graph import graph
+    from sapwood.inspection.summaries.summary import summary
+    from sapwood.saving.artifact import load, save
+    from sapwood.train import callbacks
+    from sapwood.train.objectives.supervised import supervised
+    from sapwood.train.state.train_state import TrainState
     from sapwood.train.trainer import Trainer
 
 
@@ -82,15 +81,15 @@ def __getattr__(name: str):
 
 
 def _elsewhere(name: str) -> str:
-    from sapwood.core import foreign
+    from sapwood.core import migration_hints
 
     if name in layers.__all__:
         return f": it is sapwood.layers.{name}, and L.{name} after `from sapwood import layers as L`"
-    return foreign.answer(foreign.LAYERS | foreign.SAPWOOD, name, __all__)
+    return migration_hints.answer(migration_hints.LAYERS | migration_hints.SAPWOOD, name, __all__)
 
 
 def __dir__():
-    return sorted({*globals(), *_LATE})
+    return __all__
 
 
 __all__ = [
@@ -111,24 +110,32 @@ __all__ = [
     "Trainer",
     "Updates",
     "Vars",
+    "__version__",
     "apply",
     "bind",
+    "callbacks",
     "core",
     "data",
+    "experiment",
     "frozen",
     "graph",
     "init",
+    "initializers",
+    "inspection",
     "interop",
     "layer",
     "layers",
     "load",
+    "losses",
     "mesh",
+    "metrics",
     "models",
     "parallel",
     "params",
     "pure",
     "recipes",
     "save",
+    "saving",
     "spec",
     "stack",
     "state",

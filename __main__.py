@@ -11,7 +11,7 @@ from typing import Any
 
 from sapwood.command import starting
 from sapwood.core.errors import SapwoodError
-from sapwood.core.paths import nearest
+from sapwood.core.messages import nearest
 
 COMMANDS = {
     "train": "train a recipe, or go on with a run",

@@ -106,7 +106,7 @@ def command(*words: str) -> tuple[int, str, str]:
 def loaded(path: Path) -> dict[str, Any]:
     """What `sw.load` gives: step and digest of the parameters, whether it warned, or its error."""
     import sapwood as sw
-    from sapwood.train.digest import tree_digest
+    from sapwood.saving.digest import tree_digest
 
     with captured() as texts, warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -204,7 +204,7 @@ def copies_of(file: Path, group: str) -> set[str]:
 
 def worker(pristine: Path) -> None:
     """Read cases, one a line, and answer each with what its uses gave."""
-    from sapwood.train import curves
+    from sapwood.train.record import curves
 
     nothing = subprocess.Popen([sys.executable, "-c", ""], stderr=subprocess.PIPE)
     curves.start = lambda *_: nothing  # drawing takes longer than all else, and reads nothing that is checked
@@ -290,8 +290,8 @@ def main() -> None:
 def known(run: Path) -> dict[int, str]:
     """The digest of the parameters of each checkpoint of a whole run."""
     import sapwood as sw
-    from sapwood.train.checkpoints import Checkpoints
-    from sapwood.train.digest import tree_digest
+    from sapwood.saving.checkpoints import Checkpoints
+    from sapwood.saving.digest import tree_digest
 
     steps = Checkpoints(run / "checkpoints").steps()
     return {step: tree_digest(sw.load(run / "checkpoints", step=step).params) for step in steps}

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sapwood.train import digest
+from sapwood.saving import digest
 
 ON_DEVICE = [("float32", (4096, 4096)), ("float32", (1 << 24,)), ("float32", (3, 3, 1024, 1024)),
              ("bfloat16", (4096, 4096)), ("int8", (4096, 4096))]  # fmt: skip

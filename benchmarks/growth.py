@@ -59,7 +59,7 @@ def step(sizes: dict, rounds: int) -> tuple[list[float], int]:
 
     import sapwood as sw
     from sapwood import layers as L
-    from sapwood.train import compiling
+    from sapwood.runtime import compile_options
 
     def block(v, x):
         x = x + L.MultiHeadAttention(sizes["heads"], causal=True)(v.attention, L.LayerNorm()(v.norm1, x))
@@ -77,7 +77,7 @@ def step(sizes: dict, rounds: int) -> tuple[list[float], int]:
     tokens = np.random.default_rng(0).integers(0, sizes["vocabulary"], (sizes["batch"], sizes["tokens"] + 1), "int32")
     batch = trainer.put({"tokens": tokens[:, :-1], "targets": tokens[:, 1:]})
     state = trainer.init(0, batch)
-    compiled = compiling.compiled(jax.jit(trainer.step, donate_argnums=0).trace(state, batch), trainer.platform)
+    compiled = compile_options.compiled(jax.jit(trainer.step, donate_argnums=0).trace(state, batch), trainer.platform)
     seconds = []
     for _ in range(rounds + 1):
         begin = time.perf_counter()

@@ -57,7 +57,8 @@ def compiled(layout: Layout, platform: str, devices: list) -> tuple[Any, Any]:
 
     import sapwood as sw
     from sapwood.models import Decoder
-    from sapwood.train import birth, next_token
+    from sapwood.train import next_token
+    from sapwood.train.state import plan as state_plan
 
     mesh = sw.mesh(getattr(layout, platform), devices=devices)
     model = Decoder(**SIZES[platform], **layout.model)
@@ -65,7 +66,7 @@ def compiled(layout: Layout, platform: str, devices: list) -> tuple[Any, Any]:
     trainer = sw.Trainer(next_token(model), optax.adam(1e-3), mesh=mesh, rules=layout.rules, policy=policy)
     struct = jax.ShapeDtypeStruct(BATCH[platform], "int32", sharding=trainer.batch_sharding)
     batch = dict.fromkeys(("tokens", "targets"), struct)
-    plan = birth.plan(trainer, batch)
+    plan = state_plan.plan(trainer, batch)
     return trainer.compiled.train(plan.shardings).lower(plan.shapes, batch).compile(), mesh
 
 

@@ -84,7 +84,7 @@ def held(name: str) -> tuple[Any, dict[str, Any]]:
     """The mesh of eight devices, and the shardings of what is drawn: (rows, columns) of each."""
     from sapwood.core.param import Param, Stacked
     from sapwood.parallel import moment_shardings, param_shardings, placement
-    from sapwood.parallel.mesh import abstract
+    from sapwood.parallel.meshes import abstract
 
     layout = LAYOUTS[name]
     mesh = abstract(layout.cpu)
@@ -139,7 +139,7 @@ def coordinates(mesh: Any, device: int) -> dict[str, int]:
 
 def icon(letter: str, sharding: Any, shape: tuple[int, ...], at: dict[str, int], x: float, y: float) -> str:
     """An array as a square, the part that the device holds coloured: its first two dimensions, or the split ones."""
-    from sapwood.parallel.place import split_over
+    from sapwood.parallel.placement import split_over
 
     parts = []
     for dim in range(len(shape)):

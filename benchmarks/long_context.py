@@ -44,7 +44,7 @@ def measure(options: argparse.Namespace) -> dict:
 
     import sapwood as sw
     from sapwood import layers as L
-    from sapwood.layers import ring
+    from sapwood.layers.attentions import ring
 
     if options.block:
         ring.BLOCK = options.block

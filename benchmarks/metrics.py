@@ -22,8 +22,8 @@ from scipy import special
 from sklearn import datasets, linear_model, multiclass
 
 import sapwood as sw
-from sapwood.train import metrics
-from sapwood.train.losses import kind
+from sapwood import metrics
+from sapwood.losses.registry import kind
 
 RESULTS = Path(__file__).parent / "results" / "metrics.json"
 BOUND = 1e-5

@@ -49,8 +49,8 @@ def compiled(options: argparse.Namespace) -> dict:
 
     import sapwood as sw
     from sapwood.parallel.topology import topology
-    from sapwood.recipes.text import Text
-    from sapwood.train import birth
+    from sapwood.recipes.language.text import Text
+    from sapwood.train.state import plan as state_plan
 
     fields = {name: int(value) for name, value in (pair.split("=") for pair in options.set)}
     recipe = Text(size=options.size, remat=options.policy, **fields)
@@ -58,7 +58,7 @@ def compiled(options: argparse.Namespace) -> dict:
     trainer = recipe.trainer(1000, mesh=sw.mesh(options.mesh, devices=devices))
     shape = (recipe.batch_size, recipe.length)
     batch = {x: jax.ShapeDtypeStruct(shape, "int32", sharding=trainer.batch_sharding) for x in ("tokens", "targets")}
-    plan = birth.plan(trainer, batch)
+    plan = state_plan.plan(trainer, batch)
     start = time.perf_counter()
     lowered = trainer.compiled.train(plan.shardings).lower(plan.shapes, batch)
     between = time.perf_counter()

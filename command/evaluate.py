@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> None:
     options.add_trust(parser)
     options.add_machine(parser)
     found = parser.read(arguments)
-    from sapwood.recipes.experiment import Experiment
+    from sapwood.experiment.experiment import Experiment
 
     experiment = Experiment.open(found.run, options.machine(found), found.trust)
     for name, value in experiment.test(experiment.restore(found.step)).items():

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from sapwood.core.errors import ConfigError
-from sapwood.core.paths import nearest
+from sapwood.core.messages import nearest
 
 
 class Parser(argparse.ArgumentParser):

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
     options.add_trust(parser)
     options.add_machine(parser)
     found = parser.read(arguments)
-    from sapwood.recipes.experiment import Experiment
+    from sapwood.experiment.experiment import Experiment
 
     experiment = Experiment.open(found.run, options.machine(found), found.trust)
     objective = experiment.trainer.objective
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
 
 def check_loss(run: str, objective: Any) -> None:
     """Refuse a loss of the library that has no classes, or no probabilities of them; others are taken at their word."""
-    from sapwood.train.losses import LOSSES
+    from sapwood.losses.registry import LOSSES
 
     loss = getattr(objective, "loss", None)
     loss = loss.func if isinstance(loss, functools.partial) else loss

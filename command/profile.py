@@ -8,7 +8,7 @@ from sapwood.command import options
 
 def main(arguments: list[str]) -> None:
     """Profile some steps, write the page, print the table, and say where page and raw trace are."""
-    from sapwood.recipes.registry import find
+    from sapwood.experiment.finding import find
 
     parser = options.Parser("profile", "where the time of a recipe's training step goes, by layer path")
     parser.add_argument("recipe", help="a recipe's name, or the path of a Python file that defines one")
@@ -24,8 +24,8 @@ def main(arguments: list[str]) -> None:
     where = options.machine(found)
     page, trace = places(found.out.expanduser() if found.out else Path(f"profile-{Path(found.recipe).stem}"))
 
-    from sapwood.recipes.experiment import Experiment
-    from sapwood.train import profile
+    from sapwood.experiment.experiment import Experiment
+    from sapwood.inspection import profile
 
     experiment = Experiment(found.recipe, recipe, page.parent, where)
     made = profile(

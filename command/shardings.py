@@ -11,7 +11,7 @@ from sapwood.core.errors import ConfigError
 
 def main(arguments: list[str]) -> None:
     """Print the table of parameters, optimizer state, batch and activations; write the page where asked."""
-    from sapwood.recipes.registry import find
+    from sapwood.experiment.finding import find
 
     parser = options.Parser("shardings", "where parameters, optimizer state and activations of a recipe live on a mesh")
     parser.add_argument("recipe", help="a recipe's name, or the path of a Python file that defines one")
@@ -39,9 +39,9 @@ def layout(recipe, found: argparse.Namespace):
     import jax
 
     from sapwood import parallel
-    from sapwood.parallel.mesh import abstract
-    from sapwood.recipes.experiment import Experiment
-    from sapwood.train.layout import layout
+    from sapwood.experiment.experiment import Experiment
+    from sapwood.inspection.layouts.training import layout
+    from sapwood.parallel.meshes import abstract
 
     if found.devices is not None and found.devices < 1:
         raise ConfigError(f"--devices {found.devices}: at least one device is needed")

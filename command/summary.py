@@ -6,7 +6,7 @@ from typing import Any
 
 from sapwood.command import options
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.core.paths import nearest
+from sapwood.core.messages import nearest
 
 
 def main(arguments: list[str]) -> None:
@@ -25,8 +25,8 @@ def read(command: str, about: str, arguments: list[str], *more: tuple[str, dict]
     """A recipe with its hyper-parameters, shapes of one batch of its model's inputs, the precision, and the options."""
     import jax
 
-    from sapwood.recipes.experiment import Experiment
-    from sapwood.recipes.registry import find
+    from sapwood.experiment.experiment import Experiment
+    from sapwood.experiment.finding import find
 
     parser = options.Parser(command, about)
     parser.add_argument("recipe", help="a recipe's name, or the path of a Python file that defines one")

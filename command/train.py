@@ -16,10 +16,10 @@ from sapwood.core.errors import ConfigError
 def main(arguments: list[str]) -> None:
     """Train a recipe; the last three lines are ``run``, ``test accuracy`` and ``digest``."""
     kind, name, found = read(arguments)
-    from sapwood.recipes.experiment import Experiment
-    from sapwood.recipes.registry import full_name
-    from sapwood.train.agreement import by_the_first
-    from sapwood.train.compile_cache import compile_cache
+    from sapwood.experiment.experiment import Experiment
+    from sapwood.experiment.finding import full_name
+    from sapwood.runtime.compile_cache import compile_cache
+    from sapwood.runtime.processes import by_the_first
 
     where = {**options.machine(found), **({"jit": False} if found.eager else {})}
     experiment = Experiment(
@@ -45,7 +45,7 @@ FOR_FIT = ("checkpoint_every", "log_every", "keep", "best", "steps_per_call", "g
 
 def read(arguments: list[str]) -> tuple[type, str, argparse.Namespace]:
     """The recipe class, its name, and the options."""
-    from sapwood.recipes.registry import BUILT_IN, find
+    from sapwood.experiment.finding import BUILT_IN, find
 
     name = next((word for word in arguments[:1] if not word.startswith("-")), None)
     if name is None:
@@ -119,7 +119,7 @@ def parser(recipe: Any) -> options.Parser:
 
 def best(word: str) -> str:
     """``max:accuracy`` or ``min:loss``, as `fit` takes it."""
-    from sapwood.train.goal import goal
+    from sapwood.saving.best_metric import goal
 
     try:
         return str(goal(word))
@@ -150,7 +150,7 @@ def own_directory(experiment: Any, resume: bool | str) -> Path:
     one is to be resumed ("anyway": of this recipe). (A command killed before it had a directory goes on in a new one,
     not in another's.)
     """
-    from sapwood.recipes.experiment import read_config, same_recipe
+    from sapwood.experiment.experiment import read_config, same_recipe
 
     stem, runs = Path(experiment.name).stem, Path("runs")
     taken = {
@@ -177,9 +177,9 @@ def finish(experiment: Any, state: Any) -> None:
     """Test, draw, save the model, and say the result. Of several processes the first one draws and says it."""
     import jax
 
-    from sapwood.train import curves
-    from sapwood.train.digest import tree_digest
-    from sapwood.train.output import say
+    from sapwood.runtime.terminal import say
+    from sapwood.saving.digest import tree_digest
+    from sapwood.train.record import curves
 
     first = jax.process_index() == 0
     drawing = curves.start(experiment.directory / "metrics.jsonl", Path(experiment.name).stem) if first else None

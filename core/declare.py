@@ -7,9 +7,9 @@ from typing import Any
 import jax
 
 from sapwood.core.errors import ConfigError, DeclarationError
-from sapwood.core.identity import identity
 from sapwood.core.param import Param, Stacked
 from sapwood.core.paths import Path, join, nest, order
+from sapwood.core.same_initializer import identity
 
 
 def concrete_shape(shape: Any, path: Path) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sapwood.core.filled import ITEM, METHODS, filled
+from sapwood.core.write_only import ITEM, METHODS, filled
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
 _STANDARD = sysconfig.get_paths()["stdlib"]

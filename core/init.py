@@ -13,14 +13,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sapwood.core import paths
-from sapwood.core.collect import Collector
+from sapwood.core.bind import bind
+from sapwood.core.effects import Collector
 from sapwood.core.errors import DeclarationError
-from sapwood.core.identity import identity
 from sapwood.core.initializers import FLAT_BELOW
-from sapwood.core.loop import platform
 from sapwood.core.param import Param
+from sapwood.core.platform import platform
 from sapwood.core.rng import as_key, fold, path_hash
-from sapwood.core.run import bind
+from sapwood.core.same_initializer import identity
 from sapwood.core.spec import Spec, arrays_apart, spec
 from sapwood.core.traces import is_traced
 from sapwood.core.vars import collecting

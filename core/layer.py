@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from sapwood.core import foreign, paths
+from sapwood.core import migration_hints, paths
 from sapwood.core.errors import ConfigError
-from sapwood.core.result import computed, has_shape
+from sapwood.core.model_output import computed, has_shape
 from sapwood.core.vars import Vars, as_vars
 
 
@@ -63,7 +63,7 @@ class Layer:
     if not typing.TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            raise foreign.attribute(self, name)
+            raise migration_hints.attribute(self, name)
 
     def __repr__(self) -> str:
         shown = []
@@ -84,14 +84,18 @@ def _checked(cls: type) -> Callable:
     def init(self, *args, **options):
         for given in options:
             if given not in fields:
-                raise TypeError(f"{name} has no option {given!r}{foreign.answer(foreign.OPTIONS, given, fields)}")
+                raise TypeError(
+                    f"{name} has no option {given!r}{migration_hints.answer(migration_hints.OPTIONS, given, fields)}"
+                )
         if len(args) > len(fields):
-            raise TypeError(f"{name}({', '.join(fields)}) was given {len(args)} values{foreign.meant(args)}")
+            raise TypeError(f"{name}({', '.join(fields)}) was given {len(args)} values{migration_hints.meant(args)}")
         made(self, *args, **options)
         for field in switches:
             value = getattr(self, field.name)
             if not isinstance(value, bool | np.bool_) and value is not field.default:
-                raise ConfigError(f"{name}: {field.name} must be True or False, got {value!r}{foreign.meant((value,))}")
+                raise ConfigError(
+                    f"{name}: {field.name} must be True or False, got {value!r}{migration_hints.meant((value,))}"
+                )
 
     return init
 

@@ -3,7 +3,6 @@
 A path is a tuple of strings in code and ``"blocks/3/up/kernel"`` everywhere a person reads it.
 """
 
-import difflib
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -91,18 +90,3 @@ def matches(pattern: str, path: str) -> bool:
     (True, True, False)
     """
     return _pattern(pattern)(path) is not None
-
-
-def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
-    """A ready half-sentence with the known names that look most like ``name``; empty if none does.
-
-    >>> nearest("kernal", ["kernel", "bias"])
-    "; did you mean 'kernel'?"
-    >>> nearest("AUC", ["auc", "recall"])
-    "; did you mean 'auc'?"
-    """
-    known = list(known)
-    lower = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(name, known, n, cutoff=0.5)
-    close = close or [lower[each] for each in difflib.get_close_matches(name.lower(), lower, n, cutoff=0.5)]
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

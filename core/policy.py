@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sapwood.core.errors import ConfigError
 
@@ -61,3 +62,8 @@ class Policy:
 def as_policy(policy: "Policy | str | None") -> Policy:
     """A `Policy` from what a user writes: a policy, the compute dtype, or nothing."""
     return policy if isinstance(policy, Policy) else Policy(policy)
+
+
+def wide(x: jax.Array) -> Any:
+    """The dtype that sums of products are made in."""
+    return np.promote_types(x.dtype, np.float32)

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from sapwood.core.bind import bind, pure
 from sapwood.core.declare import Recorder
+from sapwood.core.model_output import arrays as arrays_only
+from sapwood.core.model_output import has_shape
 from sapwood.core.policy import as_policy
-from sapwood.core.result import arrays as arrays_only
-from sapwood.core.result import has_shape
-from sapwood.core.run import bind, pure
 
 
 class Spec(NamedTuple):

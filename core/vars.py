@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sapwood.core import paths
-from sapwood.core.collect import Collector, Updates, raise_if_failed
+from sapwood.core import messages, paths
 from sapwood.core.declare import Recorder, concrete_shape, stacked_param, storage_dtype
+from sapwood.core.effects import Collector, Updates, raise_if_failed
 from sapwood.core.errors import ConfigError, DeclarationError, EffectError
 from sapwood.core.param import Stacked
 from sapwood.core.policy import Policy, as_policy
@@ -246,7 +246,7 @@ class Vars:
         if kind == "params" and self._lost:
             at, tree = self._lost
             wanted = path[len(at)]
-        hint = paths.nearest(wanted, tree)
+        hint = messages.nearest(wanted, tree)
         if tree and paths.is_index(wanted):
             hint = "; a scanned stack becomes an unrolled one by sw.unstack"
         raise DeclarationError(
@@ -529,7 +529,7 @@ class Vars:
 
     def __call__(self, *args, **kwargs):
         name = self._path[-1] if self._path else "v"
-        raise TypeError(f"{self._at()!r} is a place in a tree, not a function{paths.nearest(name, _METHODS)}")
+        raise TypeError(f"{self._at()!r} is a place in a tree, not a function{messages.nearest(name, _METHODS)}")
 
     def _refuse(self, what: str) -> NoReturn:
         raise TypeError(f"a cursor has no {what}: it is a place in a tree of variables; sw.params(v) and sw.state(v) "

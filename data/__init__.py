@@ -10,22 +10,22 @@ Importing this costs NumPy; grain, TensorFlow Datasets, pyarrow and Pillow are i
 
 from typing import TYPE_CHECKING
 
-from sapwood.core import foreign
-from sapwood.data.batches import Batches, batches
+from sapwood.core import migration_hints
+from sapwood.data.batching import Batches, batches
+from sapwood.data.data_directory import data_directory
 from sapwood.data.dataset import Dataset
-from sapwood.data.device import DeviceBatches, to_device
-from sapwood.data.directory import data_directory
-from sapwood.data.features import Feature
-from sapwood.data.images import decode as decode_image
-from sapwood.data.learned import Learned
-from sapwood.data.load import load
-from sapwood.data.source import Source
-from sapwood.data.text import characters, decode, encode
+from sapwood.data.device_feed import DeviceBatches, to_device
+from sapwood.data.feature import Feature
+from sapwood.data.image.decode import decode as decode_image
+from sapwood.data.learned_features import Learned
+from sapwood.data.loading import load
+from sapwood.data.sources.source import Source
+from sapwood.data.text.characters import characters, decode, encode
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str):
-        return foreign.missing("sapwood.data", foreign.DATA, name, __all__)
+        return migration_hints.missing("sapwood.data", migration_hints.DATA, name, __all__)
 
 
 __all__ = [

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from sapwood.core import foreign
+from sapwood.core import migration_hints
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.data.features import Feature, check, even, infer, narrow, stack
-from sapwood.data.learned import channels_differ, meet
-from sapwood.data.order import checked
-from sapwood.data.source import CHUNK, Reader, positive
+from sapwood.data.check import check, even, stack
+from sapwood.data.feature import Feature, infer, narrow
+from sapwood.data.learned_features import channels_differ, meet
+from sapwood.data.reader import Reader, positive
+from sapwood.data.shuffle import checked
+from sapwood.data.sources.source import CHUNK
 
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
@@ -72,7 +74,7 @@ class Dataset:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            raise foreign.attribute(self, name, foreign.DATASET)
+            raise migration_hints.attribute(self, name, migration_hints.DATASET)
 
     def __len__(self) -> int:
         return len(self.reader) if self.indices is None else len(self.indices)

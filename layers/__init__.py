@@ -6,26 +6,29 @@ dataclass of hyper-parameters that is called with a cursor, `Dense(10)(v.logits,
 
 from typing import TYPE_CHECKING
 
-from sapwood.core import foreign
-from sapwood.layers.attention import MultiHeadAttention, attention
-from sapwood.layers.conv import Conv, conv
-from sapwood.layers.dense import Dense, dense
-from sapwood.layers.dropout import Dropout, dropout
-from sapwood.layers.embedding import Embed, embed
-from sapwood.layers.grouped_matmul import grouped_matmul
-from sapwood.layers.mixture import MixtureOfExperts
-from sapwood.layers.normalization import (
-    BatchNorm,
-    GroupNorm,
-    LayerNorm,
-    RMSNorm,
-    batch_norm,
-    group_norm,
-    layer_norm,
-    moments,
-    rms_norm,
-)
-from sapwood.layers.pooling import (
+from sapwood.core import migration_hints
+from sapwood.layers.attentions.multi_head import MultiHeadAttention, attention
+from sapwood.layers.attentions.positions import LearnedPositions, Rotary, rotary
+from sapwood.layers.attentions.ring import ring_attention
+from sapwood.layers.attentions.ulysses import ulysses_attention
+from sapwood.layers.compose.remat import Remat
+from sapwood.layers.compose.scan import Scan
+from sapwood.layers.compose.sequential import Sequential
+from sapwood.layers.compose.vmap import Vmap
+from sapwood.layers.experts.grouped_matmul import grouped_matmul
+from sapwood.layers.experts.mixture_of_experts import MixtureOfExperts
+from sapwood.layers.experts.routing import Routing, top_k_routing
+from sapwood.layers.linear.dense import Dense, dense
+from sapwood.layers.linear.embedding import Embed, embed
+from sapwood.layers.norm.batch_norm import BatchNorm, batch_norm
+from sapwood.layers.norm.group_norm import GroupNorm, group_norm
+from sapwood.layers.norm.layer_norm import LayerNorm, layer_norm
+from sapwood.layers.norm.rms_norm import RMSNorm, rms_norm
+from sapwood.layers.norm.statistics import moments
+from sapwood.layers.regularize.dropout import Dropout, dropout
+from sapwood.layers.spatial.conv import Conv, conv
+from sapwood.layers.spatial.flatten import Flatten, flatten
+from sapwood.layers.spatial.pooling import (
     AvgPool,
     GlobalAvgPool,
     GlobalMaxPool,
@@ -35,20 +38,11 @@ from sapwood.layers.pooling import (
     global_max_pool,
     max_pool,
 )
-from sapwood.layers.positions import LearnedPositions, Rotary, rotary
-from sapwood.layers.remat import Remat
-from sapwood.layers.reshape import Flatten, flatten
-from sapwood.layers.ring import ring_attention
-from sapwood.layers.routing import Routing, top_k_routing
-from sapwood.layers.scan import Scan
-from sapwood.layers.sequential import Sequential
-from sapwood.layers.ulysses import ulysses_attention
-from sapwood.layers.vmap import Vmap
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str):
-        return foreign.missing("sapwood.layers", foreign.LAYERS, name, __all__)
+        return migration_hints.missing("sapwood.layers", migration_hints.LAYERS, name, __all__)
 
 
 __all__ = [  # noqa: RUF022 -- by family, not by letter

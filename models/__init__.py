@@ -1,5 +1,5 @@
 """Whole networks made of layers, one family a file."""
 
-from sapwood.models.decoder import Decoder
+from sapwood.models.language.decoder import Decoder
 
 __all__ = ["Decoder"]

@@ -8,29 +8,34 @@
 True
 """
 
-from sapwood.parallel.activations import Activation, activations
+from sapwood.core.moved import moved
 from sapwood.parallel.batches import batch_sharding, check_batch, check_batch_size, feed, put_batch, shards
-from sapwood.parallel.collectives import Collective, Collectives, collectives
-from sapwood.parallel.describe import show
-from sapwood.parallel.init import init
-from sapwood.parallel.mesh import AXES, MeshWarning, mesh
-from sapwood.parallel.optimizer import opt_shardings
-from sapwood.parallel.place import placement
-from sapwood.parallel.rules import DEFAULT, TABLES, Rules, table
+from sapwood.parallel.communication import Collective, Collectives, collectives
+from sapwood.parallel.meshes import AXES, MeshWarning, mesh
+from sapwood.parallel.optimizer_state import opt_shardings
+from sapwood.parallel.placement import placement
+from sapwood.parallel.rule_tables import DEFAULT, TABLES, table
+from sapwood.parallel.rules import Rules
+from sapwood.parallel.sharded_init import init
 from sapwood.parallel.shardings import ShardingWarning, moment_shardings, param_shardings, replicated, state_shardings
 from sapwood.parallel.topology import topology
+
+
+def __getattr__(name: str):
+    if (found := moved(__name__, name)) is not None:
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "AXES",
     "DEFAULT",
     "TABLES",
-    "Activation",
     "Collective",
     "Collectives",
     "MeshWarning",
     "Rules",
     "ShardingWarning",
-    "activations",
     "batch_sharding",
     "check_batch",
     "check_batch_size",
@@ -45,7 +50,6 @@ __all__ = [
     "put_batch",
     "replicated",
     "shards",
-    "show",
     "state_shardings",
     "table",
     "topology",

@@ -8,8 +8,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from sapwood.core.errors import ConfigError
-from sapwood.parallel.mesh import AnyMesh
-from sapwood.parallel.rules import Rules, assign, describe, partition, resolve
+from sapwood.parallel.meshes import AnyMesh
+from sapwood.parallel.rule_tables import resolve
+from sapwood.parallel.rules import Rules, assign, describe, partition
 
 
 def batch_sharding(mesh: AnyMesh, rules: Rules | str | None = None) -> NamedSharding:

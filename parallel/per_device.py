@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh
 
-from sapwood.core import loop
-from sapwood.parallel.mesh import AnyMesh
+from sapwood.core import platform as compiled_for
+from sapwood.parallel.meshes import AnyMesh
 
 
 def per_device(f: Callable, mesh: AnyMesh, in_specs: Any, out_specs: Any) -> Callable:
@@ -41,4 +41,4 @@ def platform(mesh: AnyMesh | None) -> str:
     >>> platform(sw.mesh("data=-1")) == jax.default_backend()
     True
     """
-    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else loop.platform()
+    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else compiled_for.platform()

@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sapwood.core.errors import ConfigError
 from sapwood.core.paths import join
-from sapwood.parallel.mesh import AnyMesh, automatic
+from sapwood.parallel.meshes import AnyMesh, automatic
+from sapwood.parallel.rule_tables import resolve, unknown
 from sapwood.parallel.rules import (
     Miss,
     Placed,
@@ -20,9 +21,7 @@ from sapwood.parallel.rules import (
     assign_largest,
     describe,
     partition,
-    resolve,
     taken,
-    unknown,
 )
 
 

@@ -1,6 +1,9 @@
 """Ready experiments, one a file: what ``sapwood train NAME`` runs, and what to copy when you start your own."""
 
-from sapwood.recipes.recipe import Recipe
-from sapwood.recipes.registry import BUILT_IN, find
+from sapwood.core.moved import moved
 
-__all__ = ["BUILT_IN", "Recipe", "find"]
+
+def __getattr__(name: str):
+    if (found := moved(__name__, name)) is not None:
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

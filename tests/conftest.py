@@ -116,11 +116,11 @@ def _block_network() -> None:
 def _whole_programs() -> None:
     """Let JAX put a program into its cache in one piece, and take none that is damaged: a child that is killed, or
     writes while this process reads, leaves the half of one. What children put there without this is taken, too."""
-    from sapwood.train import cache_entries
+    from sapwood.runtime import compile_cache_entries
 
-    make = cache_entries.maker(cache_entries.plain)
+    make = compile_cache_entries.maker(compile_cache_entries.plain)
     if make is not None:
-        cache_entries.use(make)
+        compile_cache_entries.use(make)
 
 
 @contextlib.contextmanager

@@ -204,7 +204,7 @@ def test_a_log_that_cannot_grow(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("sapwood.train.logs.JsonlLog.write", full)
+    monkeypatch.setattr("sapwood.train.record.jsonl.JsonlLog.write", full)
     with pytest.raises(sw.CheckpointError) as caught:
         fit(images(), run=tmp_path)
     assert caught.match(rf"^the run directory {tmp_path} cannot be written: No space left on device; make room and res")

@@ -174,7 +174,8 @@ MISTAKES = {
     "a layer class in Sequential": Mistake(
         lambda: L.Sequential([L.Flatten, L.Dense(3)]),
         sw.ConfigError,
-        "'0' must be a layer or a function of arrays, got <class 'sapwood.layers.reshape.Flatten'>; write Flatten()",
+        "'0' must be a layer or a function of arrays, got <class "
+        "'sapwood.layers.spatial.flatten.Flatten'>; write Flatten()",
     ),
     "one place for two layers": Mistake(
         lambda: sw.spec(lambda v, x: L.Dense(3)(v.dense, L.Dense(8)(v.dense, L.Dense(16)(v.wide, x))), X),

@@ -1,28 +1,37 @@
-"""Objectives, the training step and loop, metrics, checkpoints, callbacks."""
+"""Training: the `Trainer`, objectives, the pure step, the loop, callbacks, and the record of a run.
 
+Losses, metrics and checkpoints have rooms of their own (`sw.losses`, `sw.metrics`, `sapwood.saving`).
+"""
+
+import sys
 from typing import TYPE_CHECKING
 
-from sapwood.core import foreign
-from sapwood.train import callbacks, losses, metrics
+from sapwood import losses, metrics
+from sapwood.core import migration_hints
+from sapwood.core.moved import moved
+from sapwood.metrics import Last, Mean, Metric
+from sapwood.saving.checkpoints import Checkpoints
+from sapwood.train import callbacks
 from sapwood.train.callbacks import Callback, EarlyStopping, Event, OnEpoch, ReduceOnPlateau, StopAt, TimeLimit
-from sapwood.train.checkpoints import Checkpoints
-from sapwood.train.checks import Flags
-from sapwood.train.layout import layout
-from sapwood.train.loop import Result, fit
-from sapwood.train.metrics import Last, Mean, Metric
-from sapwood.train.muon import matrices
-from sapwood.train.next_token import NextToken, next_token
-from sapwood.train.objective import Objective, Supervised, supervised
-from sapwood.train.per_block import blockwise
-from sapwood.train.profiling import Profile, profile
-from sapwood.train.scaling import LossScale
-from sapwood.train.state import TrainState
+from sapwood.train.loop.fit import Result, fit
+from sapwood.train.objectives.next_token import NextToken, next_token
+from sapwood.train.objectives.supervised import Objective, Supervised, supervised
+from sapwood.train.optimizers.blockwise import blockwise
+from sapwood.train.optimizers.muon_axes import matrices
+from sapwood.train.state.train_state import TrainState
+from sapwood.train.step.checks import Flags
+from sapwood.train.step.loss_scale import LossScale
 from sapwood.train.trainer import Trainer
+
+# Where these were before: `import sapwood.train.metrics` still works.
+sys.modules[f"{__name__}.losses"], sys.modules[f"{__name__}.metrics"] = losses, metrics
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str):
-        return foreign.missing("sapwood.train", foreign.TRAIN, name, __all__)
+        if (found := moved(__name__, name)) is not None:
+            return found
+        return migration_hints.missing("sapwood.train", migration_hints.TRAIN, name, __all__)
 
 
 __all__ = [
@@ -38,7 +47,6 @@ __all__ = [
     "NextToken",
     "Objective",
     "OnEpoch",
-    "Profile",
     "ReduceOnPlateau",
     "Result",
     "StopAt",
@@ -49,11 +57,9 @@ __all__ = [
     "blockwise",
     "callbacks",
     "fit",
-    "layout",
     "losses",
     "matrices",
     "metrics",
     "next_token",
-    "profile",
     "supervised",
 ]

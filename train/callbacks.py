@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from sapwood.core import foreign
+from sapwood.core import migration_hints
 from sapwood.core.errors import ConfigError
-from sapwood.core.paths import nearest
-from sapwood.train.learning_rate import multiplied
-from sapwood.train.state import TrainState
+from sapwood.core.messages import nearest
+from sapwood.train.optimizers.learning_rate import multiplied
+from sapwood.train.state.train_state import TrainState
 
 _LOADED = time.time()  # stands for the beginning where there is no `fit`, but a loop of one's own
 
@@ -250,11 +250,11 @@ class OnEpoch:
 
 
 for _callback in (EarlyStopping, ReduceOnPlateau, StopAt):
-    _callback.__init__ = foreign.answering(_callback.__name__, foreign.CALLBACKS)(_callback.__init__)
+    _callback.__init__ = migration_hints.answering(_callback.__name__, migration_hints.CALLBACKS)(_callback.__init__)
 
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str):
         known = [each for each, value in globals().items() if isinstance(value, type) and value.__module__ == __name__]
-        return foreign.missing(__name__, foreign.TRAIN, name, known)
+        return migration_hints.missing(__name__, migration_hints.TRAIN, name, known)

@@ -5,7 +5,6 @@ nothing (`objective.fills`). Of any other, and of what layers add, the last batc
 examples alone.
 """
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
@@ -14,18 +13,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from sapwood import parallel
+from sapwood import metrics, parallel
 from sapwood.core.errors import CheckError, ConfigError, DataError
-from sapwood.core.run import bind, pure
-from sapwood.data.batches import Batches, batches
+from sapwood.data.batching import Batches, batches
 from sapwood.data.dataset import Dataset
-from sapwood.data.device import to_device
+from sapwood.data.device_feed import to_device
 from sapwood.parallel.batches import batch_multiple
-from sapwood.train import checks, metrics
-from sapwood.train.ema import variables
-from sapwood.train.forward import AUXILIARY, examples, forward, hold
-from sapwood.train.objective import fills, takes_mask
-from sapwood.train.state import TrainState
+from sapwood.train.objectives.supervised import fills
+from sapwood.train.state.ema import variables
+from sapwood.train.state.train_state import TrainState
+from sapwood.train.step import checks
+from sapwood.train.step.forward import AUXILIARY, hold
 
 BATCH = 256
 """Examples a batch where the caller names no size: what is evaluated needs no gradient, so it may be large."""
@@ -34,52 +32,13 @@ AHEAD = 16
 """Steps that may be under way at once. More would hold their batches in memory and gain nothing."""
 
 
-def evaluate_step(trainer: Any, params: dict, state: dict, batch: Any) -> dict[str, metrics.Metric]:
-    """The metrics of one batch in evaluation mode. Scalars count as `forward.hold` says; layers' by examples."""
-    out = forward(trainer, params, state, None, batch, train=False)
-    found: dict[str, Any] = dict(out.metrics)
-    if AUXILIARY in found:
-        found[AUXILIARY] = metrics.as_metric(found[AUXILIARY], examples(batch))
-    if takes_mask(trainer.objective):
-        found = {name: metrics.as_metric(value, out.weight) for name, value in found.items()}
-    return {**found, checks.FLAGS: checks.Flags(out.ok)} if out.ok else found
-
-
-def remainder_step(trainer: Any, params: dict, state: dict, batch: Any, rows: int) -> dict[str, Any]:
-    """What `evaluate_step` gives for the first `rows` examples of a batch, of all that knows no mask: layers take their
-    means over every example, and so may objectives that do not say otherwise."""
-    some = jax.tree.map(lambda x: x[:rows], batch)
-    found = evaluate_step(of_any_rows(trainer), params, state, some)
-    return {AUXILIARY: found[AUXILIARY]} if fills(trainer.objective) else found
-
-
-def of_any_rows(trainer: Any) -> Any:
-    """The same trainer, whose mesh takes any number of examples: what they do not divide over is left whole, and no
-    stack is cut into stages, which may have more micro-batches than there are examples."""
-    if trainer.mesh is None:
-        return trainer
-    rules = trainer.place.rules
-    whole = tuple((name, None) for name, target in rules.table if name != "batch" and "stage" in _axes(target))
-    return dataclasses.replace(trainer, rules=dataclasses.replace(rules, table=whole + rules.table, strict=False))
-
-
-def _axes(target: Any) -> tuple[str, ...]:
-    return (target,) if isinstance(target, str) else target or ()
-
-
-def predict_step(trainer: Any, params: dict, state: dict, batch: Any) -> Any:
-    """The objective's prediction for one batch in evaluation mode."""
-    v = bind(params, state, policy=trainer.policy, place=trainer.place, capture=False)
-    return pure(trainer.objective.predict)(v, batch)[0]
-
-
 def as_dataset(data: Any, learned: Any = None, what: str = "data") -> Dataset:
     """A data set as it is, and anything else `sapwood.data.load` takes as one, held to what training ``learned`` of its
     own. Raises `DataError` for an empty one, and one that means something else."""
     if isinstance(data, Batches):
         raise ConfigError("give the data set itself; fit, evaluate and predict make its batches")
     if not isinstance(data, Dataset):
-        from sapwood.data.load import load
+        from sapwood.data.loading import load
 
         data = load(data)
     if len(data) == 0:

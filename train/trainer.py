@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from sapwood import parallel
-from sapwood.core import foreign
+from sapwood.core import migration_hints
 from sapwood.core.errors import ConfigError
 from sapwood.core.layer import Layer, describe
 from sapwood.core.policy import Policy, as_policy
 from sapwood.parallel.per_device import platform
-from sapwood.train import birth, compiling, ema, evaluation, loop, offload, programs, trainable
-from sapwood.train.scaling import LossScale
-from sapwood.train.state import TrainState
-from sapwood.train.step import train_step
+from sapwood.runtime import compile_options
+from sapwood.train import evaluation
+from sapwood.train.loop import fit, programs
+from sapwood.train.state import ema, offload, plan, trainable
+from sapwood.train.state.train_state import TrainState
+from sapwood.train.step.loss_scale import LossScale
+from sapwood.train.step.step import train_step
 
 _SEVERAL = (
     '; several are one by optax.multi_transform({"encoder": optax.adam(1e-3), "rest": optax.sgd(0.1)}, labels), where '
@@ -35,7 +38,7 @@ def _of_a_state(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def run(self: Any, *args: Any, **options: Any) -> Any:
         state = args[0] if args else options.get("state")
-        if isinstance(state, loop.Result):
+        if isinstance(state, fit.Result):
             raise ConfigError(
                 f"{what} was given all that fit gives back, (state, history); here it is {what}(result.state, data)"
             )
@@ -143,7 +146,7 @@ class Trainer:
             )
         if self.rules is not None and self.mesh is None:
             raise ConfigError(f"Trainer(rules={self.rules!r}) needs mesh=: rules map logical axes onto a mesh's")
-        object.__setattr__(self, "compiler_options", compiling.check(self.compiler_options) or None)
+        object.__setattr__(self, "compiler_options", compile_options.check(self.compiler_options) or None)
         if isinstance(self.mesh, str):
             object.__setattr__(self, "mesh", parallel.mesh(self.mesh))
         offload.check(self.offload, self.mesh)
@@ -157,7 +160,7 @@ class Trainer:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            raise foreign.attribute(self, name)
+            raise migration_hints.attribute(self, name)
 
     # ---- the parts --------------------------------------------------------------------------------------------------
 
@@ -173,7 +176,7 @@ class Trainer:
         """
         batch = _batch("init(key, batch)", batch)
         self.check_batch_size(jax.tree.leaves(batch)[0].shape[0])
-        return birth.plan(self, batch).make(key, batch, params, state)
+        return plan.plan(self, batch).make(key, batch, params, state)
 
     def restart(self, state: TrainState) -> TrainState:
         """A state's own parameters, model state and features at step 0 again, for another run; not its running means.
@@ -192,7 +195,7 @@ class Trainer:
         >>> int(again.step), bool((again.params["w"] == done.params["w"]).all()), int(again.opt_state[1].count)
         (0, True, 0)
         """
-        return birth.restart(self, state)
+        return plan.restart(self, state)
 
     def step(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         """One training step, a pure function: ``jax.jit(trainer.step, donate_argnums=0)`` in a loop of your own;
@@ -206,10 +209,10 @@ class Trainer:
         with self.compiling():
             batch = _batch("step(state, batch)", batch)
             after, metrics = train_step(self, state.replace(features=None), batch)
-        after = after if self.mesh is None else birth.laid_out(self, after, batch)
+        after = after if self.mesh is None else plan.laid_out(self, after, batch)
         return after.replace(features=state.features), metrics
 
-    def fit(self, data: Any, *targets: Any, **options: Any) -> "loop.Result":
+    def fit(self, data: Any, *targets: Any, **options: Any) -> "fit.Result":
         """Train on a data set; see `sapwood.train.fit` for the options. Returns ``(state, history)``.
 
         Raises `ConfigError` for ``targets``: inputs and labels are one data set, ``(x, y)``.
@@ -220,7 +223,7 @@ class Trainer:
             )
         return _fit(self, data, **options)
 
-    @foreign.answering("Trainer.evaluate", foreign.EVALUATE)
+    @migration_hints.answering("Trainer.evaluate", migration_hints.EVALUATE)
     @_of_a_state
     def evaluate(self, state: TrainState, data: Any, batch_size: int | None = None) -> dict[str, Any]:
         """The metrics over a whole data set, exact whatever the batch size and the mesh.
@@ -235,7 +238,7 @@ class Trainer:
         run = evaluation.Evaluation(self, data, batch_size, learned=state.features)
         return run.settle(run.send(state), state)
 
-    @foreign.answering("Trainer.predict", foreign.EVALUATE)
+    @migration_hints.answering("Trainer.predict", migration_hints.EVALUATE)
     @_of_a_state
     def predict(self, state: TrainState, data: Any, batch_size: int | None = None) -> Any:
         """The model's outputs for every example, in order, as NumPy arrays (examples, ...).
@@ -312,5 +315,5 @@ def _batch(what: str, batch: Any) -> dict[str, Any]:
     raise ConfigError(f"Trainer.{what}: a batch is a dict of arrays (batch, ...) by name, got {got}{hint}")
 
 
-_fit = foreign.answering("Trainer.fit", foreign.FIT)(loop.fit)
-Trainer.__init__ = foreign.answering("Trainer", foreign.TRAINER)(Trainer.__init__)
+_fit = migration_hints.answering("Trainer.fit", migration_hints.FIT)(fit.fit)
+Trainer.__init__ = migration_hints.answering("Trainer", migration_hints.TRAINER)(Trainer.__init__)

@@ -54,7 +54,7 @@ def sapwood(arrays, path):
     import jax
     import orbax.checkpoint  # noqa: F401
 
-    from sapwood.train.checkpoints import Checkpoints
+    from sapwood.saving.checkpoints import Checkpoints
 
     tree = jax.block_until_ready(jax.device_put(arrays))
 

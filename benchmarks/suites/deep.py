@@ -24,7 +24,7 @@ def compile_at(work):
     import jax
 
     from benchmarks.systems import build
-    from sapwood.train import compiling
+    from sapwood.runtime import compile_options
 
     depth = int(work.system.removesuffix(" again").rpartition("-")[2])
     blocks = list(work.weights["blocks"].values())
@@ -35,7 +35,7 @@ def compile_at(work):
     begin = time.perf_counter()
     lowered = jax.jit(job.trainer.step, donate_argnums=0).lower(job.state, batch)
     traced = time.perf_counter()
-    lowered.compile(compiling.options(job.trainer.platform) or None)  # as `fit` does
+    lowered.compile(compile_options.options(job.trainer.platform) or None)  # as `fit` does
     done = time.perf_counter()
     return {"seconds": {"trace + compile": done - begin, "trace": traced - begin, "compile": done - traced}}
 

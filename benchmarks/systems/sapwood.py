@@ -7,11 +7,11 @@ import numpy as np
 import optax
 
 import sapwood as sw
+import sapwood.data.reader
 from benchmarks.job import jax_loop, reader
 from sapwood import layers as L
-from sapwood.data import source
-from sapwood.recipes.digits import Digits
-from sapwood.train import compiling
+from sapwood.recipes.vision.digits import Digits
+from sapwood.runtime import compile_options
 
 ENDLESS = 10**9
 
@@ -67,7 +67,7 @@ def train(work, objective, optimizer, params):
 def steps(trainer, state, batches):
     """The job of the bare step, in a loop of one's own over resident batches."""
     traced = jax.jit(trainer.step, donate_argnums=0).trace(state, batches[0])
-    step = compiling.compiled(traced, trainer.platform)
+    step = compile_options.compiled(traced, trainer.platform)
 
     def bare(state, batch):
         state, metrics = step(state, batch)
@@ -161,5 +161,5 @@ def reading(work):
 def folder(work):
     """The folder of images, decoded anew in each pass as a set larger than memory is, unless it may be remembered."""
     if "remembered" not in work.system:
-        source.REMEMBER = 0
+        sapwood.data.reader.REMEMBER = 0
     return sw.data.load(work.directory / "images")

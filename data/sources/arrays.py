@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.data.features import Feature, array, infer, narrow, on_disk, rows
-from sapwood.data.images import is_picture
-from sapwood.data.ordinary_files import check_unpacked
-from sapwood.data.pictures import Pictures
-from sapwood.data.source import ArraySource
+from sapwood.data.feature import Feature, array, infer, narrow, on_disk, rows
+from sapwood.data.file_checks import check_unpacked
+from sapwood.data.image.column import Pictures
+from sapwood.data.image.decode import is_picture
 from sapwood.data.sources.labels import Classes, encode, rename, weights
+from sapwood.data.sources.source import ArraySource
 from sapwood.data.sources.table import inputs_of, is_frame
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.data.features import Feature, narrow, on_disk, rows
-from sapwood.data.images import class_numbers, is_picture
+from sapwood.data.feature import Feature, narrow, on_disk, rows
+from sapwood.data.image.decode import class_numbers, is_picture
 
 Classes = int | Sequence[str] | None
 

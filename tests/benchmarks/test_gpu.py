@@ -18,7 +18,7 @@ from benchmarks.suite import find
 from benchmarks.suites.gpu import ROWS, SIZES, SUITES, WARM, Enough, Rows, made, steps
 from benchmarks.systems import build, floor
 from benchmarks.work import Work, prepare
-from sapwood.train import compiling
+from sapwood.runtime import compile_options
 
 CPU = {"platform": "cpu", "name": "cpu", "torch": "cpu", "product": 0.05}
 H100 = {"platform": "gpu", "name": "NVIDIA H100 80GB HBM3", "torch": "cuda", "product": 700.0}
@@ -194,7 +194,7 @@ def test_in_bfloat16_all_do_the_same_work(work, system):
 
 @pytest.mark.parametrize("system", ["floor", "sapwood-step"])
 def test_weights_are_float32_and_products_bfloat16(work, system, monkeypatch):
-    monkeypatch.setattr(compiling, "compiled", lambda traced, platform: None)  # it is lowered here, and not run
+    monkeypatch.setattr(compile_options, "compiled", lambda traced, platform: None)  # it is lowered here, and not run
     program = build(work(system, layers=1)).lower().as_text()
     kinds = re.findall(r"stablehlo\.dot_general.* -> tensor<[\dx]*x(\w+)>", program)
     assert kinds.count("bf16") > 0.8 * len(kinds)  # attention sums its scores in float32

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from sapwood.__main__ import main
-from sapwood.recipes import consent
-from sapwood.train import sealed
+from sapwood.experiment import consent
+from sapwood.saving import checksummed_json
 
 STRIPES = '''
 from dataclasses import dataclass
@@ -82,16 +82,16 @@ def rewrite():
 def _rewrite(run: str, old: str, new: str, *, place: Path = Path()) -> None:
     """Put other text into a run's config, under a seal that fits."""
     path = place / run / "config.json"
-    text = json.dumps(sealed.read(path))
+    text = json.dumps(checksummed_json.read(path))
     assert old in text
-    sealed.write(path, json.loads(text.replace(old, new)))
+    checksummed_json.write(path, json.loads(text.replace(old, new)))
 
 
 @pytest.fixture
 def sapwood(capfd, tmp_path, monkeypatch):
     """``sapwood("train", ...)`` in this process, in an empty working directory. It draws no curves: that takes 2 s."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sapwood.train.curves.start", _nothing)
+    monkeypatch.setattr("sapwood.train.record.curves.start", _nothing)
 
     def run(*words: object) -> Done:
         capfd.readouterr()
@@ -134,7 +134,7 @@ def first_run(tmp_path_factory) -> Path:
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.chdir(place)
-        patch.setattr("sapwood.train.curves.start", _drawn)
+        patch.setattr("sapwood.train.record.curves.start", _drawn)
         code = main(["train", "stripes.py", "--run", "r"])
     assert (code, err.getvalue()) == (0, "")
     (place / "r" / "out").write_text(out.getvalue())
@@ -143,7 +143,7 @@ def first_run(tmp_path_factory) -> Path:
 
 def _drawn(metrics: Path, title: str) -> subprocess.Popen:
     """The curves, drawn in this process; to wait for is one that does nothing."""
-    from sapwood.train import curves
+    from sapwood.train.record import curves
 
     curves.draw(metrics, title=title)
     return _nothing()

@@ -19,8 +19,8 @@ import numpy as np
 
 import sapwood as sw
 from sapwood.__main__ import main
-from sapwood.train import sealed
-from sapwood.train.compile_cache import compile_cache
+from sapwood.runtime.compile_cache import compile_cache
+from sapwood.saving import checksummed_json
 
 MARK = "ran.txt"
 CASES: dict[str, tuple[str, Callable[[Path, Path], Path]]] = {}
@@ -65,9 +65,9 @@ def _artifact(name: str, change: Callable[[dict], Any]) -> None:
     @case("artifact", f"artifact: {name}")
     def make(folder: Path, base: Path) -> Path:
         path = Path(shutil.copytree(base / "model", folder / "model"))
-        about = sealed.read(path / "artifact.json")
+        about = checksummed_json.read(path / "artifact.json")
         about = change(about) or about
-        (path / "artifact.json").write_text(sealed.seal(about))
+        (path / "artifact.json").write_text(checksummed_json.seal(about))
         (folder / "evil.py").write_text(EVIL)
         return path
 
@@ -77,22 +77,22 @@ def _model(**written: Any) -> Callable[[dict], None]:
 
 
 _array = "params/kernel"
-_inside = {"name": "sapwood.layers.sequential:Sequential", "options": {"layers": {"tuple": [
-    {"model": {"name": "sapwood.train.artifact:os.system"}}]}}}  # fmt: skip
+_inside = {"name": "sapwood.layers.compose.sequential:Sequential", "options": {"layers": {"tuple": [
+    {"model": {"name": "sapwood.saving.artifact:os.system"}}]}}}  # fmt: skip
 for _name, _change in {
-    "an attribute of a module": _model(name="sapwood.train.artifact:os.system"),
+    "an attribute of a module": _model(name="sapwood.saving.artifact:os.system"),
     "a shell": _model(name="subprocess:getoutput", options={"cmd": f"touch {MARK}"}),
     "a layer of a shell": _model(**_inside),
     "an import": _model(name="evil:network"),
     "an import from the standard library": _model(name="antigravity:fly"),
     "a file": _model(name="sapwood_recipe_evil:Evil", file="evil.py"),
-    "a class with options it has not": _model(name="sapwood.layers.dense:Dense", options={"__class__": 1}),
-    "a class with options of other types": _model(name="sapwood.layers.dense:Dense", options={"features": "x"}),
+    "a class with options it has not": _model(name="sapwood.layers.linear.dense:Dense", options={"__class__": 1}),
+    "a class with options of other types": _model(name="sapwood.layers.linear.dense:Dense", options={"features": "x"}),
     "a model that is a number": lambda about: about.update(model=7),
     "a model that is text": lambda about: about.update(model="sapwood.layers:Dense"),
     "a model without a name": _model(options={}),
     "a name that is a list": _model(name=["a"]),
-    "options that are a list": _model(name="sapwood.layers.dense:Dense", options=[1]),
+    "options that are a list": _model(name="sapwood.layers.linear.dense:Dense", options=[1]),
     "an array without elements of 10^8 rows": lambda about: about["arrays"].update(
         {"params/empty": ["float32", [10**8, 0], "0" * 32]}
     ),
@@ -157,8 +157,8 @@ def _run(opener: str, name: str, change: Callable[[dict, Path], Any], file: str 
     def make(folder: Path, base: Path) -> Path:
         run = Path(shutil.copytree(base / "r", folder / "r"))
         (run / "evil.py").write_text(EVIL)
-        config = sealed.read(run / "config.json")
-        sealed.write(run / "config.json", change(config, run) or config)
+        config = checksummed_json.read(run / "config.json")
+        checksummed_json.write(run / "config.json", change(config, run) or config)
         return run
 
 
@@ -374,8 +374,8 @@ def _checkpoint(name: str, change: Callable[[dict], Any]) -> None:
     def make(folder: Path, base: Path) -> Path:
         path = Path(shutil.copytree(base / "r" / "checkpoints", folder / "checkpoints"))
         for index in path.glob("*/sapwood.json"):
-            said = sealed.unseal(index.read_bytes())
-            index.write_text(sealed.seal(change(said) or said))
+            said = checksummed_json.unseal(index.read_bytes())
+            index.write_text(checksummed_json.seal(change(said) or said))
         return path
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sapwood.recipes.text import NOVEL
-from sapwood.train.logs import read_rows
+from sapwood.recipes.language.text import NOVEL
+from sapwood.train.record.jsonl import read_rows
 
 pytestmark = pytest.mark.slow
 

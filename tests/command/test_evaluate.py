@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from sapwood.recipes.experiment import Experiment
+from sapwood.experiment.experiment import Experiment
 
 
 def test_a_metric_that_is_no_single_number(sapwood, monkeypatch):

@@ -18,7 +18,7 @@ import pytest
 
 import sapwood as sw
 from sapwood.core.errors import SapwoodError
-from sapwood.recipes import consent
+from sapwood.experiment import consent
 
 _spec = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
 assert _spec is not None
@@ -90,8 +90,8 @@ CHILD = """
 import json, os, sys, time
 from pathlib import Path
 sys.path[:0] = [sys.argv[1], "."]
-import jax, pyarrow.parquet, PIL.Image, sapwood.data, sapwood.train.artifact, tensorflow_datasets, orbax.checkpoint
-import sapwood.recipes.experiment
+import jax, pyarrow.parquet, PIL.Image, sapwood.data, sapwood.saving.artifact, tensorflow_datasets, orbax.checkpoint
+import sapwood.experiment.experiment
 from test_hostile_files import CASES, end
 from sapwood.data.sources import catalog
 

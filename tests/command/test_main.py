@@ -7,7 +7,7 @@ import pytest
 
 import sapwood as sw
 from sapwood.__main__ import COMMANDS, main
-from sapwood.train.checkpoints import Checkpoints
+from sapwood.saving.checkpoints import Checkpoints
 
 
 def test_version(sapwood):
@@ -112,11 +112,12 @@ def test_doctor_takes_no_rules_without_a_mesh(sapwood):
         ),
         ("import sapwood as sw\nclass A(sw.Recipe): pass\n", "the recipe A defines no data()"),
         (
-            "from sapwood.recipes.digits import Digits\nclass A(Digits):\n    width: int = 64\n",
+            "from sapwood.recipes.vision.digits import Digits\nclass A(Digits):\n    width: int = 64\n",
             "mine.py: width of A would not be hyper-parameters; write @dataclass(frozen=True) above class A",
         ),
         (
-            "from dataclasses import dataclass\nfrom sapwood.recipes.digits import Digits\n@dataclass(frozen=True)\n"
+            "from dataclasses import dataclass\nfrom sapwood.recipes.vision.digits import Digits\n"
+            "@dataclass(frozen=True)\n"
             "class A(Digits):\n    width = 64\n",
             "mine.py: width of A would stay what it is in the class that A is made of; write its type, too",
         ),
@@ -179,7 +180,7 @@ def test_what_nobody_expected_keeps_its_traceback(sapwood, tmp_path):
 
 
 def test_an_interrupt_is_130(sapwood, stripes, monkeypatch):
-    from sapwood.recipes.experiment import Experiment
+    from sapwood.experiment.experiment import Experiment
 
     monkeypatch.setattr(Experiment, "train", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     done = sapwood("train", stripes)

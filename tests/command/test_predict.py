@@ -11,9 +11,9 @@ from PIL import Image
 
 import sapwood as sw
 from sapwood.data import Feature
-from sapwood.recipes.experiment import Experiment
-from sapwood.recipes.registry import find
-from sapwood.train.losses import softmax_cross_entropy
+from sapwood.experiment.experiment import Experiment
+from sapwood.experiment.finding import find
+from sapwood.losses.classification import softmax_cross_entropy
 
 PIXELS = Feature((4, 4, 1), "uint8")
 

@@ -14,10 +14,10 @@ from jax.sharding import AbstractMesh
 
 import sapwood as sw
 from sapwood import layers as L
+from sapwood.inspection import activations, layout
 from sapwood.models import Decoder
-from sapwood.parallel import activations
-from sapwood.parallel.mesh import abstract
-from sapwood.train import layout, next_token
+from sapwood.parallel.meshes import abstract
+from sapwood.train import next_token
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sapwood.train.checkpoints import Checkpoints
-from sapwood.train.sending import Sender
+from sapwood.saving.checkpoints import Checkpoints
+from sapwood.train.loop.dispatch import Sender
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 ENVIRONMENT = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"}

@@ -13,17 +13,17 @@ import pytest
 
 import sapwood as sw
 from sapwood.command.train import own_directory
-from sapwood.recipes.experiment import Experiment
-from sapwood.recipes.registry import find
-from sapwood.train import sealed
-from sapwood.train.digest import tree_digest
-from sapwood.train.logs import read_rows
+from sapwood.experiment.experiment import Experiment
+from sapwood.experiment.finding import find
+from sapwood.saving import checksummed_json
+from sapwood.saving.digest import tree_digest
+from sapwood.train.record.jsonl import read_rows
 
 
 @pytest.fixture
 def config():
     """What a run wrote down."""
-    return lambda run: sealed.read(Path(run) / "config.json")
+    return lambda run: checksummed_json.read(Path(run) / "config.json")
 
 
 def test_the_last_three_lines_and_what_the_run_holds(run, sapwood, stripes, config):
@@ -66,7 +66,7 @@ def test_the_model_of_a_run_is_loaded_as_it_was_tested(run, tmp_path):
 
 @pytest.mark.slow
 def test_a_built_in_recipes_model_comes_with_its_weights(tmp_path):
-    from sapwood.recipes.digits_mlp import DigitsMLP
+    from sapwood.recipes.vision.digits_mlp import DigitsMLP
 
     recipe = DigitsMLP(epochs=1, hidden=4, batch_size=512)
     experiment = Experiment("digits-mlp", recipe, tmp_path)
@@ -91,26 +91,26 @@ def test_the_model_of_a_recipe_of_ones_own_is_found_again(run, sapwood, stripes,
     # Another program: reading a model runs no file that it names, however it is named there.
     monkeypatch.delitem(sys.modules, "sapwood_recipe_stripes")
     with pytest.raises(
-        sw.CheckpointError, match=r"recipe file .*stripes.py, which .* does not run; .*recipes.find\('/"
+        sw.CheckpointError, match=r"recipe file .*stripes.py, which .* does not run; .*experiment.find\('/"
     ):
         _ = sw.load(tmp_path / "r").model
     (tmp_path / "other").mkdir()
     other = tmp_path / "other" / "stripes.py"
     other.write_text(stripes.read_text())
-    sw.recipes.find(str(other))
-    with pytest.raises(sw.CheckpointError, match=r"recipes.find\('/"):
+    sw.experiment.find(str(other))
+    with pytest.raises(sw.CheckpointError, match=r"experiment.find\('/"):
         _ = sw.load(tmp_path / "r").model
-    assert sw.recipes.find(str(stripes))() == sw.load(tmp_path / "r").model.__self__
+    assert sw.experiment.find(str(stripes))() == sw.load(tmp_path / "r").model.__self__
 
     # A file in a package has the name of its module, which any program finds.
     package = tmp_path / "lab_of_stripes"
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "mine.py").write_text(stripes.read_text())
-    assert sw.recipes.find(str(package / "mine.py")).__module__ == "sapwood_recipe_mine"  # it is not installed
-    monkeypatch.setattr("sapwood.recipes.registry._BESIDE", set())
+    assert sw.experiment.find(str(package / "mine.py")).__module__ == "sapwood_recipe_mine"  # it is not installed
+    monkeypatch.setattr("sapwood.experiment.finding._BESIDE", set())
     monkeypatch.syspath_prepend(str(tmp_path))
-    recipe = sw.recipes.find(str(package / "mine.py"))()
+    recipe = sw.experiment.find(str(package / "mine.py"))()
     moved = Experiment(str(package / "mine.py"), recipe, tmp_path / "r")
     assert sw.load(moved.save(state)).reference["name"] == "lab_of_stripes.mine:Stripes"
     with pytest.raises(sw.CheckpointError, match="trust='lab_of_stripes'"):
@@ -173,7 +173,7 @@ def test_a_run_that_goes_on_keeps_the_numbers_of_its_classes(run, sapwood, strip
     state = experiment.restore()
     said = config("r")
     said["features"]["label"]["classes"].reverse()  # the state has the last word
-    sealed.write(Path("r/config.json"), said)
+    checksummed_json.write(Path("r/config.json"), said)
     experiment.__dict__.pop("features", None)
     assert experiment.features["label"].classes == ("standing", "lying")
     assert sw.load(experiment.save(state)).classes == ("lying", "standing")
@@ -205,7 +205,7 @@ def test_where_nothing_was_saved_resume_starts_afresh_with_any_options(run, sapw
 
 
 def test_directories_of_their_own(run, stripes, tmp_path, monkeypatch, capsys, rewrite):
-    from sapwood.recipes.registry import find
+    from sapwood.experiment.finding import find
 
     monkeypatch.chdir(tmp_path)
     recipe = find("stripes.py")
@@ -257,7 +257,7 @@ def test_a_run_goes_on_with_its_recipe_where_that_lies_now(run, sapwood, stripes
     assert (done.code, done.out[-1]) == (0, run.out[-1])
     assert sapwood("evaluate", "r").out[0] == run.out[-2]
     moved.rename(stripes)
-    recipe = sw.recipes.find(str(stripes))()
+    recipe = sw.experiment.find(str(stripes))()
     assert sw.load("r").model.__self__ == recipe
 
 
@@ -501,7 +501,7 @@ def test_a_model_is_not_written_over(run, sapwood, stripes, config):
     ("key", "value"), [("options", [1]), ("options", None), ("recipe", 5), ("features", None), ("features", ["image"])]
 )
 def test_a_config_with_parts_of_another_kind(run, sapwood, stripes, config, key, value):
-    sealed.write(Path("r/config.json"), {**config("r"), key: value})
+    checksummed_json.write(Path("r/config.json"), {**config("r"), key: value})
     for words in (("evaluate", "r"), ("predict", "r", "x.png"), ("train", stripes, "--run", "r", "--resume")):
         assert sapwood(*words).error == "r/config.json is not the config of a run of Sapwood"
 
@@ -525,7 +525,7 @@ def test_what_a_recipe_makes_of_its_fields_is_no_option(sapwood, stripes):
     stripes.write_text(text.replace("learning_rate: float = 0.01\n", f"learning_rate: float = 0.01\n    {lines}"))
     done = sapwood("train", stripes, "--run", "r")
     assert done.code == 0, done.err
-    assert "twice" not in sealed.read(Path("r/config.json"))["options"]
+    assert "twice" not in checksummed_json.read(Path("r/config.json"))["options"]
     assert sapwood("evaluate", "r").out[0] == done.out[-2]
     assert "there is no option '--twice'" in sapwood("train", stripes, "--twice", 3).error
 
@@ -549,7 +549,7 @@ def test_data_may_be_what_load_takes(sapwood, stripes):
 
 
 def test_the_runs_of_a_recipe_whose_name_is_a_pattern(run, stripes, tmp_path, monkeypatch, rewrite):
-    from sapwood.recipes.registry import find
+    from sapwood.experiment.finding import find
 
     monkeypatch.chdir(tmp_path)
     path = stripes.rename(tmp_path / "stripes[1].py")
@@ -561,7 +561,7 @@ def test_the_runs_of_a_recipe_whose_name_is_a_pattern(run, stripes, tmp_path, mo
 
 
 def test_a_link_to_runs_that_is_broken(stripes, tmp_path, monkeypatch):
-    from sapwood.recipes.registry import find
+    from sapwood.experiment.finding import find
 
     monkeypatch.chdir(tmp_path)
     Path("runs").symlink_to("not/mounted")

@@ -13,8 +13,8 @@ import pytest
 
 from sapwood.core.errors import DataError
 from sapwood.data import Feature, load
-from sapwood.data import digits as module
-from sapwood.data.digits import digits, prepare
+from sapwood.data.sources import digits as module
+from sapwood.data.sources.digits import digits, prepare
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from PIL import Image
 
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data import Feature, batches, characters, decode_image, load, to_device
-from sapwood.data.source import LOOK, Reader, Source, _pool
+from sapwood.data.reader import Reader
+from sapwood.data.sources.source import LOOK, Source, _pool
 
 # arrays
 
@@ -847,7 +848,7 @@ def test_whole_numbers_and_fractions_are_floats():
 
 @pytest.mark.parametrize("memory", [1 << 30, 0])
 def test_a_later_example_of_another_type_is_cast_or_refused(memory, monkeypatch):
-    monkeypatch.setattr("sapwood.data.source.REMEMBER", memory)
+    monkeypatch.setattr("sapwood.data.reader.REMEMBER", memory)
     rows = [{"y": np.float32(i)} for i in range(50)]
     rows[3] = {"y": 3}
     assert load(rows)[3]["y"].dtype == np.float32
@@ -922,7 +923,7 @@ def test_a_bad_example_is_not_remembered_as_good():
 
 
 def test_what_is_too_large_to_remember_is_read_again(monkeypatch):
-    monkeypatch.setattr("sapwood.data.source.REMEMBER", 39)  # ten float32 take 40
+    monkeypatch.setattr("sapwood.data.reader.REMEMBER", 39)  # ten float32 take 40
     source = Counting()
     reader = Reader(source, source.features)
     for _ in range(2):
@@ -939,7 +940,7 @@ def test_remembered_examples_cannot_be_changed_from_outside():
 
 @pytest.mark.parametrize(("short", "several"), [(1e9, False), (0, True)])
 def test_threads_read_what_takes_long_and_one_what_does_not(short, several, monkeypatch):
-    monkeypatch.setattr("sapwood.data.source.SHORT", short)
+    monkeypatch.setattr("sapwood.data.sources.source.SHORT", short)
     readers, two = set(), threading.Barrier(2, timeout=300)
 
     def read(numbers):
@@ -956,7 +957,7 @@ def test_threads_read_what_takes_long_and_one_what_does_not(short, several, monk
 
 def test_a_source_over_another_does_not_wait_for_its_own_thread(monkeypatch):
     """Eight threads that each wait for parts that only the eight could read would wait for ever."""
-    monkeypatch.setattr("sapwood.data.source.SHORT", 0)
+    monkeypatch.setattr("sapwood.data.sources.source.SHORT", 0)
     readers, source = set(), Source()
 
     def read(numbers):
@@ -969,10 +970,10 @@ def test_a_source_over_another_does_not_wait_for_its_own_thread(monkeypatch):
 
 
 def test_how_long_an_example_takes_is_looked_at_again(monkeypatch):
-    monkeypatch.setattr("sapwood.data.source.SHORT", 1e-3)
+    monkeypatch.setattr("sapwood.data.sources.source.SHORT", 1e-3)
     pauses, sizes, source = iter([0.1] + [0.0] * 1000), [], Source()
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
-    monkeypatch.setattr("sapwood.data.source.time", clock)
+    monkeypatch.setattr("sapwood.data.sources.source.time", clock)
 
     def read(numbers):
         sizes.append(len(numbers))
@@ -986,7 +987,7 @@ def test_how_long_an_example_takes_is_looked_at_again(monkeypatch):
 
 
 def test_threads_give_examples_in_order(pets, monkeypatch):
-    monkeypatch.setattr("sapwood.data.source.SHORT", 0)
+    monkeypatch.setattr("sapwood.data.sources.source.SHORT", 0)
     for k in range(60):
         picture(pets / "cat" / f"x{k:02}.png", k)
     data = load(pets)
@@ -995,7 +996,7 @@ def test_threads_give_examples_in_order(pets, monkeypatch):
 
 
 def test_what_unpacks_to_a_flood_is_refused_and_says_how_to_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("sapwood.data.ordinary_files.ROOM", 1 << 20)
+    monkeypatch.setattr("sapwood.data.file_checks.ROOM", 1 << 20)
     np.savez_compressed(tmp_path / "flood.npz", x=np.zeros(1 << 21, "uint8"))
     with pytest.raises(DataError, match=r"would unpack to 2,097,\d+, .*: load\(dict\(np\.load\('flood\.npz'\)\)\)"):
         load(tmp_path / "flood.npz")

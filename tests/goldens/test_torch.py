@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sapwood import layers as L
-from sapwood.train import losses
+from sapwood import losses
 
 spec = importlib.util.spec_from_file_location("torch_oracle", Path(__file__).with_name("torch_oracle.py"))
 assert spec is not None

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import sapwood as sw
 from sapwood import layers as L
-from sapwood.layers.embedding import embed_split
+from sapwood.layers.linear.embedding import embed_split
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "int16"])

@@ -1,7 +1,6 @@
 """The grouped matmul against a loop over groups: values, gradients, the work it does, and the TPU's kernel."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +9,10 @@ import pytest
 
 import sapwood as sw
 from sapwood import layers as L
-from sapwood.layers import blocked_matmul
+from sapwood.layers.experts import grouped_matmul as grouped_matmul_file
+from sapwood.layers.experts import grouped_matmul_cpu
 
-module = importlib.import_module("sapwood.layers.grouped_matmul")  # the package has the function under that name
+module = grouped_matmul_file
 
 
 def by_hand(x, kernels, sizes):
@@ -112,7 +112,7 @@ def loads(rows, groups):
 
 def times(load, block, rows):
     """How often the loop runs."""
-    return int(jax.jit(lambda load: blocked_matmul.blocks(load, block, rows)[0])(np.asarray(load, "int32")))
+    return int(jax.jit(lambda load: grouped_matmul_cpu.blocks(load, block, rows)[0])(np.asarray(load, "int32")))
 
 
 @pytest.mark.parametrize(("rows", "groups"), [(8192, 8), (4096, 64), (1024, 16)])
@@ -141,7 +141,7 @@ def tpu_and_plain(turned, x, y, kernels, sizes):
         module._kernel_multiply(64, turned, x, kernels, sizes, interpret=True),
         module._ragged_multiply(64, turned, x, kernels, sizes),
     )
-    return products, (module._kernel_outer(64, x, y, sizes, interpret=True), blocked_matmul.outer(64, x, y, sizes))
+    return products, (module._kernel_outer(64, x, y, sizes, interpret=True), grouped_matmul_cpu.outer(64, x, y, sizes))
 
 
 @pytest.mark.costs("Pallas kernels, which run as long programs of plain operations")
@@ -168,8 +168,8 @@ def test_the_ragged_form_is_the_same(turned, sample):
     @jax.jit
     def run(x, y, kernels, sizes):
         multiply, outer = (
-            (blocked_matmul.multiply, module._ragged_multiply),
-            (blocked_matmul.outer, module._ragged_outer),
+            (grouped_matmul_cpu.multiply, module._ragged_multiply),
+            (grouped_matmul_cpu.outer, module._ragged_outer),
         )
         return [f(8, turned, x, kernels, sizes)[:27] for f in multiply], [f(8, x, y, sizes) for f in outer]
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sapwood.layers.matmul import matmul
+from sapwood.layers.linear.matmul import matmul
 
 
 @pytest.mark.parametrize(

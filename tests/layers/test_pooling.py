@@ -71,7 +71,7 @@ def test_max_pool_is_bit_equal_to_reduce_window(shape, window, strides, padding,
 
 def test_max_pool_lowers_to_reduce_window_elsewhere(monkeypatch):
     """The slices are for CPU alone: other platforms have fast code for the plain form."""
-    from sapwood.layers import pooling
+    from sapwood.layers.spatial import pooling
 
     def lowered(platform):
         monkeypatch.setattr(pooling, "platform", lambda: platform)

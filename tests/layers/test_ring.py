@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import sapwood as sw
 from sapwood import layers as L
-from sapwood.layers import ring, zigzag
+from sapwood.layers.attentions import ring, ring_zigzag
 from sapwood.parallel.topology import ENVIRONMENT
 
 MESHES = {
@@ -205,13 +205,13 @@ def test_zigzag_gives_each_device_its_halves_and_takes_them_back(n):
     split = PartitionSpec(None, "x")
 
     def there(x):
-        places = zigzag.starts(lax.axis_index("x"), n, 3)[:, None] + jnp.arange(3)
-        return zigzag.enter(x, ("x",), n), places.reshape(1, -1)
+        places = ring_zigzag.starts(lax.axis_index("x"), n, 3)[:, None] + jnp.arange(3)
+        return ring_zigzag.enter(x, ("x",), n), places.reshape(1, -1)
 
     @jax.jit
     def there_and_back(x):
         moved, places = jax.shard_map(there, mesh=mesh, in_specs=split, out_specs=(split, split))(x)
-        leave = jax.shard_map(lambda x: zigzag.leave(x, ("x",), n), mesh=mesh, in_specs=split, out_specs=split)
+        leave = jax.shard_map(lambda x: ring_zigzag.leave(x, ("x",), n), mesh=mesh, in_specs=split, out_specs=split)
         return moved, places, leave(moved)
 
     x = np.arange(6 * n)[None]

@@ -7,7 +7,7 @@ import pytest
 
 import sapwood as sw
 from sapwood import layers as L
-from sapwood.layers import routing
+from sapwood.layers.experts import routing
 
 
 def by_hand(logits, k, normalize):

@@ -7,8 +7,8 @@ import pytest
 
 import sapwood as sw
 from sapwood import layers as L
-from sapwood.core.loop import compiling_for
-from sapwood.parallel.place import placement
+from sapwood.core.platform import compiling_for
+from sapwood.parallel.placement import placement
 
 N = 3
 

@@ -14,8 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import sapwood as sw
 from sapwood import layers as L
-from sapwood.layers import ring, ulysses
-from sapwood.layers.ulysses import ulysses_attention
+from sapwood.layers.attentions import ring, ulysses
+from sapwood.layers.attentions.ulysses import ulysses_attention
 
 MESHES = {
     "sequence=8": PartitionSpec(None, "sequence", None, None),

@@ -24,16 +24,17 @@ import pytest
 
 import sapwood as sw
 from sapwood import layers as L
-from sapwood.layers import routing
+from sapwood.layers.experts import routing
+from sapwood.metrics import compute
 from sapwood.models import Decoder
 from sapwood.parallel import ShardingWarning
-from sapwood.parallel.pipeline import Pipeline
-from sapwood.parallel.place import Placement
-from sapwood.parallel.rules import resolve
-from sapwood.train import birth, next_token, supervised
-from sapwood.train.checkpoints import Checkpoints
-from sapwood.train.digest import digests, named_leaves
-from sapwood.train.metrics import compute
+from sapwood.parallel.pipeline.settings import Pipeline
+from sapwood.parallel.placement import Placement
+from sapwood.parallel.rule_tables import resolve
+from sapwood.saving.checkpoints import Checkpoints
+from sapwood.saving.digest import digests, named_leaves
+from sapwood.train import next_token, supervised
+from sapwood.train.state import plan
 
 STEPS = 3
 COMPILES = "a training step is compiled for eight devices, and that of one device to hold it against"
@@ -248,7 +249,7 @@ def start(model: str) -> Any:
 
 def run(model: str, row: Row | None = None) -> Run:
     train, first = trainer(model, row), batches(model)[0]
-    shardings = birth.plan(train, first).shardings
+    shardings = plan.plan(train, first).shardings
     state = jax.device_put(start(model).replace(rng=jax.random.key(0)), shardings)
     step = train.compiled.train(shardings).lower(state, train.put(first)).compile()
     losses, gradients = [], {}
@@ -381,7 +382,7 @@ def test_no_token_of_the_matrix_is_between_two_experts(monkeypatch):
 @pytest.mark.parametrize(("row", "model"), empty_cells())
 def test_an_empty_cell_of_the_matrix_is_one(row, model, activations):
     across, batch = trainer(model, row), batches(model)[0]
-    shapes = birth.plan(across, batch).shapes
+    shapes = plan.plan(across, batch).shapes
     why = empty(row, model)
     if why == "balance":  # the program says so
         with pytest.raises(
@@ -431,7 +432,7 @@ def test_checkpoints_move_through_the_matrix(model, through, tmp_path):
             checkpoints.save(STEPS, state)
         with warnings.catch_warnings():
             warnings.simplefilter("error", ShardingWarning)
-            shapes = birth.plan(trainer(model, row), batches(model)[0]).shapes
+            shapes = plan.plan(trainer(model, row), batches(model)[0]).shapes
         state, info = Checkpoints(tmp_path / str(number)).restore(shapes)
         assert info.digests == expected
         assert digests(named_leaves(state)) == expected

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from sapwood.core.errors import ConfigError
 from sapwood.parallel import DEFAULT, batch_sharding, check_batch, check_batch_size, feed, mesh, put_batch, shards
 from sapwood.parallel.batches import Feed, batch_multiple
-from sapwood.parallel.pipeline import Pipeline
+from sapwood.parallel.pipeline.settings import Pipeline
 
 P = PartitionSpec
 

@@ -11,19 +11,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from sapwood.core.errors import ConfigError
-from sapwood.parallel.rules import (
-    DEFAULT,
-    PIECES,
-    TABLES,
-    Miss,
-    Rules,
-    assign,
-    assign_beside,
-    assign_largest,
-    resolve,
-    table,
-    unknown,
-)
+from sapwood.parallel.rule_tables import DEFAULT, PIECES, TABLES, resolve, table, unknown
+from sapwood.parallel.rules import Miss, Rules, assign, assign_beside, assign_largest
 
 
 def on(**sizes):

@@ -8,7 +8,7 @@ from sklearn.datasets import load_breast_cancer
 
 import sapwood as sw
 from sapwood import layers as L
-from sapwood.train import losses, metrics
+from sapwood import losses, metrics
 
 
 def model(v, mean, worst):

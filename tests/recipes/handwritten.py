@@ -64,7 +64,7 @@ def batch_norm(x, params, state, momentum=0.9, eps=1e-5):
 
 
 def max_pool(x):
-    for axis in (2, 1):  # as fast as XLA does it on a CPU: see layers/pooling.py
+    for axis in (2, 1):  # as fast as XLA does it on a CPU: see layers/spatial/pooling.py
         a, b = (lax.slice_in_dim(x, i, i + x.shape[axis] // 2 * 2 - 1, 2, axis) for i in (0, 1))
         x = jnp.where((b > a) | jnp.isnan(b), b, a)
     return x

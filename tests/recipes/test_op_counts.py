@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import sapwood as sw
-from sapwood.recipes.digits import Digits
-from sapwood.recipes.digits_mlp import DigitsMLP
-from sapwood.train import birth
+from sapwood.recipes.vision.digits import Digits
+from sapwood.recipes.vision.digits_mlp import DigitsMLP
+from sapwood.train.state import plan
 
 _spec = importlib.util.spec_from_file_location("handwritten", Path(__file__).with_name("handwritten.py"))
 handwritten = importlib.util.module_from_spec(_spec)
@@ -54,7 +54,7 @@ def operations(lowered) -> Counter:
 def ours(recipe, metrics=(), **options) -> Counter:
     """The operations of a step, of states that are only described: nothing is drawn, and nothing compiled."""
     trainer = sw.Trainer(sw.supervised(recipe.model, metrics=metrics), recipe.optimizer(100), **options)
-    return operations(jax.jit(trainer.step).lower(birth.plan(trainer, BATCH).shapes, BATCH))
+    return operations(jax.jit(trainer.step).lower(plan.plan(trainer, BATCH).shapes, BATCH))
 
 
 @pytest.mark.parametrize("name", RECIPES)

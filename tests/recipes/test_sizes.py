@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import sapwood as sw
-from sapwood.recipes.text import SIZES, Text
-from sapwood.train import birth
+from sapwood.recipes.language.text import SIZES, Text
+from sapwood.train.state import plan
 
 
 def shapes(recipe):
     tokens = jax.ShapeDtypeStruct((recipe.batch_size, recipe.length), "int32")
-    return birth.plan(recipe.trainer(100), {"tokens": tokens, "targets": tokens}).shapes
+    return plan.plan(recipe.trainer(100), {"tokens": tokens, "targets": tokens}).shapes
 
 
 def test_the_large_size_is_the_reference_model():

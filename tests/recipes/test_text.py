@@ -9,7 +9,7 @@ import pytest
 
 import sapwood as sw
 from sapwood.parallel import DEFAULT, ShardingWarning
-from sapwood.recipes.text import NOVEL, Text
+from sapwood.recipes.language.text import NOVEL, Text
 
 LINE = "the sea is deep and the sky is wide, "
 

@@ -12,10 +12,10 @@ from scipy import special
 
 import sapwood as sw
 from sapwood import layers as L
+from sapwood import metrics as M
 from sapwood.parallel import DEFAULT
-from sapwood.parallel.pipeline import Pipeline
+from sapwood.parallel.pipeline.settings import Pipeline
 from sapwood.train import Trainer, supervised
-from sapwood.train import metrics as M
 
 RANDOM = np.random.default_rng(0)
 DATA = {"x": RANDOM.normal(size=(11, 4)).astype("float32"), "label": (np.arange(11) % 3).astype("int32")}

@@ -13,8 +13,8 @@ import sapwood as sw
 from benchmarks import optimizers
 from sapwood import layers as L
 from sapwood import parallel
-from sapwood.core.calls import equations
 from sapwood.core.errors import ConfigError
+from sapwood.core.jaxpr import equations
 from sapwood.core.param import Param, Stacked
 from sapwood.models import Decoder
 from sapwood.train import blockwise, matrices, supervised

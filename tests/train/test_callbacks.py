@@ -15,9 +15,9 @@ import pytest
 
 from sapwood import ConfigError
 from sapwood.layers import Dense
+from sapwood.saving.checkpoints import Checkpoints
 from sapwood.train import Trainer, TrainState, supervised
 from sapwood.train.callbacks import EarlyStopping, Event, OnEpoch, ReduceOnPlateau, StopAt, TimeLimit, better
-from sapwood.train.checkpoints import Checkpoints
 
 
 def event(epoch=1, epoch_end=True, begun=0.0, **row):
@@ -188,7 +188,7 @@ jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
 import numpy as np, optax
 import importlib
 from sapwood.train import Trainer, callbacks, supervised
-loop = importlib.import_module("sapwood.train.loop")
+loop = importlib.import_module("sapwood.train.loop.fit")
 
 rates = {"first": (4.0, 0.0), "second": (0.0, 4.0)}  # seconds that a clock goes on between two looks at it
 data = {"x": np.ones((11, 4), "float32"), "label": np.arange(11) % 3}

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from sapwood.train import curves
+from sapwood.train.record import curves
 
 BLUE, ORANGE, GREEN = (
     tuple(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in (curves.BLUE, curves.ORANGE, curves.GREEN)

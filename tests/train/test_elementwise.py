@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from sapwood.train.elementwise import KNOWN, is_elementwise
+from sapwood.train.optimizers.elementwise import KNOWN, is_elementwise
 
 GIVEN = {
     "scale": (0.5,), "scale_by_schedule": (lambda count: 1 / (1.0 + count),), "trace": (0.9,), "ema": (0.9,),

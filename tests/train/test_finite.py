@@ -7,10 +7,11 @@ import optax
 import pytest
 
 from sapwood import CheckError, parallel
-from sapwood.train import Trainer, finite, supervised
-from sapwood.train.checkpoints import Checkpoints
-from sapwood.train.finite import not_finite
-from sapwood.train.state import TrainState
+from sapwood.saving.checkpoints import Checkpoints
+from sapwood.train import Trainer, supervised
+from sapwood.train.state import finite
+from sapwood.train.state.finite import not_finite
+from sapwood.train.state.train_state import TrainState
 
 DATA = {"x": np.eye(4, dtype="float32"), "label": np.arange(4)}
 OBJECTIVE = supervised(lambda v, x: x @ v.param("w", (4, 4), jax.nn.initializers.zeros), inputs="x")

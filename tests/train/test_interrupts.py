@@ -10,11 +10,12 @@ import optax
 import pytest
 
 from sapwood import CheckError, ConfigError
-from sapwood.train import Trainer, interrupts, supervised
-from sapwood.train.checkpoints import Checkpoints
-from sapwood.train.interrupts import Interrupts
-from sapwood.train.logs import read_rows
-from sapwood.train.sending import Sender
+from sapwood.saving.checkpoints import Checkpoints
+from sapwood.train import Trainer, supervised
+from sapwood.train.loop import interrupts
+from sapwood.train.loop.dispatch import Sender
+from sapwood.train.loop.interrupts import Interrupts
+from sapwood.train.record.jsonl import read_rows
 
 RNG = np.random.default_rng(0)
 DATA = {"x": RNG.normal(size=(22, 4)).astype("float32"), "label": (np.arange(22) % 3).astype("int32")}

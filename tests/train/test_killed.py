@@ -15,7 +15,7 @@ SCRIPT = """
 import sys
 import jax, jax.numpy as jnp, numpy as np, optax
 from sapwood.train import EarlyStopping, Trainer, supervised
-from sapwood.train.digest import digests, named_leaves
+from sapwood.saving.digest import digests, named_leaves
 
 def model(v, x):
     mean = v.norm.state("mean", (8,), jax.nn.initializers.zeros)

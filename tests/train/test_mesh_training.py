@@ -13,7 +13,7 @@ import sapwood as sw
 from sapwood import ConfigError
 from sapwood import layers as L
 from sapwood.parallel import DEFAULT
-from sapwood.parallel.pipeline import Pipeline
+from sapwood.parallel.pipeline.settings import Pipeline
 from sapwood.train import LossScale, Trainer, supervised
 from sapwood.train.evaluation import as_dataset, whole_pass
 

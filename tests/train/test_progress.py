@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from sapwood.train.output import say
-from sapwood.train.progress import Progress, clock, describe, number
+from sapwood.runtime.terminal import say
+from sapwood.train.record.progress import Progress, clock, describe, number
 
 ROW = {"step": 45, "epoch": 1, "loss": 1.2345678, "accuracy": 0.5, "steps_per_second": 30.0}
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import sapwood as sw
-from sapwood.core.brief import brief
-from sapwood.core.collect import Updates
-from sapwood.train.metrics import Mean, Metric
-from sapwood.train.scaling import ScaleState
+from sapwood.core.effects import Updates
+from sapwood.core.short_repr import brief
+from sapwood.metrics import Mean, Metric
+from sapwood.train.step.loss_scale import ScaleState
 
 TREE = {"blocks": {str(i): {"kernel": np.ones((30, 30), "float32")} for i in range(40)}, "head": np.zeros(7, "float32")}
 

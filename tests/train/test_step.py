@@ -11,13 +11,15 @@ import optax
 import pytest
 
 import sapwood as sw
-from sapwood import ConfigError
-from sapwood.train import LossScale, Trainer, TrainState, birth, checks, losses, supervised
-from sapwood.train.accumulate import accumulate
-from sapwood.train.forward import Pass
-from sapwood.train.learning_rate import logged
-from sapwood.train.metrics import Mean, compute
-from sapwood.train.scaling import all_finite
+from sapwood import ConfigError, losses
+from sapwood.metrics import Mean, compute
+from sapwood.train import LossScale, Trainer, TrainState, supervised
+from sapwood.train.optimizers.learning_rate import logged
+from sapwood.train.state import plan
+from sapwood.train.step import checks
+from sapwood.train.step.accumulate import accumulate
+from sapwood.train.step.forward import Pass
+from sapwood.train.step.loss_scale import all_finite
 
 zeros = jax.nn.initializers.zeros
 
@@ -528,7 +530,7 @@ def steps_of(trainers, batches):
     def all_of_them(batches):
         found = []
         for trainer in trainers:
-            state = birth._complete(trainer, jax.random.key(0), params, {})
+            state = plan._complete(trainer, jax.random.key(0), params, {})
             for batch in batches:
                 state, metrics = trainer.step(state, batch)
                 found.append((state, metrics))

@@ -17,9 +17,10 @@ import pytest
 
 import sapwood as sw
 from sapwood import layers as L
+from sapwood import losses
 from sapwood.core.layer import Layer
 from sapwood.models import Decoder
-from sapwood.train import losses, next_token
+from sapwood.train import next_token
 
 SWITCHES = {
     "dtypes": lambda: jax.numpy_dtype_promotion("strict"),

@@ -8,7 +8,7 @@ import pytest
 import sapwood as sw
 from sapwood import ConfigError
 from sapwood import layers as L
-from sapwood.train.trainable import check, join, split
+from sapwood.train.state.trainable import check, join, split
 
 PARAMS = {"stem": {"kernel": 1, "bias": 2}, "blocks": {"0": {"up": {"kernel": 3}}, "1": {"up": {"kernel": 4}}}}
 

@@ -12,9 +12,12 @@ import pytest
 import sapwood as sw
 from sapwood import layers as L
 from sapwood import parallel
-from sapwood.train import birth, layout, offload, supervised
-from sapwood.train.checkpoints import Checkpoints
-from sapwood.train.metrics import compute
+from sapwood.inspection import layout
+from sapwood.metrics import compute
+from sapwood.saving.checkpoints import Checkpoints
+from sapwood.train import supervised
+from sapwood.train.state import offload
+from sapwood.train.state import plan as state_plan
 
 DRAW = np.random.default_rng(0)
 BATCHES = [{"x": DRAW.normal(size=(16, 16)).astype("f"), "label": DRAW.integers(8, size=16)} for _ in range(4)]
@@ -89,7 +92,7 @@ def test_parameters_are_whole_moments_in_pieces_and_the_numbers_those_of_one_dev
 
 def test_the_compiled_step_holds_no_whole_moments():
     train = trainer("data=8", "zero1")
-    plan = birth.plan(train, BATCHES[0])
+    plan = state_plan.plan(train, BATCHES[0])
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=train.batch_sharding)
               for name, x in BATCHES[0].items()}  # fmt: skip
     memory = train.compiled.train(plan.shardings).lower(plan.shapes, shapes).compile().memory_analysis()
@@ -138,7 +141,7 @@ def test_an_offloaded_state_goes_through_a_checkpoint(monkeypatch, tmp_path):
     state = train.init(0, BATCHES[0])
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(0, state)
-    back, _ = Checkpoints(tmp_path).restore(birth.plan(train, BATCHES[0]).shapes)
+    back, _ = Checkpoints(tmp_path).restore(state_plan.plan(train, BATCHES[0]).shapes)
     assert kinds(back.opt_state[0].mu) == {offload.HOST}
     jax.tree.map(np.testing.assert_array_equal, back.opt_state, state.opt_state)
 

@@ -1,0 +1,35 @@
+"""Public names that live elsewhere now. The old ones still work, with a `DeprecationWarning` that says the new one."""
+
+import importlib
+import warnings
+from typing import Any
+
+MOVED = {
+    "sapwood.parallel.Activation": "sapwood.inspection.Activation",
+    "sapwood.parallel.activations": "sapwood.inspection.activations",
+    "sapwood.parallel.show": "sapwood.inspection.show",
+    "sapwood.recipes.BUILT_IN": "sapwood.experiment.BUILT_IN",
+    "sapwood.recipes.Recipe": "sapwood.experiment.Recipe",
+    "sapwood.recipes.find": "sapwood.experiment.find",
+    "sapwood.train.Profile": "sapwood.inspection.Profile",
+    "sapwood.train.layout": "sapwood.inspection.layout",
+    "sapwood.train.profile": "sapwood.inspection.profile",
+}
+
+
+def moved(module: str, name: str) -> Any:
+    """What `module.name` is now, or None where no such name has moved.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as said:
+    ...     warnings.simplefilter("always")
+    ...     found = moved("sapwood.train", "profile")
+    >>> str(said[0].message)
+    'sapwood.train.profile is sapwood.inspection.profile now'
+    """
+    new = MOVED.get(f"{module}.{name}")
+    if new is None:
+        return None
+    warnings.warn(f"{module}.{name} is {new} now", DeprecationWarning, stacklevel=3)
+    room, _, attribute = new.rpartition(".")
+    return getattr(importlib.import_module(room), attribute)

@@ -1,0 +1,118 @@
+"""Checks of batches against their features: shape, dtype, range, classes; and batches made of examples."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sapwood.core.errors import DataError
+from sapwood.data.feature import RAW, TEXT, Feature, array, is_ragged, narrow, refuse
+
+
+def check(
+    features: Mapping[str, Feature],
+    batch: Mapping[str, np.ndarray],
+    entries: Sequence[int] | np.ndarray,
+    where: Callable[[int], str] = "example {}".format,
+) -> None:
+    """Hold stacked examples to their features.
+
+    Args:
+        features: what each entry should be; entries of the batch without one are let pass.
+        batch: arrays `(examples, ...)`.
+        entries: the index of each example, for the message.
+        where: how to name example i.
+
+    Raises:
+        DataError: naming the first example and feature that are wrong, and what was expected.
+
+    Example:
+        >>> check({"label": Feature((), "int32", num_classes=10)}, {"label": np.array([3, 12])}, [16, 17])
+        Traceback (most recent call last):
+        sapwood.core.errors.DataError: label of example 17 is 12; classes are 0..9
+    """
+    for name, feature in features.items():
+        if name not in batch:
+            raise DataError(f"{name} is declared, but the examples have only {', '.join(map(repr, batch))}")
+        values = batch[name]
+        if is_ragged(values):
+            for value, entry in zip(values, entries, strict=True):
+                check({name: feature}, {name: value[None]}, [entry], where)
+            continue
+        _check_shape(name, feature, values, entries, where)
+        _check_values(name, feature, values, entries, where)
+
+
+def _check_shape(name, feature: Feature, values, entries, where) -> None:
+    shape = values.shape[1:]
+    fits = len(shape) == len(feature.shape) and all(b in (a, None) for a, b in zip(shape, feature.shape, strict=True))
+    if not fits and feature.dtype not in (TEXT, RAW):
+        raise DataError(f"{name} of {where(int(entries[0]))} has shape {shape}; {feature.shape} was expected")
+
+
+def _check_values(name, feature: Feature, values, entries, where) -> None:
+    floating = "float" in values.dtype.name  # bfloat16 and its kin too, whose NumPy kind is V
+    if not (floating or values.dtype.kind in "iu") or not values.size:
+        return
+    if floating and feature.finite:
+        refuse(name, feature, values, ~np.isfinite(values), "finite numbers are expected", entries, where)
+    low, high = feature.bounds
+    # min and max first: they need no temporary array, and all but bad data ends here
+    if (low is not None and values.min() < low) or (high is not None and values.max() > high):
+        wrong = np.zeros(values.shape, bool)
+        wrong |= False if low is None else values < low
+        wrong |= False if high is None else values > high
+        refuse(name, feature, values, wrong, _expected(feature), entries, where)
+
+
+def _expected(feature: Feature) -> str:
+    low, high = feature.bounds
+    if feature.vocabulary is not None:
+        return f"the vocabulary has ids {low}..{high}"
+    if feature.num_classes is not None:
+        return f"classes are {low}..{high}"
+    return f"the range is {'' if low is None else low}..{'' if high is None else high}"
+
+
+def stack(examples: Sequence[Mapping[str, Any]], entries, where: Callable[[int], str]) -> dict[str, np.ndarray]:
+    """Single examples as one dict of arrays `(examples, ...)`; DataError where their entries differ.
+
+    Where shapes differ, the array is one of objects, the examples' arrays: a `map` may still make them even.
+    """
+    names = list(examples[0])
+    for example, entry in zip(examples, entries, strict=True):
+        if example.keys() != examples[0].keys():
+            raise DataError(
+                f"{where(int(entry))} has {', '.join(map(repr, example))}, but {where(int(entries[0]))} has "
+                f"{', '.join(map(repr, names))}; every example needs the same entries"
+            )
+    return {name: _stack_entry(name, [e[name] for e in examples], entries, where) for name in names}
+
+
+def _stack_entry(name: str, values: list, entries, where) -> np.ndarray:
+    if isinstance(values[0], str | bytes) or values[0] is None:
+        stacked = np.empty(len(values), object)
+        stacked[:] = values
+        return stacked
+    arrays = [array(name, v) for v in values]
+    if all(a.shape == arrays[0].shape for a in arrays):
+        return narrow(name, np.stack(arrays))
+    ragged = np.empty(len(arrays), object)
+    ragged[:] = [narrow(name, a) for a in arrays]
+    return ragged
+
+
+def even(batch: Mapping[str, np.ndarray], entries, where: Callable[[int], str]) -> dict[str, np.ndarray]:
+    """`batch` with no ragged entries left; DataError, naming two examples, where shapes still differ."""
+    evened = dict(batch)
+    for name, values in batch.items():
+        if not is_ragged(values):
+            continue
+        for value, entry in zip(values, entries, strict=True):
+            if value.shape != values[0].shape:
+                raise DataError(
+                    f"{name} of {where(int(entry))} has shape {value.shape}, but {where(int(entries[0]))} has "
+                    f"{values[0].shape}; a batch needs one shape: resize, pad or crop it with `map`"
+                )
+        evened[name] = np.stack(list(values))
+    return evened

@@ -1,0 +1,1 @@
+"""Text: windows of characters for language models."""

@@ -1,0 +1,496 @@
+"""From the data flow of a program to nested groups of nodes: what stands where, and where its values go."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sapwood.core import paths
+from sapwood.core.jaxpr import inner
+from sapwood.core.layer import describe
+from sapwood.inspection.data_flow import Flow, Instance, Operation
+from sapwood.inspection.function_calls import Named
+from sapwood.inspection.graphs.boxes import Edge, Group, Node
+from sapwood.inspection.layer_calls import layer_label, places
+
+Frame = tuple[paths.Path, Instance | None]
+"""A group: its path, and the call that it is; a scope that is no layer has no call."""
+
+_TRIVIAL: dict[str, str] = {  # named only where a box holds nothing else
+    "broadcast_in_dim": "broadcast", "convert_element_type": "convert", "reshape": "reshape", "squeeze": "reshape",
+    "expand_dims": "reshape", "transpose": "transpose", "copy": "copy", "stop_gradient": "stop gradient",
+    "sharding_constraint": "shard", "copy_p": "copy",
+}  # fmt: skip
+_WRAPPERS = {"jit", "custom_jvp_call", "custom_vjp_call", "closed_call", "remat2", "checkpoint"}
+_NAMES = {
+    "dot_general": "matmul", "reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "add_any": "add",
+    "integer_pow": "power", "conv_general_dilated": "conv", "concatenate": "concat", "select_n": "select",
+    "dynamic_slice": "slice", "dynamic_update_slice": "update", "div": "divide", "mul": "multiply", "sub": "subtract",
+    "neg": "negate", "pow": "power", "exp": "exp", "reduce_window_max": "max pool",
+}  # fmt: skip
+
+
+@dataclass
+class Unit:
+    """What becomes one node: some operations, the groups they stand in, and the units they read from."""
+
+    kind: str
+    frames: tuple[Frame, ...]
+    path: paths.Path
+    operations: list[int] = field(default_factory=list)
+    reads: dict[int, str] = field(default_factory=dict)  # unit -> shapes of what comes from it
+    names: list[str] = field(default_factory=list)
+    shape: str = ""
+    merged: bool = False
+
+
+def build(flow: Flow) -> Group:
+    """The root group of a drawing."""
+    units = _Units(flow)
+    units.skip_moves()
+    units.merge_loose()
+    units.settle()
+    return _Tree(flow, units.units).group((), range(len(units.units)))
+
+
+class _Units:
+    """The operations that carry inputs to results, gathered into units."""
+
+    def __init__(self, flow: Flow):
+        self.flow = flow
+        self.calls = places(flow.program)
+        self.units: list[Unit] = []
+        self.of: dict[int, int] = {}  # operation -> unit
+        self.inputs: dict[tuple, int] = {}
+        self.scopes = {named.path for named in flow.program.named.values() if not named.name} - {()}
+        self.closed = self.scopes - self._opened()
+        self.params: dict[int, set] = {}  # operation -> the parameters it reads, also those that were worked on first
+        needed = self._needed()
+        for name in dict.fromkeys(n for n in flow.program.inputs if n[0] == "input"):
+            if any(name in flow.operations[k].values for k in needed) or any(name in r for r in self._results()):
+                self.inputs[name] = self._add(Unit("input", (), (name[1],)))
+        self._gather(needed)
+        self._add_results()
+
+    def _opened(self) -> set[paths.Path]:
+        """The scopes in which something else is called, so that they are groups; the others are one node each."""
+        found = {path[:n] for path in (*self.calls, *self.scopes) for n in range(len(path))} | set(self.calls)
+        for operation in self.flow.operations:
+            inside = [named.path for _, named in self._functions(operation) if not named.name]
+            around = [self.flow.regions[instance].call.path for instance in operation.within]
+            found.update(path for path in inside if path != inside[-1] or any(path[: len(c)] != c for c in around))
+        return found
+
+    def _add(self, unit: Unit) -> int:
+        self.units.append(unit)
+        return len(self.units) - 1
+
+    def _results(self) -> list[frozenset]:
+        return [
+            values
+            for name, values in zip(self.flow.program.results, self.flow.results, strict=True)
+            if name[0] != "state"
+        ]
+
+    def _needed(self) -> list[int]:
+        """The operations that results depend on, without those that only prepare parameters and constants; all of them
+        where neither an input nor a layer matters."""
+        operations = self.flow.operations
+        wanted, stack = set(), [value for values in self._results() for value in values]
+        while stack:
+            value = stack.pop()
+            if isinstance(value[0], int) and value[0] not in wanted:
+                wanted.add(value[0])
+                stack.extend(operations[value[0]].values)
+        fed: set[int] = set()
+        for k, operation in enumerate(operations):
+            values = operation.values
+            if self._in_leaf(operation) or any(v[0] == "input" or v[0] in fed for v in values):
+                fed.add(k)
+            own = {v[1:] for v in values if v[0] == "params"}
+            self.params[k] = own.union(
+                *(self.params[v[0]] for v in values if isinstance(v[0], int) and v[0] not in fed)
+            )
+        found = sorted(wanted & fed) or sorted(wanted)
+        together: dict[Any, set] = defaultdict(set)  # a call of an array function is not cut apart
+        for k in found:
+            together[self._array_function(operations[k])] |= self.params[k]
+        for k in found:
+            if (array := self._array_function(operations[k])) is not None:
+                self.params[k] = together[array]
+        return found
+
+    def _in_leaf(self, operation: Operation) -> bool:
+        """Whether an operation is in a layer that holds no layers."""
+        found = [self.flow.regions[instance].call.path for instance in operation.within]
+        return any(path not in self.calls.above for path in found)
+
+    def _gather(self, needed: list[int]) -> None:
+        keys: dict[Any, int] = {}
+        for k in needed:
+            operation = self.flow.operations[k]
+            key, unit = self._home(k, operation)
+            if key not in keys:
+                keys[key] = self._add(unit)
+            self.of[k] = keys[key]
+            mine = self.units[keys[key]]
+            mine.operations.append(k)
+            array = self._array_function(operation)
+            mine.names += _operation_names(operation) if array is None else [] if array[1] in mine.names else [array[1]]
+            mine.shape = describe([var.aval for var in operation.equation.outvars])
+            self._read(keys[key], operation.values)
+
+    def _read(self, unit: int, values: frozenset) -> None:
+        for value in values:
+            source = self.of.get(value[0]) if isinstance(value[0], int) else self.inputs.get(value)
+            if source is not None and source != unit:
+                self.units[unit].reads.setdefault(source, self._shape(value))
+
+    def _shape(self, value: tuple) -> str:
+        if isinstance(value[0], int):
+            return describe(self.flow.operations[value[0]].equation.outvars[value[1]].aval)
+        return describe(self.flow.program.jaxpr.invars[self.flow.program.inputs.index(value)].aval)
+
+    def _home(self, k: int, operation: Operation) -> tuple[Any, Unit]:
+        """Which unit an operation belongs to: a layer without layers inside, a scope whose parameters it reads, or
+        one of its own."""
+        frames: list[Frame] = []
+        at: paths.Path = ()
+        for instance in operation.within:
+            path = self.flow.regions[instance].call.path
+            if not path or (frames and path == at):
+                continue
+            frames += [(path[:n], None) for n in range(len(at) + 1, len(path))]
+            if path not in self.calls.above:
+                return (instance, path), Unit("layer", tuple(frames), path)
+            frames.append((path, instance))
+            at = path
+        if operation.within and () not in self.calls.above:
+            return ((), operation.within[0]), Unit("layer", (), ())
+        mine = [(instance, named.path) for instance, named in self._functions(operation) if not named.name]
+        call, path = next(((i, p) for i, p in mine if p == mine[-1][1]), (None, ()))
+        if path[: len(at)] == at:
+            frames += [(path[:n], None) for n in range(len(at) + 1, len(path))]
+            if path in self.closed:
+                return (call, path), Unit("scope", tuple(frames), path)
+            frames += [(path, None)] if path != at else []
+            at = path
+        scope = _common([path[:-1] for path in self.params[k]])
+        if scope is not None and len(scope) > len(at) and scope[: len(at)] == at:
+            frames += [(scope[:n], None) for n in range(len(at) + 1, len(scope))]
+            return (tuple(frames), scope), Unit("scope", tuple(frames), scope)
+        array = self._array_function(operation)
+        return k if array is None else array, Unit("op", tuple(frames), at)
+
+    def _functions(self, operation: Operation) -> list[tuple[Instance, Named]]:
+        """The functions that an operation is in, outermost first."""
+        return [(instance, self.flow.program.named[instance[1]]) for instance in operation.functions]
+
+    def _array_function(self, operation: Operation) -> tuple[Instance, str] | None:
+        """The call of an array function that an operation is part of, and what a person calls it."""
+        found = ((instance, _plain(named.name)) for instance, named in self._functions(operation) if named.name)
+        return next(found, None)
+
+    def _add_results(self) -> None:
+        program = self.flow.program
+        only = sum(name[0] == "output" for name in program.results) == 1
+        for name, values, var in zip(program.results, self.flow.results, program.jaxpr.outvars, strict=True):
+            if name[0] == "state":
+                continue
+            place = name[1:] if name[0] == "output" else name
+            shown = "/".join(place) if place and not (only and name[0] == "output") else "output"
+            unit = self._add(Unit("output", (), (f"output {shown}" if shown[0].isdigit() else shown,)))
+            self._read(unit, values)
+            self.units[unit].shape = describe(var.aval)
+
+    # ---- operations between layers ------------------------------------------------------------------------------
+
+    def consumers(self) -> dict[int, list[int]]:
+        """For each unit those that read from it."""
+        found: dict[int, list[int]] = defaultdict(list)
+        for k, unit in enumerate(self.units):
+            for source in unit.reads:
+                found[source].append(k)
+        return found
+
+    def merge_loose(self) -> None:
+        """Make neighbouring small operations one node: "add, relu" is one step to a reader.
+
+        In a layer that means all that hang together; outside only up to where a shape changes, since we cannot know
+        where one part of the model ends and the next one begins.
+        """
+        consumers = self.consumers()
+        for k, unit in enumerate(self.units):
+            into = next((c for c in sorted(consumers[k]) if self._one_step(k, c, consumers)), None)
+            if unit.kind == "op" and into is not None:
+                self._merge(k, into, consumers)
+
+    def _one_step(self, k: int, c: int, consumers: dict[int, list[int]]) -> bool:
+        unit, other = self.units[k], self.units[c]
+        if (other.kind, other.frames) != (unit.kind, unit.frames):
+            return False
+        in_layer = bool(unit.frames) and unit.frames[-1][1] is not None
+        if not in_layer and unit.names and other.names and unit.shape != other.shape:
+            return False
+        stack, seen = [d for d in consumers[k] if d != c], set()
+        while stack:  # no other way from one to the other, or joining them would make a circle
+            d = stack.pop()
+            if d == c:
+                return False
+            if d not in seen:
+                seen.add(d)
+                stack += consumers[d]
+        return True
+
+    def _merge(self, k: int, into: int, consumers: dict[int, list[int]]) -> None:
+        """Join unit ``k`` to one that reads from it, and give that one its place in the program."""
+        unit, other = self.units[k], self.units[into]
+        for source, shape in unit.reads.items():
+            other.reads.setdefault(source, shape)
+            consumers[source] = list(dict.fromkeys(into if c == k else c for c in consumers[source]))
+        for c in consumers.pop(k, []):
+            shape = self.units[c].reads.pop(k)
+            if c != into:
+                self.units[c].reads.setdefault(into, shape)
+                consumers[into] = list(dict.fromkeys([*consumers[into], c]))
+        other.operations = sorted(unit.operations + other.operations)
+        other.names = unit.names + other.names
+        unit.merged, unit.reads = True, {}
+
+    def skip_moves(self) -> None:
+        """Leave out what a layer only reshapes on its way from one thing to others."""
+        consumers = self.consumers()
+        for k, unit in enumerate(self.units):
+            in_layer = bool(unit.frames) and unit.frames[-1][1] is not None
+            if unit.kind != "op" or unit.merged or unit.names or not in_layer or len(unit.reads) != 1:
+                continue
+            (source,) = unit.reads
+            for c in consumers.pop(k, []):
+                self.units[c].reads.setdefault(source, self.units[c].reads.pop(k))
+                consumers[source] = list(dict.fromkeys([*(d for d in consumers[source] if d != k), c]))
+            unit.merged, unit.reads = True, {}
+
+    def settle(self) -> None:
+        """Put an operation that no layer holds into the scope where it belongs: the one that it reads from and that
+        reads from it, other operations between them or not, or the one whose result it adds to that scope's own input
+        (a residual connection)."""
+        consumers = self.consumers()
+        loose = [k for k, unit in enumerate(self.units) if unit.kind == "op" and not unit.merged]
+        before = self._ends(loose, {k: self.units[k].reads for k in loose})
+        after = self._ends(loose, consumers)
+        for k in loose:
+            unit = self.units[k]
+            for source in before[k]:
+                for end in after[k]:
+                    between = _common([source, end]) or ()
+                    unit.frames = max(unit.frames, self._scopes_only(unit.frames, between), key=len)
+            last = self.units[max(unit.reads, default=k)].frames
+            for n in range(len(last), len(unit.frames), -1):
+                if self._scopes_only(unit.frames, last[:n]) == last[:n] and self._closes(k, last[:n], consumers):
+                    unit.frames = last[:n]
+                    break
+
+    def _ends(self, loose: list[int], to: Mapping[int, Iterable[int]]) -> dict[int, set[tuple[Frame, ...]]]:
+        """Where one gets from each of these units by edges, through others of them: the groups there."""
+        found: dict[int, set[tuple[Frame, ...]]] = {}
+        for k in loose:
+            found[k], waiting, seen = set(), [*to[k]], {k}
+            while waiting:
+                if (c := waiting.pop()) not in seen:
+                    seen.add(c)
+                    found[k].add(self.units[c].frames)
+                    waiting += to[c] if c in to and self.units[c].kind == "op" else ()
+        return found
+
+    def _scopes_only(self, base: tuple, frames: tuple) -> tuple:
+        """The frames as far as they lead from ``base`` through scopes that are neither layers nor a function's: the
+        extent of these is known."""
+        if frames[: len(base)] != base:
+            return base
+        n = len(base)
+        while n < len(frames) and frames[n][1] is None and frames[n][0] not in self.scopes:
+            n += 1
+        return frames[:n]
+
+    def _closes(self, k: int, frames: tuple, consumers: dict[int, list[int]]) -> bool:
+        """Whether the unit brings results of this scope together with what the scope reads anyway."""
+        inside = lambda c: self.units[c].frames[: len(frames)] == frames  # noqa: E731
+        mine = [s for s in self.units[k].reads if inside(s)]
+        other = [s for s in self.units[k].reads if not inside(s)]
+        return (
+            bool(mine)
+            and len(self.units[k].reads) > 1
+            and all(any(inside(c) for c in consumers[s] if c != k) for s in other)
+            and all(inside(c) or c == k for s in mine for c in consumers[s])
+        )
+
+
+def _common(of: list) -> tuple | None:
+    """The longest common beginning of some tuples; None where there are none."""
+    if not of:
+        return None
+    first, last = min(of, key=len), of
+    n = 0
+    while n < len(first) and all(other[n] == first[n] for other in last):
+        n += 1
+    return first[:n]
+
+
+def _operation_names(operation: Operation) -> list[str]:
+    """What a person calls an operation: the function of `jax.nn` or `jax.numpy` that it comes from, else its primitive.
+
+    Nothing for one that only moves or converts numbers.
+    """
+    equation, name = operation.equation, operation.equation.primitive.name
+    if name in _TRIVIAL:
+        return []
+    public = _public_name(equation)
+    while not public and name in _WRAPPERS:  # a jitted function, or one with a gradient of its own
+        public = _plain(str(equation.params.get("name", "")))
+        inside = [e for body in inner(equation) for e in body.eqns]
+        if public or len(inside) != 1:
+            return [public or "function"]
+        equation, name = inside[0], inside[0].primitive.name
+    return [public or _NAMES.get(name) or name.replace("_", " ")]
+
+
+def _public_name(equation: Any) -> str:
+    """The outermost function of `jax.nn` or `jax.numpy` in the traceback of an equation; empty for an operator."""
+    found = ""
+    for frame in getattr(equation.source_info.traceback, "frames", ()):  # innermost first
+        file = frame.file_name.replace("\\", "/")
+        numpy = "/jax/_src/numpy/" in file and not file.endswith(("array_methods.py", "ufunc_api.py"))
+        if numpy or "/jax/_src/nn/" in file:
+            found = frame.function_name
+        elif found and "/jax/" not in file:
+            break
+    return "index" if found == "rewriting_take" else _plain(found)  # what `x[...]` is called in JAX
+
+
+def _plain(name: str) -> str:
+    """The name of a function for a reader; empty for a lambda and the like."""
+    return name.strip("_").replace("_", " ") if name.isidentifier() and name != "wrapped" else ""
+
+
+class _Tree:
+    """Units in nested groups."""
+
+    def __init__(self, flow: Flow, units: list[Unit]):
+        self.flow, self.units = flow, units
+        self.calls = places(flow.program)
+        self.leaves = [(kind, path, param) for kind, tree in zip(("params", "state"), flow.program.spec, strict=True)
+                       for path, param in paths.leaves(tree)]  # fmt: skip
+        self.numbers: dict[tuple, int] = {}
+        self.consumers: dict[int, list[int]] = defaultdict(list)
+        for k, unit in enumerate(units):
+            for source in unit.reads:
+                self.consumers[source].append(k)
+
+    def group(self, frames: tuple[Frame, ...], members: Any) -> Group:
+        """The group at ``frames``, and all below it."""
+        members = [k for k in members if self.units[k].frames[: len(frames)] == frames and not self.units[k].merged]
+        items: list[Node | Group] = []
+        seen = set()
+        for k in sorted(members, key=self._position):
+            deeper = self.units[k].frames[: len(frames) + 1]
+            if len(deeper) == len(frames):
+                items.append(self._node(k))
+            elif deeper not in seen:
+                seen.add(deeper)
+                items.append(self.group(deeper, members))
+        enter, leave, edges = self._edges(frames, members)
+        path = frames[-1][0] if frames else ()
+        container = self.calls.get(path, []) if not frames or frames[-1][1] is not None else []
+        around, copies = self._copies(frames[:-1]), self._copies(frames)
+        return Group(
+            id=self._id(frames), path=paths.join(path), name=path[-1] if path else "",
+            label=layer_label(path, self.calls, around) if container else "",
+            shape=container[0][0].output if container else "",
+            params=self._params(path), copies=copies // around,
+            items=(*enter, *items, *leave), edges=tuple(edges),
+        )  # fmt: skip
+
+    def _id(self, frames: tuple[Frame, ...]) -> str:
+        return f"g{self.numbers.setdefault(frames, len(self.numbers))}"
+
+    def _position(self, k: int) -> tuple[int, int]:
+        unit = self.units[k]
+        return {"input": 0, "output": 2}.get(unit.kind, 1), unit.operations[0] if unit.operations else k
+
+    def _copies(self, frames: tuple[Frame, ...]) -> int:
+        """How many copies there are of a group."""
+        return max((call.copies for path, i in frames if i for c in self.calls.get(path, []) for call in c), default=1)
+
+    def _params(self, path: paths.Path) -> int:
+        return sum(param.size for kind, at, param in self.leaves if kind == "params" and at[: len(path)] == path)
+
+    def _node(self, k: int) -> Node:
+        unit = self.units[k]
+        calls = self.calls.get(unit.path, [])
+        label, shape, copies = "", unit.shape, 1
+        if unit.kind == "layer":
+            around, call = self._copies(unit.frames), calls[0][-1]
+            label, shape = layer_label(unit.path, self.calls, around), calls[0][0].output
+            copies = max(call.copies // around, 1)
+        if unit.kind == "input":
+            name = unit.path[0]
+            index = self.flow.program.inputs.index(("input", name))
+            shape = describe(self.flow.program.jaxpr.invars[index].aval)
+        elif unit.kind == "op":
+            name = self._title(unit)
+        else:
+            name = unit.path[-1] if unit.path else type(calls[0][0].layer).__name__
+        if unit.kind == "scope":
+            label = self._title(unit) + (" (shared)" if calls else "")
+        params = self._params(unit.path) if unit.kind == "layer" or (unit.kind == "scope" and not calls) else 0
+        within = unit.frames[-1][0] if unit.frames else ()
+        path = (*within, name) if unit.kind == "op" else unit.path
+        return Node(f"n{k}", unit.kind, paths.join(path), name, label, shape, params, copies)
+
+    def _title(self, unit: Unit) -> str:
+        """The operations of a unit in a few words."""
+        moves = (self.flow.operations[k].equation.primitive.name for k in unit.operations)
+        few = list(dict.fromkeys(unit.names or (_TRIVIAL[move] for move in moves)))
+        return ", ".join(few[:3]) + (f" and {len(few) - 3} more" if len(few) > 3 else "")
+
+    def _edges(self, frames: tuple[Frame, ...], members: list[int]) -> tuple[list[Node], list[Node], list[Edge]]:
+        """The edges between what stands in a group, with its places of entry and exit."""
+        depth, inside = len(frames), set(members)
+        enter: dict[int, Node] = {}
+        leave: dict[int, Node] = {}
+        edges: dict[tuple[str, str], Edge] = {}
+
+        def join(source: str, target: str, shape: str) -> None:
+            edges.setdefault((source, target), Edge(source, target, shape))
+
+        for k in members:
+            for source, shape in self.units[k].reads.items():
+                if self._together(source, k, depth):
+                    continue
+                start = self._end(source, depth, "o")
+                if source not in inside:
+                    enter.setdefault(source, self._port(frames, "in", source, shape))
+                    start = enter[source].id
+                join(start, self._end(k, depth, f"i{source}"), shape)
+            outside = [c for c in self.consumers[k] if c not in inside]
+            if frames and outside:
+                shape = self.units[outside[0]].reads[k]
+                leave.setdefault(k, self._port(frames, "out", k, shape))
+                join(self._end(k, depth, "o"), leave[k].id, shape)
+        return list(enter.values()), list(leave.values()), list(edges.values())
+
+    def _together(self, a: int, b: int, depth: int) -> bool:
+        """Whether two units stand in one group below this depth, which then draws the edge between them."""
+        first, second = (self.units[k].frames[: depth + 1] for k in (a, b))
+        return first == second and len(first) > depth
+
+    def _end(self, k: int, depth: int, side: str) -> str:
+        """How an edge at this depth names a unit: itself, or its group and the place where the value passes."""
+        deeper = self.units[k].frames[: depth + 1]
+        if len(deeper) == depth:
+            return f"n{k}"
+        which = f"{side}{k}" if side == "o" else side
+        return f"{self._id(deeper)}|{which}"
+
+    def _port(self, frames: tuple[Frame, ...], kind: str, k: int, shape: str) -> Node:
+        return Node(f"{self._id(frames)}|{'i' if kind == 'in' else 'o'}{k}", kind, "", "", "", shape, 0, 1)

@@ -1,0 +1,234 @@
+"""The layer calls of a model, found again in its traced program: what `summary` and `graph` are made from."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import re
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+
+from sapwood.core import paths
+from sapwood.core.bind import bind, pure
+from sapwood.core.declare import Recorder
+from sapwood.core.errors import EffectError
+from sapwood.core.layer import Layer, describe
+from sapwood.core.model_output import has_shape
+from sapwood.core.policy import as_policy
+from sapwood.core.spec import Spec, arrays_apart, spec
+from sapwood.inspection.function_calls import Named, watching
+
+_CALL = re.compile(r"sapwood\.call\.(\d+)")
+_NAMED = re.compile(r"sapwood\.function\.(\d+)")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One layer call: where, which layer, inside which other one, on what, giving what, and how many copies of it."""
+
+    path: paths.Path
+    layer: Layer
+    parent: int | None
+    inputs: str
+    output: str
+    copies: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model traced on shapes: its jaxpr, its layer calls by number, and what its inputs and results are."""
+
+    jaxpr: Any
+    calls: dict[int, Call]
+    spec: Spec
+    inputs: tuple[tuple[str, ...], ...]  # what each is: ("params" or "state", *path), ("key",) or ("input", name)
+    results: tuple[tuple[str, ...], ...]  # and each result: ("output", *place), ("loss", *path) or ("state", *path)
+    output: Any  # the shapes of what the model returns
+    named: dict[int, Named]  # the functions it was in by number, where they were watched
+
+
+class Result(NamedTuple):
+    """What the traced program hands back: everything that is not dead."""
+
+    output: Any
+    loss: dict
+    state: dict
+
+
+class _Recording:
+    """Numbers every layer call, and notes it when it is done."""
+
+    def __init__(self):
+        self.calls: dict[int, Call] = {}
+        self.named: dict[int, Named] = {}
+        self._open: list[tuple[int, Layer]] = []
+        self._number = 0
+
+    def enter(self, v, layer: Layer) -> str:
+        self._number += 1
+        self._open.append((self._number, layer))
+        return f"sapwood.call.{self._number}"
+
+    def function(self, found: Named) -> str:
+        self._number += 1
+        self.named[self._number] = found
+        return f"sapwood.function.{self._number}"
+
+    def done(self, v, layer: Layer, xs: tuple, y: Any) -> None:
+        number, opened = self._open.pop()
+        while opened is not layer:  # a call that raised, and whose error the model caught
+            number, opened = self._open.pop()
+        parent = self._open[-1][0] if self._open else None
+        copies = math.prod(s.size for s in v._stacked)
+        self.calls[number] = Call(v._path, layer, parent, describe(xs), describe(y), copies)
+
+
+def trace_calls(model: Callable, xs: tuple, *, train: bool, policy=None, watch: bool = False) -> Program:
+    """Trace ``model(v, *xs)`` with every layer call marked in the program, with ``watch`` plain functions, too. Nothing
+    is computed.
+
+    In eval mode it is traced without a random key, which would bring bookkeeping along, unless it draws from one.
+    """
+    declared = spec(model, *xs, policy=policy)
+    if train:
+        return _trace(model, xs, declared, train, policy, keyed=True, watch=watch)
+    try:
+        return _trace(model, xs, declared, train, policy, keyed=False, watch=watch)
+    except EffectError:
+        return _trace(model, xs, declared, train, policy, keyed=True, watch=watch)
+
+
+def _trace(model: Callable, xs: tuple, declared: Spec, train: bool, policy, keyed: bool, watch: bool) -> Program:
+    recording = _Recording()
+    recorder = Recorder(on_call=recording.done, on_enter=recording.enter)
+
+    arrays, rest = arrays_apart(xs)
+
+    def run(params, state, key, arrays):
+        v = bind(params, state, rng=key, train=train, policy=as_policy(policy))
+        with watching(recording.function) if watch else contextlib.nullcontext():
+            y, updates = pure(model)(v._with(_recorder=weakref.ref(recorder)), *rest(arrays))
+        return Result(y, updates.losses, updates.state)
+
+    params, state = jax.tree.map(lambda param: param.struct, declared)
+    key = jax.eval_shape(lambda: jax.random.key(0)) if keyed else None
+    with jax.default_device("cpu"):  # the kernels for GPU and TPU are closed boxes to what reads this
+        jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(params, state, key, arrays)
+    inputs = [(kind, *path) for kind in ("params", "state") for path in _places(getattr(declared, kind))]
+    inputs += [("key",)] * keyed + [("input", name) for name in _input_names(model, xs)]
+    results = tuple(_places(shapes))
+    return Program(jaxpr.jaxpr, recording.calls, declared, tuple(inputs), results, shapes.output, recording.named)
+
+
+def _places(tree: Any) -> list[tuple[str, ...]]:
+    """The place of each leaf of a tree, as names, in the order in which JAX flattens it."""
+    return [
+        tuple(jax.tree_util.keystr((key,), simple=True) for key in place)
+        for place, _ in jax.tree.leaves_with_path(tree)
+    ]
+
+
+def _input_names(model: Callable, xs: tuple) -> tuple[str, ...]:
+    """A name for each input array: that of the model's argument, and the place in it where it is a tree."""
+    given = model
+    while hasattr(given, "function") or hasattr(given, "__wrapped__"):  # a plain function made a layer, or jitted
+        given = given.function if hasattr(given, "function") else given.__wrapped__
+    call = given if hasattr(given, "__code__") else type(given).__call__
+    code = getattr(getattr(call, "__wrapped__", call), "__code__", None)
+    names = code.co_varnames[: code.co_argcount] if code else ()
+    names = [name for name in names if name != "self"][1:]
+    names = [*names, *(f"input {k}" if len(xs) > 1 else "input" for k in range(len(names), len(xs)))]
+    found = []
+    numbered = zip(_places(xs), jax.tree.leaves(xs), strict=True)
+    for first, *rest in (place for place, leaf in numbered if has_shape(leaf)):
+        found.append("/".join((names[int(first)], *rest)))
+    return tuple(found)
+
+
+def marks(equation: Any) -> tuple[int, ...]:
+    """The numbers of the calls that an equation is in, outermost first, seen from its own jaxpr."""
+    return _numbers(_CALL, equation)
+
+
+def functions(equation: Any) -> tuple[int, ...]:
+    """The numbers of the functions of `Program.named` that it is in, in the same way."""
+    return _numbers(_NAMED, equation)
+
+
+def _numbers(mark: re.Pattern, equation: Any) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(map(int, mark.findall(str(equation.source_info.name_stack)))))
+
+
+class Places(dict):
+    """For each path the different layers called there, each with the layers that it calls in its own scope."""
+
+    @functools.cached_property
+    def above(self) -> frozenset[paths.Path]:
+        """The paths that have layer calls below them."""
+        return frozenset(path[:k] for path in self for k in range(len(path)))
+
+
+def places(program: Program) -> Places:
+    """The different layers at each path, each with the layers that it calls in its own scope (a scan its block).
+
+    A layer that is called again counts once; so does what JAX traces twice, such as the body of a loop.
+    """
+    found: dict[paths.Path, dict[str, list[int]]] = {}
+    for number in sorted(program.calls):
+        call = program.calls[number]
+        chains = found.setdefault(call.path, {})
+        inside = call.parent in program.calls and program.calls[call.parent].path == call.path
+        if not inside:
+            chains.setdefault(repr(call.layer), [number])
+        else:
+            for chain in chains.values():
+                if chain[-1] == call.parent:
+                    chain.append(number)
+                    break
+    calls = program.calls
+    return Places({path: [tuple(calls[n] for n in c) for c in chains.values()] for path, chains in found.items()})
+
+
+def layer_label(path: paths.Path, calls: Places, copies: int = 1) -> str:
+    """The layers at a path: "Scan of 12 × Block" for one that calls another in its own scope.
+
+    A layer that holds others is told by its class, the innermost one as it was written. `copies` is how many there are
+    of the surroundings, which are not said again.
+    """
+    container, labels = path in calls.above, []
+    for chain in calls[path]:
+        names, before = [], copies
+        for call in chain:
+            short = container or call is not chain[-1]
+            name = written(call.layer, short)
+            names.append(f"{call.copies // before} × {name}" if call.copies > before else name)
+            before = max(before, call.copies)
+        labels.append(" of ".join(names))
+    return " + ".join(labels)
+
+
+def written(value: Any, short: bool = False) -> str:
+    """A layer much as it was written: leading options by position, functions by name; only its class if `short`.
+
+    >>> from sapwood import layers as L
+    >>> written(L.Dense(10)), written(L.Dense(4, axes=(None, "mlp"))), written(L.Dense(10), short=True)
+    ('Dense(10)', "Dense(4, axes=(None, 'mlp'))", 'Dense')
+    """
+    if hasattr(value, "function"):
+        return written(value.function)
+    if not isinstance(value, Layer):
+        return getattr(value, "__name__", None) or repr(value)
+    if short or type(value).__repr__ is not Layer.__repr__:
+        return type(value).__name__ if short else repr(value)
+    shown, in_order = [], True
+    for field in dataclasses.fields(value):  # type: ignore[arg-type]
+        given = getattr(value, field.name)
+        if not field.repr or (field.default is not dataclasses.MISSING and repr(given) == repr(field.default)):
+            in_order = False
+        else:
+            shown.append(written(given) if in_order else f"{field.name}={written(given)}")
+    return f"{type(value).__name__}({', '.join(shown)})"

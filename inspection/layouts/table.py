@@ -1,0 +1,154 @@
+"""`show`: a layout as a table, before anything is allocated."""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from sapwood.inspection.layouts.activations import Activation
+from sapwood.inspection.layouts.rows import ACTIVATIONS, HEADINGS, KINDS, PARAMETERS, Row, _bytes, _itemsize
+from sapwood.parallel.meshes import AnyMesh
+from sapwood.parallel.placement import placement
+from sapwood.parallel.rule_tables import resolve
+from sapwood.parallel.rules import Rules, describe
+from sapwood.parallel.shardings import param_shardings
+
+
+class Layout(NamedTuple):
+    """What lives where on a mesh: rows to read in code, a table when printed, a page by `html`."""
+
+    mesh: AnyMesh
+    rows: tuple[Row, ...]
+    title: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one device holds: all but activations, and what lies on the host."""
+        return sum(row.nbytes for row in self.rows if row.kind != ACTIVATIONS and not row.host)
+
+    def of(self, kind: str) -> tuple[Row, ...]:
+        """The rows of a kind."""
+        return tuple(row for row in self.rows if row.kind == kind)
+
+    @property
+    def totals(self) -> str:
+        """The last line of the table."""
+        sizes = {kind: sum(row.nbytes for row in self.of(kind) if not row.host) for kind in KINDS if self.of(kind)}
+        most = sizes.pop(ACTIVATIONS, 0)
+        parts = ", ".join(f"{kind} {_bytes(size)}" for kind, size in sizes.items())
+        host = sum(row.nbytes for row in self.rows if row.host)
+        devices = f"each of {self.mesh.size} devices holds" if self.mesh.size > 1 else "the device holds"
+        return (
+            f"mesh {describe(self.mesh)}: {devices} {_bytes(self.nbytes)} ({parts})"
+            + (f", its host {_bytes(host)}" if host else "")
+            + (f"; the named activations are {_bytes(most)} where all are kept" if most else "")
+        )
+
+    def __str__(self) -> str:
+        kinds = [kind for kind in KINDS if self.of(kind)]
+        if kinds in ([], [PARAMETERS]):
+            body = [row.cells() for row in self.rows]
+            last: list = [("", "", "", f"mesh {describe(self.mesh)}", _bytes(self.nbytes))]
+        else:
+            body = [line for kind in kinds for line in ((f"{kind}:",), *(row.cells() for row in self.of(kind)))]
+            last = []
+        lines = [HEADINGS, *body, *last]
+        widths = [max(len(line[i]) for line in lines if len(line) > 1) for i in range(len(HEADINGS))]
+        table = ["  ".join(map(str.ljust, line, widths[: len(line)])).rstrip() for line in lines]
+        return "\n".join([*table, *([] if last else [self.totals]), *self.notes])
+
+    __repr__ = __str__
+
+    def __rich__(self) -> Any:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=Text(self.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
+                      caption=Text("\n".join([self.totals, *self.notes])), caption_justify="left")  # fmt: skip
+        for k, heading in enumerate(HEADINGS):
+            table.add_column(heading, justify="right" if k == 4 else "left", no_wrap=k != 0, overflow="fold")
+        colours = {axis: _COLOURS[k % len(_COLOURS)] for k, axis in enumerate(self.mesh.axis_names)}
+        for kind in KINDS:
+            if self.of(kind):
+                table.add_row(Text(kind, style="bold cyan"), end_section=False)
+            for row in self.of(kind):
+                path, shape, axes, spec, size = row.cells()
+                above, slash, name = path.rpartition("/")
+                where = Text(spec, style="dim" if spec == "whole" else "")
+                for axis, colour in colours.items():
+                    where.highlight_words([axis], style=colour)
+                table.add_row(Text.assemble(("  " + above + slash, "dim"), name), shape, Text(axes, "dim"), where, size)
+        return table
+
+    def show(self) -> None:
+        """Print the table to the terminal, with colours where it has them."""
+        from rich.console import Console
+
+        Console().print(self)
+
+    def html(self) -> str:
+        """The layout as a page that loads nothing: the mesh, and who holds which slice of what."""
+        from sapwood.inspection.layouts.html import html
+
+        return html(self)
+
+
+_COLOURS = ("green", "yellow", "magenta", "blue", "red", "cyan", "bright_green")
+
+
+def show(spec: Any, mesh: AnyMesh, rules: Rules | str | None = None) -> Layout:
+    """The layout of parameters on a mesh: path, shape, axis names, sharding, and the bytes one device holds.
+
+    `mesh` may be a `jax.sharding.AbstractMesh`, so that a pod can be looked at from a laptop. `layout` shows a whole
+    training state, and activations.
+
+    >>> from jax.sharding import AbstractMesh
+    >>> import jax, sapwood.parallel as parallel
+    >>> spec = {"kernel": jax.ShapeDtypeStruct((1024, 4096), "float32"),
+    ...         "bias": jax.ShapeDtypeStruct((4096,), "float32")}
+    >>> show(spec, AbstractMesh((4, 16), ("data", "fsdp")))
+    path    shape        axes  sharding             bytes per device
+    bias    4096         -     whole                16.0 KiB
+    kernel  1024 × 4096  -     · × fsdp             1.0 MiB
+                               mesh data=4,fsdp=16  1.0 MiB
+
+    Raises:
+      ConfigError: mesh and rules do not fit together.
+    """
+    mesh, rules = resolve(mesh, rules)
+    return Layout(mesh, tuple(rows(PARAMETERS, spec, param_shardings(spec, mesh, rules))))
+
+
+def rows(kind: str, tree: Any, shardings: Any, spec: Any = None) -> Iterator[Row]:
+    """The rows of a tree of parameters, shapes or arrays that lie as `shardings` say.
+
+    Logical axes are those of the leaves, or of the leaf of `spec` that a leaf mirrors: whose path ends its own.
+    """
+    known = _leaves(tree if spec is None else spec)
+    named = {path: leaf for path, leaf in known if getattr(leaf, "axes", None) is not None}
+    for (path, leaf), sharding in zip(_leaves(tree), jax.tree.leaves(shardings), strict=True):
+        names = path.split("/")
+        mirrored = (named.get("/".join(names[k:])) for k in range(len(names)))
+        of = next((one for one in mirrored if one is not None and one.shape == leaf.shape), None)
+        nbytes = math.prod(sharding.shard_shape(leaf.shape)) * _itemsize(leaf.dtype)
+        host = sharding.memory_kind not in (None, "device") and "host" in sharding.memory_kind
+        yield Row(path, tuple(leaf.shape), None if of is None else of.axes, sharding.spec, nbytes, kind,
+                  str(leaf.dtype), host=host)  # fmt: skip
+
+
+def activation_rows(found: Iterable[Activation], mesh: AnyMesh, rules: Rules | str | None = None) -> Iterator[Row]:
+    """The rows of activations (`activations`), as the rules place them on a mesh."""
+    place = placement(mesh, rules)
+    for path, axes, shape, dtype, copies in found:
+        sharding = place(axes, shape)
+        assert sharding is not None
+        nbytes = math.prod(sharding.shard_shape(shape)) * _itemsize(dtype) * copies
+        yield Row(path, shape, axes, sharding.spec, nbytes, ACTIVATIONS, str(dtype), copies)
+
+
+def _leaves(tree: Any) -> list[tuple[str, Any]]:
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in found]

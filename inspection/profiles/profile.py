@@ -1,0 +1,286 @@
+"""`profile`: where the time of a training step goes, by layer path."""
+
+import contextlib
+import dataclasses
+import tempfile
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path as File
+from typing import Any
+
+import jax
+import numpy as np
+
+from sapwood.core.errors import ConfigError
+from sapwood.core.layer import describe
+from sapwood.core.paths import Path
+from sapwood.data.batching import batches
+from sapwood.data.device_feed import to_device
+from sapwood.inspection.layer_calls import trace_calls
+from sapwood.inspection.profiles import trace as profiles_trace
+from sapwood.inspection.profiles.attribution import BACKWARD, FORWARD, UNKNOWN, Place, Program
+from sapwood.train.evaluation import AHEAD, as_dataset
+from sapwood.train.state import plan as state_plan
+
+WARM = 3
+"""Steps before any is timed: the first ones touch memory that later ones find."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The seconds a step spends at a layer path: ``seconds`` with all below it, ``own`` without.
+
+    ``forward`` and ``backward`` are what of it lies in either pass, ``kinds`` the seconds by kind of operation. A path
+    of one name in parentheses is no layer but the optimizer, the time between operations and the like.
+    """
+
+    path: Path
+    seconds: float
+    own: float
+    forward: float
+    backward: float
+    kinds: dict[str, float]
+
+    @property
+    def layer(self) -> bool:
+        """Whether it is of the model's layers."""
+        return not self.path[0].startswith("(")
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Where the time of a training step went; made by `profile`. A notebook draws it.
+
+    Attributes:
+        rows: one for each layer path, those below a path after it, the slowest first.
+        seconds: wall time of a step while it was traced, which the rows at the top of the tree add up to.
+        untraced: wall time of a step with the profiler off.
+        steps: how many were traced.
+        device: where it ran, and ``devices``, how many of them (the rows are their mean).
+        shared: share of the time in fused operations that span several rows, counted to one of them.
+        concurrency: how many operations ran at once on a device, on average, while any ran.
+        trace: the directory of the raw trace.
+    """
+
+    rows: tuple[Row, ...]
+    seconds: float
+    untraced: float
+    steps: int
+    device: str
+    devices: int
+    shared: float
+    concurrency: float
+    trace: str
+
+    @property
+    def unattributed(self) -> float:
+        """Share of the time in operations whose metadata names no part of the program."""
+        return sum(row.seconds for row in self.rows if row.path == (UNKNOWN,)) / self.seconds
+
+    def row(self, path: str) -> Row:
+        """The row of a path such as "blocks/0/conv" or "(optimizer)". Raises `KeyError` where there is none."""
+        for row in self.rows:
+            if "/".join(row.path) == path:
+                return row
+        raise KeyError(f"{path!r}; the rows are {', '.join('/'.join(row.path) for row in self.rows)}")
+
+    def table(self, levels: int | None = None) -> str:
+        """The rows as text, paths of at most ``levels`` names; no line is longer than 100 letters.
+
+        Raises `ConfigError` for levels below 1.
+        """
+        from sapwood.inspection.profiles.table import table
+
+        return table(self, levels)
+
+    def html(self) -> str:
+        """A page with the flame chart and the table, complete in itself."""
+        from sapwood.inspection.profiles.html import html
+
+        return html(self)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        from sapwood.inspection.profiles.html import frame
+
+        return frame(self)
+
+
+def profile(
+    trainer: Any, data: Any, *, steps: int = 20, batch_size: int | None = None, seed: int = 0, out: Any = None
+) -> Profile:
+    """Run training steps under `jax.profiler` and say which layers their time went to.
+
+    Args:
+        trainer: a `Trainer`; its state is made anew and thrown away.
+        data: a dict of arrays, which is one batch that every step sees; or a data set, or anything else that
+            `sapwood.data.load` takes, read as `fit` reads it.
+        steps: how many to trace, after a few to warm up and as many without the profiler.
+        batch_size: examples of a batch of a data set, 32 by default; with it a dict of arrays is a data set too.
+        seed: of the first parameters and the order of the data.
+        out: directory for the raw trace, which Perfetto and XProf read; a temporary one by default.
+
+    Times are wall time: a moment in which several operations run at once is shared among them, so that the rows add up
+    to what a step takes. Layers are those that are called as layers (`Layer`, `sapwood.layer`).
+
+    Raises `ConfigError` for steps below 1, a batch without examples along its first dimension, a trainer that is not
+    compiled (``jit=False``), and while another profile is being taken.
+
+    >>> import numpy as np, optax
+    >>> from sapwood import layers as L
+    >>> from sapwood.train import Trainer, supervised
+    >>> model = lambda v, x: L.Dense(2)(v.head, L.Dense(8)(v.body, x))
+    >>> batch = {"x": np.ones((4, 3), "float32"), "label": np.zeros(4, "int32")}
+    >>> profile(Trainer(supervised(model, inputs="x"), optax.sgd(0.1)), batch, steps=2).row("head").layer
+    True
+    """
+    if steps != int(steps) or steps < 1:
+        raise ConfigError(f"profile(steps={steps}): at least 1 step is expected")
+    steps = int(steps)
+    if not trainer.jit:
+        raise ConfigError("profile: Trainer(jit=False) runs every operation by itself; profile a trainer with jit=True")
+    directory = File(tempfile.mkdtemp(prefix="sapwood-profile-") if out is None else out).expanduser()
+    directory.mkdir(parents=True, exist_ok=True)  # where that cannot be, it is said before anything compiles
+    with _feed(trainer, data, batch_size, seed) as following:
+        batch = following()
+        plan = state_plan.plan(trainer, batch)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
+        with _names_kept():
+            step = trainer.compiled.train(plan.shardings).lower(plan.shapes, shapes).compile()
+        calls = trace_calls(trainer.objective, (jax.eval_shape(lambda x: x, batch),), train=True, policy=trainer.policy)
+        program = Program(step.as_text(), (call.path for call in calls.calls.values()))
+        loop = _Loop(step, plan.make(seed, batch), following)
+        loop.run(WARM)
+        untraced = loop.run(steps)
+        file = _traced(loop, steps, directory)
+    return _profile(program, profiles_trace.read(file, program.name), steps, untraced / steps, str(directory))
+
+
+@contextlib.contextmanager
+def _feed(trainer: Any, data: Any, batch_size: int | None, seed: int) -> Iterator[Callable[[], dict[str, Any]]]:
+    """A function that gives the next batch on the devices."""
+    if isinstance(data, Mapping) and batch_size is None:
+        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(dict(data))]
+        if not shapes or not shapes[0]:
+            raise ConfigError(
+                "profile: one batch is a dict of arrays with the examples along their first dimension, got "
+                f"{ {name: describe(x) for name, x in data.items()} }"
+            )
+        trainer.check_batch_size(shapes[0][0])
+        batch = trainer.put(data)
+        yield lambda: batch
+        return
+    size = trainer.check_batch_size(32 if batch_size is None else batch_size)
+    feed = to_device(batches(as_dataset(data), size, seed=seed), trainer.batch_sharding)
+    try:
+        yield lambda: next(feed)
+    finally:
+        feed.close()
+
+
+@contextlib.contextmanager
+def _names_kept() -> Iterator[None]:
+    """Let no program of other names come from JAX's persistent cache, which otherwise finds it by its operations."""
+    before = jax.config.jax_compilation_cache_include_metadata_in_key  # type: ignore[attr-defined]
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_include_metadata_in_key", before)
+
+
+class _Loop:
+    """Steps sent as `fit` sends them, so many ahead of the device."""
+
+    def __init__(self, step: Callable[..., Any], state: Any, following: Callable[[], dict[str, Any]]):
+        self.step, self.state, self.following = step, state, following
+
+    def run(self, steps: int) -> float:
+        """Seconds of so many steps, from the first being sent to the last being done."""
+        pending: deque[Any] = deque()
+        jax.block_until_ready(self.state)
+        begin = time.perf_counter()
+        with jax.profiler.TraceAnnotation(profiles_trace.STEPS):
+            for number in range(steps):
+                with jax.profiler.TraceAnnotation(profiles_trace.FEED):
+                    batch = self.following()
+                with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                    self.state, found = self.step(self.state, batch)
+                pending.append(found)
+                if len(pending) > AHEAD:
+                    jax.block_until_ready(pending.popleft())
+            jax.block_until_ready(self.state)
+        return time.perf_counter() - begin
+
+
+def _traced(loop: _Loop, steps: int, directory: File) -> File:
+    """Run steps under the profiler; the file that it wrote."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # it would slow the host down, and names no layer
+    before = set(directory.rglob("*.xplane.pb"))
+    try:
+        jax.profiler.start_trace(str(directory), profiler_options=options)
+    except RuntimeError as error:
+        raise ConfigError(f"profile: the profiler of JAX cannot start: {error}") from error
+    try:
+        loop.run(steps)
+    finally:
+        jax.profiler.stop_trace()
+    (file,) = set(directory.rglob("*.xplane.pb")) - before
+    return file
+
+
+def _profile(program: Program, trace: profiles_trace.Trace, steps: int, untraced: float, directory: str) -> Profile:
+    """The mean of the devices as rows."""
+    shares = [profiles_trace.share(spans, trace, lambda name: program.place(name).container)
+              for spans in trace.devices.values()]  # fmt: skip
+    if not shares:
+        raise ConfigError(f"profile: JAX's profiler saw no operation on this backend; its raw trace is in {directory}")
+    each = steps * len(shares)
+    parts: dict[Place, float] = defaultdict(float)
+    for part in shares:
+        for name, seconds in part.seconds.items():
+            parts[program.place(name)] += seconds / each
+        for name, seconds in part.rest.items():
+            parts[Place((name,), "", "")] += seconds / each
+    first, last = trace.window
+    busy = sum(sum(part.seconds.values()) for part in shares)
+    device = jax.devices()[0]
+    return Profile(
+        rows=tuple(_rows(parts)),
+        seconds=(last - first) / 1e9 / steps,
+        untraced=untraced,
+        steps=steps,
+        device=f"{device.platform} ({device.device_kind})"
+        if device.platform != device.device_kind
+        else device.platform,
+        devices=len(shares),
+        shared=sum(x for place, x in parts.items() if place.mixed) * steps / ((last - first) / 1e9),
+        concurrency=sum(part.threads for part in shares) / busy if busy else 0.0,
+        trace=directory,
+    )
+
+
+def _rows(parts: Mapping[Place, float]) -> list[Row]:
+    """Parents before their children, the slowest first among those of one parent."""
+    under: dict[Path, dict[Place, float]] = {}
+    for place, seconds in parts.items():
+        for k in range(1, len(place.path) + 1):
+            under.setdefault(place.path[:k], {})[place] = seconds
+    total = {path: sum(found.values()) for path, found in under.items()}
+
+    def row(path: Path) -> Row:
+        kinds: dict[str, float] = defaultdict(float)
+        passes: dict[str, float] = defaultdict(float)
+        for place, seconds in under[path].items():
+            kinds[place.kind] += seconds
+            passes[place.direction] += seconds
+        own = sum(seconds for place, seconds in under[path].items() if place.path == path)
+        slowest = dict(sorted(kinds.items(), key=lambda kind: -kind[1]))
+        return Row(path, total[path], own, passes[FORWARD], passes[BACKWARD], slowest)
+
+    paths = sorted(under, key=lambda path: [(-total[path[:k]], path[:k]) for k in range(1, len(path) + 1)])
+    return [row(path) for path in paths]

@@ -1,0 +1,1 @@
+"""Attention: the layer, the ways to compute it on one device or over several, and positions."""

@@ -1,0 +1,88 @@
+"""All-to-all attention (DeepSpeed-Ulysses): a sequence split over devices trades places with the heads, and back.
+
+Between two all-to-alls each device has the whole length of some of the heads, so any attention for one device serves.
+It sends less than a ring and needs no loop, but the heads must divide, and a device holds what the attention for one
+device holds at the full length.
+"""
+
+from typing import Any
+
+import jax
+from jax import lax
+from jax.sharding import NamedSharding
+
+from sapwood.core.errors import InputError
+from sapwood.layers.attentions.one_device import fit, local_attention, repeated
+from sapwood.layers.attentions.ring import divides, over_mesh
+from sapwood.parallel.placement import placed, shards, split_over
+from sapwood.parallel.rules import describe
+
+
+def chosen(v: Any, q: jax.Array, k: jax.Array, sharding: NamedSharding | None) -> bool:
+    """Whether the rules of a cursor's run split the heads inside an attention over what splits its length.
+
+    They say so by a row for "attention_heads", as the table "ulysses" has it: `(("attention_heads", ("tensor",
+    "sequence")), ...)`. Heads that do not divide are left to the ring, with a `ShardingWarning`.
+    """
+    length = split_over(sharding, 1)
+    if not length or k.shape[1] % shards(sharding, 1):
+        return False
+    heads = placed(v, jax.ShapeDtypeStruct(q.shape[2:3], q.dtype), "attention_heads")
+    return set(length) <= set(split_over(heads, 0))
+
+
+def ulysses_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    causal: bool = False,
+    scale: float | None = None,
+    sharding: NamedSharding | None = None,
+    segments: jax.Array | None = None,
+) -> jax.Array:
+    """`attention(q, k, v, causal=causal, scale=scale, segments=segments)` with the length split over devices.
+
+    Takes q `(batch, queries, heads, head_dim)`, k and v `(batch, keys, kv_heads, head_dim)`, segments `(batch,
+    length)`; gives the shape of q. `sharding` is that of q: an all-to-all over the mesh axes of its second dimension
+    splits the heads instead, which they must divide beside those that split the heads already; key heads that do not
+    divide are repeated. Without one it is attention on one device. Raises `InputError` for sizes that do not divide.
+
+    Jacobs et al. 2023, "DeepSpeed Ulysses" (arXiv:2309.14509).
+
+    >>> import jax.numpy as jnp, sapwood as sw
+    >>> from jax.sharding import PartitionSpec
+    >>> mesh = sw.mesh("sequence=-1")
+    >>> x = jnp.ones((1, 16, 8, 4))
+    >>> sharding = NamedSharding(mesh, PartitionSpec(None, "sequence", None, None))
+    >>> jax.jit(lambda x: ulysses_attention(x, x, x, sharding=sharding))(x).shape
+    (1, 16, 8, 4)
+    """
+    q, k, v, segments = fit("ulysses_attention", q, k, v, causal, segments)
+    divides("ulysses_attention", q, k, sharding)
+    heads, ways = q.shape[2], shards(sharding, 1)
+    _heads_divide(heads, sharding)
+    k, v = repeated(k, v, heads, ways * shards(sharding, 2))
+    names = split_over(sharding, 1)
+
+    def local(q: Any, k: Any, v: Any, segments: Any) -> jax.Array:
+        if ways > 1:
+            q, k, v = (lax.all_to_all(x, names, 2, 1, tiled=True) for x in (q, k, v))
+            segments = None if segments is None else lax.all_gather(segments, names, axis=1, tiled=True)
+        y = local_attention(q, k, v, None, causal, scale, None, segments)
+        return lax.all_to_all(y, names, 1, 2, tiled=True) if ways > 1 else y
+
+    return over_mesh(local, sharding, 1)(q, k, v, segments)
+
+
+def _heads_divide(heads: int, sharding: NamedSharding | None) -> None:
+    taken, ways = shards(sharding, 2), shards(sharding, 1)
+    if sharding is None or heads % (taken * ways) == 0:
+        return
+    names = [(name, sharding.mesh.shape[name]) for dim in (2, 1) for name in split_over(sharding, dim)]
+    fits = [n for n in range(1, heads // taken + 1) if heads // taken % n == 0]
+    raise InputError(
+        f"ulysses_attention splits {heads} heads over {','.join(f'{a}={n}' for a, n in names)} of mesh "
+        f"{describe(sharding.mesh)}, which {taken * ways} does not divide; split the length over "
+        f"{' or '.join(map(str, fits))} instead of {ways}, take {taken * ways} heads, or use ring_attention, which "
+        "splits no heads over the mesh axes of the length"
+    )

@@ -1,0 +1,44 @@
+"""Vmap: n copies of a layer side by side, each with its own variables."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from sapwood.core.bind import pure
+from sapwood.core.errors import ConfigError
+from sapwood.core.layer import Layer
+from sapwood.core.vars import Vars
+from sapwood.layers import check_inputs
+
+
+class Vmap(Layer):
+    """`n` copies of `layer` in one vectorised call: experts, ensembles, heads. Outputs are stacked along a new axis 0.
+
+    `in_axes` says which axis of the inputs runs over the copies, as in `jax.vmap`: 0 by default, None gives every copy
+    the whole input, a tuple speaks for each input. Each variable has a leading dimension of n with the logical name
+    `axis`; random keys differ from copy to copy. Raises `ConfigError` for an n below 1.
+
+    >>> import jax.numpy as jnp
+    >>> from sapwood import layers as L
+    >>> v = {"kernel": jnp.array([1.0, 10.0]).reshape(2, 1, 1)}
+    >>> Vmap(L.Dense(1, bias=False), 2, in_axes=None)(v, jnp.array([3.0]))[:, 0]
+    Array([ 3., 30.], dtype=float32)
+    """
+
+    layer: Callable
+    n: int
+    axis: str | None = "expert"
+    in_axes: int | tuple[int | None, ...] | None = 0
+
+    def __post_init__(self):
+        check_inputs.positive(self, "n")
+
+    def __call__(self, v: Vars, *xs: Any) -> Any:
+        axes = self.in_axes if isinstance(self.in_axes, tuple) else (self.in_axes,) * len(xs)
+        if len(axes) != len(xs):
+            raise ConfigError(f"Vmap: in_axes={self.in_axes} speaks for {len(axes)} inputs, the call has {len(xs)}")
+        copies = jax.vmap(pure(self.layer), in_axes=(0, *axes), axis_size=self.n)
+        y, updates = copies(v.stack(self.n, self.axis), *xs)
+        v.merge(updates)
+        return y

@@ -1,0 +1,1 @@
+"""Mixtures of experts: routing, dispatch of tokens to devices and back, grouped matrix products."""

@@ -1,0 +1,232 @@
+"""Mixture of experts: each token goes through the few feed-forward networks that a router chooses for it."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sapwood.core.errors import ConfigError
+from sapwood.core.initializers import Initializer, lecun_normal
+from sapwood.core.layer import Layer
+from sapwood.core.vars import Vars
+from sapwood.layers import check_inputs
+from sapwood.layers.compose import scan_pipeline
+from sapwood.layers.experts import routing
+from sapwood.layers.experts.dispatch import through_experts, through_spread_experts
+from sapwood.layers.experts.grouped_matmul import grouped_matmul
+from sapwood.layers.masked_values import leading
+from sapwood.parallel.per_device import per_device, platform
+from sapwood.parallel.placement import placed, split_over
+
+
+@dataclass(frozen=True)
+class each:
+    """An initialiser for a stack: every entry of the leading axis is drawn by itself, as `init` draws one."""
+
+    init: Initializer
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return jax.vmap(lambda key: self.init(key, shape[1:], dtype))(jax.random.split(key, shape[0]))
+
+
+class MixtureOfExperts(Layer):
+    """`sum over the k chosen experts e of weight_e(x) * expert_e(x)`: `(..., length, features)` to the same.
+
+    An expert is `down(activation(gate(x)) * up(x))` with `hidden` units, or `down(activation(up(x)))` unless `gated`,
+    without biases. `capacity=None` drops no token. With a number, an expert takes at most `capacity` times its fair
+    share of each sequence (the last two dimensions of x); a choice that is too much gives zeros, so the layer belongs
+    in a residual connection. `normalize` makes the k weights of a token sum to 1; see `top_k_routing`.
+
+    `mask` (boolean, the leading dimensions of x, such as (batch,) or (batch, length)) says which tokens there are. The
+    others, padding or rows that the loss leaves out, may hold anything and get zeros: no expert takes them, they have
+    no part in the losses or what is sown, and a sequence's capacity is that of its own tokens.
+
+    In training runs `balance` and `z` times the losses of `top_k_routing` go to `v.loss` under these names; 0 leaves
+    one out. `load` `(experts,)`, the share of all choices that fell on each expert, and with a capacity `dropped`, the
+    share of choices that got none, are sown.
+
+    Parameters: `router/kernel` (features, experts), used in float32; `gate/kernel` and `up/kernel` (experts, features,
+    hidden), `down/kernel` (experts, hidden, features), with the logical axes "expert", "embed" and "mlp".
+
+    On a mesh the experts are spread over the axis of "expert" ("expert" by the default rules), over which the batch is
+    split, too. Tokens travel to their experts and back by two all-to-alls; the hidden units are split by the axis of
+    "mlp", whose partial sums are added up after the tokens are back, and what "fsdp" stores in pieces is gathered
+    first. The numbers, losses included, are those of one device. As no token may be lost, a device makes room for
+    the case that all go to one place, `devices x tokens x min(k, experts / devices)` rows; a capacity bounds that by
+    `experts x capacity per sequence x sequences`. On a TPU or GPU only rows that are there are sent, and everywhere
+    only these are multiplied. Where the batch does not divide by the axis, every device holds all tokens, computes what
+    is its experts' part, and the parts are added up.
+
+    Raises `ConfigError` for hyper-parameters that cannot be, for experts that the mesh axis does not divide, and in
+    training inside a pipeline ("stage") unless `balance=0` (with a mask `z=0` too): these losses are no means over
+    examples, so that those of micro-batches do not add up to that of the batch.
+
+    Shazeer et al. 2017 (arXiv:1701.06538); Lepikhin et al. 2020, "GShard" (arXiv:2006.16668); Fedus et al. 2021,
+    "Switch Transformers" (arXiv:2101.03961); Jiang et al. 2024, "Mixtral of Experts" (arXiv:2401.04088).
+
+    >>> import sapwood as sw
+    >>> layer, x = MixtureOfExperts(experts=4, hidden=16, k=2), jnp.ones((2, 5, 8))
+    >>> params, _ = sw.init(layer, 0, x)
+    >>> params["up"]["kernel"].shape, jax.jit(layer)(params, x).shape
+    ((4, 8, 16), (2, 5, 8))
+    >>> _, updates = jax.jit(sw.pure(layer))(sw.bind(params, train=True), x)
+    >>> sorted(updates.losses)
+    ['balance', 'z']
+    """
+
+    experts: int
+    hidden: int
+    k: int = 2
+    capacity: float | None = None
+    gated: bool = True
+    activation: Callable = jax.nn.silu
+    normalize: bool = True
+    balance: float = 0.01
+    z: float = 0.001
+    kernel_init: Initializer = lecun_normal()
+
+    def __post_init__(self):
+        check_inputs.positive(self, "experts", "hidden")
+        routing.few_enough("MixtureOfExperts", self.k, self.experts)
+        routing.some_capacity(self.capacity)
+        check_inputs.within(self, "balance", 0, math.inf)
+        check_inputs.within(self, "z", 0, math.inf)
+
+    def __call__(self, v: Vars, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        x = v.policy.cast(check_inputs.floating("MixtureOfExperts", x))
+        check_inputs.at_least("MixtureOfExperts", x, 2, "(..., length, features)")
+        if mask is not None:
+            mask = jnp.broadcast_to(leading("MixtureOfExperts", mask, x), (*x.shape[:-1], 1))
+            x, mask = jnp.where(mask, x, jnp.zeros_like(x, shape=())), mask[..., 0]
+        ids, weights = self._route(v, x, mask)
+        kernels = self._kernels(v, x.shape[-1])
+        names = ("batch", *(None,) * (x.ndim - 3), *(("length",) if x.ndim > 2 else ()), "embed")
+        sharding = placed(v, x, *names)
+        if sharding is None:
+            return self._apply(None, x, ids, weights, kernels, self._slots(x.shape[-2]))
+        return self._spread(v, sharding, x, ids, weights, kernels)
+
+    def _route(self, v: Vars, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """The experts of each token `(..., length, k)`, `self.experts` where none takes it, and their weights.
+
+        It is outside of the `shard_map`, so that its means and its capacity are those of the whole batch on any mesh.
+        """
+        shape = (x.shape[-1], self.experts)
+        kernel = v.router.param("kernel", shape, self.kernel_init, axes=("embed", "expert"), cast=False)
+        logits = jnp.matmul(x.astype(jnp.float32), kernel.astype(jnp.float32), precision=lax.Precision.HIGHEST)
+        found = routing.top_k_routing(logits, self.k, self.normalize, mask)
+        if v.train:
+            self._refuse_microbatches(v, mask)
+            for name, weight, loss in (("balance", self.balance, found.balance), ("z", self.z, found.z)):
+                if weight:
+                    v.loss(name, weight * loss)
+        v.sow("load", found.load)
+        ids = found.experts if mask is None else jnp.where(mask[..., None], found.experts, self.experts)
+        if self.capacity is None:
+            return ids, found.weights
+        taken = routing.within_capacity(ids, self._slots_of_each(x.shape[-2], mask))
+        v.sow("dropped", jnp.mean(routing.mean_of_tokens((~taken).astype(jnp.float32), mask)))
+        return jnp.where(taken, ids, self.experts), found.weights
+
+    def _refuse_microbatches(self, v: Vars, mask: jax.Array | None) -> None:
+        """A `ConfigError` where a loss over a micro-batch is not its part of the loss over the batch."""
+        wrong = "balance" if self.balance else "z" if self.z and mask is not None else None
+        if wrong and scan_pipeline.inside():
+            why = (
+                "is no mean over examples" if wrong == "balance" else "under a mask is a mean over the tokens there are"
+            )
+            raise ConfigError(
+                f"{v._at()}: the loss {wrong!r} of a mixture of experts {why}, and each micro-batch of a pipeline "
+                f"would have its own, so that training differs from that of one device. Choose a mesh without 'stage', "
+                f"such as expert={self.experts}, or leave the loss out: MixtureOfExperts({wrong}=0)"
+            )
+
+    def _slots(self, length: int) -> int:
+        """How many tokens of a sequence an expert takes."""
+        return length if self.capacity is None else routing.slots(length, self.experts, self.k, self.capacity)
+
+    def _slots_of_each(self, length: int, mask: jax.Array | None) -> int | jax.Array:
+        """The same by sequence, of the tokens that there are; a table, as its sizes are rounded in float64."""
+        if mask is None:
+            return self._slots(length)
+        return jnp.asarray(np.array([self._slots(n) for n in range(length + 1)], np.int32))[jnp.sum(mask, -1)]
+
+    def _kernels(self, v: Vars, features: int) -> dict[str, jax.Array]:
+        wide, init = (self.experts, features, self.hidden), each(self.kernel_init)
+        names = ("gate", "up") if self.gated else ("up",)
+        kernels = {name: v[name].param("kernel", wide, init, axes=("expert", "embed", "mlp")) for name in names}
+        narrow = (self.experts, self.hidden, features)
+        return kernels | {"down": v.down.param("kernel", narrow, init, axes=("expert", "mlp", "embed"))}
+
+    def _spread(self, v: Vars, sharding: NamedSharding, x, ids, weights, kernels) -> jax.Array:
+        """`_apply` on every device of a mesh, to its tokens and its experts."""
+        mesh = sharding.mesh
+        axis = self._axis(v, mesh)
+        tokens = PartitionSpec(*sharding.spec[:-1], None)
+        over = {name for dim in range(x.ndim - 1) for name in split_over(sharding, dim)}
+        hidden = split_over(placed(v, kernels["up"], "expert", "embed", "mlp"), 2)
+        hidden = tuple(name for name in hidden if name not in over)  # others hold other tokens: nothing to add up
+        wide, narrow = PartitionSpec(axis, None, hidden), PartitionSpec(axis, hidden, None)
+        held = {name: narrow if name == "down" else wide for name in kernels}
+        on = platform(mesh)
+        travel, slots = bool(over & {*axis}), self._slots(x.shape[-2])
+
+        def local(x, ids, weights, kernels):
+            y = self._apply(on, x, ids, weights, kernels, slots, axis, travel)
+            parts = hidden if travel else (*axis, *hidden)
+            return lax.psum(y, parts) if parts else y
+
+        return per_device(local, mesh, (tokens, tokens, tokens, held), tokens)(x, ids, weights, kernels)
+
+    def _axis(self, v: Vars, mesh: Any) -> tuple[str, ...]:
+        """The mesh axes the experts are spread over; a `ConfigError` where these do not divide them."""
+        whole = jax.ShapeDtypeStruct((math.prod(mesh.shape.values()),), "int32")  # what every axis divides
+        axis = split_over(placed(v, whole, "expert"), 0)
+        devices = math.prod(mesh.shape[name] for name in axis)
+        if self.experts % devices:
+            fits = [n for n in range(1, self.experts + 1) if self.experts % n == 0 and n <= devices]
+            near = -(-self.experts // devices) * devices
+            raise ConfigError(
+                f"{v._at()}: {self.experts} experts do not divide over the {devices} devices of mesh axis "
+                f"{'+'.join(axis)}; {'+'.join(axis)}={fits[-1]} works with {self.experts} experts, and {near} experts "
+                f"with {'+'.join(axis)}={devices}"
+            )
+        return axis
+
+    def _apply(
+        self, on: str | None, x, ids, weights, kernels, slots: int, axis: tuple[str, ...] = (), travel: bool = False
+    ):
+        """The layer for tokens x `(..., length, features)` with the experts `kernels` holds.
+
+        `axis` says over which axes of a surrounding `shard_map` the experts are spread. If the tokens `travel`, they go
+        to their experts; if not, the experts that are not here give zeros. `slots` is what an expert takes of a
+        sequence, of which x may hold a part; `on` is the platform of the mesh.
+        """
+        tokens, here = x.reshape(-1, x.shape[-1]), kernels["up"].shape[0]
+        ids, run = ids.reshape(-1, self.k), functools.partial(self._experts, on, kernels)
+        most = math.prod(x.shape[:-2]) * min(slots, x.shape[-2])  # tokens for one expert
+        if on and travel:
+            y = through_spread_experts(on, axis, self.experts, most, tokens, ids, run)
+        else:
+            if axis:
+                ids = ids - lax.axis_index(axis) * here
+                ids = jnp.where((ids >= 0) & (ids < here), ids, here)
+            y = through_experts(here, most, tokens, ids, ids.size * here // self.experts, run)
+        weighted = y.astype(jnp.float32) * weights.reshape(-1, self.k, 1)
+        return weighted.sum(1).astype(x.dtype).reshape(x.shape)
+
+    def _experts(
+        self, on: str | None, kernels: dict[str, jax.Array], x: jax.Array, sizes: jax.Array, expected: int
+    ) -> jax.Array:
+        """Each expert on its rows of x."""
+        multiply = functools.partial(grouped_matmul, sizes=sizes, expected=expected, platform=on)
+        h = multiply(x, kernels["up"])
+        h = self.activation(multiply(x, kernels["gate"])) * h if self.gated else self.activation(h)
+        return multiply(h, kernels["down"])

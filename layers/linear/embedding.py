@@ -1,0 +1,114 @@
+"""Embeddings: integer ids to learned vectors, and vectors back to logits over the ids."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sapwood.core.errors import InputError
+from sapwood.core.initializers import Initializer, lecun_normal
+from sapwood.core.layer import Layer, describe
+from sapwood.core.vars import Vars, as_vars
+from sapwood.layers import check_inputs
+from sapwood.layers.linear.dense import dense
+from sapwood.parallel.per_device import per_device
+from sapwood.parallel.placement import placed, split_over, stored
+
+
+def embed(ids: jax.Array, table: jax.Array) -> jax.Array:
+    """The rows of `table` at `ids`: ids `(...)` integers, table `(vocab, features)`, gives `(..., features)`.
+
+    An id outside [0, vocab) gives a row of NaN and no gradient: an array function cannot raise on the device, and
+    JAX's own indexing would hand out another id's row (the last for -1, or clamped). `Embed` reports such an id.
+    Raises `InputError` for ids that are not integers.
+
+    >>> embed(jnp.array([1, 0, 2]), jnp.array([[1.0], [2.0]]))[:, 0]
+    Array([ 2.,  1., nan], dtype=float32)
+    """
+    ids = check_inputs.integer("embed", ids)
+    if table.ndim != 2:
+        raise InputError(f"embed expects a table (vocab, features), got {describe(table)}")
+    return table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+
+def embed_split(ids: jax.Array, table: jax.Array, rows: NamedSharding, out: NamedSharding) -> jax.Array:
+    """`embed(ids, table)` with the table split over devices by its rows: `(..., features)` laid out as `out`.
+
+    `rows` is the sharding of the table `(vocab, features)`, `out` that of the result without its features. Each device
+    looks up the ids whose rows it holds and has zeros for the others; the parts are added up, so that no row travels
+    but those asked for, and a device's gradient is that of its rows. Where the features are kept in pieces, too (FSDP),
+    they are gathered first and the gradient is scattered. The compiler left alone gathers the whole table.
+
+    Shoeybi et al. 2019, "Megatron-LM" (arXiv:1909.08053).
+
+    >>> import sapwood as sw
+    >>> mesh = sw.mesh("tensor=-1")
+    >>> rows, out = NamedSharding(mesh, PartitionSpec("tensor", None)), NamedSharding(mesh, PartitionSpec())
+    >>> jax.jit(lambda ids: embed_split(ids, jnp.arange(8.0)[:, None], rows, out)[:, 0])(jnp.array([3, 8]))
+    Array([ 3., nan], dtype=float32)
+    """
+    ids = check_inputs.integer("embed_split", ids)
+    names, kept, vocab = split_over(rows, 0), split_over(rows, 1), table.shape[0]
+    axes = tuple(split_over(out, dim) or None for dim in range(ids.ndim))
+
+    def local(ids: Any, table: Any) -> jax.Array:
+        table = lax.all_gather(table, kept, axis=1, tiled=True) if kept else table
+        here = ids - lax.axis_index(names) * table.shape[0]
+        mine = (here >= 0) & (here < table.shape[0])
+        y = table.at[jnp.where(mine, here, table.shape[0])].get(mode="fill", fill_value=0)
+        known = (ids >= 0) & (ids < vocab)
+        return jnp.where(known[..., None], y, jnp.nan)[None]
+
+    spec = PartitionSpec(*axes), PartitionSpec(names, kept or None)
+    parts = per_device(local, rows.mesh, spec, PartitionSpec(names, *axes, None))(ids, table)
+    # Outside, so that the backward pass sends nothing: each part's gradient is the sum's. In its own precision, as all
+    # parts but one are zero.
+    return lax.reduce_sum(parts, axes=(0,))
+
+
+class Embed(Layer):
+    """A learned vector for each of `vocab` ids: `(...)` integers to `(..., features)`.
+
+    Parameter: `table` (vocab, features). `attend` turns features back into logits with the same table (Press and Wolf
+    2017, "Using the Output Embedding to Improve Language Models", arXiv:1608.05859); the table starts with variance
+    1 / features, which makes those logits of unit size. An id outside [0, vocab) fails a `v.check`, which the run
+    reports with the entry. On a mesh whose rules split "vocab", the table stays split (`embed_split`), and ids are
+    `(batch, length, ...)`. Raises `InputError` for ids that are not integers.
+
+    >>> layer, v = Embed(3, 2), {"table": jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])}
+    >>> layer(v, jnp.array([2, 0]))
+    Array([[1., 1.],
+           [1., 0.]], dtype=float32)
+    >>> layer.attend(v, jnp.array([2.0, 3.0]))
+    Array([2., 3., 5.], dtype=float32)
+    """
+
+    vocab: int
+    features: int
+    axes: tuple[str | None, ...] | None = ("vocab", "embed")
+    table_init: Initializer = lecun_normal(in_axis=1, out_axis=0)
+
+    def __post_init__(self):
+        check_inputs.positive(self, "vocab", "features")
+        check_inputs.axes(self, 2, "(vocab, features)")
+
+    def __call__(self, v: Vars, ids: jax.Array) -> jax.Array:
+        ids = check_inputs.integer("Embed", ids)
+        v.check((ids >= 0) & (ids < self.vocab), f"id outside [0, {self.vocab})")
+        table, axes = self._table(v), self.axes or (None, None)
+        computed, rows = placed(v, table, *axes), stored(v, table, *axes)
+        if rows is None or not split_over(rows, 0) or split_over(rows, 0) != split_over(computed, 0):
+            return embed(ids, table)
+        out = placed(v, ids, *("batch", "length", *(None,) * ids.ndim)[: ids.ndim])
+        assert out is not None
+        return embed_split(ids, table, rows, out)
+
+    def attend(self, v: Vars, x: jax.Array) -> jax.Array:
+        """Logits over the ids with the tied table: `(..., features)` to `(..., vocab)`."""
+        v = as_vars(v, self)
+        return dense(v.policy.cast(x), self._table(v).T, split=True)  # no layer's scope is here to hold reshapes
+
+    def _table(self, v: Vars) -> jax.Array:
+        return v.param("table", (self.vocab, self.features), self.table_init, axes=self.axes)

@@ -1,0 +1,23 @@
+"""Losses: functions ``loss(outputs, target) -> per-example losses``, in float32, one family a file.
+
+A loss keeps the batch's shape; `reduce` turns it into one number under a mask or weights. `check` flags, on the device,
+what a loss would misread in silence, such as a label outside the classes.
+"""
+
+from sapwood.losses.classification import (
+    focal,
+    hinge,
+    kl_divergence,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+)
+from sapwood.losses.linear_head import linear_cross_entropy
+from sapwood.losses.reduction import Loss, contained, example_weight, of_mean, reduce
+from sapwood.losses.registry import KINDS, LOSSES, check, kind, resolve
+from sapwood.losses.regression import absolute_error, cosine_distance, huber, log_cosh, squared_error
+
+__all__ = [
+    "KINDS", "LOSSES", "Loss", "absolute_error", "check", "contained", "cosine_distance", "example_weight", "focal",
+    "hinge", "huber", "kind", "kl_divergence", "linear_cross_entropy", "log_cosh", "of_mean", "reduce", "resolve",
+    "sigmoid_cross_entropy", "softmax_cross_entropy", "squared_error",
+]  # fmt: skip

@@ -1,0 +1,64 @@
+"""Losses of numbers: outputs against a target of the same shape."""
+
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sapwood.losses.reduction import as_float32, check_option
+from sapwood.metrics import same_shape
+
+
+def squared_error(outputs: jax.Array, target: jax.Array) -> jax.Array:
+    """``(outputs - target) ** 2``, all of one shape.
+
+    >>> squared_error(jnp.array([1., 2.]), jnp.array([1., 4.])).tolist()
+    [0.0, 4.0]
+    """
+    same_shape("squared_error", outputs, target)
+    return optax.squared_error(as_float32(outputs), as_float32(target))
+
+
+def absolute_error(outputs: jax.Array, target: jax.Array) -> jax.Array:
+    """``|outputs - target|``, all of one shape.
+
+    >>> absolute_error(jnp.array([1., 2.]), jnp.array([1., 4.])).tolist()
+    [0.0, 2.0]
+    """
+    same_shape("absolute_error", outputs, target)
+    return jnp.abs(as_float32(outputs) - as_float32(target))
+
+
+def huber(outputs: jax.Array, target: jax.Array, delta: float = 1.0) -> jax.Array:
+    """Quadratic up to ``delta``, linear beyond (Huber 1964); all of one shape.
+
+    Raises `ConfigError` for a ``delta`` that is not above 0.
+
+    >>> huber(jnp.array([0.5, 3.0]), jnp.zeros(2)).tolist()
+    [0.125, 2.5]
+    """
+    check_option("huber", "delta", delta, sys.float_info.min, math.inf, "a number above 0")
+    same_shape("huber", outputs, target)
+    return optax.huber_loss(as_float32(outputs), as_float32(target), delta=delta)
+
+
+def log_cosh(outputs: jax.Array, target: jax.Array) -> jax.Array:
+    """``log(cosh(outputs - target))``, all of one shape.
+
+    >>> log_cosh(jnp.ones(1), jnp.ones(1)).tolist()
+    [0.0]
+    """
+    same_shape("log_cosh", outputs, target)
+    return optax.log_cosh(as_float32(outputs), as_float32(target))
+
+
+def cosine_distance(outputs: jax.Array, target: jax.Array) -> jax.Array:
+    """One minus the cosine of the angle between vectors (..., features): losses (...).
+
+    >>> cosine_distance(jnp.array([[1., 0.]]), jnp.array([[0., 2.]])).tolist()
+    [1.0]
+    """
+    same_shape("cosine_distance", outputs, target)
+    return optax.cosine_distance(as_float32(outputs), as_float32(target), epsilon=1e-8)

@@ -1,0 +1,234 @@
+"""Device meshes: ``mesh("data=4,fsdp=2")`` is the grid of devices that everything else is laid out on."""
+
+import math
+import numbers
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from sapwood.core.errors import ConfigError
+from sapwood.core.messages import nearest
+
+AnyMesh = Mesh | AbstractMesh
+
+# From the slowest link to the fastest: the last axis runs over neighbouring devices. A mesh has this order
+# however it was written, so "fsdp=2,data=4" and "data=4,fsdp=2" are one mesh, and tensor parallelism gets the
+# best links.
+AXES: dict[str, str] = {
+    "replica": "data parallelism across slices or pods",
+    "data": "data parallelism: each device holds all parameters",
+    "stage": "pipeline stages",
+    "fsdp": "data parallelism with parameters and optimizer state sharded",
+    "expert": "experts of a mixture",
+    "sequence": "the length of a sequence (context parallelism)",
+    "tensor": "heads, hidden units and vocabulary",
+}
+
+ACROSS = ("replica", "data", "stage")
+"""The axes for the slow network between slices, in this order: they send gradients, or activations between stages."""
+
+HELP = 'write axis=size pairs such as "data=4,fsdp=2"; one size may be -1 for all remaining devices'
+
+
+class MeshWarning(UserWarning):
+    """A mesh that works, and whose axes do not suit its devices."""
+
+
+def mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
+    """A mesh of all devices, or of `devices`, from a string or from keywords; without either, ``"data=-1"``.
+
+    The axes are `AXES`; for others, build a `jax.sharding.Mesh` and give `Rules` that name them. Axes have
+    type `AxisType.Auto`: the compiler propagates shardings, and constraints are requests. (`jax.make_mesh`
+    makes Explicit axes, where every operation must be told.)
+
+    Every mesh whose sizes multiply to the number of devices can be had. On a TPU its axes follow the links between the
+    chips, the last axis the closest ones; an axis that fits no physical one gets a part of it. Where the devices are of
+    several slices, the axes replica, data and stage cross the slow network between them, in this order; a `MeshWarning`
+    says where another axis has to.
+
+    >>> import jax, sapwood.parallel as parallel
+    >>> m = parallel.mesh("data=-1,fsdp=1")
+    >>> m.axis_names, m.shape["data"] == len(jax.devices())
+    (('data', 'fsdp'), True)
+    >>> m == parallel.mesh(fsdp=1, data=-1)
+    True
+
+    Raises:
+      ConfigError: the string cannot be read, an axis is unknown or given twice, more than one size is -1, the
+        sizes do not multiply to the number of devices, a device is given twice, or slices have different numbers of
+        devices.
+    """
+    if text is not None and sizes:
+        raise ConfigError(f"mesh: give a string or keywords, not both; got {text!r} and {sizes}")
+    pairs = _read(text) if text is not None else list(sizes.items()) or [("data", -1)]
+    devices = jax.devices() if devices is None else _listed(devices)
+    return _laid_out(_fill(_check(pairs), len(devices)), devices)
+
+
+def abstract(text: str, devices: int | None = None) -> AbstractMesh:
+    """A mesh like `mesh(text)` of devices that need not be there: so many, or as many as its sizes multiply to.
+
+    >>> abstract("fsdp=64,tensor=8").size, abstract("fsdp=-1,tensor=8", 512).shape["fsdp"]
+    (512, 64)
+
+    Raises:
+      ConfigError: see `mesh`; or a size is -1 and the number of devices is not given.
+    """
+    shape = _check(_read(text))
+    if devices is None and -1 in shape.values():
+        raise ConfigError(f"mesh {text!r}: -1 stands for all remaining devices; say how many devices there are")
+    if devices is not None and devices < 1:
+        raise ConfigError(f"mesh {text!r}: {devices} devices make no mesh; give at least one")
+    sizes = _fill(shape, math.prod(shape.values()) if devices is None else devices)
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def _listed(devices: Any) -> list[Any]:
+    """Devices given as a list, an array of any shape, or one alone; each of them once."""
+    found = list(devices.flat) if isinstance(devices, np.ndarray) else devices
+    found = list(found) if isinstance(found, Iterable) else [found]
+    if not found:
+        raise ConfigError("mesh: devices is empty; leave it out to use all of jax.devices()")
+    if not all(hasattr(device, "device_kind") for device in found):
+        raise ConfigError(f"mesh: devices={devices!r} are no devices; give a list such as jax.devices()[:4]")
+    twice = [device for device, times in Counter(found).items() if times > 1]
+    if twice:
+        raise ConfigError(f"mesh: devices has {twice[0]} more than once; give each device once")
+    return found
+
+
+def _read(text: str) -> list[tuple[str, int]]:
+    """``"data=4, fsdp=-1"`` as pairs, in the order written."""
+    if not isinstance(text, str):
+        raise ConfigError(f"mesh: expected a string, got {text!r}; {HELP}, or give keywords: data=4, fsdp=2")
+    pairs = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([a-z_]+)\s*=\s*(-1|[0-9]+)\s*", part, re.ASCII)
+        if not match:
+            raise ConfigError(f"mesh {text!r}: cannot read {part.strip()!r}; {HELP}")
+        pairs.append((match[1], int(match[2])))
+    return pairs
+
+
+def _check(pairs: list[tuple[str, int]]) -> dict[str, int]:
+    """The same as a dict in the order of `AXES`, or an error that says what is wrong with it."""
+    written = ",".join(f"{name}={size}" for name, size in pairs)
+    for i, (name, size) in enumerate(pairs):
+        if name not in AXES:
+            raise ConfigError(
+                f"mesh {written!r}: unknown axis {name!r}{nearest(name, AXES)} (axes: {', '.join(AXES)}). "
+                "For axes of your own, build a jax.sharding.Mesh and name them in Rules"
+            )
+        if name in dict(pairs[:i]):
+            raise ConfigError(f"mesh {written!r}: axis {name!r} is given twice")
+        if isinstance(size, bool) or not isinstance(size, numbers.Integral) or (size < 1 and size != -1):
+            raise ConfigError(f"mesh {written!r}: {name}={size!r} is no size; use a positive integer, or -1")
+    if sum(size == -1 for _, size in pairs) > 1:
+        raise ConfigError(f"mesh {written!r}: only one axis may be -1")
+    sizes = {name: int(size) for name, size in pairs}  # NumPy's integers too
+    return {name: sizes[name] for name in AXES if name in sizes}
+
+
+def _fill(shape: dict[str, int], count: int) -> dict[str, int]:
+    """`shape` with its -1 replaced, checked against the number of devices."""
+    written = ",".join(f"{name}={size}" for name, size in shape.items())
+    known = math.prod(size for size in shape.values() if size != -1)
+    free = [name for name, size in shape.items() if size == -1]
+    if free and count % known:
+        raise ConfigError(
+            f"mesh {written!r}: the number of devices, {count}, does not divide by {known}, so no size for "
+            f"{free[0]!r} fits; change the other sizes"
+        )
+    if not free and known != count:
+        raise ConfigError(
+            f"mesh {written!r}: the sizes multiply to {known}, the number of devices is {count}; write -1 "
+            f"for one axis to take all of them, or give devices=jax.devices()[:n] to use n. (On a CPU, "
+            f"`sapwood ... --devices {known}` or XLA_FLAGS=--xla_force_host_platform_device_count={known} simulates "
+            f"{known}.)"
+        )
+    return {name: count // known if size == -1 else size for name, size in shape.items()}
+
+
+def _laid_out(shape: dict[str, int], devices: Sequence[Any]) -> Mesh:
+    """The mesh whose axes follow the links between these devices.
+
+    Inside a slice, axes that need the most bandwidth get whole physical axes where they fit, else parts of them. Over
+    several slices the axes that send least cross the slow network: replicas, then other data, then stages.
+    """
+    slices: dict[int, list[Any]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+    sizes, across = tuple(shape.values()), _across(shape, slices)
+    inside = tuple(size // n for size, n in zip(sizes, across, strict=True))
+    blocks = np.stack([_in_a_slice(inside, slices[index]) for index in sorted(slices)]).reshape(*across, *inside)
+    order = [dim for axis in range(len(shape)) for dim in (axis, len(shape) + axis)]  # each axis: slices, then inside
+    grid = blocks.transpose(order).reshape(sizes)
+    return Mesh(grid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
+
+
+def _in_a_slice(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """The devices of one slice as an array of these sizes."""
+    from jax.experimental import mesh_utils
+
+    try:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    except AssertionError:  # a part of a slice that is no box of chips, or more than one device a chip: any order works
+        return np.array(devices, object).reshape(sizes)
+
+
+def _across(shape: dict[str, int], slices: dict[int, list[Any]]) -> tuple[int, ...]:
+    """How many slices each axis spans; a `MeshWarning` where one does that sends more than gradients or activations."""
+    written = ",".join(f"{name}={size}" for name, size in shape.items())
+    counts = sorted({len(devices) for devices in slices.values()})
+    if len(counts) > 1:
+        raise ConfigError(
+            f"mesh {written!r}: the devices are of {len(slices)} slices, {' and '.join(map(str, counts))} of each; a "
+            "mesh takes as many devices of one slice as of another: choose them with devices="
+        )
+    across, left = dict.fromkeys(shape, 1), len(slices)
+    for name in sorted(shape, key=(*ACROSS, *AXES).index):
+        across[name] = math.gcd(shape[name], left)
+        left //= across[name]
+    slow = {name: n for name, n in across.items() if n > 1 and name not in ACROSS}
+    if slow:
+        better = {name: size // slow.get(name, 1) for name, size in shape.items()}
+        better["replica"] = better.get("replica", 1) * math.prod(slow.values())
+        fits = ",".join(f"{name}={better[name]}" for name in AXES if better.get(name, 1) > 1)
+        warnings.warn(
+            f"mesh {written!r}: these devices are {len(slices)} slices joined by a slow network, and the axis "
+            f"{' and '.join(map(repr, slow))} crosses it with every layer; {fits!r} sends gradients alone over it",
+            MeshWarning,
+            stacklevel=4,
+        )
+    return tuple(across.values())
+
+
+def automatic(mesh: AnyMesh) -> AnyMesh:
+    """The same devices with every axis `AxisType.Auto`, so that a user's Explicit mesh works too.
+
+    Under ``jax.set_mesh`` of an Explicit mesh every operation would have to name its output sharding; models
+    do not, so that is an error.
+
+    Raises:
+      ConfigError: `mesh` is no mesh, or an Explicit mesh is set in the context.
+    """
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise ConfigError(f"mesh: expected a jax.sharding.Mesh, got {mesh!r}; sapwood.mesh(...) makes one")
+    context = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit in context.axis_types:
+        raise ConfigError(
+            f"jax.set_mesh has set a mesh with Explicit axes {context.axis_names}, where every operation "
+            "must name its output sharding; give it as mesh= instead, or set one made by sapwood.mesh(...)"
+        )
+    if all(kind == AxisType.Auto for kind in mesh.axis_types):
+        return mesh
+    types = (AxisType.Auto,) * len(mesh.axis_names)
+    if isinstance(mesh, AbstractMesh):
+        return AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=types)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=types)

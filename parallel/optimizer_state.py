@@ -1,0 +1,117 @@
+"""Where optimizer state lives: beside its parameter, found by structure and never by shape."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sapwood.core.unrolled_trees import Stacks, View, blocks_of
+from sapwood.parallel.meshes import AnyMesh
+from sapwood.parallel.shardings import replicated
+
+
+def opt_shardings(optimizer: Any, params: Any, shardings: Any, mesh: AnyMesh) -> Any:
+    """A tree like ``optimizer.init(params)`` with the `NamedSharding` of every leaf.
+
+    What mirrors the parameters (momenta, second moments, accumulated gradients, averages) lies where its
+    parameter lies. A leaf with other dimensions than its parameter keeps what it shares with it: Adafactor's
+    row and column factors lose the dimension they average over, the history of L-BFGS has a leading one.
+    Counters, schedules and scales are whole on every device. For an optimizer that sees stacks as their blocks
+    (`train.blockwise`), this holds for one block, and the dimensions of the stack lie as the parameter's do.
+
+    Args:
+      optimizer: any optax transformation, or whatever has an ``init(params)``.
+      params: a tree of `Param`, `jax.ShapeDtypeStruct` or arrays.
+      shardings: a tree like `params`, from `param_shardings`.
+
+    >>> import jax, optax, sapwood.parallel as parallel
+    >>> mesh = parallel.mesh("fsdp=-1")
+    >>> params = {"kernel": jax.ShapeDtypeStruct((256, 512), "float32")}
+    >>> shardings = parallel.param_shardings(params, mesh)
+    >>> state = parallel.opt_shardings(optax.adam(1e-3), params, shardings, mesh)
+    >>> state[0].mu["kernel"] == shardings["kernel"], state[0].count.is_fully_replicated
+    (True, True)
+    """
+    import optax
+
+    structs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    if hasattr(optimizer, "blocks"):
+        inner, stacks = optimizer.blocks
+        return _of_blocks(inner, stacks, structs, shardings, mesh)
+    state = jax.eval_shape(optimizer.init, structs)
+    whole = replicated(mesh)
+
+    def masked(node):  # where a mask has cut the parameters out
+        return isinstance(node, optax.MaskedNode)
+
+    def beside(leaf, param, sharding):
+        return leaf if masked(leaf) else _beside(leaf.shape, param.shape, sharding)
+
+    try:
+        return optax.tree_map_params(
+            optimizer,
+            beside,
+            state,
+            structs,
+            shardings,
+            transform_non_params=lambda _: whole,
+            is_leaf=masked,
+        )
+    except Exception:
+        # tree_map_params runs `init` on a placeholder instead of parameters. An `init` that looks at its
+        # parameters (L-BFGS) or that keeps a tree of its own for each of them (SM3) cannot stand that; their
+        # paths still agree.
+        return _by_path(state, structs, shardings, whole)
+
+
+def _of_blocks(optimizer: Any, stacks: Stacks, params: Any, shardings: Any, mesh: AnyMesh) -> Any:
+    """Each leaf as one block's lies, and before that the dimensions of the stack as those of its parameter."""
+    blocks = blocks_of(params, stacks)
+    of_params = View(blocks, stacks)
+    lead, cut = {}, []
+    for slot, sharding in zip(of_params.slots, jax.tree.leaves(shardings), strict=True):
+        n = len(slot.sizes)
+        spec = (*sharding.spec, *(None,) * (n - len(sharding.spec)))
+        lead[slot.stack] = spec[:n]
+        cut.append([NamedSharding(sharding.mesh, PartitionSpec(*spec[n:]))] * len(slot.members))
+    of_state = View(jax.eval_shape(optimizer.init, blocks), stacks)
+    alone = jax.tree.leaves(opt_shardings(optimizer, blocks, of_params.scatter(cut), mesh))
+    result = []
+    for slot in of_state.slots:
+        sharding, stack = alone[slot.members[0]], slot.stack
+        if stack is not None:
+            dims = (*sharding.spec, *(None,) * (slot.axis - len(sharding.spec)))
+            spec = PartitionSpec(*dims[: slot.axis], *lead[stack], *dims[slot.axis :])
+            sharding = NamedSharding(sharding.mesh, spec)
+        result.append(sharding)
+    return jax.tree.unflatten(of_state.stacked, result)
+
+
+def _beside(shape: Sequence[int], param: Sequence[int], sharding: NamedSharding) -> NamedSharding:
+    """The sharding of a leaf of `shape` that belongs to a parameter of shape `param` and this sharding."""
+    shape, param = tuple(shape), tuple(param)
+    spec = (*sharding.spec, *(None,) * (len(param) - len(sharding.spec)))
+    extra = len(shape) - len(param)
+    kept: set[tuple] = set()
+    if extra >= 0 and shape[extra:] == param:
+        kept = {(None,) * extra + spec}
+    elif extra == -1:
+        kept = {spec[:d] + spec[d + 1 :] for d in range(len(param)) if param[:d] + param[d + 1 :] == shape}
+    # A factor of a square parameter may have lost either dimension: whole is right for both, and factors are
+    # small.
+    return NamedSharding(sharding.mesh, PartitionSpec(*kept.pop()) if len(kept) == 1 else PartitionSpec())
+
+
+def _by_path(state: Any, params: Any, shardings: Any, whole: NamedSharding) -> Any:
+    """Each leaf beside the parameter whose path ends its own: ``0/mu/up/kernel`` belongs to ``up/kernel``."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    known = {path: (p.shape, s) for (path, p), s in zip(leaves, jax.tree.leaves(shardings), strict=True)}
+
+    def place(path, leaf):
+        for start in range(len(path)):
+            if path[start:] in known:
+                return _beside(leaf.shape, *known[path[start:]])
+        return whole
+
+    return jax.tree_util.tree_map_with_path(place, state)

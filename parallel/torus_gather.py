@@ -1,0 +1,54 @@
+"""Gathers of parameters that span all three dimensions of a TPU's torus, in two steps.
+
+Where the devices that gather differ in all three coordinates, XLA's compiler for TPUs (libtpu 0.0.42, v5p) makes a sum
+over zeros of each gather, and a whole sum of each scattered one: twice the bytes. Compiler options do not change that.
+Gathers within a plane stay what they are. So the axis is seen as two, and a barrier keeps the two gathers apart.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from sapwood.parallel.meshes import AnyMesh
+
+
+@functools.lru_cache(maxsize=64)
+def in_two(mesh: AnyMesh, axis: str) -> Mesh | None:
+    """The same devices with `axis` cut into two, `axis` and a new one inside it, each within a plane of the chips.
+
+    None where `axis` is within a plane as it is, where no cut helps, or where there are no such chips.
+
+    >>> import sapwood as sw
+    >>> in_two(sw.mesh("fsdp=-1"), "fsdp") is None
+    True
+    """
+    if not isinstance(mesh, Mesh) or mesh.devices.flat[0].platform != "tpu" or mesh.shape.get(axis, 1) == 1:
+        return None
+    at, size = mesh.axis_names.index(axis), mesh.shape[axis]
+    groups = np.moveaxis(mesh.devices, at, -1).reshape(-1, size)
+    if len({getattr(d, "slice_index", None) for d in groups[0]}) > 1 or _dimensions(groups) <= 2:
+        return None
+    for inner in (n for n in range(2, size) if size % n == 0):
+        parts = groups.reshape(-1, size // inner, inner)
+        if (
+            _dimensions(parts.reshape(-1, inner)) <= 2
+            and _dimensions(np.swapaxes(parts, 1, 2).reshape(-1, size // inner)) <= 2
+        ):
+            sizes = [*mesh.axis_sizes[:at], size // inner, inner, *mesh.axis_sizes[at + 1 :]]
+            names = (*mesh.axis_names[: at + 1], f"{axis}_inside", *mesh.axis_names[at + 1 :])
+            return Mesh(mesh.devices.reshape(sizes), names, axis_types=(AxisType.Auto,) * len(names))
+    return None
+
+
+def _dimensions(groups: np.ndarray) -> int:
+    """In how many coordinates the chips of a group differ, at most."""
+    places = np.array([[d.coords for d in group] for group in groups])
+    return int((np.ptp(places, axis=1) > 0).sum(-1).max())
+
+
+def apart(x: Any, sharding: Any) -> Any:
+    """x with this sharding, which XLA does not make one with the next."""
+    return jax.lax.optimization_barrier(jax.lax.with_sharding_constraint(x, sharding))

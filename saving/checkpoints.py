@@ -1,0 +1,488 @@
+"""Checkpoints: any pytree of arrays, written by Orbax while training goes on, and checked when it is read.
+
+A checkpoint is a directory `00000120`, named after its step: Orbax's files (every array by its path), and
+`sapwood.json`: step, information and metrics of the run, each array's path, dtype, shape and digest, and a checksum
+over all that. Orbax writes under another name and renames when all is there, so a run that is killed leaves whole
+checkpoints or none. Orbax 0.12 reads a damaged file without a word; here each array's digest is taken before it is
+written and again after it is read. Nothing on disk is unpickled.
+"""
+
+import contextlib
+import functools
+import math
+import operator
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sapwood.core import messages, paths
+from sapwood.core.errors import CheckpointError, ConfigError
+from sapwood.core.messages import short, some
+from sapwood.runtime.processes import together, union
+from sapwood.saving import array_bits, orbax_arrays
+from sapwood.saving.best_metric import goal
+from sapwood.saving.checkpoint_directory import Directory
+from sapwood.saving.checksummed_json import seal, unseal
+from sapwood.saving.digest import RULE, describe, digests, named_leaves
+
+INDEX = "sapwood.json"
+_FORMAT = 2  # 1: up to 0.1, whose digests are of rule 1
+_Structs = dict[str, jax.ShapeDtypeStruct]
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a checkpoint says of itself: `step`, the `info` and `metrics` given to `save`, the arrays' `digests` by
+    path, by which metric the run keeps its `best`, and the `rule` of the digests (1 in what Sapwood 0.1 wrote)."""
+
+    step: int
+    info: dict[str, Any]
+    metrics: dict[str, float]
+    digests: dict[str, str]
+    best: str | None = None
+    rule: int = RULE
+
+
+class _Damaged(CheckpointError):
+    """This checkpoint is not whole; another one may be."""
+
+
+_together = functools.partial(together, mild=_Damaged)  # for which there may be another checkpoint
+
+
+class Checkpoints:
+    """The checkpoints of one run in `directory`: the newest `keep` and, with `best="max:accuracy"`, the one where
+    that metric was largest (`best="min:loss"`: smallest).
+
+    `save` copies the arrays to the host, starts to write and returns; the arrays may be donated at once. Use it as a
+    context manager, or call `close`, so that the last one is written out. On several processes every process makes
+    the same calls, over a directory that all of them see. Nothing is created or removed before the first `save`.
+
+    >>> import tempfile
+    >>> directory = tempfile.mkdtemp()
+    >>> with Checkpoints(directory, keep=2, best="max:accuracy") as checkpoints:
+    ...     for step, accuracy in [(10, 0.9), (20, 0.7), (30, 0.8), (40, 0.6)]:
+    ...         tree = {"params": {"w": jax.numpy.full(3, step)}, "key": jax.random.key(step)}
+    ...         checkpoints.save(step, tree, {"position": 32 * step}, {"accuracy": accuracy})
+    >>> checkpoints.steps(), checkpoints.best()
+    ([10, 30, 40], 10)
+    >>> tree, info = Checkpoints(directory).restore(tree)
+    >>> tree["params"]["w"], info.step, info.info
+    (Array([40, 40, 40], dtype=int32), 40, {'position': 1280})
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 3, best: str | None = None):
+        if "://" in str(directory):
+            raise ConfigError(
+                f"checkpoints go to a directory, not to {directory}; mount the bucket (gcsfuse) and name the mount"
+            )
+        if keep < 1:
+            raise ConfigError(f"keep={keep}: at least the newest checkpoint is kept")
+        self.directory = Path(directory).expanduser().absolute()
+        self._disk = Directory(self.directory)
+        self.keep = keep
+        self._goal = goal(best)
+        # The step this run restored or saved last; whatever is later is not of this run.
+        self._newest: int | None = None
+        self._passed: set[int] = set()  # the steps that were found damaged on the way to that one
+        self._writing: int | None = None
+        self._known: dict[int, Info] = {}
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """The steps with a checkpoint, ascending, as this process sees them; whether each is whole shows when it is
+        read.
+
+        >>> Checkpoints("no/such/directory").steps()
+        []
+        """
+        return self._disk.steps()
+
+    def candidates(self) -> list[int]:
+        """`steps`, the same on several processes, all of which must call it: those that any of them sees.
+
+        >>> Checkpoints("no/such/directory").candidates()
+        []
+        """
+        return union(_together(self.steps))
+
+    def latest(self) -> int | None:
+        """The newest step, or None where nothing was saved yet."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step with the best metric (the earlier of equals); None where no checkpoint has that metric.
+
+        Where this object was made without `best=`, what the newest checkpoint was saved with counts.
+        """
+        return self._best_of(self.steps())
+
+    def choose(self, step: int | str | None = None) -> int | None:
+        """The step of the checkpoint that is meant: by its number, "best", or "last", which is None, as `restore` takes
+        it: the newest that is whole. None is the best where the run keeps one, and the last where it does not.
+
+        >>> Checkpoints("no/such/directory").choose("last")
+        """
+        if step == "last":
+            return None
+        if step is None or step == "best":
+            best = self.best()
+            if step is not None and best is None:
+                raise CheckpointError(f'{self.directory} has no best checkpoint: the run did not say by which metric '
+                                      f'(best="min:validation_loss"); it has {self.steps() or "none"}')  # fmt: skip
+            return best
+        return _step(step)
+
+    def order(self, step: int | str | None = None) -> list[int]:
+        """The steps that `restore` tries, one after the other: a number alone; from "best" on, by the metric; else from
+        the newest on. Of a checkpoint that cannot be read nobody knows whether it is the best: it comes first.
+        """
+        if step not in (None, "best", "last"):
+            return [_step(step)]
+        left = self.candidates()
+        if step != "best":
+            return left[::-1]
+        ranked = [n for n in left if self._said(n) is None]
+        while (best := self._best_of([n for n in left if n not in ranked])) is not None:
+            ranked.append(best)
+        return ranked + [n for n in left[::-1] if n not in ranked]
+
+    def info(self, step: int) -> Info:
+        """What checkpoint `step` says of itself, without reading its arrays; CheckpointError if it is damaged."""
+        if step not in self._known:
+            self._known[step] = _info(self._read_index(step))
+        return self._known[step]
+
+    def contents(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays of checkpoint `step` by path: shape and dtype. CheckpointError if it is damaged."""
+        return _structs(self._read_index(step))
+
+    def save(
+        self,
+        step: int,
+        tree: Any,
+        info: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Start to write `tree`, any pytree of arrays, as checkpoint `step`, and return.
+
+        `info` is anything that JSON holds (the position in the data, the seed); `metrics` maps names to numbers.
+        A failure of the write in the background is raised by the next `save`, `wait` or `close`.
+
+        Raises CheckpointError where the disk is full, the directory cannot be written or belongs to an earlier run
+        that was not restored; ConfigError for leaves that are no arrays, an `info` that is no JSON, a `step` that is
+        no integer from 0 on, or a directory with one of * ? [ ] in its path.
+        """
+        step = _step(step)
+        self._disk.check_name()
+        self.wait()
+        arrays = _arrays(tree)
+        index = {
+            "format": _FORMAT,
+            "digest": RULE,
+            "step": step,
+            "info": dict(info or {}),
+            "metrics": {name: float(value) for name, value in (metrics or {}).items()},
+        }
+        self._check_metrics(index["metrics"])
+        marks = digests(arrays)  # before the write: these are the arrays as they were, whatever the disk makes of them
+        index["arrays"] = {name: [*describe(x), marks[name]] for name, x in arrays.items()}
+        if self._goal is not None:
+            index["best"] = str(self._goal)
+        if slashed := _slashed(tree):
+            index["slashed"] = slashed
+        try:
+            text = seal(index)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"the info of a checkpoint must be what JSON can hold: {error}") from error
+        _together(lambda: self._make_room(step))
+        stored = {name: array_bits.encode(x) for name, x in arrays.items() if x.size}
+        with self._writes(step):
+            self._writer.save(self._disk.own(step), stored, text)
+        self._writing = step
+
+    def wait(self) -> None:
+        """Wait until all is written, then drop what need not be kept. Raises CheckpointError if a write failed."""
+        if self._writing is None:
+            return
+        step, self._writing = self._writing, None
+        with self._writes(step):
+            self._writer.wait()
+        self._newest = step
+        self._passed.discard(step)
+        self._known.pop(step, None)
+        if jax.process_index() == 0:
+            self._disk.keep_only(self._kept)
+
+    def close(self) -> None:
+        """`wait`, and let go of Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            if "_writer" in self.__dict__:
+                self._writer.close()
+                del self.__dict__["_writer"]
+
+    def restore(self, target: Any = None, *, step: int | str | None = None, subset: bool = False) -> tuple[Any, Info]:
+        """Read the newest whole checkpoint (with `step="best"` the best whole one; or that of a number) into the
+        structure and shardings of `target`.
+
+        `target` is a pytree of arrays, `jax.ShapeDtypeStruct`s (their shardings are used, on any mesh) or `Param`s;
+        None gives nested dicts by path on the default device. With `subset=True` the checkpoint may hold more than
+        `target` asks for. A damaged checkpoint is passed over with a warning that names the arrays.
+
+        Raises CheckpointError if there is none, none is whole, or it is of another model: then with the differing
+        paths; ConfigError for a sharding that does not divide its array. A `step` asked for by number is never
+        replaced by another. Several processes, which all must call it, end with the same checkpoint.
+        """
+        wanted = None
+        if target is not None:
+            wanted = {name: array_bits.as_struct(name, leaf) for name, leaf in named_leaves(target).items()}
+        self.wait()
+        steps, order = self.candidates(), self.order(step)
+        if not set(order) <= set(steps):
+            raise CheckpointError(f"{self.directory} has no checkpoint of step {step}; it has {steps or 'none'}")
+        if not steps:
+            raise CheckpointError(f"no checkpoint in {self.directory}")
+        reasons: dict[int, str] = {}
+        next_best = "taking the next best one" if step == "best" else "going back to the checkpoint before it"
+        for candidate in order:
+            try:
+                arrays, info = self._restore(candidate, wanted, subset)
+            except _Damaged as error:
+                reasons[candidate] = str(error)
+                if candidate != order[-1]:
+                    warnings.warn(f"{error}; {next_best}", stacklevel=2)
+                continue
+            self._newest, self._passed = candidate, set(reasons)
+            return _tree(target, arrays), info
+        raise CheckpointError(f"no whole checkpoint in {self.directory}: {'; '.join(reasons.values())}")
+
+    # Reading
+
+    def _restore(self, step: int, wanted: _Structs | None, subset: bool) -> tuple[dict[str, jax.Array], Info]:
+        """One checkpoint. Reading it is up to each process; the programs that run over its arrays are up to all."""
+        index, structs, stored = _together(lambda: self._read_stored(step, wanted, subset))
+        arrays = {
+            name: array_bits.decode(stored.pop(name) if name in stored else array_bits.empty(x), x)
+            for name, x in structs.items()
+        }
+        _together(lambda: self._check_digests(step, index, arrays))
+        return arrays, _info(index)
+
+    def _read_stored(self, step: int, wanted: _Structs | None, subset: bool) -> tuple[dict[str, Any], _Structs, dict]:
+        """The index, what arrays there shall be, and those as they are stored."""
+        index = self._read_index(step)
+        if wanted is None:
+            if "slashed" in index:
+                raise CheckpointError(
+                    f"checkpoint {step} in {self.directory} holds {some(index['slashed'])}, where a slash is part of a "
+                    "name; nested dicts cannot be told from that: give restore a target"
+                )
+            wanted = _structs(index)
+        else:
+            self._check_same_model(step, index["arrays"], wanted, subset)
+        return index, wanted, self._read_arrays(step, wanted)
+
+    def _read_arrays(self, step: int, structs: _Structs) -> dict[str, jax.Array]:
+        stored = {name: array_bits.stored_struct(x) for name, x in structs.items() if math.prod(x.shape)}
+        try:
+            return orbax_arrays.read(self._disk.place(step), stored)
+        except Exception as error:
+            if _out_of_memory(error):
+                raise
+            bad = [name for name, x in stored.items() if not self._readable(step, name, x)]
+            raise self._damage(step, f"{some(bad)} cannot be read" if bad else short(error)) from error
+
+    def _readable(self, step: int, name: str, stored: jax.ShapeDtypeStruct) -> bool:
+        try:
+            orbax_arrays.read(self._disk.place(step), {name: stored})
+        except Exception:
+            return False
+        return True
+
+    def _read_index(self, step: int) -> dict[str, Any]:
+        place = self._disk.place(step)
+        odd = next((path for path in place.rglob("*") if not path.is_file() and not path.is_dir()), None)
+        if odd is not None:  # a pipe would be waited for
+            raise self._damage(step, f"{odd.name} is no file")
+        try:
+            index = unseal((place / INDEX).read_bytes())
+            if index["step"] != step:
+                raise ValueError(f"it is that of step {index['step']}")
+            if [type(index[name]) for name in ("format", "arrays", "info")] != [int, dict, dict]:
+                raise ValueError("it was not written by Sapwood")
+        except (OSError, ValueError, KeyError) as error:
+            raise self._damage(step, f"{INDEX}: {short(error)}") from error
+        if index["format"] > _FORMAT or _rule(index) > RULE:
+            raise CheckpointError(f"checkpoint {step} in {self.directory} was written by a newer Sapwood; update it")
+        return index
+
+    def _check_digests(self, step: int, index: dict[str, Any], arrays: dict[str, jax.Array]) -> None:
+        found = digests(arrays, _rule(index))
+        wrong = [name for name in arrays if found[name] != index["arrays"][name][2]]
+        if wrong:
+            raise self._damage(step, f"{some(wrong)} read back other than saved")
+
+    def _check_same_model(self, step: int, saved: dict[str, list], structs: dict[str, Any], subset: bool) -> None:
+        missing = [name for name in structs if name not in saved]
+        unexpected = [] if subset else [name for name in saved if name not in structs]
+        kinds = [
+            (name, array_bits.kind(*saved[name][:2]), array_bits.kind(*describe(x)))
+            for name, x in structs.items()
+            if name in saved
+        ]
+        other = [f"{name} is {there} there and {here} here" for name, there, here in kinds if there != here]
+        parts = [f"it lacks {some(missing)}"] if missing else []
+        parts += [f"it has {some(unexpected)} in addition"] if unexpected else []
+        parts += [some(other, quote=False)] if other else []
+        if parts:
+            raise CheckpointError(f"checkpoint {step} in {self.directory} is of another model: {'; '.join(parts)}")
+
+    def _damage(self, step: int, what: str) -> _Damaged:
+        return _Damaged(f"checkpoint {step} in {self.directory} is damaged: {what}")
+
+    # Writing
+
+    @functools.cached_property
+    def _writer(self) -> orbax_arrays.Writer:
+        return orbax_arrays.Writer(INDEX)
+
+    def _make_room(self, step: int) -> None:
+        """Make room for a new checkpoint, but not among those of a run that this one knows nothing of."""
+        steps = self.steps()
+        if steps and self._newest is None:
+            raise CheckpointError(
+                f"{self.directory} already holds checkpoints of an earlier run ({steps[-1]} is the newest); "
+                "resume from them, or choose another directory"
+            )
+        if jax.process_index() == 0:
+            with self._writes(step):
+                self._disk.make_room(step)
+
+    @contextlib.contextmanager
+    def _writes(self, step: int) -> Iterator[None]:
+        """Raise what goes wrong as what it means; the checkpoint that was to be replaced is back in its place then."""
+        try:
+            yield
+        except Exception as error:
+            if jax.process_index() == 0:
+                with contextlib.suppress(OSError, CheckpointError):  # then the next save puts it back
+                    self._disk.put_back()
+            raise self._failure(step, error) from error
+
+    def _kept(self, steps: list[int]) -> set[int | None]:
+        """Which of these checkpoints are new or best, now that the newest is whole.
+
+        Those later than the newest belong to what the run was before it went back, but for those that were found
+        damaged on the way back: they are all there is of their steps until the run has come that far again.
+        """
+        newest = self._newest or 0
+        ours = [step for step in steps if step <= newest and step not in self._passed]
+        ahead = [step for step in self._passed if step > newest]
+        return {*ours[-self.keep :], self._best_of(ours), *ahead}
+
+    def _best_of(self, steps: list[int]) -> int | None:
+        found = {step: info for step in steps if (info := self._said(step)) is not None}
+        wanted = self._goal or (goal(found[max(found)].best) if found else None)
+        return wanted and wanted.best({step: info.metrics.get(wanted.metric, math.nan) for step, info in found.items()})
+
+    def _said(self, step: int) -> Info | None:
+        """`info`; None where it is damaged."""
+        try:
+            return self.info(step)
+        except CheckpointError:
+            return None
+
+    def _check_metrics(self, metrics: dict[str, float]) -> None:
+        if self._goal is not None and metrics and self._goal.metric not in metrics:
+            near = messages.nearest(self._goal.metric, metrics)
+            raise ConfigError(f'best="{self._goal}", but the metrics are {sorted(metrics)}{near}')
+
+    def _failure(self, step: int, error: BaseException) -> CheckpointError:
+        refused = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        if not refused and not self.directory.exists():
+            return CheckpointError(
+                f"checkpoint {step} could not be written: {self.directory} was removed, or moved, in the meantime"
+            )
+        try:
+            free = f" ({shutil.disk_usage(self.directory).free / 1e6:,.1f} MB free there)"
+        except OSError:
+            free = ""
+        return CheckpointError(
+            f"checkpoint {step} could not be written to {self.directory}: {short(error)}{free}; earlier checkpoints "
+            "are untouched: make room or choose another directory, and resume"
+        )
+
+
+def _arrays(tree: Any) -> dict[str, Any]:
+    """The tree's leaves by path, all of them `jax.Array`s."""
+    try:
+        arrays = {name: array_bits.as_array(name, leaf) for name, leaf in named_leaves(tree).items()}
+    except ValueError as error:
+        raise ConfigError(f"this tree cannot be saved: {error}") from error
+    if not any(x.size for x in arrays.values()):
+        raise ConfigError("this tree cannot be saved: it holds no numbers")
+    return arrays
+
+
+def _slashed(tree: Any) -> list[str]:
+    """The leaves by path that have a slash in one of their names."""
+    found = jax.tree_util.tree_flatten_with_path(tree)[0]
+    simple = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return [simple(path) for path, _ in found if any("/" in simple((name,)) for name in path)]
+
+
+def _info(index: dict[str, Any]) -> Info:
+    marks = {name: mark for name, (_, _, mark) in index["arrays"].items()}
+    return Info(index["step"], index["info"], index["metrics"], marks, index.get("best"), _rule(index))
+
+
+def _rule(index: dict[str, Any]) -> int:
+    """How its digests were made."""
+    return index.get("digest", 1)
+
+
+def _step(step: Any) -> int:
+    """An integer of Python, NumPy or JAX as Python's."""
+    try:
+        number = operator.index(step)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ConfigError(f"step={step!r}: the step of a checkpoint is an integer from 0 on")
+    return number
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether there was too little memory here, which says nothing of what is on the disk."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    )
+
+
+def _structs(index: dict[str, Any]) -> _Structs:
+    return {name: array_bits.struct(dtype, shape) for name, (dtype, shape, _) in index["arrays"].items()}
+
+
+def _tree(target: Any, arrays: dict[str, jax.Array]) -> Any:
+    """Arrays by path in the structure of `target`, NumPy's where it has such; nested dicts where it is None."""
+    if target is None:
+        return paths.nest((tuple(name.split("/")), x) for name, x in arrays.items())
+    leaves = [
+        np.asarray(x) if isinstance(leaf, np.ndarray) else x
+        for leaf, x in zip(jax.tree.leaves(target), arrays.values(), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(target), leaves)

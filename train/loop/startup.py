@@ -1,0 +1,129 @@
+"""The start of a run: everything that can happen at once does. While XLA compiles the step in one thread, the first
+parameters are made or a checkpoint is read in another.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sapwood.core.errors import ConfigError
+from sapwood.core.messages import some
+from sapwood.data.batching import Batches
+from sapwood.data.device_feed import to_device
+from sapwood.saving.array_bits import kind
+from sapwood.saving.digest import describe, named_leaves
+from sapwood.train.evaluation import Evaluation, as_given
+from sapwood.train.loop.blocks import Programs, copy
+from sapwood.train.record.run_directory import Run
+from sapwood.train.state import plan as state_plan
+from sapwood.train.state.train_state import TrainState
+
+
+class Start(NamedTuple):
+    """The compiled programs, the state to begin from, and the info of the checkpoint it came from (None if fresh)."""
+
+    programs: Programs
+    state: TrainState
+    info: dict[str, Any] | None
+
+
+def start(
+    trainer: Any, stream: Batches, evaluation: Evaluation | None, record: Run, *,
+    seed: int, state: TrainState | None, steps_per_call: int | None,
+) -> Start:  # fmt: skip
+    """Make or restore the state of a run and compile its step, side by side.
+
+    ``steps_per_call`` is how many steps a block has; None leaves it to what the run was found to be best with, if it
+    is resumed and has come that far.
+    """
+    batch = _first(trainer, stream)
+    plan = state_plan.plan(trainer, batch)
+    key = _key(plan)
+    compiled = trainer.compiled
+    step, several = compiled.sent(plan.shardings)
+    programs = Programs(compiled, step, 0.0, several, plan.shapes, key, _shapes(batch))
+    with ThreadPoolExecutor(4, thread_name_prefix="sapwood-start") as pool:
+        made = pool.submit(compiled.compile, step, plan.shapes.replace(rng=None), key, programs.batch)
+        block = _block(pool, programs, steps_per_call)
+        if evaluation is not None:
+            variables, first = trainer.eval_variables(plan.shapes), _first(trainer, evaluation.batches)
+            first = as_given(trainer, evaluation.batches, first)
+            evaluated = pool.submit(compiled.compile, evaluation.step, *variables, _shapes(first))
+        restored = record.restore(plan.shapes)
+        if restored is not None:
+            begin, info = restored
+            if steps_per_call is None:
+                steps_per_call = info.get("steps_per_call") or record.noted("steps_per_call")
+                block = _block(pool, programs, steps_per_call)
+        else:
+            begin, info = plan.make(seed, batch) if state is None else _taken(state, plan, batch), None
+        function, seconds = made.result()
+        programs = programs._replace(
+            step=function, seconds=seconds, size=steps_per_call, block=None if block is None else block.result()
+        )
+        if evaluation is not None:
+            evaluation.step, _ = evaluated.result()
+            if trainer.jit:  # what could not be put together is said before the first epoch
+                tree = evaluation.step.out_tree
+                evaluation.check(jax.tree.unflatten(tree, [0] * tree.num_leaves))
+        return Start(programs, begin, info)
+
+
+def _taken(state: Any, plan: state_plan.Plan, batch: dict[str, Any]) -> TrainState:
+    """A copy of a given state, which is left whole: each array where the plan has it, or by the batch without a mesh.
+
+    Raises `ConfigError` for a state that is not as the plan says, with the paths that differ.
+    """
+    _hold(named_leaves(jax.eval_shape(lambda x: x, state)), named_leaves(plan.shapes))
+    given, beside = named_leaves(state), jax.tree.leaves(batch)[0].sharding
+    leaves = [_copied(given[name], x.sharding or beside) for name, x in named_leaves(plan.shapes).items()]
+    return jax.tree.unflatten(jax.tree.structure(plan.shapes), leaves)
+
+
+def _copied(x: Any, place: Any) -> jax.Array:
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # JAX moves none between processes
+        return jax.random.wrap_key_data(_copied(jax.random.key_data(x), place), impl=jax.random.key_impl(x))
+    return copy(jax.device_put(x, place))  # in this order: a piece that need not move may be the old one
+
+
+def _hold(given: dict[str, Any], planned: dict[str, Any]) -> None:
+    """The error of `_taken`, if there is one."""
+    kinds = [(name, *(kind(*describe(x[name])) for x in (given, planned))) for name in planned if name in given]
+    other = {name: f"{name} is {there} there and {here} here" for name, there, here in kinds if there != here}
+    lacks = some([name for name in planned if name not in given])
+    more = some([name for name in given if name not in planned])
+    parts = [lacks and f"it lacks {lacks}", more and f"it has {more} in addition", some([*other.values()], quote=False)]
+    if any(parts):
+        advice = "trainer.init(key, batch) makes one, around parameters of your own with params= and state="
+        if not (lacks or more) and [*other] == ["rng"]:
+            advice = (
+                "fit draws by JAX's default generator: give state.replace(rng=jax.random.key(0)), or set "
+                "jax_default_prng_impl"
+            )
+        raise ConfigError(
+            f"fit(state=...): the state is not one of this trainer: {'; '.join(filter(None, parts))}. {advice}"
+        )
+
+
+def _key(plan: state_plan.Plan) -> jax.ShapeDtypeStruct:
+    """The shape and sharding of the data of the run's key."""
+    data = jax.eval_shape(jax.random.key_data, plan.shapes.rng)
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=plan.shapes.rng.sharding)
+
+
+def _block(pool: ThreadPoolExecutor, programs: Programs, size: int | None) -> Future | None:
+    return None if size in (None, 1) else pool.submit(programs.compile, size)
+
+
+def _first(trainer: Any, passed: Batches) -> dict[str, Any]:
+    """The first batch on the devices; what is wrong with the data in general is said here, before anything compiles."""
+    feed = to_device(passed.seek(0), trainer.batch_sharding, prefetch=0)
+    batch = next(feed)
+    passed.seek(0)
+    return batch
+
+
+def _shapes(batch: dict[str, Any]) -> dict[str, Any]:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)

@@ -1,0 +1,1 @@
+"""Objectives: functions ``objective(v, batch) -> (loss, metrics)`` that a trainer minimises."""

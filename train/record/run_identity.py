@@ -1,0 +1,159 @@
+"""Whether a run goes on as itself: what a checkpoint says of trainer and data, and what a resume finds changed."""
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sapwood.core.errors import ConfigError
+from sapwood.data.dataset import Dataset
+from sapwood.train.record.describe_settings import described
+
+SAMPLED = 8
+"""Examples of a data set that are read to know it again."""
+
+_ELSEWHERE = ("mesh", "rules", "offload", "jit", "checks", "learning_rate")  # where it runs, and what is only logged
+ANYWAY = "anyway"
+
+
+def identity(trainer: Any, data: Dataset, validation: Dataset | None, callbacks: Sequence[Any]) -> dict[str, Any]:
+    """What makes a run this one, in JSON: everything of the trainer that decides numbers, and some of its data.
+
+    Of data sets a few examples are read; callbacks count where they are dataclasses. What is not seen: the code of
+    libraries, and what one's own code reaches in other ways than by name.
+    """
+    fields = [field.name for field in dataclasses.fields(trainer) if field.name not in _ELSEWHERE]
+    parts = {name: described(getattr(trainer, name)) for name in fields}
+    parts["callbacks"] = described([x for x in callbacks if dataclasses.is_dataclass(x)])
+    for name, one in (("data", data), ("validation", validation)):
+        parts[name] = {} if one is None else {"examples": str(len(one)), **sample(one)}
+    parts["jax_enable_x64"] = {"": str(jax.config.jax_enable_x64)}  # type: ignore[attr-defined]
+    return {"python": f"{sys.implementation.cache_tag}", **parts}
+
+
+def model_changes(old: Mapping[str, Any] | None, trainer: Any) -> list[str]:
+    """What a checkpoint says of the model, its loss and its metrics, and is otherwise in this trainer, in words."""
+    parts = {name: described(getattr(trainer, name)) for name in ("objective", "policy")}
+    return changes(old, {"python": f"{sys.implementation.cache_tag}", **parts})
+
+
+def called(callback: Any) -> dict[str, str]:
+    """What a callback is, to know again whose memory was saved: a dataclass with its options, else the name.
+
+    >>> from sapwood.train.callbacks import StopAt
+    >>> called(StopAt("accuracy", 0.9))
+    {'': 'sapwood:StopAt', 'monitor': "'accuracy'", 'target': '0.9', 'mode': "'max'"}
+    """
+    parts, whole = described(callback), dataclasses.is_dataclass(callback)
+    return {path: text for path, text in parts.items() if not path or (whole and not path.startswith("code."))}
+
+
+def sample(data: Dataset) -> dict[str, str]:
+    """A digest of some examples by entry, in the order of the data; none of an entry that reads otherwise each time.
+
+    >>> import sapwood.data
+    >>> one, other = (sapwood.data.load({"x": np.arange(9), "y": np.arange(9) * k}) for k in (1, 2))
+    >>> [name for name in sample(one) if sample(one)[name] != sample(other)[name]]
+    ['y']
+    """
+    places = np.unique(np.linspace(0, len(data) - 1, SAMPLED).astype(int))
+    once, again = (data.gather(places) for _ in range(2))
+    marks = {name: (_mark(x), _mark(again[name])) for name, x in once.items()}
+    return {name: one for name, (one, other) in marks.items() if one == other}
+
+
+def _mark(x: np.ndarray) -> str:
+    bits = repr(x.tolist()).encode() if x.dtype == object else np.ascontiguousarray(x).tobytes()
+    return f"{x.dtype}{list(x.shape)} {hashlib.blake2b(bits, digest_size=8).hexdigest()}"
+
+
+def changes(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> list[str]:
+    """What a checkpoint says and is otherwise now, in words. What it does not say is not compared.
+
+    >>> changes({"python": "", "clip": {"": "1.0"}}, {"python": "", "clip": {"": "2.0"}, "ema": {"": "None"}})
+    ['clip was 1.0 and is now 2.0']
+    """
+    if not isinstance(old, Mapping):
+        return []
+    found = []
+    for part, texts in new.items():
+        if part == "python" or part not in old or texts == old[part]:
+            continue
+        if not isinstance(old[part], Mapping) or not all(isinstance(text, str) for text in old[part].values()):
+            found.append(f"what it says of its {part} was not written by Sapwood")
+            continue
+        found += _changed(part, old[part], texts, old.get("python") == new["python"])
+    return found
+
+
+def _changed(part: str, old: dict[str, str], new: dict[str, str], same_python: bool) -> list[str]:
+    if part in ("data", "validation"):
+        if old.get("examples") != new.get("examples"):
+            return [_data(part, "examples", old.get("examples"), new.get("examples"))]
+        both = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        return [_data(part, name, old.get(name), new.get(name)) for name in both]
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    values = [name for name in names if not name.startswith("code.")]
+    code = [name for name in names if name.startswith("code.") and _counts(name, old, new)]
+    if not values and not same_python:  # another Python compiles the same text otherwise
+        return []
+    named = [_value(part, name, old, new) for name in values if not any(name.startswith(f"{x}.") for x in values if x)]
+    return named or [_code(part, name, old, new) for name in code]
+
+
+def _counts(name: str, old: dict[str, str], new: dict[str, str]) -> bool:
+    """Whether to say a change: a constant of one side alone is used by code that is otherwise, which is said; but for
+    what one side's container has more."""
+    if (name in old and name in new) or old.get(name, new.get(name, "")).startswith("code "):
+        return True
+    outer = name.rpartition(".")[0]
+    return outer in old and outer in new and not new[outer].startswith("code ")
+
+
+def _value(part: str, name: str, old: dict[str, str], new: dict[str, str]) -> str:
+    """A part that is otherwise, called by its own name and that of what holds it."""
+    outer, _, last = name.rpartition(".")
+    holder = new.get(outer, old.get(outer, "")).rpartition(":")[2].partition(".<locals>")[0] if outer else ""
+    what = f"{part}: {last} of {holder}" if holder else f"{part}{f': {name}' if name else ''}"
+    was, now = (_plain(texts.get(name, "not there")) for texts in (old, new))
+    return f"{what} was {was} and is now {now}"
+
+
+def _code(part: str, name: str, old: dict[str, str], new: dict[str, str]) -> str:
+    called = name.removeprefix("code.")
+    was, now = (texts.get(name, "not there") for texts in (old, new))
+    if not old.get(name, now).startswith("code "):  # a constant beside it
+        return f"{part}: {called} was {was} and is now {now}"
+    state = "is another" if name in old and name in new else "is new" if name in new else "is no longer used"
+    return f"{part}: the code of {called} {state}"
+
+
+def _plain(text: str) -> str:
+    return text.rpartition(":")[2].partition(".<locals>")[0] if ".<locals>" in text else text
+
+
+def _data(part: str, name: str, old: str | None, new: str | None) -> str:
+    where = "the data" if part == "data" else "the validation data"
+    if name == "examples":
+        return f"{where} had {old or 'no'} examples and now {new or 'none'}"
+    if old is None or new is None:
+        return f"{where} had {'no' if old is None else 'an'} entry {name!r} and now {'one' if new else 'none'}"
+    (kind, _, was), (other, _, now) = old.rpartition(" "), new.rpartition(" ")
+    said = (kind, other) if kind != other else (was, now)
+    return f"{where} are others: {SAMPLED} examples of {name!r} were {said[0]} and are now {said[1]}"
+
+
+def hold(run: Any, old: Mapping[str, Any] | None, new: Mapping[str, Any], resume: bool | str) -> list[str]:
+    """The changes, where they are meant (``resume="anyway"``), or none; `ConfigError` for any that are not."""
+    found = changes(old, new)
+    if found and resume != ANYWAY:
+        more = f", and {len(found) - 4} more" if len(found) > 4 else ""
+        raise ConfigError(
+            f"{run} cannot go on as another run: {', '.join(found[:4])}{more}. Give what it began with, or "
+            'resume="anyway" (--resume anyway) to go on all the same'
+        )
+    return found
