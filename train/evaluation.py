@@ -19,6 +19,8 @@ from sapwood.data.batching import Batches, batches
 from sapwood.data.dataset import Dataset
 from sapwood.data.device_feed import to_device
 from sapwood.parallel.batches import batch_multiple
+from sapwood.train.config import Config
+from sapwood.train.loop.programs import Programs
 from sapwood.train.objectives.supervised import fills
 from sapwood.train.state.ema import variables
 from sapwood.train.state.train_state import TrainState
@@ -63,15 +65,13 @@ def few_sizes(examples: int) -> int:
     return min(BATCH, 4 ** ((examples.bit_length() - 1) // 2))
 
 
-def whole_pass(trainer: Any, data: Dataset, batch_size: int | None, largest: int = BATCH) -> Batches:
+def whole_pass(config: Config, data: Dataset, batch_size: int | None, largest: int = BATCH) -> Batches:
     """One pass over the data in its order, the last batch padded; a batch size that is not given suits the mesh."""
     if batch_size is None:
-        parts = (
-            1 if trainer.mesh is None else math.lcm(batch_multiple(trainer.mesh, trainer.rules), jax.process_count())
-        )
+        parts = 1 if config.mesh is None else math.lcm(batch_multiple(config.mesh, config.rules), jax.process_count())
         batch_size = -(-min(largest, len(data)) // parts) * parts
-    if trainer.mesh is not None:
-        parallel.check_batch_size(batch_size, trainer.batch_sharding)
+    if config.mesh is not None:
+        parallel.check_batch_size(batch_size, config.batch_sharding)
     return batches(data, batch_size, shuffle=False, epochs=1, remainder="pad")
 
 
@@ -81,17 +81,24 @@ class Evaluation:
     `send` starts a pass and returns at once; `settle` fetches what it gave and computes the metrics.
     """
 
-    def __init__(self, trainer: Any, data: Any, batch_size: int | None, what: str = "evaluation", learned: Any = None):
-        self.trainer, self.data, self.what = trainer, as_dataset(data, learned, f"{what} data"), what
-        self.batches = whole_pass(trainer, self.data, batch_size)
-        self.programs = trainer.compiled
+    def __init__(
+        self, config: Config, programs: Programs, data: Any, batch_size: int | None, what: str = "evaluation",
+        learned: Any = None,
+    ):  # fmt: skip
+        self.config, self.programs, self.data, self.what = (
+            config,
+            programs,
+            as_dataset(data, learned, f"{what} data"),
+            what,
+        )
+        self.batches = whole_pass(config, self.data, batch_size)
         self.step = self.programs.evaluate
 
     def send(self, state: TrainState) -> list[dict[str, Any]]:
         """Start a pass with the state's parameters (their running mean, where it keeps one)."""
         (params, model_state), found = variables(state), []
-        masked, rows = fills(self.trainer.objective), len(self.data) % self.batches.batch_size
-        for i, batch in enumerate(stream(self.trainer, self.batches)):
+        masked, rows = fills(self.config.objective), len(self.data) % self.batches.batch_size
+        for i, batch in enumerate(stream(self.config, self.batches)):
             last = rows and i == self.batches.steps_per_epoch - 1
             if masked or not last:
                 found.append(self.step(params, model_state, batch))
@@ -110,7 +117,7 @@ class Evaluation:
         if self.batches.steps_per_epoch > 1:
             n, size = len(self.data), self.batches.batch_size
             what = f"evaluating {n} examples in batches of {size} puts their metrics together (batch_size={n} does not)"
-            hold(self.trainer.objective, without_flags(found), what)
+            hold(self.config.objective, without_flags(found), what)
 
     def settle(self, found: list[dict[str, Any]], state: TrainState) -> dict[str, Any]:
         """The metrics of a pass; raises `CheckError` where a check failed in it."""
@@ -123,12 +130,12 @@ class Evaluation:
     def _explain(self, i: int, failed: list[str], state: TrainState) -> None:
         where = f"in batch {i} of the {self.what} data (examples from {i * self.batches.batch_size})"
         if jax.process_count() == 1:
-            batch = self.trainer.put(as_given(self.trainer, self.batches, self.batches[i]))
+            batch = self.config.put(as_given(self.config, self.batches, self.batches[i]))
             params, model_state = variables(state)
             seen = state.replace(params=params, state=model_state)
             examples, dataset = self.batches.indices(i), self.batches.dataset
             name = lambda row: dataset.where(int(examples[row]))  # noqa: E731
-            checks.explain(self.trainer, seen, batch, None, train=False, where=where, name=name)
+            checks.explain(self.config, seen, batch, None, train=False, where=where, name=name)
         raise CheckError(f"{'; '.join(failed)}, {where}")
 
 
@@ -137,35 +144,35 @@ def without_flags(tree: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in tree.items() if name != checks.FLAGS}
 
 
-def stream(trainer: Any, passed: Batches) -> Iterator[dict[str, Any]]:
+def stream(config: Config, passed: Batches) -> Iterator[dict[str, Any]]:
     """The batches of a pass from its beginning, on the devices."""
-    fed = to_device(passed.seek(0), trainer.batch_sharding if trainer.mesh is not None else None)
+    fed = to_device(passed.seek(0), config.batch_sharding if config.mesh is not None else None)
     try:
         for batch in fed:
-            yield as_given(trainer, passed, batch)
+            yield as_given(config, passed, batch)
     finally:
         fed.close()
 
 
-def as_given(trainer: Any, passed: Batches, batch: dict[str, Any]) -> dict[str, Any]:
+def as_given(config: Config, passed: Batches, batch: dict[str, Any]) -> dict[str, Any]:
     """A batch of a pass without the mask of what fills it up, unless it is counted by or the data have one."""
-    if fills(trainer.objective) or "mask" in passed.dataset.features:
+    if fills(config.objective) or "mask" in passed.dataset.features:
         return batch
     return {name: x for name, x in batch.items() if name != "mask"}
 
 
-def predict(trainer: Any, state: TrainState, data: Any, batch_size: int | None) -> Any:
+def predict(config: Config, programs: Programs, state: TrainState, data: Any, batch_size: int | None) -> Any:
     """See `Trainer.predict`."""
-    if not hasattr(trainer.objective, "predict"):
+    if not hasattr(config.objective, "predict"):
         raise ConfigError(
-            f"the objective {trainer.objective!r} has no predict(v, batch); sw.supervised makes one that "
+            f"the objective {config.objective!r} has no predict(v, batch); sw.supervised makes one that "
             f"does, or run your model with sw.apply(model, state.params, state.state, ...)"
         )
-    inputs, learned = getattr(trainer.objective, "inputs", None), state.features or {}
+    inputs, learned = getattr(config.objective, "inputs", None), state.features or {}
     learned = {name: feature for name, feature in learned.items() if inputs is None or name in inputs}
     data = as_dataset(data, learned, "data to predict")
-    (params, model_state), parts, step = variables(state), [], trainer.compiled.predict
-    for batch in stream(trainer, whole_pass(trainer, data, batch_size, few_sizes(len(data)))):
+    (params, model_state), parts, step = variables(state), [], programs.predict
+    for batch in stream(config, whole_pass(config, data, batch_size, few_sizes(len(data)))):
         parts.append(step(params, model_state, batch))
         if len(parts) > AHEAD:  # outputs may be large, so they leave the device as they come
             parts[-AHEAD] = jax.device_get(parts[-AHEAD])

@@ -1,6 +1,5 @@
 """`Trainer`: how a model is trained, as one frozen value; its methods are thin doors to the files that do the work."""
 
-import contextlib
 import dataclasses
 import functools
 import numbers
@@ -9,26 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from sapwood import parallel
 from sapwood.core import migration_hints
 from sapwood.core.errors import ConfigError
-from sapwood.core.layer import Layer, describe
-from sapwood.core.policy import Policy, as_policy
-from sapwood.parallel.per_device import platform
-from sapwood.runtime import compile_options
+from sapwood.core.layer import describe
 from sapwood.train import evaluation
+from sapwood.train.config import Config
 from sapwood.train.loop import fit, programs
-from sapwood.train.state import ema, offload, plan, trainable
+from sapwood.train.state import ema, plan
 from sapwood.train.state.train_state import TrainState
-from sapwood.train.step.loss_scale import LossScale
 from sapwood.train.step.step import train_step
-
-_SEVERAL = (
-    '; several are one by optax.multi_transform({"encoder": optax.adam(1e-3), "rest": optax.sgd(0.1)}, labels), where '
-    'labels={"encoder": "encoder", "head": "rest"} says which part of the parameters is whose'
-)
-
-_MODELS = ("sapwood.layers.", "sapwood.models.")
 
 
 def _of_a_state(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,7 +45,7 @@ def _of_a_state(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trainer:
+class Trainer(Config):
     """A configuration of training, without any array in it.
 
     What `fit`, `evaluate` and `predict` compile is kept for the next call. Where the model's code was edited meanwhile,
@@ -104,58 +92,7 @@ class Trainer:
     (1, {'accuracy': 0.5, 'checks': True, 'loss': 1.0986123085021973})
     """
 
-    objective: Callable[..., Any]
-    optimizer: Any
-    mesh: Any = None
-    rules: Any = None
-    policy: Any = None
-    trainable: Any = None
-    ema: float | None = None
-    accumulate: int = 1
-    clip: float | None = None
-    learning_rate: Any = None
-    scaling: LossScale | None = None
-    offload: str | None = None
-    jit: bool = True
-    checks: bool = True
-    compiler_options: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
-
-    _kept = None  # the `programs.Programs` of this trainer; no field, for it says nothing about how a model is trained
-
-    def __post_init__(self):
-        policy: Policy = as_policy(self.policy)
-        object.__setattr__(self, "policy", policy)
-        if policy.compute == "float16" and self.scaling is None:
-            object.__setattr__(self, "scaling", LossScale())
-        object.__setattr__(self, "trainable", trainable.read(self.trainable))
-        if not callable(self.objective):
-            raise ConfigError(
-                f"Trainer(objective=...): a function (v, batch) -> (loss, metrics) is expected, got "
-                f"{type(self.objective).__name__}"
-            )
-        if not (callable(getattr(self.optimizer, "init", None)) and callable(getattr(self.optimizer, "update", None))):
-            several = isinstance(self.optimizer, Mapping | list | tuple)
-            raise ConfigError(
-                f"Trainer(optimizer=...): an optax transformation such as optax.adam(1e-3) is expected, got "
-                f"{type(self.optimizer).__name__ if several else repr(self.optimizer)}" + several * _SEVERAL
-            )
-        if isinstance(self.objective, Layer) and type(self.objective).__module__.startswith(_MODELS):
-            raise ConfigError(
-                f"Trainer(objective=...): {type(self.objective).__name__} is a model; the objective is made of it by "
-                'sw.supervised(model, "squared_error"), or another loss'
-            )
-        if self.rules is not None and self.mesh is None:
-            raise ConfigError(f"Trainer(rules={self.rules!r}) needs mesh=: rules map logical axes onto a mesh's")
-        object.__setattr__(self, "compiler_options", compile_options.check(self.compiler_options) or None)
-        if isinstance(self.mesh, str):
-            object.__setattr__(self, "mesh", parallel.mesh(self.mesh))
-        offload.check(self.offload, self.mesh)
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ConfigError(f"Trainer(ema={self.ema}): a decay between 0 and 1, such as 0.999, is expected")
-        if self.accumulate != int(self.accumulate) or self.accumulate < 1:
-            raise ConfigError(f"Trainer(accumulate={self.accumulate}): at least 1 micro-batch is expected")
-        if self.clip is not None and not self.clip > 0:
-            raise ConfigError(f"Trainer(clip={self.clip}): a norm above 0 is expected; None does not clip")
+    _programs = None  # no field, for they say nothing about how a model is trained
 
     if not TYPE_CHECKING:
 
@@ -206,7 +143,7 @@ class Trainer:
         where the optimizer holds it or the trainer was given it, "skipped_steps" under loss scaling, and with
         ``checks`` the bits under "checks" (`Flags.failed` lists what failed).
         """
-        with self.compiling():
+        with self.tracing():
             batch = _batch("step(state, batch)", batch)
             after, metrics = train_step(self, state.replace(features=None), batch)
         after = after if self.mesh is None else plan.laid_out(self, after, batch)
@@ -235,7 +172,7 @@ class Trainer:
         parameters is used where there is one. Raises `DataError` for an empty data set and for one that means something
         else, `CheckError` where a check fails.
         """
-        run = evaluation.Evaluation(self, data, batch_size, learned=state.features)
+        run = evaluation.Evaluation(self, self.compiled, data, batch_size, learned=state.features)
         return run.settle(run.send(state), state)
 
     @migration_hints.answering("Trainer.predict", migration_hints.EVALUATE)
@@ -247,63 +184,22 @@ class Trainer:
         objective must have ``predict(v, batch)``, as those of `supervised` do. Raises `ConfigError` where it has not,
         `DataError` for no data, or data that means something else.
         """
-        return evaluation.predict(self, state, data, batch_size)
+        return evaluation.predict(self, self.compiled, state, data, batch_size)
 
     # ---- what the parts share ---------------------------------------------------------------------------------------
 
-    @functools.cached_property
-    def place(self) -> Any:
-        """What tells a cursor where activations live; None without a mesh."""
-        return None if self.mesh is None else parallel.placement(self.mesh, self.rules)
-
-    def compiling(self) -> contextlib.AbstractContextManager[None]:
-        """Where programs of this trainer are traced: layers choose for its platform, and code is taken as it is now."""
-        return self.compiled.tracing()
-
     @property
-    def platform(self) -> str:
-        """The platform that programs of this trainer are for: that of its mesh, whose devices need not be here."""
-        return platform(self.mesh)
-
-    @functools.cached_property
-    def batch_sharding(self) -> Any:
-        """How a batch lies on the mesh; None without one."""
-        return None if self.mesh is None else parallel.batch_sharding(self.mesh, self.rules)
-
-    @property
-    def compiled(self) -> "programs.Programs":
+    def compiled(self) -> programs.Programs:
         """The programs of this trainer, made when first used, and anew where its code was edited: see `programs`."""
-        kept = self._kept
-        if kept is None or kept.edited():
-            kept = programs.Programs(self, None if kept is None else object())
-            object.__setattr__(self, "_kept", kept)
+        code, kept = self.code, self._programs
+        if kept is None or kept.code is not code:
+            kept = programs.Programs(self, code)
+            object.__setattr__(self, "_programs", kept)
         return kept
-
-    def put(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch of host arrays on the devices, split as the mesh says."""
-        if self.mesh is None:
-            return jax.device_put(dict(batch))
-        return parallel.put_batch(dict(batch), self.batch_sharding)
 
     def eval_variables(self, state: TrainState) -> tuple[dict, dict]:
         """The parameters and model state that evaluation uses: their running means, where the state keeps some."""
         return ema.variables(state)
-
-    def check_batch_size(self, size: int) -> int:
-        """The size itself; `ConfigError` where accumulation or the mesh cannot divide it."""
-        if size % self.accumulate:
-            raise ConfigError(
-                f"accumulate={self.accumulate} does not divide the batch of {size}; use a batch size "
-                f"that is a multiple of {self.accumulate}"
-            )
-        if self.mesh is not None:
-            try:
-                parallel.check_batch_size(size // self.accumulate, self.batch_sharding)
-            except ConfigError as error:
-                if self.accumulate > 1:
-                    error.add_note(f"(a batch of {size} in accumulate={self.accumulate} micro-batches)")
-                raise
-        return size
 
 
 def _batch(what: str, batch: Any) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from sapwood.core.spec import spec
 from sapwood.inspection.layouts import rows, table
 from sapwood.inspection.layouts.activations import activations
 from sapwood.inspection.layouts.table import Layout
+from sapwood.train.config import Config
 from sapwood.train.state import plan, trainable
 
 
-def layout(trainer: Any, batch: Mapping[str, Any]) -> Layout:
+def layout(trainer: Config, batch: Mapping[str, Any]) -> Layout:
     """What lives where when a trainer with a mesh trains on batches like this one (arrays or shapes).
 
     Nothing is allocated, and the devices need not be there: the mesh may be a `jax.sharding.AbstractMesh`.

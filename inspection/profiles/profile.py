@@ -22,6 +22,7 @@ from sapwood.inspection.profiles import trace as profiles_trace
 from sapwood.inspection.profiles.attribution import BACKWARD, FORWARD, UNKNOWN, Place, Program
 from sapwood.train.evaluation import AHEAD, as_dataset
 from sapwood.train.state import plan as state_plan
+from sapwood.train.trainer import Trainer
 
 WARM = 3
 """Steps before any is timed: the first ones touch memory that later ones find."""
@@ -110,7 +111,7 @@ class Profile:
 
 
 def profile(
-    trainer: Any, data: Any, *, steps: int = 20, batch_size: int | None = None, seed: int = 0, out: Any = None
+    trainer: Trainer, data: Any, *, steps: int = 20, batch_size: int | None = None, seed: int = 0, out: Any = None
 ) -> Profile:
     """Run training steps under `jax.profiler` and say which layers their time went to.
 
@@ -160,7 +161,7 @@ def profile(
 
 
 @contextlib.contextmanager
-def _feed(trainer: Any, data: Any, batch_size: int | None, seed: int) -> Iterator[Callable[[], dict[str, Any]]]:
+def _feed(trainer: Trainer, data: Any, batch_size: int | None, seed: int) -> Iterator[Callable[[], dict[str, Any]]]:
     """A function that gives the next batch on the devices."""
     if isinstance(data, Mapping) and batch_size is None:
         shapes = [np.shape(leaf) for leaf in jax.tree.leaves(dict(data))]

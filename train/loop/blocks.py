@@ -17,6 +17,7 @@ from jax import lax
 from sapwood.core import scan
 from sapwood.core.errors import ConfigError
 from sapwood.runtime.processes import anyone
+from sapwood.train.config import Config
 from sapwood.train.loop.cadence import Schedule
 from sapwood.train.loop.metric_transfer import Packed, pack
 from sapwood.train.state.train_state import TrainState
@@ -30,22 +31,22 @@ ROOM = 2**24
 """Bytes of the batches of a block that is chosen automatically, at most."""
 
 
-def train_one(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState, Packed]:
+def train_one(config: Config, state: TrainState, batch: Any) -> tuple[TrainState, Packed]:
     """The state after a batch, and its metrics, packed."""
-    after, found = train_step(trainer, state, batch)
+    after, found = train_step(config, state, batch)
     return after, pack(found)
 
 
-def train_block(trainer: Any, state: TrainState, batches: Any) -> tuple[TrainState, Packed]:
+def train_block(config: Config, state: TrainState, batches: Any) -> tuple[TrainState, Packed]:
     """The state after a block of batches (block, batch, ...), one step each, and the metrics of each, packed."""
 
     def body(state: TrainState, batch: Any) -> tuple[TrainState, Packed]:  # XLA fuses no step with the one before
-        return train_one(trainer, *lax.optimization_barrier((state, batch)))
+        return train_one(config, *lax.optimization_barrier((state, batch)))
 
     return scan.scan(body, state, batches)
 
 
-class Programs(NamedTuple):
+class StepPrograms(NamedTuple):
     """What sends steps: the compiled ``step``, and what a block of them is compiled from.
 
     ``compiled`` are the programs of the trainer, which keep them for the next run. They take the state without its key,
@@ -65,9 +66,9 @@ class Programs(NamedTuple):
     block: Callable[..., Any] | None = None
 
     @property
-    def trainer(self) -> Any:
+    def config(self) -> Config:
         """Whose steps they are."""
-        return self.compiled.trainer
+        return self.compiled.config
 
     def compile(self, size: int) -> Callable[..., Any]:
         """The compiled block of so many steps."""
@@ -77,7 +78,7 @@ class Programs(NamedTuple):
     @property
     def unrolls(self) -> bool:
         """Whether a block is no loop but its steps one after the other."""
-        return scan.unrolls(functools.partial(train_one, self.trainer), self.state, stacked_shapes(self.batch, 2))
+        return scan.unrolls(functools.partial(train_one, self.config), self.state, stacked_shapes(self.batch, 2))
 
     def largest(self, unrolls: bool) -> int:
         """How many steps a block has at most."""

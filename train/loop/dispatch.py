@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from sapwood.train.loop.blocks import LARGEST, Programs, best_size, copy, same_bits, size
+from sapwood.train.loop.blocks import LARGEST, StepPrograms, best_size, copy, same_bits, size
 from sapwood.train.loop.cadence import Schedule
 from sapwood.train.loop.metric_transfer import Packed, join
 from sapwood.train.state.train_state import TrainState
@@ -39,7 +39,7 @@ class Sender:
     The first block is run both ways. Where they differ in a bit, every step is sent by itself from then on.
     """
 
-    def __init__(self, plan: Schedule, programs: Programs):
+    def __init__(self, plan: Schedule, programs: StepPrograms):
         self.plan, self.programs = plan, programs
         self.block, self.several = programs.size or 1, programs.block
         self.held = False
@@ -76,7 +76,7 @@ class Sender:
 
     def _hold(self, state: TrainState, batches: Any, size: int) -> tuple[TrainState, list[Packed]]:
         """Send a block both ways and compare every bit; what comes back is of the steps sent one at a time."""
-        nth, other, each = _nth(self.programs.trainer.batch_sharding), jax.tree.map(copy, state), []
+        nth, other, each = _nth(self.programs.config.batch_sharding), jax.tree.map(copy, state), []
         for i in range(size):
             state, found = self._call(self.programs.step, state, nth(batches, i))
             each.append(found)
@@ -117,7 +117,7 @@ def _nth(sharding: Any) -> Callable[[Any, int], Any]:
 class Auto(Sender):
     """Sends steps one at a time, until blocks are found to have the same bits and to be faster."""
 
-    def __init__(self, plan: Schedule, programs: Programs):
+    def __init__(self, plan: Schedule, programs: StepPrograms):
         super().__init__(plan, programs)
         self.stage: Callable[[int, float], None] | None = self._pace
         self.compiled: Future | None = None

@@ -10,7 +10,7 @@ import numbers
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from sapwood.runtime.terminal import say
 from sapwood.saving.best_metric import Goal
 from sapwood.train.callbacks import Callback, Event
 from sapwood.train.callbacks import check as check_callbacks
+from sapwood.train.config import Config
 from sapwood.train.evaluation import AHEAD, Evaluation, as_dataset, without_flags
 from sapwood.train.loop.best_state import Kept, wanted
 from sapwood.train.loop.blocks import check_option
@@ -44,6 +45,9 @@ from sapwood.train.record.run_directory import Run
 from sapwood.train.state.train_state import TrainState
 from sapwood.train.step import checks
 from sapwood.train.step.loss_scale import SKIPPED, skips
+
+if TYPE_CHECKING:
+    from sapwood.train.trainer import Trainer
 
 ROOM = 4 << 20
 """Characters of the metrics of a row that is under way, in a checkpoint, at most."""
@@ -67,7 +71,7 @@ class Result(_Pair):
 
 
 def fit(
-    trainer: Any,
+    trainer: "Trainer",
     data: Any,
     *,
     epochs: int | None = None,
@@ -161,10 +165,11 @@ def fit(
         stream.steps_per_epoch, epochs=epochs, steps=steps, log_every=log_every,
         checkpoint_every=checkpoint_every, best=goal is not None,
     )  # fmt: skip
-    evaluation = None if validation is None else Evaluation(trainer, validation, None, "validation", features)
+    programs = trainer.compiled
+    evaluation = None if validation is None else Evaluation(trainer, programs, validation, None, "validation", features)
     with compiled_in(compile_cache), Run(run, resume=resume, keep=keep, best=goal and str(goal)) as record:
         record.save_nonfinite = save_nonfinite
-        first = start(trainer, stream, evaluation, record, seed=seed, state=state, steps_per_call=several)
+        first = start(trainer, programs, stream, evaluation, record, seed=seed, state=state, steps_per_call=several)
         sender = (Auto if first.programs.size is None else Sender)(plan, first.programs)
         loop = Loop(trainer, sender, first.state, stream, features, plan, evaluation, record, asked, begun, goal)
         if record.directory is not None:
@@ -189,10 +194,10 @@ def fit(
     return result
 
 
-def _steps_per_call(trainer: Any, option: int | str) -> int | None:
+def _steps_per_call(config: Config, option: int | str) -> int | None:
     """The steps of a block; None where that is to be found out. Several processes must not find out differently."""
     several = check_option(option)
-    if not trainer.jit or (several == "auto" and jax.process_count() > 1):
+    if not config.jit or (several == "auto" and jax.process_count() > 1):
         return 1
     return None if isinstance(several, str) else several
 
@@ -211,11 +216,11 @@ class Loop:
     """The state of one run of `fit`, and the loop itself."""
 
     def __init__(
-        self, trainer: Any, sender: Sender, state: TrainState, stream: Any, features: Learned, plan: Schedule,
+        self, config: Config, sender: Sender, state: TrainState, stream: Any, features: Learned, plan: Schedule,
         evaluation: Evaluation | None, record: Run, callbacks: tuple[Callback, ...], begun: float,
         goal: Goal | None = None,
     ):  # fmt: skip
-        self.trainer, self.sender, self.state, self.stream, self.plan = trainer, sender, state, stream, plan
+        self.config, self.sender, self.state, self.stream, self.plan = config, sender, state, stream, plan
         self.evaluation, self.record, self.callbacks, self.features = evaluation, record, callbacks, features
         self.kept = Kept(goal) if goal is not None and record.directory is None else None
         self.asks = anyone(bool(callbacks))  # they may be of the first process alone
@@ -328,9 +333,9 @@ class Loop:
         """Send every step that is left, or those until something asks for the end."""
         if self.stopped:
             return
-        trainer = self.trainer
-        in_place = trainer.jit and trainer.mesh is None and platform() == "cpu"
-        feed = to_device(self.stream, trainer.batch_sharding, block=self.sender.size, host=in_place)
+        config = self.config
+        in_place = config.jit and config.mesh is None and platform() == "cpu"
+        feed = to_device(self.stream, config.batch_sharding, block=self.sender.size, host=in_place)
         self.clock, self.clocked = time.perf_counter(), self.done
         alone = jax.process_count() == 1
         try:
@@ -452,18 +457,19 @@ class Loop:
         where = f"in step {number + 1} (epoch {self.plan.epoch(number + 1)})"
         if jax.process_count() == 1:
             key = jax.random.fold_in(self.state.rng, jnp.int32(number))
-            batch = self.trainer.put(self.stream[number])
+            batch = self.config.put(self.stream[number])
             examples, dataset = self.stream.indices(number), self.stream.dataset
             name = lambda row: dataset.where(int(examples[row]))  # noqa: E731
-            checks.explain(self.trainer, self.state, batch, key, train=True, where=where, name=name)
+            checks.explain(self.config, self.state, batch, key, train=True, where=where, name=name)
         raise CheckError(f"{'; '.join(failed)}, {where}")
 
     def count_skips(self, row: Row, steps: dict[str, Any]) -> None:
         """Raise where loss scaling skips step after step: the run would end, and have learned nothing."""
         if SKIPPED not in steps:
             return
+        assert self.config.scaling is not None
         self.skipped, most = skips(self.skipped, np.ravel(steps[SKIPPED].steps))
-        patience = self.trainer.scaling.patience
+        patience = self.config.scaling.patience
         ends = row.step == self.plan.steps
         if most >= patience:
             found = f"{patience} steps in a row were skipped by step {row.step} (LossScale(patience={patience}))"

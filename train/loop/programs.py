@@ -5,67 +5,32 @@ code of its model and all that this names (`core.fingerprint`). As long as that 
 compiled is kept; where anything was edited, all of it is made anew.
 """
 
-import contextlib
-import dataclasses
 import functools
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sapwood import parallel
-from sapwood.core.fingerprint import fingerprint, traced_anew
-from sapwood.core.platform import compiling_for
 from sapwood.parallel.excess_traffic import excess
 from sapwood.runtime import compile_options
+from sapwood.train.config import Code, Config
 from sapwood.train.loop.blocks import train_block, train_one
 from sapwood.train.step.evaluate import evaluate_step, predict_step, remainder_step
 from sapwood.train.step.step import train_step
 
 
 class Programs:
-    """What a `Trainer` runs: `train` for shardings of the state, `evaluate`, `predict`; and `plans`, `birth.plan`'s.
+    """The compiled programs of a config and its code: `train` for shardings of the state, `evaluate`, `predict`."""
 
-    ``mark`` is what `traced_anew` takes.
-    """
-
-    def __init__(self, trainer: Any, mark: Any = None):
-        self.trainer, self.mark = trainer, mark
-        self._made_of, self._lock, self._traces = self._code(), threading.Lock(), 0
-        self.plans: dict[Any, Any] = {}
-        self.whole = None if trainer.mesh is None else parallel.replicated(trainer.mesh)
+    def __init__(self, config: Config, code: Code):
+        self.config, self.code = config, code
+        self.whole = None if config.mesh is None else parallel.replicated(config.mesh)
         self._sent: dict[Any, tuple[Callable[..., Any], Callable[..., Any]]] = {}
         self._compiled: dict[Any, tuple[Callable[..., Any], float]] = {}
-
-    def _code(self) -> tuple:
-        trainer = self.trainer
-        return fingerprint(*(getattr(trainer, field.name) for field in dataclasses.fields(trainer)))
-
-    def edited(self) -> bool:
-        """Whether anything was edited since they were made.
-
-        What tracing itself changes, a list that notes it or a value that is kept, is no edit.
-        """
-        with self._lock:
-            return not self._traces and self._code() != self._made_of
-
-    @contextlib.contextmanager
-    def tracing(self) -> Iterator[None]:
-        """Where they are traced."""
-        with self._lock:
-            self._traces += 1
-        try:
-            with compiling_for(self.trainer.platform), traced_anew(self.mark):
-                yield
-        finally:
-            with self._lock:
-                self._traces -= 1
-                if not self._traces:
-                    self._made_of = self._code()
 
     @functools.cached_property
     def evaluate(self) -> Callable[..., Any]:
@@ -102,37 +67,37 @@ class Programs:
 
         What JAX need not trace again is not compiled again.
         """
-        if not self.trainer.jit:
+        if not self.config.jit:
             return function, 0.0
         begun = time.perf_counter()
         traced = function.trace(*shapes)
         places = tuple(getattr(x, "sharding", None) for x in jax.tree.leaves(shapes))
         alike = traced.jaxpr, places, jax.config.jax_default_device  # type: ignore[attr-defined]
         if alike not in self._compiled:
-            program = compile_options.compiled(traced, self.trainer.platform, self.trainer.compiler_options)
+            program = compile_options.compiled(traced, self.config.platform, self.config.compiler_options)
             self._warn_of_excess(function, program, shapes)
             self._compiled[alike] = program, time.perf_counter() - begun
         return self._compiled[alike]
 
     def _warn_of_excess(self, function: Any, program: Any, shapes: Any) -> None:
         """Of a training step of an accelerator, for which reading its text takes little beside compiling it."""
-        trainer = self.trainer
-        if trainer.mesh is None or trainer.platform == "cpu" or getattr(function, "__name__", "") != "train_step":
+        config = self.config
+        if config.mesh is None or config.platform == "cpu" or getattr(function, "__name__", "") != "train_step":
             return
         try:
-            found = parallel.collectives(program, trainer.place.mesh)
+            found = parallel.collectives(program, config.place.mesh)
         except jax.errors.JaxRuntimeError:  # programs that this jaxlib cannot print
             return
-        itemsize, params = jnp.dtype(trainer.policy.compute).itemsize, jax.tree.leaves(shapes[0].params)
-        if said := excess(found, params, trainer.batch_sharding, itemsize, trainer.accumulate):
+        itemsize, params = jnp.dtype(config.policy.compute).itemsize, jax.tree.leaves(shapes[0].params)
+        if said := excess(found, params, config.batch_sharding, itemsize, config.accumulate):
             warnings.warn(said, parallel.ShardingWarning, stacklevel=2)
 
     def _send(self, shardings: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
         out = None if shardings is None else (shardings.replace(rng=None), self.whole)
 
         def named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-            def run(trainer: Any, state: Any, key: Any, batch: Any) -> Any:
-                after, found = function(trainer, state.replace(rng=jax.random.wrap_key_data(key)), batch)
+            def run(config: Config, state: Any, key: Any, batch: Any) -> Any:
+                after, found = function(config, state.replace(rng=jax.random.wrap_key_data(key)), batch)
                 return after.replace(rng=None), found
 
             run.__name__ = name  # what profiles show
@@ -141,16 +106,16 @@ class Programs:
         return named(train_one, "train_step"), named(train_block, "train_block")
 
     def _compile(self, function: Callable[..., Any], out_shardings: Any, **options: Any) -> Callable[..., Any]:
-        trainer = self.trainer
+        config = self.config
 
         def run(*args):
-            with trainer.compiling():
-                return function(trainer, *args)
+            with config.tracing():
+                return function(config, *args)
 
         run.__name__ = function.__name__  # what profiles show
-        if not trainer.jit:
+        if not config.jit:
             return eager(run)
-        how = compile_options.options(trainer.platform, trainer.compiler_options) or None
+        how = compile_options.options(config.platform, config.compiler_options) or None
         return jax.jit(run, out_shardings=out_shardings, compiler_options=how, **options)
 
 

@@ -14,9 +14,12 @@ from sapwood.data.batching import Batches
 from sapwood.data.device_feed import to_device
 from sapwood.saving.array_bits import kind
 from sapwood.saving.digest import describe, named_leaves
+from sapwood.train.config import Config
 from sapwood.train.evaluation import Evaluation, as_given
-from sapwood.train.loop.blocks import Programs, copy
+from sapwood.train.loop.blocks import StepPrograms, copy
+from sapwood.train.loop.programs import Programs
 from sapwood.train.record.run_directory import Run
+from sapwood.train.state import ema
 from sapwood.train.state import plan as state_plan
 from sapwood.train.state.train_state import TrainState
 
@@ -24,13 +27,13 @@ from sapwood.train.state.train_state import TrainState
 class Start(NamedTuple):
     """The compiled programs, the state to begin from, and the info of the checkpoint it came from (None if fresh)."""
 
-    programs: Programs
+    programs: StepPrograms
     state: TrainState
     info: dict[str, Any] | None
 
 
 def start(
-    trainer: Any, stream: Batches, evaluation: Evaluation | None, record: Run, *,
+    config: Config, compiled: Programs, stream: Batches, evaluation: Evaluation | None, record: Run, *,
     seed: int, state: TrainState | None, steps_per_call: int | None,
 ) -> Start:  # fmt: skip
     """Make or restore the state of a run and compile its step, side by side.
@@ -38,18 +41,17 @@ def start(
     ``steps_per_call`` is how many steps a block has; None leaves it to what the run was found to be best with, if it
     is resumed and has come that far.
     """
-    batch = _first(trainer, stream)
-    plan = state_plan.plan(trainer, batch)
+    batch = _first(config, stream)
+    plan = state_plan.plan(config, batch)
     key = _key(plan)
-    compiled = trainer.compiled
     step, several = compiled.sent(plan.shardings)
-    programs = Programs(compiled, step, 0.0, several, plan.shapes, key, _shapes(batch))
+    programs = StepPrograms(compiled, step, 0.0, several, plan.shapes, key, _shapes(batch))
     with ThreadPoolExecutor(4, thread_name_prefix="sapwood-start") as pool:
         made = pool.submit(compiled.compile, step, plan.shapes.replace(rng=None), key, programs.batch)
         block = _block(pool, programs, steps_per_call)
         if evaluation is not None:
-            variables, first = trainer.eval_variables(plan.shapes), _first(trainer, evaluation.batches)
-            first = as_given(trainer, evaluation.batches, first)
+            variables, first = ema.variables(plan.shapes), _first(config, evaluation.batches)
+            first = as_given(config, evaluation.batches, first)
             evaluated = pool.submit(compiled.compile, evaluation.step, *variables, _shapes(first))
         restored = record.restore(plan.shapes)
         if restored is not None:
@@ -65,7 +67,7 @@ def start(
         )
         if evaluation is not None:
             evaluation.step, _ = evaluated.result()
-            if trainer.jit:  # what could not be put together is said before the first epoch
+            if config.jit:  # what could not be put together is said before the first epoch
                 tree = evaluation.step.out_tree
                 evaluation.check(jax.tree.unflatten(tree, [0] * tree.num_leaves))
         return Start(programs, begin, info)
@@ -113,13 +115,13 @@ def _key(plan: state_plan.Plan) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=plan.shapes.rng.sharding)
 
 
-def _block(pool: ThreadPoolExecutor, programs: Programs, size: int | None) -> Future | None:
+def _block(pool: ThreadPoolExecutor, programs: StepPrograms, size: int | None) -> Future | None:
     return None if size in (None, 1) else pool.submit(programs.compile, size)
 
 
-def _first(trainer: Any, passed: Batches) -> dict[str, Any]:
+def _first(config: Config, passed: Batches) -> dict[str, Any]:
     """The first batch on the devices; what is wrong with the data in general is said here, before anything compiles."""
-    feed = to_device(passed.seek(0), trainer.batch_sharding, prefetch=0)
+    feed = to_device(passed.seek(0), config.batch_sharding, prefetch=0)
     batch = next(feed)
     passed.seek(0)
     return batch

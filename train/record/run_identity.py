@@ -11,6 +11,7 @@ import numpy as np
 
 from sapwood.core.errors import ConfigError
 from sapwood.data.dataset import Dataset
+from sapwood.train.config import Config
 from sapwood.train.record.describe_settings import described
 
 SAMPLED = 8
@@ -20,7 +21,7 @@ _ELSEWHERE = ("mesh", "rules", "offload", "jit", "checks", "learning_rate")  # w
 ANYWAY = "anyway"
 
 
-def identity(trainer: Any, data: Dataset, validation: Dataset | None, callbacks: Sequence[Any]) -> dict[str, Any]:
+def identity(trainer: Config, data: Dataset, validation: Dataset | None, callbacks: Sequence[Any]) -> dict[str, Any]:
     """What makes a run this one, in JSON: everything of the trainer that decides numbers, and some of its data.
 
     Of data sets a few examples are read; callbacks count where they are dataclasses. What is not seen: the code of
@@ -35,7 +36,7 @@ def identity(trainer: Any, data: Dataset, validation: Dataset | None, callbacks:
     return {"python": f"{sys.implementation.cache_tag}", **parts}
 
 
-def model_changes(old: Mapping[str, Any] | None, trainer: Any) -> list[str]:
+def model_changes(old: Mapping[str, Any] | None, trainer: Config) -> list[str]:
     """What a checkpoint says of the model, its loss and its metrics, and is otherwise in this trainer, in words."""
     parts = {name: described(getattr(trainer, name)) for name in ("objective", "policy")}
     return changes(old, {"python": f"{sys.implementation.cache_tag}", **parts})

@@ -16,6 +16,7 @@ from sapwood.core.rng import as_key
 from sapwood.core.spec import Spec, spec
 from sapwood.core.unrolled_trees import Stacks, stacks
 from sapwood.parallel.wasted_axes import warn_of_wasted
+from sapwood.train.config import Config
 from sapwood.train.objectives.supervised import takes_mask
 from sapwood.train.optimizers.blockwise import seen
 from sapwood.train.state import ema, offload, trainable
@@ -34,16 +35,16 @@ class Plan(NamedTuple):
     shardings: TrainState | None
 
 
-def plan(trainer: Any, batch: Any) -> Plan:
+def plan(config: Config, batch: Any) -> Plan:
     """The plan of the training state of a trainer for batches like this one (arrays or shapes), made once for them."""
     batch = jax.eval_shape(lambda x: x, dict(batch))
     leaves, structure = jax.tree.flatten(batch)
     flags = jax.config.jax_enable_x64, jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
     alike = flags, structure, tuple((x.shape, x.dtype, x.weak_type) for x in leaves)
-    plans = trainer.compiled.plans
+    plans = config.code.plans
     if alike not in plans:
-        with trainer.compiling():
-            plans[alike] = _plan(trainer, batch)
+        with config.tracing():
+            plans[alike] = _plan(config, batch)
     return plans[alike]
 
 
@@ -60,25 +61,25 @@ def _what_it_was_given(objective: Any, batch: dict, error: Exception) -> Iterato
         )
 
 
-def _plan(trainer: Any, batch: dict) -> Plan:
+def _plan(config: Config, batch: dict) -> Plan:
     try:
-        declared = spec(trainer.objective, batch, policy=trainer.policy)
+        declared = spec(config.objective, batch, policy=config.policy)
     except (TypeError, AttributeError, InputError) as error:
-        for note in _what_it_was_given(trainer.objective, batch, error):
+        for note in _what_it_was_given(config.objective, batch, error):
             error.add_note(note)
         raise
-    trainable.check(declared.params, trainer.trainable)
+    trainable.check(declared.params, config.trainable)
     stacked = stacks(declared.params)
-    complete = functools.partial(_complete, trainer, stacked=stacked)
+    complete = functools.partial(_complete, config, stacked=stacked)
     variables = jax.tree.map(lambda param: param.struct, tuple(declared))
     shapes = jax.eval_shape(complete, jax.eval_shape(lambda: jax.random.key(0)), *variables)
     shardings = born = None
-    if trainer.mesh is not None:
-        shardings = _shardings(trainer, declared, shapes)
-        split = [*jax.tree.leaves(shardings.params), trainer.batch_sharding]
-        place = trainer.place
+    if config.mesh is not None:
+        shardings = _shardings(config, declared, shapes)
+        split = [*jax.tree.leaves(shardings.params), config.batch_sharding]
+        place = config.place
         warn_of_wasted(
-            trainer.objective, batch, mesh=place.mesh, rules=place.rules, shardings=split, policy=trainer.policy
+            config.objective, batch, mesh=place.mesh, rules=place.rules, shardings=split, policy=config.policy
         )
         shapes = jax.tree.map(_struct, shapes, shardings)
         born = shardings.params, shardings.state
@@ -86,8 +87,8 @@ def _plan(trainer: Any, batch: dict) -> Plan:
     @functools.cache
     def first(*given: bool) -> Callable[..., tuple[dict, dict]]:
         return initializer(
-            trainer.objective, declared,
-            data=True, policy=trainer.policy, place=trainer.place, shardings=born, given=given,
+            config.objective, declared,
+            data=True, policy=config.policy, place=config.place, shardings=born, given=given,
         )  # fmt: skip
 
     @jax.transfer_guard("allow")  # as in sw.init
@@ -97,7 +98,7 @@ def _plan(trainer: Any, batch: dict) -> Plan:
             None if x is None else take(f"Trainer.init: the {kind} given", tree, x, where)
             for kind, tree, x, where in kinds
         )
-        with trainer.compiling():
+        with config.tracing():
             variables = first(*(x is not None for x in there))(key, batch, there=there)
             once = jax.jit(complete, out_shardings=shardings, donate_argnums=(1, 2), compiler_options=quick(key))
             return once(key, *variables)
@@ -109,83 +110,83 @@ def _struct(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _complete(trainer: Any, key: Any, params: dict, state: dict, stacked: Stacks = ()) -> TrainState:
+def _complete(config: Config, key: Any, params: dict, state: dict, stacked: Stacks = ()) -> TrainState:
     """The state around first parameters: fresh optimizer state, key, and what the trainer's options need."""
-    trained, _ = trainable.split(params, trainer.trainable)
+    trained, _ = trainable.split(params, config.trainable)
     return TrainState(
         step=jnp.int32(0),
         params=params,
         state=state,
-        opt_state=seen(trainer.optimizer, stacked).init(trained),
+        opt_state=seen(config.optimizer, stacked).init(trained),
         rng=jax.random.fold_in(key, 2),  # init itself draws from the key, and from fold 1 for data-dependent values
-        ema=None if trainer.ema is None else ema.first(trained),
-        ema_state=None if trainer.ema is None else ema.first(ema.averaged(state)),
-        scale=None if trainer.scaling is None else trainer.scaling.init(),
-        ok=jnp.bool_(True) if trainer.checks else None,
+        ema=None if config.ema is None else ema.first(trained),
+        ema_state=None if config.ema is None else ema.first(ema.averaged(state)),
+        scale=None if config.scaling is None else config.scaling.init(),
+        ok=jnp.bool_(True) if config.checks else None,
         stacks=stacked,
     )
 
 
-def restart(trainer: Any, state: TrainState) -> TrainState:
+def restart(config: Config, state: TrainState) -> TrainState:
     """See `Trainer.restart`."""
 
-    stacked = stacks_of(trainer, state)
+    stacked = stacks_of(config, state)
 
     def fresh(key: Any, *variables: dict) -> TrainState:  # copies, so that both states may be trained on
         key = jax.random.fold_in(key, state.step)
-        return _complete(trainer, key, *jax.tree.map(jnp.copy, variables), stacked=stacked)
+        return _complete(config, key, *jax.tree.map(jnp.copy, variables), stacked=stacked)
 
     return jax.jit(fresh)(state.rng, state.params, state.state).replace(features=state.features)
 
 
-def _shardings(trainer: Any, declared: Spec, shapes: TrainState) -> TrainState:
-    params = parallel.param_shardings(declared.params, trainer.mesh, trainer.rules)
-    states = parallel.state_shardings(declared.state, trainer.mesh)
+def _shardings(config: Config, declared: Spec, shapes: TrainState) -> TrainState:
+    params = parallel.param_shardings(declared.params, config.mesh, config.rules)
+    states = parallel.state_shardings(declared.state, config.mesh)
     there = dict(leaves(states))
-    beside = _beside(trainer, declared, params, shapes)
-    whole = parallel.replicated(trainer.mesh)
+    beside = _beside(config, declared, params, shapes)
+    whole = parallel.replicated(config.mesh)
     return TrainState(
         step=whole,
         params=params,
         state=states,
         opt_state=beside.opt_state if beside.host is None else beside.host,
         rng=whole,
-        ema=None if trainer.ema is None else beside.moments,
-        ema_state=None if trainer.ema is None else nest((path, there[path]) for path, _ in leaves(shapes.ema_state)),
+        ema=None if config.ema is None else beside.moments,
+        ema_state=None if config.ema is None else nest((path, there[path]) for path, _ in leaves(shapes.ema_state)),
         scale=jax.tree.map(lambda _: whole, shapes.scale),
         ok=None if shapes.ok is None else whole,
         stacks=shapes.stacks,
     )
 
 
-def laid_out(trainer: Any, state: TrainState, batch: Any) -> TrainState:
+def laid_out(config: Config, state: TrainState, batch: Any) -> TrainState:
     """A state that was computed on the mesh of the trainer, each array where `Plan.make` puts it.
 
     Where XLA is not told, it chooses: a bias that lay whole came out in pieces, and the next step was another program.
     A batch that takes another way through the model may declare less: the plan is the one that the state was born by.
     """
-    shardings = _plan_of(trainer, state, batch).shardings
+    shardings = _plan_of(config, state, batch).shardings
     if shardings is None or jax.tree.structure(shardings) != jax.tree.structure(state):
         return state
-    if trainer.offload is not None:  # it is on the host, where a constraint reaches nothing
+    if config.offload is not None:  # it is on the host, where a constraint reaches nothing
         shardings, host = shardings.replace(opt_state=None), state.opt_state
         return jax.lax.with_sharding_constraint(state.replace(opt_state=None), shardings).replace(opt_state=host)
     return jax.lax.with_sharding_constraint(state, shardings)
 
 
-def stacks_of(trainer: Any, state: TrainState, batch: Any = None) -> Stacks:
+def stacks_of(config: Config, state: TrainState, batch: Any = None) -> Stacks:
     """The stacks of a state's parameters, which a state that was made by hand does not name.
 
     ConfigError where there is no batch either, by which the model would tell them.
     """
     if state.stacks is None and batch is None:
         raise ConfigError("this TrainState does not say which parameters are stacks: take one that Trainer.init made")
-    return _plan_of(trainer, state, batch).shapes.stacks if state.stacks is None else state.stacks
+    return _plan_of(config, state, batch).shapes.stacks if state.stacks is None else state.stacks
 
 
-def _plan_of(trainer: Any, state: TrainState, batch: Any) -> Plan:
-    known = next((made for made in trainer.compiled.plans.values() if _is_of(made, state)), None)
-    return known or plan(trainer, batch)
+def _plan_of(config: Config, state: TrainState, batch: Any) -> Plan:
+    known = next((made for made in config.code.plans.values() if _is_of(made, state)), None)
+    return known or plan(config, batch)
 
 
 def _is_of(plan: Plan, state: TrainState) -> bool:
@@ -205,21 +206,21 @@ class Beside(NamedTuple):
     host: Any = None
 
 
-def _beside(trainer: Any, declared: Spec, params: dict, state: TrainState) -> Beside:
-    moments = parallel.moment_shardings(declared.params, trainer.mesh, trainer.rules)
-    params, moments, structs = (trainable.split(tree, trainer.trainable)[0] for tree in (params, moments, state.params))
-    optimizer = seen(trainer.optimizer, stacks(declared.params))
-    opt_state = parallel.opt_shardings(optimizer, structs, moments, trainer.mesh)
-    host = None if trainer.offload is None else offload.on_host(opt_state, state.opt_state)
+def _beside(config: Config, declared: Spec, params: dict, state: TrainState) -> Beside:
+    moments = parallel.moment_shardings(declared.params, config.mesh, config.rules)
+    params, moments, structs = (trainable.split(tree, config.trainable)[0] for tree in (params, moments, state.params))
+    optimizer = seen(config.optimizer, stacks(declared.params))
+    opt_state = parallel.opt_shardings(optimizer, structs, moments, config.mesh)
+    host = None if config.offload is None else offload.on_host(opt_state, state.opt_state)
     return Beside(params, moments, opt_state, host)
 
 
-def beside(trainer: Any, state: TrainState, batch: Any) -> Beside | None:
+def beside(config: Config, state: TrainState, batch: Any) -> Beside | None:
     """What a step must be told of these shardings; None where all lies as the parameters do, which XLA sees itself."""
-    if trainer.offload is None and (trainer.place is None or not trainer.place.rules.beside):
+    if config.offload is None and (config.place is None or not config.place.rules.beside):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", parallel.ShardingWarning)  # given when the state was laid out
-        declared = spec(trainer.objective, jax.eval_shape(lambda x: x, batch), policy=trainer.policy)
-        params = parallel.param_shardings(declared.params, trainer.mesh, trainer.rules)
-        return _beside(trainer, declared, params, state)
+        declared = spec(config.objective, jax.eval_shape(lambda x: x, batch), policy=config.policy)
+        params = parallel.param_shardings(declared.params, config.mesh, config.rules)
+        return _beside(config, declared, params, state)

@@ -19,6 +19,7 @@ from sapwood.core.messages import some
 from sapwood.core.paths import join, leaves
 from sapwood.losses.reduction import of_mean
 from sapwood.metrics import Mean, Metric
+from sapwood.train.config import Config
 from sapwood.train.objectives.supervised import takes_mask
 from sapwood.train.state import trainable
 
@@ -64,7 +65,7 @@ def flat(checks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def explain(
-    trainer: Any,
+    config: Config,
     state: Any,
     batch: Mapping[str, Any],
     key: Any,
@@ -80,11 +81,11 @@ def explain(
     """
     try:
         with jax.disable_jit():
-            _inputs(batch, takes_mask(trainer.objective))
+            _inputs(batch, takes_mask(config.objective))
             _variables(state)
-            found = _first_nan(trainer, state, batch, key, train)
+            found = _first_nan(config, state, batch, key, train)
             if found is None and train:
-                found = _gradients(trainer, state, batch, key)
+                found = _gradients(config, state, batch, key)
             if found is not None:
                 raise CheckError(found)
     except CheckError as error:
@@ -130,11 +131,11 @@ def _variables(state: Any) -> None:
                 )
 
 
-def _first_nan(trainer: Any, state: Any, batch: Mapping[str, Any], key: Any, train: bool) -> str | None:
+def _first_nan(config: Config, state: Any, batch: Mapping[str, Any], key: Any, train: bool) -> str | None:
     """What makes the loss non-finite; the eager `v.check` of the forward pass raises before that."""
 
     def run():
-        return _loss(trainer, state.params, state.state, batch, key, train)
+        return _loss(config, state.params, state.state, batch, key, train)
 
     total = run()
     if bool(jnp.isfinite(total)):
@@ -149,14 +150,14 @@ def _first_nan(trainer: Any, state: Any, batch: Mapping[str, Any], key: Any, tra
     return f"{FINITE} ({float(total)}): the inputs and the variables are, so it overflowed in the forward pass"
 
 
-def _gradients(trainer: Any, state: Any, batch: Mapping[str, Any], key: Any) -> str | None:
+def _gradients(config: Config, state: Any, batch: Mapping[str, Any], key: Any) -> str | None:
     """Which gradients are not finite, of a loss that is."""
-    trained, frozen = trainable.split(state.params, trainer.trainable)
-    loss = lambda trained: _loss(trainer, trainable.join(trained, frozen), state.state, batch, key, True)  # noqa: E731
+    trained, frozen = trainable.split(state.params, config.trainable)
+    loss = lambda trained: _loss(config, trainable.join(trained, frozen), state.state, batch, key, True)  # noqa: E731
     grads = jax.grad(loss)(trained)
     bad = [join(path) for path, g in leaves(grads) if not bool(jnp.isfinite(g).all())]
     if not bad:
-        return None if trainer.clip is None else _norm(grads, trainer.clip)
+        return None if config.clip is None else _norm(grads, config.clip)
     return (
         f"the gradient of {some(bad, quote=False)} is not finite, though the loss is: a derivative has no value there, "
         f"as that of a square root, a norm or a power at 0. Add an epsilon inside, or choose a safe argument by "
@@ -176,9 +177,9 @@ def _norm(grads: Any, clip: float) -> str | None:
     )
 
 
-def _loss(trainer: Any, params: Any, model_state: Any, batch: Any, key: Any, train: bool) -> Any:
+def _loss(config: Config, params: Any, model_state: Any, batch: Any, key: Any, train: bool) -> Any:
     """What is minimised, with the losses that layers add."""
-    frozen = trainable.frozen(params, trainer.trainable)
-    v = bind(params, model_state, rng=key, train=train, policy=trainer.policy, capture=False, frozen=frozen)
-    (loss, _), updates = pure(trainer.objective)(v, batch)
+    frozen = trainable.frozen(params, config.trainable)
+    v = bind(params, model_state, rng=key, train=train, policy=config.policy, capture=False, frozen=frozen)
+    (loss, _), updates = pure(config.objective)(v, batch)
     return sum(jax.tree.leaves(updates.losses), of_mean(loss) if isinstance(loss, Mean) else loss)

@@ -10,6 +10,7 @@ from sapwood.core.bind import bind, pure
 from sapwood.core.errors import ConfigError
 from sapwood.core.model_output import is_array
 from sapwood.core.paths import join, leaves, overlay
+from sapwood.train.config import Config
 from sapwood.train.objectives.supervised import takes_mask
 from sapwood.train.state import trainable
 from sapwood.train.step import checks
@@ -33,7 +34,7 @@ class Pass(NamedTuple):
 
 
 def forward(
-    trainer: Any, params: dict, state: dict, key: Any, batch: Any, *, train: bool, ordinary: Any = None
+    config: Config, params: dict, state: dict, key: Any, batch: Any, *, train: bool, ordinary: Any = None
 ) -> Pass:
     """Run the trainer's objective on one batch.
 
@@ -42,20 +43,20 @@ def forward(
 
     Raises `ConfigError` where the objective does not return a loss, a scalar or a `Mean`, and a dict of metrics.
     """
-    frozen = trainable.frozen(params, trainer.trainable)
-    v = bind(params, state, rng=key, train=train, policy=trainer.policy, place=trainer.place, capture=False,
+    frozen = trainable.frozen(params, config.trainable)
+    v = bind(params, state, rng=key, train=train, policy=config.policy, place=config.place, capture=False,
              frozen=frozen)  # fmt: skip
-    result, updates = pure(trainer.objective)(v, batch)
-    loss, found = _unpack(result, trainer.objective)
+    result, updates = pure(config.objective)(v, batch)
+    loss, found = _unpack(result, config.objective)
     found.setdefault("loss", loss)
-    weight = found["loss"].weight if isinstance(found["loss"], metrics.Mean) else _weight(trainer.objective, batch)
+    weight = found["loss"].weight if isinstance(found["loss"], metrics.Mean) else _weight(config.objective, batch)
     loss = losses.of_mean(loss) if isinstance(loss, metrics.Mean) else loss
     if auxiliary := jax.tree.leaves(updates.losses):
         found[AUXILIARY] = sum(auxiliary[1:], auxiliary[0])
         if ordinary is not None:
             loss = jnp.where(weight == 0, 0, loss * (weight / jnp.where(ordinary == 0, 1, ordinary)))
         loss = loss + found[AUXILIARY]
-    ok = checks.flat(updates.checks) if trainer.checks else {}
+    ok = checks.flat(updates.checks) if config.checks else {}
     return Pass(loss, weight, found, overlay(state, trainable.unfrozen(updates.state, frozen)), ok)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sapwood.train.config import Config
 from sapwood.train.optimizers import learning_rate
 from sapwood.train.optimizers.blockwise import seen
 from sapwood.train.state import ema, plan
@@ -17,26 +18,26 @@ from sapwood.train.step.forward import Pass, forward, hold
 from sapwood.train.step.loss_scale import SKIPPED, Skipped, all_finite, unscaled
 
 
-def train_step(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+def train_step(config: Config, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
     """The state after one batch, and the metrics of that batch; see `Trainer.step`."""
-    trained, frozen = split(state.params, trainer.trainable)
+    trained, frozen = split(state.params, config.trainable)
     key = jax.random.fold_in(state.rng, state.step)  # dropped by the compiler where the model draws nothing
     scale = None if state.scale is None else state.scale.scale
-    beside = plan.beside(trainer, state, batch)
+    beside = plan.beside(config, state, batch)
     if beside is not None and beside.host is not None:
         state = state.replace(opt_state=jax.device_put(state.opt_state, beside.opt_state))
 
     def loss(trained: dict, model_state: dict, key: Any, batch: Any, ordinary: Any = None) -> tuple[jax.Array, Pass]:
-        out = forward(trainer, join(trained, frozen), model_state, key, batch, train=True, ordinary=ordinary)
-        if trainer.accumulate > 1:
-            hold(trainer.objective, out.metrics, f"Trainer(accumulate={trainer.accumulate}) adds micro-batches up")
+        out = forward(config, join(trained, frozen), model_state, key, batch, train=True, ordinary=ordinary)
+        if config.accumulate > 1:
+            hold(config.objective, out.metrics, f"Trainer(accumulate={config.accumulate}) adds micro-batches up")
         return (out.loss if scale is None else out.loss * scale), out
 
     gradient, plain = jax.grad(loss, has_aux=True), lambda *args: (None, loss(*args)[1])
     if beside is not None:
         gradient = _in_pieces(gradient, beside)
-    if trainer.accumulate > 1:
-        n = trainer.accumulate
+    if config.accumulate > 1:
+        n = config.accumulate
         gradient, plain = accumulate(gradient, n, plain), accumulate(plain, n)
     grads, out = gradient(trained, state.state, key, batch)
     with jax.named_scope("optimizer"):  # how profiles tell the update from the model
@@ -44,29 +45,29 @@ def train_step(trainer: Any, state: TrainState, batch: Any) -> tuple[TrainState,
             grads = jax.tree.map(lambda g: unscaled(g, scale), grads)
         metrics = out.metrics
         finite = None
-        if trainer.clip is not None:
-            grads, norm = clip(grads, trainer.clip)
+        if config.clip is not None:
+            grads, norm = clip(grads, config.clip)
             metrics["gradient_norm"], finite = norm, jnp.isfinite(norm)
-        elif scale is not None or trainer.checks:
-            finite = all_finite(grads, alone=trainer.mesh is None)
+        elif scale is not None or config.checks:
+            finite = all_finite(grads, alone=config.mesh is None)
         if beside is not None:  # each device updates its pieces, and the parameters are gathered again
             trained = jax.lax.with_sharding_constraint(trained, beside.moments)
         with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic mixes dtypes
-            optimizer = seen(trainer.optimizer, plan.stacks_of(trainer, state, batch))
+            optimizer = seen(config.optimizer, plan.stacks_of(config, state, batch))
             updates, opt_state = optimizer.update(
                 grads, state.opt_state, trained,
                 value=out.loss, grad=grads, value_fn=lambda trained: plain(trained, state.state, key, batch)[1].loss,
             )  # fmt: skip
         trained: Any = optax.apply_updates(trained, updates)
         after = state.replace(state=out.state, opt_state=opt_state)
-        if trainer.ema is not None:
-            keep = ema.decay_of(trainer.ema, state.step if state.scale is None else state.step - state.scale.skipped)
+        if config.ema is not None:
+            keep = ema.decay_of(config.ema, state.step if state.scale is None else state.step - state.scale.skipped)
             means = ema.moved((state.ema, state.ema_state), (trained, ema.averaged(out.state)), keep)
             after = after.replace(ema=means[0], ema_state=means[1])
         if beside is not None:
             trained = jax.lax.with_sharding_constraint(trained, beside.params)
-        after, metrics = _gate(trainer, state, after.replace(params=join(trained, frozen)), out, finite, metrics)
-        metrics = {**metrics, **learning_rate.logged(trainer.learning_rate, state, after.opt_state)}
+        after, metrics = _gate(config, state, after.replace(params=join(trained, frozen)), out, finite, metrics)
+        metrics = {**metrics, **learning_rate.logged(config.learning_rate, state, after.opt_state)}
         if beside is not None and beside.host is not None:
             after = after.replace(opt_state=jax.device_put(after.opt_state, beside.host))
         return after.replace(step=state.step + 1), metrics
@@ -96,7 +97,7 @@ def clip(grads: Any, limit: float) -> tuple[Any, jax.Array]:
     return jax.tree.map(lambda g: (g * factor).astype(g.dtype), grads), norm
 
 
-def _gate(trainer: Any, before: TrainState, after: TrainState, out: Pass, finite: Any, metrics: dict):
+def _gate(config: Config, before: TrainState, after: TrainState, out: Pass, finite: Any, metrics: dict):
     """Keep what was before where the step is not to count.
 
     After a failed check, now or earlier, the variables stay as they were, so that the step can be replayed; what else
@@ -104,8 +105,8 @@ def _gate(trainer: Any, before: TrainState, after: TrainState, out: Pass, finite
     scale can fall: it is skipped, and changes nothing else.
     """
     scaled, good = before.scale is not None, None
-    if trainer.checks:
-        flags, gradients = dict(out.ok), checks.GRADIENTS if trainer.clip is None else checks.NORM
+    if config.checks:
+        flags, gradients = dict(out.ok), checks.GRADIENTS if config.clip is None else checks.NORM
         if scaled:
             flags[gradients] = finite | (before.scale.scale > 1)
         else:
@@ -118,13 +119,14 @@ def _gate(trainer: Any, before: TrainState, after: TrainState, out: Pass, finite
             good = good & flag
         after = after.replace(ok=good)
     if scaled:
+        assert config.scaling is not None
         metrics[SKIPPED] = Skipped(jnp.int32(~finite))
         good = finite if good is None else good & finite
         after = after.replace(
             opt_state=_keep(finite, after.opt_state, before.opt_state),
             ema=_keep(finite, after.ema, before.ema),
             ema_state=_keep(finite, after.ema_state, before.ema_state),
-            scale=trainer.scaling.update(before.scale, finite),
+            scale=config.scaling.update(before.scale, finite),
         )
     if good is not None:
         after = after.replace(
