@@ -91,7 +91,7 @@ def measure(platform: str, name: str, devices: list) -> dict[str, Any]:
 
 def child(platform: str, names: list[str], kind: str = TOPOLOGY) -> dict[str, Any]:
     """`measure` of some layouts, in a process of its own whose environment is right."""
-    from sapwood.parallel.topology import ENVIRONMENT
+    from sapwood.parallel.topologies import ENVIRONMENT
 
     if platform == "cpu":
         environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

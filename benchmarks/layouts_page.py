@@ -139,7 +139,7 @@ def coordinates(mesh: Any, device: int) -> dict[str, int]:
 
 def icon(letter: str, sharding: Any, shape: tuple[int, ...], at: dict[str, int], x: float, y: float) -> str:
     """An array as a square, the part that the device holds coloured: its first two dimensions, or the split ones."""
-    from sapwood.parallel.placement import split_over
+    from sapwood.parallel.place_activations import split_over
 
     parts = []
     for dim in range(len(shape)):

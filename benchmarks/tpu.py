@@ -48,7 +48,7 @@ def compiled(options: argparse.Namespace) -> dict:
     import jax
 
     import sapwood as sw
-    from sapwood.parallel.topology import topology
+    from sapwood.parallel.topologies import topology
     from sapwood.recipes.language.text import Text
     from sapwood.train.state import plan as state_plan
 
@@ -95,7 +95,7 @@ def _version() -> str:
 
 def measure(options: argparse.Namespace) -> dict:
     """`compiled` in a process of its own; its errors are ours."""
-    from sapwood.parallel.topology import ENVIRONMENT
+    from sapwood.parallel.topologies import ENVIRONMENT
 
     words = [
         "--slices",

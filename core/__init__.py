@@ -2,3 +2,11 @@
 
 Its public names are those of `sapwood` itself (`sw.init`, `sw.apply`, `sw.Vars`); other rooms import its files by name.
 """
+
+from sapwood.core.moved import find_moved
+
+
+def __getattr__(name: str):
+    if (found := find_moved(__name__, name)) is not None:
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

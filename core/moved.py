@@ -5,6 +5,9 @@ import warnings
 from typing import Any
 
 MOVED = {
+    **{f"sapwood.core.{name}": f"sapwood.{name}" for name in (
+        "Layer", "Param", "Policy", "Spec", "Updates", "Vars", "frozen", "params", "pure", "stack", "state",
+        "unstack")},
     "sapwood.parallel.Activation": "sapwood.inspection.Activation",
     "sapwood.parallel.activations": "sapwood.inspection.activations",
     "sapwood.parallel.show": "sapwood.inspection.show",
@@ -14,22 +17,22 @@ MOVED = {
     "sapwood.train.Profile": "sapwood.inspection.Profile",
     "sapwood.train.layout": "sapwood.inspection.layout",
     "sapwood.train.profile": "sapwood.inspection.profile",
-}
+}  # fmt: skip
 
 
-def moved(module: str, name: str) -> Any:
+def find_moved(module: str, name: str) -> Any:
     """What `module.name` is now, or None where no such name has moved.
 
     >>> import warnings
     >>> with warnings.catch_warnings(record=True) as said:
     ...     warnings.simplefilter("always")
-    ...     found = moved("sapwood.train", "profile")
+    ...     found = find_moved("sapwood.train", "profile")
     >>> str(said[0].message)
-    'sapwood.train.profile is sapwood.inspection.profile now'
+    'sapwood.train.profile is sapwood.inspection.profile now; the old name goes in 0.3'
     """
     new = MOVED.get(f"{module}.{name}")
     if new is None:
         return None
-    warnings.warn(f"{module}.{name} is {new} now", DeprecationWarning, stacklevel=3)
+    warnings.warn(f"{module}.{name} is {new} now; the old name goes in 0.3", DeprecationWarning, stacklevel=3)
     room, _, attribute = new.rpartition(".")
     return getattr(importlib.import_module(room), attribute)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from sapwood.core import migration_hints
 from sapwood.data.batching import Batches, batches
-from sapwood.data.data_directory import data_directory
 from sapwood.data.dataset import Dataset
 from sapwood.data.device_feed import DeviceBatches, to_device
 from sapwood.data.feature import Feature
 from sapwood.data.image.decode import decode as decode_image
 from sapwood.data.learned_features import Learned
 from sapwood.data.loading import load
+from sapwood.data.prepared_directory import data_directory
 from sapwood.data.sources.source import Source
 from sapwood.data.text.characters import characters, decode, encode
 

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sapwood.core.errors import DataError
 from sapwood.metrics import wide
 from sapwood.parallel.per_device import per_device
-from sapwood.parallel.placement import shards, split_over
+from sapwood.parallel.place_activations import shards, split_over
 
 ELEMENTS = 2**25
 """How many logits are held at once on each device: 128 MiB in float32."""

@@ -8,21 +8,21 @@
 True
 """
 
-from sapwood.core.moved import moved
+from sapwood.core.moved import find_moved
 from sapwood.parallel.batches import batch_sharding, check_batch, check_batch_size, feed, put_batch, shards
 from sapwood.parallel.communication import Collective, Collectives, collectives
 from sapwood.parallel.meshes import AXES, MeshWarning, mesh
 from sapwood.parallel.optimizer_state import opt_shardings
-from sapwood.parallel.placement import placement
+from sapwood.parallel.place_activations import placement
 from sapwood.parallel.rule_tables import DEFAULT, TABLES, table
 from sapwood.parallel.rules import Rules
 from sapwood.parallel.sharded_init import init
 from sapwood.parallel.shardings import ShardingWarning, moment_shardings, param_shardings, replicated, state_shardings
-from sapwood.parallel.topology import topology
+from sapwood.parallel.topologies import topology
 
 
 def __getattr__(name: str):
-    if (found := moved(__name__, name)) is not None:
+    if (found := find_moved(__name__, name)) is not None:
         return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

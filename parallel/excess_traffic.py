@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import NamedSharding
 
 from sapwood.parallel.communication import Collectives
-from sapwood.parallel.placement import split_over
+from sapwood.parallel.place_activations import split_over
 
 FACTOR = 1.6
 """How much more: XLA:CPU, which adds gradients up whole, sends 1.33 times as much; whole sums in place of all, 2."""

@@ -9,7 +9,7 @@ from sapwood.core.init import init as initial
 from sapwood.core.spec import Spec
 from sapwood.parallel.batches import batch_sharding
 from sapwood.parallel.meshes import AnyMesh
-from sapwood.parallel.placement import placement
+from sapwood.parallel.place_activations import placement
 from sapwood.parallel.rule_tables import resolve
 from sapwood.parallel.rules import Rules
 from sapwood.parallel.shardings import param_shardings, state_shardings

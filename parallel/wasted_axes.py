@@ -12,7 +12,7 @@ from sapwood.core.declare import Recorder
 from sapwood.core.jaxpr import equations
 from sapwood.core.spec import trace
 from sapwood.parallel.meshes import AXES, AnyMesh
-from sapwood.parallel.placement import Placement, split_over
+from sapwood.parallel.place_activations import Placement, split_over
 from sapwood.parallel.rules import Rules, describe, mesh_axes
 from sapwood.parallel.shardings import ShardingWarning, refuse
 

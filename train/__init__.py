@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sapwood import losses, metrics
 from sapwood.core import migration_hints
-from sapwood.core.moved import moved
+from sapwood.core.moved import find_moved
 from sapwood.metrics import Last, Mean, Metric
 from sapwood.saving.checkpoints import Checkpoints
 from sapwood.train import callbacks
@@ -29,7 +29,7 @@ sys.modules[f"{__name__}.losses"], sys.modules[f"{__name__}.metrics"] = losses, 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str):
-        if (found := moved(__name__, name)) is not None:
+        if (found := find_moved(__name__, name)) is not None:
             return found
         return migration_hints.missing("sapwood.train", migration_hints.TRAIN, name, __all__)
 

@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sapwood.core.errors import DataError
-from sapwood.data.data_directory import data_directory
 from sapwood.data.feature import Feature
+from sapwood.data.prepared_directory import data_directory
 from sapwood.data.sources.source import ArraySource, Source
 
 VERSION = "1.0.0"

@@ -15,9 +15,9 @@ import numpy as np
 from sapwood.core.errors import DataError, SapwoodError
 from sapwood.core.trusted_packages import Trust, covers, refusal, trusted
 from sapwood.data.check import stack
-from sapwood.data.data_directory import data_directory
 from sapwood.data.feature import RAW, TEXT, Feature, narrow
 from sapwood.data.file_checks import check_ordinary
+from sapwood.data.prepared_directory import data_directory
 from sapwood.data.sources.labels import rename
 from sapwood.data.sources.source import CHUNK, THREADS, Source
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sapwood.parallel.meshes import AnyMesh
-from sapwood.parallel.placement import split_over
+from sapwood.parallel.place_activations import split_over
 
 PARAMETERS, OPTIMIZER, STATE, BATCH, ACTIVATIONS = "parameters", "optimizer", "state", "batch", "activations"
 

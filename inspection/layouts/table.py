@@ -9,7 +9,7 @@ import jax
 from sapwood.inspection.layouts.activations import Activation
 from sapwood.inspection.layouts.rows import ACTIVATIONS, HEADINGS, KINDS, PARAMETERS, Row, _bytes, _itemsize
 from sapwood.parallel.meshes import AnyMesh
-from sapwood.parallel.placement import placement
+from sapwood.parallel.place_activations import placement
 from sapwood.parallel.rule_tables import resolve
 from sapwood.parallel.rules import Rules, describe
 from sapwood.parallel.shardings import param_shardings

@@ -14,7 +14,7 @@ from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from sapwood.parallel.per_device import alone, platform
-from sapwood.parallel.placement import shards, split_over
+from sapwood.parallel.place_activations import shards, split_over
 
 LEAST = 128
 """Positions of a sequence, at least: below, the logits are small."""

@@ -15,7 +15,7 @@ from sapwood.layers.attentions.one_device import fit, local_attention
 from sapwood.layers.attentions.positions import Rotary
 from sapwood.layers.expand_rank import aligned
 from sapwood.layers.linear.matmul import matmul
-from sapwood.parallel.placement import meshed, placed
+from sapwood.parallel.place_activations import meshed, placed
 
 
 def attention(

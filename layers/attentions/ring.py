@@ -19,7 +19,7 @@ from sapwood.layers.attentions import blockwise, ring_zigzag
 from sapwood.layers.attentions.blockwise import Cut, Keys, Queries, Slopes
 from sapwood.layers.attentions.one_device import fit, repeated, widened
 from sapwood.parallel.per_device import per_device
-from sapwood.parallel.placement import shards, split_over
+from sapwood.parallel.place_activations import shards, split_over
 from sapwood.parallel.rules import describe
 
 BLOCK = 1024

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sapwood.parallel.per_device import alone, per_device, platform
-from sapwood.parallel.placement import split_over
+from sapwood.parallel.place_activations import split_over
 
 LANES = 128
 """The width of a TPU's vector registers: blocks are multiples of it."""

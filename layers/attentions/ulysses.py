@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from sapwood.core.errors import InputError
 from sapwood.layers.attentions.one_device import fit, local_attention, repeated
 from sapwood.layers.attentions.ring import divides, over_mesh
-from sapwood.parallel.placement import placed, shards, split_over
+from sapwood.parallel.place_activations import placed, shards, split_over
 from sapwood.parallel.rules import describe
 
 

@@ -12,7 +12,7 @@ from sapwood.core.scan import scan
 from sapwood.core.vars import Vars
 from sapwood.layers import check_inputs
 from sapwood.layers.compose import remat, scan_pipeline
-from sapwood.parallel.placement import meshed
+from sapwood.parallel.place_activations import meshed
 
 LOOPED = "dots_saveable"
 """What a loop on a CPU keeps for the gradient where nobody says: it writes what it keeps to a stack and reads it back,

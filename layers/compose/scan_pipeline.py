@@ -15,7 +15,7 @@ from sapwood.core.scan import scan
 from sapwood.core.vars import Vars, declares
 from sapwood.parallel.pipeline import engine, timetable
 from sapwood.parallel.pipeline.settings import Pipeline
-from sapwood.parallel.placement import Placement, placed, split_over
+from sapwood.parallel.place_activations import Placement, placed, split_over
 from sapwood.parallel.rules import describe
 
 AXIS = "stage"

@@ -23,7 +23,7 @@ from sapwood.layers.experts.dispatch import through_experts, through_spread_expe
 from sapwood.layers.experts.grouped_matmul import grouped_matmul
 from sapwood.layers.masked_values import leading
 from sapwood.parallel.per_device import per_device, platform
-from sapwood.parallel.placement import placed, split_over
+from sapwood.parallel.place_activations import placed, split_over
 
 
 @dataclass(frozen=True)

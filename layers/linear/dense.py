@@ -9,7 +9,7 @@ from sapwood.core.vars import Vars
 from sapwood.layers import check_inputs
 from sapwood.layers.expand_rank import aligned
 from sapwood.layers.linear.matmul import matmul
-from sapwood.parallel.placement import meshed
+from sapwood.parallel.place_activations import meshed
 
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, split: bool = False) -> jax.Array:

@@ -14,7 +14,7 @@ from sapwood.core.vars import Vars, as_vars
 from sapwood.layers import check_inputs
 from sapwood.layers.linear.dense import dense
 from sapwood.parallel.per_device import per_device
-from sapwood.parallel.placement import placed, split_over, stored
+from sapwood.parallel.place_activations import placed, split_over, stored
 
 
 def embed(ids: jax.Array, table: jax.Array) -> jax.Array:

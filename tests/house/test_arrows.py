@@ -5,6 +5,7 @@ import functools
 import re
 import sys
 import tomllib
+from collections.abc import Callable
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -31,9 +32,9 @@ MAY_IMPORT_THE_WHOLE = {"interop", "recipes", "command"}  # `import sapwood as s
 LIGHT = {"jax", "numpy"}  # what core, parallel and layers may import at module level; numpy comes with jax
 
 
-def imports(tree: ast.AST, package: tuple[str, ...], *, top_level_only: bool = False):
-    """Yield (line, dotted name) of every import below `tree`, also of `importlib.import_module("...")`."""
-    for node in _top_level(tree) if top_level_only else ast.walk(tree):
+def imports(tree: ast.AST, package: tuple[str, ...], *, of: Callable = ast.walk):
+    """Yield (line, dotted name) of every import among the nodes of `tree`, also of `importlib.import_module("...")`."""
+    for node in of(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -55,10 +56,22 @@ def _top_level(tree: ast.AST):
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if _is_for_types(node):
             continue
         yield node
         yield from _top_level(node)
+
+
+def _run(tree: ast.AST):
+    """The nodes that ever run: all but the bodies of `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if not _is_for_types(node):
+            yield node
+            yield from _run(node)
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
 
 
 @functools.cache
@@ -87,7 +100,7 @@ def broken_arrows(room: str, tree: ast.AST, package: tuple[str, ...]):
 
 
 def heavy_imports(tree: ast.AST, package: tuple[str, ...]):
-    for line, name in imports(tree, package, top_level_only=True):
+    for line, name in imports(tree, package, of=_top_level):
         top = name.split(".")[0]
         if top not in LIGHT | {"sapwood"} and top not in sys.stdlib_module_names:
             yield f"line {line}: {name}"
@@ -119,6 +132,120 @@ def test_import_sapwood_loads_only_jax(root):
     assert not heavy
 
 
+def test_no_modules_import_each_other_in_a_circle(root):
+    """Imports inside functions count; those for type checkers do not, for they never run."""
+    assert circles(import_graph(root)) == []
+
+
+@functools.cache
+def import_graph(root: Path) -> dict[str, set[str]]:
+    """The modules of the package, and which of them each one imports, at its top or inside a function."""
+    files = {_module(root, path): path for _room, path in modules(root)}
+
+    def imported(path: Path) -> set[str]:
+        names = {name for _line, name in imports(tree(path), _package(root, path), of=_run)}
+        return {name if name in files else name.rpartition(".")[0] for name in names}
+
+    return {name: imported(path) & files.keys() for name, path in files.items()}
+
+
+def _module(root: Path, path: Path) -> str:
+    return ".".join(("sapwood", *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules of which each one reaches all others (Tarjan 1972)."""
+    number, lowest, stack, found = {}, {}, [], []
+
+    def visit(name: str) -> None:
+        number[name] = lowest[name] = len(number)
+        stack.append(name)
+        for target in sorted(graph[name]):
+            if target not in number:
+                visit(target)
+            if target in stack:
+                lowest[name] = min(lowest[name], lowest[target])
+        if lowest[name] == number[name]:
+            at = stack.index(name)
+            group = stack[at:]
+            del stack[at:]
+            if len(group) > 1 or name in graph[name]:
+                found.append(sorted(group))
+
+    for name in graph:
+        if name not in number:
+            visit(name)
+    return found
+
+
+def test_the_check_sees_a_circle(tmp_path):
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "one.py").write_text("def f():\n    from sapwood.core import two\n")
+    (tmp_path / "core" / "two.py").write_text("from sapwood.core.one import f\n")
+    (tmp_path / "core" / "types.py").write_text("if TYPE_CHECKING:\n    from sapwood.core.types import f\n")
+    assert circles(import_graph(tmp_path)) == [["sapwood.core.one", "sapwood.core.two"]]
+
+
+def hidden(folder: Path, name: str) -> set[str]:
+    """The files and folders of the package `name` whose names its `__init__.py` binds to something else.
+
+    `import sapwood.layers.dense as d` would give the function of that name.
+    """
+    beside = {p.stem for p in folder.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()} - {"__init__"}
+    bound = set()
+    for node in ast.walk(tree(folder / "__init__.py")):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.ImportFrom) and node.module != name:
+            bound |= {alias.asname or alias.name for alias in node.names}
+    return beside & bound
+
+
+def packages(root: Path) -> list[Path]:
+    return sorted({path.parent for _room, path in modules(root)})
+
+
+def test_no_file_is_hidden_by_a_name_of_its_package(root):
+    found = {name: hidden(folder, name) for folder in packages(root) if (name := _module(root, folder / "__init__.py"))}
+    assert {name: names for name, names in found.items() if names} == {}
+
+
+def test_the_check_sees_a_hidden_file(tmp_path):
+    (tmp_path / "dense.py").touch()
+    (tmp_path / "__init__.py").write_text("from sapwood.layers.linear.dense import dense\n")
+    assert hidden(tmp_path, "sapwood.layers") == {"dense"}
+
+
+def test_no_room_has_the_name_of_a_module_of_python(root):
+    """The root is where Python is started, so a folder `inspect` there would be imported in the place of Python's."""
+    assert {room for room in ARROWS if room in sys.stdlib_module_names} == set()
+
+
+def test_every_room_says_what_is_in_it(root):
+    silent = [folder for folder in packages(root) if not ast.get_docstring(tree(folder / "__init__.py"))]
+    assert silent == []
+
+
+def drawn(root: Path) -> str:
+    """The rooms from the bottom to the top: which rooms each imports from (of those that others reach, the nearest),
+    and the rooms inside it."""
+    lines = []
+    for room in ARROWS:
+        used = {t.split(".")[1] for n, ts in import_graph(root).items() if n.split(".")[1] == room for t in ts} - {room}
+        below = set().union(*(ARROWS[name] for name in used)) if used else set()
+        nearest = [name for name in ARROWS if name in used - below]
+        inner = sorted(p.parent.name for p in (root / room).glob("*/__init__.py"))
+        line = f"{room:<12}{'-> ' + ', '.join(nearest) if nearest else '':<34}{' '.join(f'{name}/' for name in inner)}"
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def test_contributing_shows_the_house_as_it_is(root):
+    text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert f"```text\n{drawn(root)}\n```" in text, f"the house in CONTRIBUTING.md is now:\n{drawn(root)}"
+
+
 OPTIONAL = {"treescope", "datasets", "zstandard"}  # used where they are there; what users must bring says how to get it
 
 
@@ -128,7 +255,7 @@ def test_every_import_is_a_declared_dependency(root):
     declared = {re.split(r"[^\w-]", d)[0].lower().replace("_", "-") for d in dependencies}
     known = distributions()
     loose = set()
-    for _room, path in [*modules(root), *(("", p) for p in root.glob("*.py"))]:
+    for _room, path in [*modules(root), *(("", root / name) for name in ("__init__.py", "__main__.py"))]:
         for _line, name in imports(tree(path), _package(root, path)):
             top = name.split(".")[0]
             if top == "sapwood" or top in sys.stdlib_module_names or top in OPTIONAL:

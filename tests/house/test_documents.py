@@ -61,3 +61,14 @@ def test_the_page_on_optimizers(root):
 def test_the_page_on_random_numbers(root):
     (example,) = blocks(root / "docs/randomness.md", "python")
     exec(compile(example, "randomness.md", "exec"), {})
+
+
+def test_the_page_on_reading_names_what_is_there(root):
+    """Each file that `docs/reading.md` links to, and each function or class that it names beside it."""
+    text = (root / "docs/reading.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(\.\./([\w/]+\.py)\)(?:\s+`([\w.]+)`)?", text)
+    assert len(links) > 30
+    for file, name in links:
+        source = (root / file).read_text(encoding="utf-8")
+        assert not name or re.search(rf"(def|class) {name.split('.')[-1]}\b", source), (file, name)
+    assert len(text.splitlines()) <= 65  # one screen

@@ -23,7 +23,7 @@ def rooms(root: Path) -> list[Path]:
 
 def package_files(root: Path) -> set[str]:
     """Every file of the package below `root`, as the wheel names it."""
-    files = [*root.glob("*.py"), root / "py.typed"]
+    files = [root / "__init__.py", root / "__main__.py", root / "py.typed"]
     for room in rooms(root):
         files += [f for f in room.rglob("*") if f.is_file() and "__pycache__" not in f.parts]
     return {f"sapwood/{f.relative_to(root).as_posix()}" for f in files}
@@ -57,16 +57,10 @@ def test_the_command_is_there():
     assert callable(command.load())
 
 
-def test_every_folder_with_modules_is_a_listed_package(root):
-    """A new folder of modules that `packages` in pyproject.toml forgets would be missing for every user."""
-    listed = set(tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    found = {
-        ".".join(("sapwood", *folder.relative_to(root).parts))
-        for room in rooms(root)
-        for folder in [room, *room.rglob("*")]
-        if folder.is_dir() and any(folder.glob("*.py"))
-    }
-    assert listed == {"sapwood"} | found
+def test_every_folder_with_modules_is_a_package(root):
+    """A folder of modules without an `__init__.py` would be missing for every user."""
+    folders = {file.parent for room in rooms(root) for file in room.rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
 def test_versions_agree(root):

@@ -17,7 +17,7 @@ import pytest
 
 import sapwood as sw
 from sapwood import layers as L
-from sapwood.parallel.topology import ENVIRONMENT
+from sapwood.parallel.topologies import ENVIRONMENT
 
 
 def sigmoid(x):
@@ -402,7 +402,7 @@ import json, re
 from collections import Counter
 import jax, sapwood as sw
 from sapwood import layers as L
-from sapwood.parallel.topology import topology
+from sapwood.parallel.topologies import topology
 
 layer, shape = L.MixtureOfExperts(8, 256, k=2), (16, 128, 256)
 mesh = sw.mesh("expert=4,data=2,tensor=2", devices=topology("v5e:4x4"))

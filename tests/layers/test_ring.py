@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import sapwood as sw
 from sapwood import layers as L
 from sapwood.layers.attentions import ring, ring_zigzag
-from sapwood.parallel.topology import ENVIRONMENT
+from sapwood.parallel.topologies import ENVIRONMENT
 
 MESHES = {
     "sequence=8": PartitionSpec(None, "sequence", None, None),
@@ -401,7 +401,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import sapwood as sw
 from sapwood import layers as L
-from sapwood.parallel.topology import topology
+from sapwood.parallel.topologies import topology
 
 mesh = sw.mesh("data=2,sequence=8", devices=topology("v5e:4x4"))
 sharding = NamedSharding(mesh, PartitionSpec("data", "sequence", None, None))

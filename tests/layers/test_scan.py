@@ -8,7 +8,7 @@ import pytest
 import sapwood as sw
 from sapwood import layers as L
 from sapwood.core.platform import compiling_for
-from sapwood.parallel.placement import placement
+from sapwood.parallel.place_activations import placement
 
 N = 3
 

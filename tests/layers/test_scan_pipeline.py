@@ -20,7 +20,7 @@ from sapwood import layers as L
 from sapwood import metrics, parallel
 from sapwood.models import Decoder
 from sapwood.parallel.pipeline.settings import Pipeline
-from sapwood.parallel.topology import ENVIRONMENT
+from sapwood.parallel.topologies import ENVIRONMENT
 from sapwood.train import next_token
 
 SCHEDULES = ("gpipe", "interleaved", "1f1b")

@@ -19,7 +19,7 @@ from sapwood import layers as L
 from sapwood import metrics as M
 from sapwood.core.layer import Layer
 from sapwood.parallel import DEFAULT
-from sapwood.parallel.topology import ENVIRONMENT
+from sapwood.parallel.topologies import ENVIRONMENT
 from sapwood.train.objectives.next_token import next_token
 
 VOCABULARY, WIDTH = 256, 8
@@ -107,7 +107,7 @@ ON_A_TPU = """
 import json, re
 import jax, jax.numpy as jnp, optax, sapwood as sw
 from sapwood.models import Decoder
-from sapwood.parallel.topology import topology
+from sapwood.parallel.topologies import topology
 from sapwood.train import birth
 from sapwood.train.objectives.next_token import next_token
 

@@ -29,7 +29,7 @@ from sapwood.metrics import compute
 from sapwood.models import Decoder
 from sapwood.parallel import ShardingWarning
 from sapwood.parallel.pipeline.settings import Pipeline
-from sapwood.parallel.placement import Placement
+from sapwood.parallel.place_activations import Placement
 from sapwood.parallel.rule_tables import resolve
 from sapwood.saving.checkpoints import Checkpoints
 from sapwood.saving.digest import digests, named_leaves

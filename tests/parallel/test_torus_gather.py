@@ -16,7 +16,7 @@ from stand_in_chips import chips
 import sapwood as sw
 from sapwood import layers as L
 from sapwood.parallel import torus_gather
-from sapwood.parallel.topology import ENVIRONMENT
+from sapwood.parallel.topologies import ENVIRONMENT
 
 
 @pytest.mark.parametrize(

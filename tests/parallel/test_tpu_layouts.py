@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sapwood.parallel.topology import ENVIRONMENT
+from sapwood.parallel.topologies import ENVIRONMENT
 
 pytestmark = [
     pytest.mark.slow,

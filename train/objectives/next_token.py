@@ -12,7 +12,7 @@ from sapwood import losses
 from sapwood.core.errors import ConfigError
 from sapwood.losses.linear_head import linear_cross_entropy
 from sapwood.metrics import Mean, lead, wide
-from sapwood.parallel.placement import placed
+from sapwood.parallel.place_activations import placed
 from sapwood.train.objectives.supervised import check_names, counted_rows
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sapwood.core import apply, bind
+from sapwood.core.apply import apply
+from sapwood.core.bind import bind
 from sapwood.core.errors import ConfigError, DeclarationError
 from sapwood.parallel import ShardingWarning, mesh, placement
 

@@ -10,7 +10,7 @@ import pytest
 from stand_in_chips import CHIPS, chips
 
 import sapwood as sw
-from sapwood.parallel.topology import ENVIRONMENT, KINDS, SHAPES, shape_of, topology
+from sapwood.parallel.topologies import ENVIRONMENT, KINDS, SHAPES, shape_of, topology
 
 
 def test_without_libtpu_it_says_what_to_install(monkeypatch):
