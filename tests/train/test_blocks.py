@@ -17,7 +17,7 @@ from sapwood.saving.digest import tree_digest
 from sapwood.train import Checkpoints, EarlyStopping, Last, Metric, StopAt, Trainer, supervised
 from sapwood.train.loop import blocks as loop_blocks
 from sapwood.train.loop import dispatch, programs
-from sapwood.train.loop.cadence import Schedule
+from sapwood.train.loop.cadence import Cadence
 
 RNG = np.random.default_rng(0)
 DATA = {"x": RNG.normal(size=(90, 6)).astype("float32"), "label": (np.arange(90) % 3).astype("int32")}
@@ -346,30 +346,30 @@ def test_options_that_cannot_be(wrong):
 
 # ---- the schedule ---------------------------------------------------------------------------------------------------
 
-PLANS = Schedule(50, 7, 3, 11), Schedule(20, 20, 100, 6), Schedule(9, 100, 4, 100), Schedule(50, 17, 6, 20)
+PLANS = Cadence(50, 7, 3, 11), Cadence(20, 20, 100, 6), Cadence(9, 100, 4, 100), Cadence(50, 17, 6, 20)
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_a_row_ends_where_the_schedule_closes_it(plan):
-    for step in range(plan.steps):
-        assert plan.row_end(step) == next(s for s in range(step + 1, 99) if plan.closes_row(s))
+@pytest.mark.parametrize("cadence", PLANS)
+def test_a_row_ends_where_the_schedule_closes_it(cadence):
+    for step in range(cadence.steps):
+        assert cadence.row_end(step) == next(s for s in range(step + 1, 99) if cadence.closes_row(s))
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_no_block_crosses_a_point_where_something_happens(plan):
+@pytest.mark.parametrize("cadence", PLANS)
+def test_no_block_crosses_a_point_where_something_happens(cadence):
     done, sizes = 0, set()
-    while size := loop_blocks.size(plan, 3, done):
-        assert not any(plan.closes_row(step) for step in range(done + 1, done + size))
+    while size := loop_blocks.size(cadence, 3, done):
+        assert not any(cadence.closes_row(step) for step in range(done + 1, done + size))
         done, sizes = done + size, sizes | {size}
-    assert done == plan.steps
+    assert done == cadence.steps
     assert sizes == {1, 3}
 
 
 def test_the_chosen_block_divides_the_rows_where_it_can():
-    assert loop_blocks.best_size(Schedule(1000, 112, 112, 224), 0, 16) == 16
-    assert loop_blocks.best_size(Schedule(90, 45, 45, 90), 0, 16) == 15
-    assert loop_blocks.best_size(Schedule(1000, 112, 112, 224), 0, 64) == 28  # 104 steps are left in the end
-    assert loop_blocks.best_size(Schedule(10, 1, 1, 1), 0, 16) == 1
+    assert loop_blocks.best_size(Cadence(1000, 112, 112, 224), 0, 16) == 16
+    assert loop_blocks.best_size(Cadence(90, 45, 45, 90), 0, 16) == 15
+    assert loop_blocks.best_size(Cadence(1000, 112, 112, 224), 0, 64) == 28  # 104 steps are left in the end
+    assert loop_blocks.best_size(Cadence(10, 1, 1, 1), 0, 16) == 1
 
 
 def test_a_block_holds_fewer_steps_where_batches_are_large_or_it_is_unrolled():

@@ -18,7 +18,7 @@ from sapwood.core import scan
 from sapwood.core.errors import ConfigError
 from sapwood.runtime.processes import anyone
 from sapwood.train.config import Config
-from sapwood.train.loop.cadence import Schedule
+from sapwood.train.loop.cadence import Cadence
 from sapwood.train.loop.metric_transfer import Packed, pack
 from sapwood.train.state.train_state import TrainState
 from sapwood.train.step.step import train_step
@@ -111,29 +111,29 @@ def check_option(steps_per_call: Any) -> int | str:
     return int(steps_per_call)
 
 
-def size(plan: Schedule, block: int, step: int) -> int:
+def size(cadence: Cadence, block: int, step: int) -> int:
     """How many steps go at once after ``step`` are done: the block, or one where a row closes before its end; 0 at the
     end of the run.
 
-    >>> plan = Schedule(steps=10, steps_per_epoch=10, log_every=5, checkpoint_every=10)
-    >>> [size(plan, 4, step) for step in (0, 1, 4, 5)]
+    >>> cadence = Cadence(steps=10, steps_per_epoch=10, log_every=5, checkpoint_every=10)
+    >>> [size(cadence, 4, step) for step in (0, 1, 4, 5)]
     [4, 4, 1, 4]
     """
-    if step >= plan.steps:
+    if step >= cadence.steps:
         return 0
-    return block if block > 1 and step + block <= plan.row_end(step) else 1
+    return block if block > 1 and step + block <= cadence.row_end(step) else 1
 
 
-def best_size(plan: Schedule, step: int, largest: int) -> int:
+def best_size(cadence: Cadence, step: int, largest: int) -> int:
     """The block that makes the fewest calls of the rows after ``step``, of up to ``largest`` steps; what does not fill
     a block goes one at a time, so a block that divides the rows is best. 1 where rows have a single step.
 
-    >>> best_size(Schedule(steps=450, steps_per_epoch=45, log_every=45, checkpoint_every=225), 0, 16)
+    >>> best_size(Cadence(steps=450, steps_per_epoch=45, log_every=45, checkpoint_every=225), 0, 16)
     15
     """
     rows = []
-    while step < plan.steps and len(rows) < 32:
-        rows.append(plan.row_end(step) - step)
+    while step < cadence.steps and len(rows) < 32:
+        rows.append(cadence.row_end(step) - step)
         step += rows[-1]
     return min(range(1, largest + 1), key=lambda block: sum(row // block + row % block for row in rows))
 

@@ -6,13 +6,13 @@ from sapwood.core.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class Cadence:
     """``steps`` in all, ``steps_per_epoch``; a row every ``log_every`` steps of an epoch, a checkpoint every
     ``checkpoint_every`` steps, and at the end of each epoch with ``every_epoch``. Rows also close at the end of an
     epoch, at each checkpoint and at the last step, so no row is ever cut by a resume.
 
-    >>> plan = Schedule(steps=10, steps_per_epoch=5, log_every=3, checkpoint_every=7)
-    >>> [s for s in range(1, 11) if plan.closes_row(s)], [s for s in range(1, 11) if plan.saves(s)]
+    >>> cadence = Cadence(steps=10, steps_per_epoch=5, log_every=3, checkpoint_every=7)
+    >>> [s for s in range(1, 11) if cadence.closes_row(s)], [s for s in range(1, 11) if cadence.saves(s)]
     ([3, 5, 7, 8, 10], [7, 10])
     """
 
@@ -47,7 +47,7 @@ class Schedule:
     def row_end(self, step: int) -> int:
         """The number of steps done when the row closes that the step after ``step`` belongs to.
 
-        >>> Schedule(steps=10, steps_per_epoch=5, log_every=3, checkpoint_every=7).row_end(5)
+        >>> Cadence(steps=10, steps_per_epoch=5, log_every=3, checkpoint_every=7).row_end(5)
         7
         """
         epoch, within = divmod(step, self.steps_per_epoch)
@@ -55,7 +55,7 @@ class Schedule:
         return min(row, (step // self.checkpoint_every + 1) * self.checkpoint_every, self.steps)
 
 
-def schedule(
+def cadence_of(
     steps_per_epoch: int,
     *,
     epochs: int | None,
@@ -63,15 +63,15 @@ def schedule(
     log_every: int | None,
     checkpoint_every: int | None,
     best: bool,
-) -> Schedule:
-    """A schedule from the options of `fit`.
+) -> Cadence:
+    """The cadence from the options of `fit`.
 
     A row an epoch, and every 100 steps where epochs are longer than 200. A checkpoint an epoch; where epochs are
     shorter than 200 steps, only as often as makes 200. To keep the best one, each epoch has one, whose metrics are
     those of its end. Raises `ConfigError` unless exactly
     one of ``epochs`` and ``steps`` is given, and for numbers below 1.
 
-    >>> schedule(45, epochs=10, steps=None, log_every=None, checkpoint_every=None, best=False)
+    >>> cadence_of(45, epochs=10, steps=None, log_every=None, checkpoint_every=None, best=False)
     Schedule(steps=450, steps_per_epoch=45, log_every=45, checkpoint_every=225, every_epoch=False)
     """
     given = {"epochs": epochs, "steps": steps, "log_every": log_every, "checkpoint_every": checkpoint_every}
@@ -83,4 +83,4 @@ def schedule(
     total = steps if steps is not None else (epochs or 1) * steps_per_epoch
     log_every = log_every or (steps_per_epoch if steps_per_epoch <= 200 else 100)
     epochs_a_save = 1 if best else -(-200 // steps_per_epoch)
-    return Schedule(total, steps_per_epoch, log_every, checkpoint_every or epochs_a_save * steps_per_epoch, best)
+    return Cadence(total, steps_per_epoch, log_every, checkpoint_every or epochs_a_save * steps_per_epoch, best)

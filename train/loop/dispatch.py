@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from sapwood.train.loop.blocks import LARGEST, StepPrograms, best_size, copy, same_bits, size
-from sapwood.train.loop.cadence import Schedule
+from sapwood.train.loop.cadence import Cadence
 from sapwood.train.loop.metric_transfer import Packed, join
 from sapwood.train.state.train_state import TrainState
 
@@ -39,8 +39,8 @@ class Sender:
     The first block is run both ways. Where they differ in a bit, every step is sent by itself from then on.
     """
 
-    def __init__(self, plan: Schedule, programs: StepPrograms):
-        self.plan, self.programs = plan, programs
+    def __init__(self, cadence: Cadence, programs: StepPrograms):
+        self.cadence, self.programs = cadence, programs
         self.block, self.several = programs.size or 1, programs.block
         self.held = False
         self.key: tuple[Any, Any] | None = None
@@ -49,7 +49,7 @@ class Sender:
 
     def size(self, done: int) -> int:
         """How many steps go next when ``done`` are."""
-        return size(self.plan, self.block, done)
+        return size(self.cadence, self.block, done)
 
     def send(self, state: TrainState, batch: Any, size: int) -> tuple[TrainState, list[Packed]]:
         """Send a step, or a block of them; the state is used up. Also returns the metrics, in one part or more."""
@@ -117,8 +117,8 @@ def _nth(sharding: Any) -> Callable[[Any, int], Any]:
 class Auto(Sender):
     """Sends steps one at a time, until blocks are found to have the same bits and to be faster."""
 
-    def __init__(self, plan: Schedule, programs: StepPrograms):
-        super().__init__(plan, programs)
+    def __init__(self, cadence: Cadence, programs: StepPrograms):
+        super().__init__(cadence, programs)
         self.stage: Callable[[int, float], None] | None = self._pace
         self.compiled: Future | None = None
         self.tried = 1
@@ -133,9 +133,11 @@ class Auto(Sender):
         racing = self.stage == self._race
         if self.stage is None or self.begun is not None or (racing and not self.held):
             return
-        wanted, left = STRETCH * self.tried if racing else WINDOW, self.plan.row_end(done) - done
+        wanted, left = STRETCH * self.tried if racing else WINDOW, self.cadence.row_end(done) - done
         steps = min(wanted, left // self.block * self.block)
-        if steps == wanted or (steps and (done == 0 or self.plan.closes_row(done))):  # a whole row where rows are short
+        if steps == wanted or (
+            steps and (done == 0 or self.cadence.closes_row(done))
+        ):  # a whole row where rows are short
             jax.block_until_ready(state.step)
             self.begun = done, done + steps, time.perf_counter()
 
@@ -159,8 +161,8 @@ class Auto(Sender):
         """Take the pace of single steps, and begin to compile a block if that may pay."""
         if len(self.seconds[1]) < ROUNDS and seconds < 4 * SHORT:
             return
-        saving = (self.plan.steps - done) * seconds * SAVED
-        if seconds > SHORT or saving < MARGIN * self.programs.seconds or best_size(self.plan, done, LARGEST) == 1:
+        saving = (self.cadence.steps - done) * seconds * SAVED
+        if seconds > SHORT or saving < MARGIN * self.programs.seconds or best_size(self.cadence, done, LARGEST) == 1:
             return self._settle(1)
         pool = ThreadPoolExecutor(1, thread_name_prefix="sapwood-block")
         self.compiled = pool.submit(self._compile, done, saving)
@@ -170,7 +172,7 @@ class Auto(Sender):
     def _compile(self, done: int, saving: float) -> tuple[int, Callable[..., Any] | None]:
         """The best size and the compiled block; 1 where that would take longer than it saves."""
         unrolls = self.programs.unrolls
-        size = best_size(self.plan, done, self.programs.largest(unrolls))
+        size = best_size(self.cadence, done, self.programs.largest(unrolls))
         if size == 1 or (unrolls and saving < MARGIN * size * self.programs.seconds):
             return 1, None
         return size, self.programs.compile(size)

@@ -33,7 +33,7 @@ from sapwood.train.config import Config
 from sapwood.train.evaluation import AHEAD, Evaluation, as_dataset, without_flags
 from sapwood.train.loop.best_state import Kept, wanted
 from sapwood.train.loop.blocks import check_option
-from sapwood.train.loop.cadence import Schedule, schedule
+from sapwood.train.loop.cadence import Cadence, cadence_of
 from sapwood.train.loop.dispatch import Auto, Sender
 from sapwood.train.loop.interrupts import Interrupts
 from sapwood.train.loop.metric_transfer import Packed, from_text, join, to_text, unpack
@@ -161,7 +161,7 @@ def fit(
     if goal is not None and goal.metric.startswith("validation_") and validation is None:
         asks = f'fit(best="{goal}")' if best is not None else f'the best by "{goal}"'  # of a callback, or of the run
         raise ConfigError(f"{asks} needs fit(validation=...)")
-    plan = schedule(
+    cadence = cadence_of(
         stream.steps_per_epoch, epochs=epochs, steps=steps, log_every=log_every,
         checkpoint_every=checkpoint_every, best=goal is not None,
     )  # fmt: skip
@@ -170,13 +170,13 @@ def fit(
     with compiled_in(compile_cache), Run(run, resume=resume, keep=keep, best=goal and str(goal)) as record:
         record.save_nonfinite = save_nonfinite
         first = start(trainer, programs, stream, evaluation, record, seed=seed, state=state, steps_per_call=several)
-        sender = (Auto if first.programs.size is None else Sender)(plan, first.programs)
-        loop = Loop(trainer, sender, first.state, stream, features, plan, evaluation, record, asked, begun, goal)
+        sender = (Auto if first.programs.size is None else Sender)(cadence, first.programs)
+        loop = Loop(trainer, sender, first.state, stream, features, cadence, evaluation, record, asked, begun, goal)
         if record.directory is not None:
             held_out = None if evaluation is None else evaluation.data
             loop.identity = together(lambda: run_identity.identity(trainer, data, held_out, asked))
         loop.restore(first.info, resume)
-        show = Progress(plan.steps, epochs=epochs, start=loop.done, quiet=not progress or jax.process_index() > 0)
+        show = Progress(cadence.steps, epochs=epochs, start=loop.done, quiet=not progress or jax.process_index() > 0)
         if resume:
             show.say(loop.begins(first.info))
         with show as loop.progress, interrupts:
@@ -216,15 +216,15 @@ class Loop:
     """The state of one run of `fit`, and the loop itself."""
 
     def __init__(
-        self, config: Config, sender: Sender, state: TrainState, stream: Any, features: Learned, plan: Schedule,
+        self, config: Config, sender: Sender, state: TrainState, stream: Any, features: Learned, cadence: Cadence,
         evaluation: Evaluation | None, record: Run, callbacks: tuple[Callback, ...], begun: float,
         goal: Goal | None = None,
     ):  # fmt: skip
-        self.config, self.sender, self.state, self.stream, self.plan = config, sender, state, stream, plan
+        self.config, self.sender, self.state, self.stream, self.cadence = config, sender, state, stream, cadence
         self.evaluation, self.record, self.callbacks, self.features = evaluation, record, callbacks, features
         self.kept = Kept(goal) if goal is not None and record.directory is None else None
         self.asks = anyone(bool(callbacks))  # they may be of the first process alone
-        self.progress = Progress(plan.steps, quiet=True)
+        self.progress = Progress(cadence.steps, quiet=True)
         self.history: list[dict[str, Any]] = []
         self.memory: list[dict[str, Any]] = [{} for _ in callbacks]
         self.called = [run_identity.called(callback) for callback in callbacks]
@@ -244,12 +244,12 @@ class Loop:
         if info is None:
             together(lambda: self.record.begin(None))
             self.done = int(jax.device_get(self.state.step))
-            if self.done >= self.plan.steps:
-                more = self.done + self.plan.steps
-                epochs, rest = divmod(more, self.plan.steps_per_epoch)
+            if self.done >= self.cadence.steps:
+                more = self.done + self.cadence.steps
+                epochs, rest = divmod(more, self.cadence.steps_per_epoch)
                 again = f"steps={more}" if rest else f"epochs={epochs}"
                 raise ConfigError(
-                    f"fit(state=...): the state is at step {self.done} and the run ends at step {self.plan.steps}; "
+                    f"fit(state=...): the state is at step {self.done} and the run ends at step {self.cadence.steps}; "
                     f"steps and epochs count from step 0: {again} adds as many again; trainer.restart(state) begins "
                     "anew from what it learned"
                 )
@@ -270,10 +270,10 @@ class Loop:
             return run_identity.hold(self.record.directory, old, self.identity, resume)
 
         self.changed = together(hold)
-        if self.done > self.plan.steps:
+        if self.done > self.cadence.steps:
             raise ConfigError(
-                f"{self.record.directory} is at step {self.done} and is to end at step {self.plan.steps}; ask for more "
-                "epochs or steps"
+                f"{self.record.directory} is at step {self.done} and is to end at step {self.cadence.steps}; ask for "
+                "more epochs or steps"
             )
         self.carried = None if self.changed else info.get("pending") or None
         self.saved = self.done
@@ -285,9 +285,11 @@ class Loop:
         run = self.record.directory
         if info is None:
             return f"{run} has no checkpoint: from the beginning"
-        at = f"step {self.done} of {self.plan.steps} (epoch {self.plan.epoch(self.done)} of {self.plan.epochs})"
+        at = (
+            f"step {self.done} of {self.cadence.steps} (epoch {self.cadence.epoch(self.done)} of {self.cadence.epochs})"
+        )
         although = f", although {', '.join(self.changed)}" if self.changed else ""
-        over = self.stopped or self.done == self.plan.steps
+        over = self.stopped or self.done == self.cadence.steps
         return f"{run} {'is over, at' if over else 'goes on from'} {at}{although}"
 
     def _remember(self, info: dict[str, Any], resume: bool | str) -> None:
@@ -324,7 +326,7 @@ class Loop:
     def ended(self, by: str | None) -> str:
         """Where a run ended before its last step, and how to go on, in words."""
         run = self.record.directory
-        where = f"stopped by {by} after step {self.done} of {self.plan.steps}"
+        where = f"stopped by {by} after step {self.done} of {self.cadence.steps}"
         if run is None:
             return f"{where}; the state so far is handed back"
         return f"{where}, which is saved in {run}; --resume, or resume=True, goes on from there"
@@ -339,7 +341,7 @@ class Loop:
         self.clock, self.clocked = time.perf_counter(), self.done
         alone = jax.process_count() == 1
         try:
-            while self.done < self.plan.steps and not self.stopped:
+            while self.done < self.cadence.steps and not self.stopped:
                 self.sender.before(self.done, self.state)
                 size, block = self.sender.size(self.done), self.sender.block
                 self.state, parts = self.sender.send(self.state, next(feed), size)
@@ -353,7 +355,7 @@ class Loop:
                     feed.seek(self.done)  # what it read ahead is of another size
                 self.progress.advance(self.done)
                 leaves = interrupts.asked if alone else 0
-                if self.plan.closes_row(self.done):
+                if self.cadence.closes_row(self.done):
                     self.close()
                     leaves = largest(interrupts.asked)  # several processes end at the same step
                 if leaves:
@@ -381,7 +383,7 @@ class Loop:
         """Close the row of this step, read what has arrived, and save where a checkpoint is due."""
         self.sender.interrupt()
         validation = None
-        if self.evaluation is not None and self.plan.ends_epoch(self.done):
+        if self.evaluation is not None and self.cadence.ends_epoch(self.done):
             validation = self.evaluation.send(self.state)
         now = time.perf_counter()  # steps are sent at the pace of the device, give or take AHEAD of them
         rate = (self.done - self.clocked) / max(now - self.clock, 1e-9)
@@ -390,12 +392,12 @@ class Loop:
         _start_copies((self.pending, validation))
         self.pending = []
         self.record.note("steps_per_call", self.sender.chosen)
-        saves = self.record.directory is not None and self.plan.saves(self.done)
-        at_once = saves or self.asks or self.kept is not None or self.done == self.plan.steps
+        saves = self.record.directory is not None and self.cadence.saves(self.done)
+        at_once = saves or self.asks or self.kept is not None or self.done == self.cadence.steps
         while len(self.late) > (0 if at_once else 1):
             self.read(self.late.popleft())
         if saves or (self.stopped and self.record.directory is not None):
-            self.save(self.history[-1] if self.plan.ends_epoch(self.done) and self.measured else {})
+            self.save(self.history[-1] if self.cadence.ends_epoch(self.done) and self.measured else {})
 
     def save(self, row: dict[str, Any]) -> None:
         """Save all that decides what happens next; `row` holds the metrics of a checkpoint at the end of an epoch."""
@@ -425,17 +427,17 @@ class Loop:
         if row.validation is not None and self.evaluation is not None:
             found = self.evaluation.settle(row.validation, self.state)
             values |= {f"validation_{name}": value for name, value in found.items()}
-        line = {"step": row.step, "epoch": self.plan.epoch(row.step), "loss": values.pop("loss"), **values}
+        line = {"step": row.step, "epoch": self.cadence.epoch(row.step), "loss": values.pop("loss"), **values}
         line["steps_per_second"] = round(row.rate, 2)
         self.history.append(line)
         self.record.write(line)
         self.progress.row(line)
-        ends, self.measured = self.plan.ends_epoch(row.step), True
+        ends, self.measured = self.cadence.ends_epoch(row.step), True
         if self.kept is not None and ends:
             self.kept.offer(line, self.state)
         for i, (callback, memory) in enumerate(zip(self.callbacks, self.memory, strict=True)):
             state = self.state.replace(features=self.features)
-            said = callback(Event(row.step, self.plan.steps, line["epoch"], ends, line, state, self.begun), memory)
+            said = callback(Event(row.step, self.cadence.steps, line["epoch"], ends, line, state, self.begun), memory)
             if isinstance(said, TrainState):  # to go on with
                 self.measured &= _same_model(said, self.state)
                 self.state = said.replace(features=None)
@@ -454,7 +456,7 @@ class Loop:
         i = int(np.argmin(bits.all(0)))
         failed = [message for message, ok in flags.items() if not ok[i]]
         number = row.step - bits.shape[1] + i
-        where = f"in step {number + 1} (epoch {self.plan.epoch(number + 1)})"
+        where = f"in step {number + 1} (epoch {self.cadence.epoch(number + 1)})"
         if jax.process_count() == 1:
             key = jax.random.fold_in(self.state.rng, jnp.int32(number))
             batch = self.config.put(self.stream[number])
@@ -470,7 +472,7 @@ class Loop:
         assert self.config.scaling is not None
         self.skipped, most = skips(self.skipped, np.ravel(steps[SKIPPED].steps))
         patience = self.config.scaling.patience
-        ends = row.step == self.plan.steps
+        ends = row.step == self.cadence.steps
         if most >= patience:
             found = f"{patience} steps in a row were skipped by step {row.step} (LossScale(patience={patience}))"
         elif ends and int(jax.device_get(self.state.scale.skipped)) >= row.step:
