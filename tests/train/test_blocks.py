@@ -278,14 +278,14 @@ def forbidden(*_):
 
 def test_auto_leaves_a_short_run_alone(blocks, clock, monkeypatch):
     clock.compiling = 0.1
-    monkeypatch.setattr(loop_blocks.Programs, "compile", forbidden)
+    monkeypatch.setattr(loop_blocks.StepPrograms, "compile", forbidden)
     fit(made(linear, SGD), "auto", steps=200)
     assert not blocks
 
 
 def test_auto_leaves_long_steps_alone(blocks, clock, monkeypatch):
     clock.step = 1.1 * dispatch.SHORT
-    monkeypatch.setattr(loop_blocks.Programs, "compile", forbidden)
+    monkeypatch.setattr(loop_blocks.StepPrograms, "compile", forbidden)
     fit(made(linear, SGD), "auto", steps=200)
     assert not blocks
 
@@ -375,7 +375,7 @@ def test_the_chosen_block_divides_the_rows_where_it_can():
 def test_a_block_holds_fewer_steps_where_batches_are_large_or_it_is_unrolled():
     def programs(*shape):
         batch = {"x": jax.ShapeDtypeStruct(shape, "float32")}
-        return loop_blocks.Programs(None, None, 0.0, None, None, None, batch)
+        return loop_blocks.StepPrograms(None, None, 0.0, None, None, None, batch)
 
     assert programs(32, 784).largest(False) == loop_blocks.LARGEST
     assert programs(32, 784).largest(True) == loop_blocks.UNROLLED
