@@ -1,6 +1,7 @@
-"""The kernel: cursors, declarations, initialisation, random keys, running a model. It knows no mesh and no training.
+"""The kernel: cursors, declarations, initialization, random keys, running a model.
 
-Its public names are those of `sapwood` itself (`sw.init`, `sw.apply`, `sw.Vars`); other rooms import its files by name.
+It depends on JAX only, not on meshes or training. Its public names are those of `sapwood` itself (`sw.init`,
+`sw.apply`, `sw.Vars`); other rooms import its files by name.
 """
 
 from sapwood.core.moved import find_moved

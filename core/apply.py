@@ -1,4 +1,8 @@
-"""`apply`: run a model once on its parameters and state, and get its result and its next state."""
+"""`apply`: run a model once on its parameters and state; it returns the result and the next state.
+
+After the run it compares the bound variables with those that were read. Only if some were not read does it call `spec`,
+to tell variables of another mode from variables that the model does not declare.
+"""
 
 from collections.abc import Callable
 from typing import Any, overload
@@ -24,10 +28,25 @@ def apply(
 def apply(f, params, state, *xs, rng=None, train=False, policy=None, capture=None, place=None):
     """Run ``f(v, *xs)`` on ``params`` and ``state``; returns ``(y, next_state)``.
 
-    With ``capture`` (True, or a path pattern such as ``"blocks/*/attn"``) it returns ``(y, next_state, captured)``,
-    where ``captured`` holds what the model sowed there. A failed ``v.check`` raises where values are known; under
-    `jax.jit` only `pure` hands the checks back. Raises `DeclarationError` for an entry that is missing, has
-    another shape, or that nothing in the model declares.
+    Args:
+        f: the model, a function or a layer.
+        params: nested dict of arrays.
+        state: nested dict of arrays.
+        xs: the inputs of the model.
+        rng: random key or integer seed; None binds no key.
+        train: True for a training run.
+        policy: a `Policy` or the name of a compute dtype; None casts nothing.
+        capture: True, or a path pattern such as ``"blocks/*/attn"``: which sown values to return. None returns none.
+        place: ``place(axes, shape)`` returns the sharding of an activation; None constrains nothing.
+
+    Returns:
+        ``(y, next_state)``, or with ``capture`` ``(y, next_state, captured)``, where ``captured`` is a nested dict of
+        the sown values.
+
+    Raises:
+        DeclarationError: an entry is missing, has another shape, or is declared by nothing in the model.
+        CheckError: a ``v.check`` of known values failed. Under `jax.jit` only `pure` returns the checks.
+        EffectError: a training run made auxiliary losses; use `pure`, which returns them.
 
     >>> import jax.numpy as jnp
     >>> apply(lambda v, x: x @ v.param("w", (2, 1), None), {"w": jnp.ones((2, 1))}, {}, jnp.ones((1, 2)))
@@ -47,7 +66,10 @@ def apply(f, params, state, *xs, rng=None, train=False, policy=None, capture=Non
 
 
 def _refuse_undeclared(f: Callable, v: Vars, xs: tuple) -> None:
-    """Raise for entries that no mode of the model declares. What was read is known, so this rarely traces again."""
+    """Raise `DeclarationError` for bound entries that the model declares in neither train nor eval mode.
+
+    An entry that was read is declared. The model is traced again only if entries were not read.
+    """
     bound = {("params", path) for path, _ in paths.leaves(v._params)}
     bound |= {("state", path) for path, _ in paths.leaves(v._state)}
     unread = bound - (v._reads or set())

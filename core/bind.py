@@ -1,4 +1,8 @@
-"""Running a model: `bind` a cursor, `pure` to hand effects back, `apply` for both in one call."""
+"""`bind` makes a cursor from trees; `pure` runs a model on a cursor and returns its effects.
+
+`apply` does both in one call. Each call of `pure` makes a new collector, and effects work only in the trace of that
+call.
+"""
 
 import functools
 from collections.abc import Callable, Collection
@@ -13,11 +17,18 @@ from sapwood.core.vars import Vars, _tree, as_vars, collecting, current_state
 
 def bind(params, state=None, *, rng=None, train=False, policy=None, place=None, capture: bool | str = True,
          frozen: Any = False) -> Vars:  # fmt: skip
-    """A cursor at the root of ``params`` and ``state`` (nested dicts of arrays).
+    """A cursor at the root of ``params`` and ``state``.
 
-    ``rng`` is a key or a seed, ``policy`` a `Policy` or compute dtype, ``place(axes, shape)`` gives the sharding of
-    an activation, ``capture`` chooses by path pattern which sown values a run hands back, and ``frozen`` says which
-    scopes train nothing: True, or pairs of a name and this again (a trainer makes them; `sw.frozen` asks).
+    Args:
+        params: nested dict of arrays.
+        state: nested dict of arrays; None is empty.
+        rng: random key or integer seed; None binds no key, and drawing raises `EffectError`.
+        train: True for a training run.
+        policy: a `Policy` or the name of a compute dtype; None casts nothing.
+        place: ``place(axes, shape)`` returns the sharding of an activation; None constrains nothing.
+        capture: which sown values a run returns: True (all), False (none), or a path pattern.
+        frozen: which scopes train nothing: True (all), False (none), or pairs of a child's name and the same for that
+            child. The trainer makes it; `sw.frozen` reads it.
 
     >>> import jax.numpy as jnp
     >>> v = bind({"dense": {"kernel": jnp.ones((2, 3))}})
@@ -40,7 +51,7 @@ def params(v: Vars) -> dict:
 
 
 def state(v: Vars) -> dict:
-    """The state at a cursor as a plain nested dict, with what this run has put so far."""
+    """The state at a cursor as a plain nested dict, with the values that this run has put so far."""
     v = as_vars(v, "sw.state")
     if v._reads is not None and v._own_state:
         v._reads.update(("state", path) for path, _ in paths.leaves(v._state, v._path))
@@ -48,13 +59,15 @@ def state(v: Vars) -> dict:
 
 
 def pure(f: Callable, full: bool = False) -> Callable[..., tuple[Any, Any]]:
-    """``f(v, *xs)`` as a function that hands its effects back: ``(y, updates)``.
+    """``f(v, *xs)`` as a function that returns its effects, too: ``(y, updates)``, with `Updates`.
 
-    Inside any JAX transform this is what makes ``v.put``, ``v.rng``, ``v.loss``, ``v.sow`` and ``v.check`` work;
-    outside, ``v.merge(updates)`` takes them over. ``full=True`` gives ``(y, state)`` instead, with the whole next
-    state of ``v``: one fixed structure, as the carries of ``cond``, ``while_loop`` and ``scan`` need it. It has no
-    place for auxiliary losses, so a training run that makes some raises `EffectError`; and none for what traced
-    checks found, which are dropped: where they matter, hand ``updates`` back.
+    Inside any JAX transform, this makes ``v.put``, ``v.rng``, ``v.loss``, ``v.sow`` and ``v.check`` work. Outside of
+    the transform, ``v.merge(updates)`` adds them to the run of ``v``.
+
+    ``full=True`` returns ``(y, state)`` instead, with the whole next state of ``v``. Its structure is fixed, as the
+    carries of ``cond``, ``while_loop`` and ``scan`` require. It holds no auxiliary losses, so a training run that makes
+    some raises `EffectError`. It holds no checks, so the results of traced checks are dropped; return ``updates`` if
+    they matter.
 
     >>> def count(v, x):
     ...     n = v.state("n", (), jax.nn.initializers.zeros)
@@ -79,7 +92,7 @@ def pure(f: Callable, full: bool = False) -> Callable[..., tuple[Any, Any]]:
 
 
 def refuse_to_lose(losses: Collection[paths.Path], v: Vars) -> None:
-    """Raise where a training run made auxiliary losses that nothing hands back."""
+    """Raise `EffectError` if a training run made auxiliary losses that the caller does not return."""
     if losses and v.train:
         names = ", ".join(map(paths.join, losses))
         raise EffectError(

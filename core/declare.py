@@ -1,4 +1,8 @@
-"""The declarations of a model: what each variable is, gathered by absolute path through any transform."""
+"""`Recorder`: the declarations of a model, gathered by absolute path.
+
+Cursors hold the recorder by reference, so it also receives declarations made inside JAX transforms. It refuses two
+declarations of one path that differ, and a name that is both a variable and a scope.
+"""
 
 import operator
 from collections.abc import Callable
@@ -13,11 +17,11 @@ from sapwood.core.same_initializer import identity
 
 
 def concrete_shape(shape: Any, path: Path) -> tuple[int, ...]:
-    """A shape of plain integers, or a `DeclarationError` that says what is wrong with it."""
+    """A shape as a tuple of plain integers. Raises `DeclarationError` if a size is symbolic, traced or negative."""
     shape = shape if isinstance(shape, tuple | list) else (shape,)
     try:
         sizes = tuple(operator.index(n) for n in shape)
-    except Exception:  # symbolic dimensions refuse in a way of their own
+    except Exception:  # symbolic dimensions raise errors of their own class
         raise DeclarationError(
             f"{join(path)}: a variable's shape must be plain integers, got {tuple(map(str, shape))}; a symbolic or "
             "traced size cannot shape a parameter: take it from a hyper-parameter or a fixed dimension"
@@ -28,7 +32,7 @@ def concrete_shape(shape: Any, path: Path) -> tuple[int, ...]:
 
 
 def storage_dtype(dtype: Any, path: Path) -> Any:
-    """A JAX dtype, or a `ConfigError` naming the variable."""
+    """``dtype`` as a canonical JAX dtype. Raises a `ConfigError` that names the variable if it is no dtype."""
     try:
         return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
     except TypeError:
@@ -42,7 +46,13 @@ _MODES = (
 
 
 class Recorder:
-    """Every declaration of one `spec`, in train and in eval mode together."""
+    """Every declaration of one `spec`, in train and in eval mode together.
+
+    Args:
+        on_call: called with ``(v, layer, xs, y)`` after each layer call.
+        on_enter: called with ``(v, layer)`` before each layer call; returns its scope's name in the traced program.
+        on_shard: called with ``(v, x, axes)`` by each `Vars.shard`.
+    """
 
     __slots__ = ("__weakref__", "on_call", "on_enter", "on_shard", "tables", "where")
 
@@ -53,13 +63,13 @@ class Recorder:
         on_shard: Callable[..., None] | None = None,
     ):
         self.tables: dict[str, dict[Path, Param]] = {"params": {}, "state": {}}
-        self.where: dict[Path, str] = {}  # what each path is: a variable, or a scope because of this variable below it
-        self.on_call = on_call  # (v, layer, xs, y) after each layer call
-        self.on_enter = on_enter  # (v, layer) before it: the name of its scope in the traced program
-        self.on_shard = on_shard  # (v, x, axes) where an activation says its logical axes
+        self.where: dict[Path, str] = {}  # scope -> the first variable that was declared below it
+        self.on_call = on_call
+        self.on_enter = on_enter
+        self.on_shard = on_shard
 
     def declare(self, kind: str, path: Path, param: Param) -> None:
-        """Note a declaration; raise a `DeclarationError` where it contradicts another one."""
+        """Record a declaration. Raises `DeclarationError` if it contradicts an earlier one."""
         known = self.tables[kind].get(path)
         if known is None:
             self._claim(kind, path)
@@ -75,7 +85,7 @@ class Recorder:
                 )
 
     def _claim(self, kind: str, path: Path) -> None:
-        """Hold a name to one meaning: a variable or a scope, in params or in state."""
+        """Raise `DeclarationError` if a name would be both variable and scope, or be in both params and state."""
         for known, other in self.tables.items():
             if other is not self.tables[kind] and path in other:
                 raise DeclarationError(
@@ -96,13 +106,21 @@ class Recorder:
             self.where.setdefault(path[:k], join(path))
 
     def tree(self, kind: str) -> dict:
-        """The declarations as nested dicts, numbers sorted as numbers."""
+        """The declarations of ``kind`` (``"params"`` or ``"state"``) as nested dicts, numbers sorted as numbers."""
         table = self.tables[kind]
         return nest((path, table[path]) for path in sorted(table, key=lambda path: [order(name) for name in path]))
 
 
 def stacked_param(shape, dtype, init, axes, stacked: tuple[Stacked, ...]) -> Param:
-    """The `Param` of a variable declared inside stacked cursors: their sizes lead its shape."""
+    """The `Param` of a variable declared inside stacked cursors. Their sizes are the leading dimensions of its shape.
+
+    Args:
+        shape: the shape of one copy.
+        dtype: its dtype.
+        init: ``init(key, shape, dtype)`` makes the first value of one copy.
+        axes: the logical axis names of one copy, or None.
+        stacked: the stacked dimensions, outermost first.
+    """
     if axes is not None:
         axes = (*(s.axis for s in stacked), *axes)
     return Param((*(s.size for s in stacked), *shape), dtype, init, axes, stacked)

@@ -1,4 +1,8 @@
-"""The effects of one run: what `put`, `loss`, `sow` and `check` said, gathered to be handed back."""
+"""`Collector` gathers the effects of one run (`put`, `loss`, `sow`, `check`); `Updates` returns them.
+
+The collector keys everything by absolute path. `Updates` holds nested dicts relative to the cursor that was run. A
+check of known values raises at once and is not collected.
+"""
 
 from typing import Any, NamedTuple
 
@@ -13,10 +17,10 @@ from sapwood.core.traces import is_traced
 
 
 class Updates(NamedTuple):
-    """What a run hands back beside its result: nested dicts relative to the cursor that was run.
+    """The effects of a run, returned beside its result: nested dicts relative to the cursor that was run.
 
-    ``state`` holds the next values of state entries, ``losses`` scalars, ``captured`` what was sown, and ``checks``
-    for each message one boolean array, true where all is well.
+    ``state`` holds the next values of state entries, ``losses`` the auxiliary losses (scalars), ``captured`` the sown
+    values, and ``checks`` one boolean array for each message, True if no check of that message failed.
     """
 
     state: dict
@@ -28,7 +32,7 @@ class Updates(NamedTuple):
 
 
 def raise_if_failed(path: Path, message: str, ok: Any) -> None:
-    """Raise a `CheckError` naming the first entry of a concrete ``ok`` that is false."""
+    """Raise a `CheckError` that names the first False entry of ``ok``, a boolean array that is not traced."""
     bad = np.argwhere(~np.asarray(ok))
     if len(bad):
         where = f" at entry {', '.join(map(str, bad[0]))}" if np.ndim(ok) else ""
@@ -39,7 +43,10 @@ def raise_if_failed(path: Path, message: str, ok: Any) -> None:
 
 
 class Collector:
-    """The effects of one run of `pure`. Cursors hold it weakly; only the run itself keeps it alive."""
+    """The effects of one run of `pure`. Cursors hold it weakly; only the run itself keeps it alive.
+
+    `root` is the path of the cursor that was run, and `trace` a mark of the trace in which effects are accepted.
+    """
 
     __slots__ = (
         "__weakref__", "captured", "checks", "declared", "fresh", "init_key", "losses", "root", "state", "trace",
@@ -48,7 +55,7 @@ class Collector:
     def __init__(self, root: Path, trace: Any, init_key: jax.Array | None = None):
         self.root = root
         self.trace = trace
-        self.init_key = init_key  # set in data-dependent initialisation: what is missing is made on the spot
+        self.init_key = init_key  # set in a data-dependent `init`: variables that are not bound are made on first use
         self.fresh: dict[tuple[str, Path], Any] = {}
         self.declared: dict[Path, tuple[tuple[int, ...], Any]] = {}
         self.state: dict[Path, Any] = {}
@@ -57,16 +64,16 @@ class Collector:
         self.checks: dict[Path, Any] = {}
 
     def loss(self, path: Path, x: Any) -> None:
-        """Add to the loss of that name; a stack of losses counts with its sum."""
+        """Add the sum of ``x``, in float32, to the loss at ``path``."""
         x = jnp.sum(jnp.asarray(x, jnp.float32))
         self.losses[path] = self.losses[path] + x if path in self.losses else x
 
     def sow(self, path: Path, x: Any) -> None:
-        """Keep a value; a second one of the same name makes a tuple."""
+        """Keep a value. Several values at one path are returned as a tuple."""
         self.captured.setdefault(path, []).append(x)
 
     def check(self, path: Path, message: str, ok: Any) -> None:
-        """Keep one bit where the values are not known yet; raise at once where they are."""
+        """Keep one bit for each message if ``ok`` is traced; raise at once if it is known and False."""
         if not is_traced(ok):
             return raise_if_failed(path, message, ok)
         key = (*path, message)

@@ -1,8 +1,8 @@
-"""Every exception Sapwood raises on purpose: one base class, and the builtin each kind also is."""
+"""The exceptions that Sapwood raises. Each derives from `SapwoodError` and from the builtin class that fits it."""
 
 
 class SapwoodError(Exception):
-    """Base of every error below; the command line prints these as one line and exits with code 2."""
+    """Base class of every error below. The command line prints it as one line and exits with code 2."""
 
 
 class DeclarationError(SapwoodError, ValueError):
@@ -14,17 +14,21 @@ class InputError(SapwoodError, ValueError):
 
 
 class EffectError(SapwoodError, RuntimeError):
-    """`put`, `rng`, `loss`, `sow` or `check` was used where its result could not be handed back."""
+    """`put`, `rng`, `loss`, `sow` or `check` was used in a place that cannot return its result."""
 
 
 class CheckError(SapwoodError, ValueError):
-    """A `v.check` found bad data on the device. `entry`: which entry of how many is the first that is bad, if known."""
+    """A `v.check` found bad data.
+
+    `entry` is ``(index, size)``: the index of the first bad entry along the first dimension, and the size of that
+    dimension. It is None if unknown.
+    """
 
     entry: tuple[int, int] | None = None
 
 
 class ConfigError(SapwoodError, ValueError):
-    """A hyper-parameter, dtype name, mesh description or option is not usable."""
+    """A hyper-parameter, dtype name, mesh description or option is invalid."""
 
 
 class DataError(SapwoodError, ValueError):

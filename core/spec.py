@@ -1,4 +1,8 @@
-"""`spec`: what variables a model has, without memory and without FLOPs."""
+"""`spec`: the variables that a model declares, found by tracing shapes, without memory and without FLOPs.
+
+`spec` runs the model twice, in train and in eval mode. A `Recorder` gathers the declarations. `trace` is one such run;
+other rooms call it with recorders of their own.
+"""
 
 import weakref
 from collections.abc import Callable
@@ -23,8 +27,8 @@ class Spec(NamedTuple):
 def spec(f: Callable, *xs: Any, policy=None) -> Spec:
     """The parameters and state that ``f(v, *xs)`` declares, in train and in eval mode together.
 
-    ``xs`` are arrays or `jax.ShapeDtypeStruct`, in any pytree; what is no array (a number, a string) is passed on as
-    it is. Nothing is computed. Raises `DeclarationError` where two declarations contradict each other.
+    ``xs`` are pytrees of arrays or `jax.ShapeDtypeStruct`. Leaves that are no arrays (a number, a string) are passed to
+    the model unchanged. Nothing is computed. Raises `DeclarationError` if two declarations contradict each other.
 
     >>> import jax.numpy as jnp
     >>> def model(v, x):
@@ -41,8 +45,20 @@ def spec(f: Callable, *xs: Any, policy=None) -> Spec:
 def trace(
     f: Callable, xs: tuple, recorder: Recorder, *, train: bool, policy=None, place=None, by: Callable = jax.eval_shape
 ) -> Any:
-    """Run the model on shapes alone, its declarations going to ``recorder``; returns the shapes of its result, or what
-    ``by(run, key, arrays)`` makes of that run."""
+    """Trace the model on shapes and send its declarations to ``recorder``.
+
+    Args:
+        f: the model.
+        xs: its inputs, as in `spec`.
+        recorder: receives the declarations, and the events that it has callbacks for.
+        train: True traces train mode, False eval mode.
+        policy: a `Policy` or the name of a compute dtype.
+        place: ``place(axes, shape)`` returns the sharding of an activation.
+        by: traces ``run(key, arrays)``; it is called as ``by(run, key, arrays)``.
+
+    Returns:
+        The result of ``by``: with the default `jax.eval_shape`, the shapes of the model's result.
+    """
 
     arrays, rest = arrays_apart(xs)
 
@@ -55,7 +71,7 @@ def trace(
 
 
 def arrays_apart(xs: Any) -> tuple[list, Callable[[list], Any]]:
-    """The arrays of a tree, which may be traced, and the function that puts them back among everything else."""
+    """The arrays of a pytree, and a function from such arrays to the whole pytree with its other leaves."""
     leaves, tree = jax.tree.flatten(xs)
     is_array = [has_shape(leaf) for leaf in leaves]
 

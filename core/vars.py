@@ -1,4 +1,11 @@
-"""`Vars`: an immutable cursor into two explicit trees, `params` and `state`."""
+"""`Vars`: an immutable cursor into two explicit trees, `params` and `state`.
+
+A cursor holds a path and the parts of the two trees below that path. Reading works in every JAX trace. `put`, `loss`,
+`sow` and `check` write to the `Collector` of the run, and only in the trace of that run. `rng` draws from the key of
+the run, and only in the trace that the key belongs to. Cursors hold the collector and the recorder by weak references,
+so a cursor that outlives its run raises instead of writing to it. `vars_pytree` decides which fields pass into a JAX
+transform: a new field of `_DEFAULTS` needs an entry there.
+"""
 
 import operator
 import weakref
@@ -19,28 +26,28 @@ from sapwood.core.rng import INDEX, ROOT, Ledger, as_key, fold, fold_once, mix, 
 from sapwood.core.traces import belongs_here, current_trace, home, inside, is_condition, is_traced, repeats
 
 _DEFAULTS: dict[str, Any] = {
-    "_params": {},  # what is bound here and below
+    "_params": {},  # the parameters bound at this place and below
     "_state": {},
     "_path": (),
-    "_own_params": True,  # whether these are the run's own trees, or were given to replace
+    "_own_params": True,  # True for the run's own tree, False for one passed to `replace`
     "_own_state": True,
     "_train": False,
     "_policy": Policy(),
-    "_place": None,  # (axes, shape) -> sharding of an activation, from parallel
-    "_capture": False,  # which sown values are kept: all, none, or a path pattern
+    "_place": None,  # function (axes, shape) -> sharding of an activation, made by `sapwood.parallel`
+    "_capture": False,  # which sown values are kept: True (all), False (none), or a path pattern
     "_key": None,
-    "_start": (ROOT, 0),  # the hash of the first so many names of the path, which may be traced
-    "_carry": False,  # whether the key crosses into a transform
-    "_keyless": "",  # why the key was left behind, where one was
+    "_start": (ROOT, 0),  # (hash, n): the hash of the first n names of the path; the hash may be traced
+    "_carry": False,  # True if the key crosses into a transform together with the cursor
+    "_keyless": "",  # the reason why the key was dropped, for error messages; empty if it was not dropped
     "_ledger": None,
-    "_collector": None,  # weak: the run that collects effects
-    "_collected": False,  # whether there ever was one, so that losing it is an error
-    "_reads": None,  # what the run has read, in `apply`
-    "_recorder": None,  # weak: the `spec` that declarations go to
-    "_stacked": (),
-    "_frozen": False,  # whether what is here and below trains: True, False, or pairs of name and this again
-    "_scope": 0,  # how much of the path the enclosing layer has named in the profile
-    "_lost": None,  # where the path left the tree of parameters, and what is there instead
+    "_collector": None,  # weak reference to the collector of the run's effects
+    "_collected": False,  # True once there was a collector: an effect after it is gone is an error
+    "_reads": None,  # set of (kind, path) that the run has read, kept by `apply`
+    "_recorder": None,  # weak reference to the recorder of `spec`
+    "_stacked": (),  # the dimensions that `stack` added, outermost first
+    "_frozen": False,  # what is frozen here and below: True (all), False (nothing), or pairs (child, the same for it)
+    "_scope": 0,  # how many names of the path the enclosing layers have already put into the profile's scope
+    "_lost": None,  # (path, names): where the path left the tree of parameters, and the names that exist there
 }
 _METHODS = (
     "param", "state", "put", "rng", "loss", "sow", "check", "shard", "replace", "fork", "fold", "stack", "merge",
@@ -65,7 +72,7 @@ _OPERAND = {
     "jax.lax.scan": _CARRY,
     "jax.lax.while_loop": _CARRY,
     "jax.lax.fori_loop": _CARRY,
-}  # by the transform inside of which one draws
+}  # error messages, by the transform whose trace the draw is in
 _SHARED = (
     "rng= is a key from outside of {0}, which would give every row or step the same numbers. Pass a key for each into "
     "{0}: jax.random.split(key, n); for the same numbers in all, jnp.broadcast_to(key, (n,))"
@@ -75,9 +82,9 @@ _SHARED = (
 class Vars:
     """An immutable cursor into ``params`` and ``state``; `v.name`, ``v["name"]`` and ``v[3]`` are the places below it.
 
-    Made by `sw.bind`, `sw.apply`, `sw.pure`, `sw.init` and `sw.spec`, never by hand. It is a pytree, so it passes into
-    JAX transforms; its effects (``put``, ``rng``, ``loss``, ``sow``, ``check``) work only in the trace of the run that
-    collects them, and raise `EffectError` elsewhere. Reading works everywhere.
+    `sw.bind`, `sw.apply`, `sw.pure`, `sw.init` and `sw.spec` make cursors; users never construct one. A cursor is a
+    pytree, so it passes into JAX transforms. Its effects (``put``, ``rng``, ``loss``, ``sow``, ``check``) work only in
+    the trace of the run that collects them, and raise `EffectError` elsewhere. Reading works everywhere.
     """
 
     __slots__ = tuple(_DEFAULTS)
@@ -165,7 +172,7 @@ class Vars:
 
     @property
     def train(self) -> bool:
-        """Whether this is a training run: dropout drops, batch norm uses the batch."""
+        """True in a training run: dropout drops, and batch norm uses the statistics of the batch."""
         return self._train
 
     @property
@@ -176,20 +183,34 @@ class Vars:
     def param(self, name: str, shape, init, *, axes=None, dtype=None, cast: bool = True) -> jax.Array:
         """Declare and read a parameter.
 
-        ``init(key, shape, dtype)`` makes its first value; ``axes`` are its logical axis names, one or None for each
-        dimension. It is stored in ``dtype`` (the policy's by default) and handed out in the policy's compute dtype;
-        ``cast=False`` hands it out as stored. Raises `DeclarationError` where the bound array has another shape, or
-        where nothing is bound.
+        Args:
+            name: its name at this place; not empty, without a slash or a leading underscore.
+            shape: its shape, of plain integers.
+            init: ``init(key, shape, dtype)`` makes its first value.
+            axes: its logical axis names, one or None for each dimension; None gives no names.
+            dtype: the dtype it is stored in; None is the policy's ``param`` dtype.
+            cast: True returns it in the policy's compute dtype, False as stored.
+
+        Raises:
+            DeclarationError: the bound array has another shape, or nothing is bound under this name.
         """
         value = self._variable("params", name, shape, init, axes, dtype or self._policy.param)
         value = self._policy.cast(value) if cast else value
-        gather = getattr(
-            self._place, "gather", None
-        )  # a mesh may want to say how what is kept in pieces comes together
+        gather = getattr(self._place, "gather", None)  # the mesh's own way to gather the shards of a parameter
         return value if gather is None else gather(value, None if axes is None else tuple(axes))
 
     def state(self, name: str, shape, init, *, dtype=None) -> jax.Array:
-        """Declare and read a state entry, in the dtype it is stored in (float32 by default)."""
+        """Declare and read a state entry. It is returned in the dtype it is stored in.
+
+        Args:
+            name: its name at this place; not empty, without a slash or a leading underscore.
+            shape: its shape, of plain integers.
+            init: ``init(key, shape, dtype)`` makes its first value.
+            dtype: the dtype it is stored in; None is float32.
+
+        Raises:
+            DeclarationError: the bound array has another shape, or nothing is bound under this name.
+        """
         return self._variable("state", name, shape, init, None, dtype or "float32")
 
     def _variable(self, kind: str, name: str, shape, init, axes, dtype) -> Any:
@@ -217,7 +238,7 @@ class Vars:
         return value
 
     def _bound(self, kind: str, name: str) -> Any:
-        """What is bound under the name, with this run's own puts first; None where nothing is."""
+        """The value of a variable, or None if nothing is bound. A value that this run has `put` comes first."""
         tree = self._params if kind == "params" else self._state
         if kind == "state" and self._own_state and (collector := self._collecting()):
             put = collector.state.get((*self._path, name))
@@ -226,7 +247,11 @@ class Vars:
         return tree.get(name)
 
     def _missing(self, kind: str, path: paths.Path, declared: tuple) -> Any:
-        """Nothing is bound: record it in `spec`, make it in a data-dependent `init`, or say so."""
+        """Handle a variable that is not bound.
+
+        `spec` records the declaration and gets a placeholder. A data-dependent `init` makes the first value. Any other
+        run raises `DeclarationError`.
+        """
         shape, dtype, init, axes = declared
         if self._recorder is not None:
             recorder: Recorder | None = self._recorder()
@@ -234,7 +259,7 @@ class Vars:
                 raise EffectError(f"{self._at()}: this cursor outlived the sw.spec that made it")
             axes = None if axes is None else tuple(axes)
             recorder.declare(kind, path, stacked_param(shape, dtype, init, axes, self._stacked))
-            return jax.lax.empty(shape, dtype)  # of declare only the shape is used; zeros take five times as long
+            return jax.lax.empty(shape, dtype)  # only the shape is used here; zeros would take five times as long
         collector = self._collecting()
         if collector is not None and collector.init_key is not None:
             self._guard(f"the data-dependent initialiser of {path[-1]!r}")
@@ -264,7 +289,7 @@ class Vars:
         return None if self._collector is None else self._collector()
 
     def _guard(self, what: str) -> Collector:
-        """The collector of this run, if we are in its trace; else an `EffectError` that says what to do."""
+        """The collector of this run. Outside of its trace, raises an `EffectError` that says what to do."""
         collector = self._collecting()
         if collector is not None and collector.trace == current_trace():
             return collector
@@ -279,9 +304,13 @@ class Vars:
         raise EffectError(f"{self._at()}: {what} cannot work: {why}")
 
     def put(self, **values) -> None:
-        """Hand back the next value of state entries; it keeps the declared shape and dtype.
+        """Set the next value of state entries, by name. The run returns it in its next state.
 
-        Raises `EffectError` outside the collecting trace, `DeclarationError` for an entry that was not declared.
+        A value must have the declared shape, and is cast to the declared dtype.
+
+        Raises:
+            EffectError: called outside of the collecting trace, or on a cursor whose state was replaced.
+            DeclarationError: the entry was not declared, or the value has another shape or kind of dtype.
         """
         for name, value in values.items():
             path = self._full(name)
@@ -306,9 +335,11 @@ class Vars:
                 collector.state[path] = value.astype(dtype)
 
     def rng(self, name: str) -> jax.Array:
-        """A fresh random key for ``name`` here: from the run's key, the path and the name; never the same one twice.
+        """A new random key, derived from the run's key, this path and ``name``. No two calls return the same key.
 
-        Raises `EffectError` where no key is bound, and where the key belongs to another trace.
+        Raises:
+            EffectError: no key is bound, the key belongs to another trace, the cursor is stacked, the call is in the
+                condition of a ``while_loop``, or devices of a `jax.shard_map` would get the same numbers.
         """
         self._full(name)
         v = self._drawing()
@@ -334,7 +365,7 @@ class Vars:
         return fold_once(v._key, v._ledger.draw(self._path, name, self._hash()))
 
     def _drawing(self) -> "Vars":
-        """This cursor, without its key where that belongs to another trace: it may be read there, not drawn from."""
+        """This cursor, without its key if the key belongs to another trace. Reading still works; a draw then raises."""
         if self._key is None or self._ledger is None:
             return self
         made = self._ledger.trace
@@ -347,14 +378,19 @@ class Vars:
         return path_hash(self._path[depth:], start)
 
     def loss(self, name: str, x) -> None:
-        """Hand back an auxiliary loss, a scalar that is added to the objective."""
+        """Report an auxiliary loss, a scalar that is added to the objective.
+
+        Raises:
+            DeclarationError: ``x`` is no scalar.
+            EffectError: called outside of the collecting trace.
+        """
         path, collector = self._full(name), self._guard(f"loss({name!r})")
         if jnp.ndim(x) != 0:
             raise DeclarationError(f"loss({name!r}) at {self._at()!r}: a scalar is expected, got shape {jnp.shape(x)}")
         collector.loss(path, x)
 
     def sow(self, name: str, x) -> None:
-        """Hand back an intermediate value where the run captures it; nothing is kept otherwise."""
+        """Report an intermediate value. The run returns it if its ``capture`` covers this path, else it is ignored."""
         path = self._full(name)
         if not self._captures(path) or (self._collector is None and not self._collected):
             return
@@ -369,17 +405,21 @@ class Vars:
         return any(paths.matches(self._capture, "/".join(p)) for p in (path, unrolled))
 
     def check(self, ok, message: str) -> None:
-        """Hand back whether values are acceptable: ``ok`` is a boolean array, true where all is well.
+        """Check values: ``ok`` is a boolean array, True for every entry that is acceptable.
 
-        Known values raise a `CheckError` at once that names the first bad entry; traced ones become one bit on the
-        device that the run hands back.
+        If ``ok`` is known and an entry is False, a `CheckError` that names the first bad entry is raised at once. If
+        ``ok`` is traced, the run returns one bit on the device for each message.
         """
-        if self._collector is None and not self._collected:  # a raw dict or a bare bind: nobody collects
+        if self._collector is None and not self._collected:  # a raw dict or a bare bind has no collector
             return None if is_traced(ok) else raise_if_failed(self._path, message, ok)
         self._guard(f"check({message!r})").check(self._path, message, ok)
 
     def shard(self, x: jax.Array, *axes: str | None) -> jax.Array:
-        """Constrain an activation to where its logical axes live; the array itself without a mesh."""
+        """Constrain the sharding of an activation by its logical axes, one name or None for each dimension.
+
+        Without a mesh, ``x`` is returned unchanged. Raises `DeclarationError` if the number of names is not that of
+        the dimensions.
+        """
         if len(axes) != jnp.ndim(x):
             raise DeclarationError(
                 f"{self._at()}: shard got {len(axes)} axis names {axes} for an array of shape {jnp.shape(x)}"
@@ -390,10 +430,19 @@ class Vars:
         sharding = self._place(axes, jnp.shape(x)) if self._place else None
         return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
-    # ---- the same cursor with something else bound --------------------------------------------------------------
+    # ---- the same cursor with other bindings --------------------------------------------------------------------
 
     def replace(self, *, params=None, state=None, rng=None, train=None, policy=None) -> "Vars":
-        """The same cursor with other variables, key, mode or precision. ``put`` on a replaced state needs `sw.pure`."""
+        """The same cursor with other variables, key, mode or precision. None keeps what is bound.
+
+        Args:
+            params: nested dict of the parameters at this cursor and below.
+            state: nested dict of the state at this cursor and below. ``put`` on a replaced state needs `sw.pure`.
+            rng: random key or integer seed. If the key comes from outside of a surrounding `jax.vmap` or loop, a draw
+                raises `EffectError`, since every row or step would get the same numbers.
+            train: True for a training run.
+            policy: a `Policy` or the name of a compute dtype.
+        """
         changes: dict[str, Any] = {}
         if params is not None:
             changes.update(_params=_tree(params, "params"), _own_params=False, _lost=None)
@@ -410,16 +459,17 @@ class Vars:
         return self._with(**changes)
 
     def _branch(self, start, alike: frozenset[str] | None = None) -> "Vars":
-        """A cursor with a ledger of its own that may take its key along into a transform."""
+        """A cursor with a new ledger, whose key crosses into a transform together with it."""
         assert self._ledger is not None, "a key always has a ledger"
         ledger = Ledger(home(), self._ledger.level + 1, alike=self._ledger.alike if alike is None else alike)
         return self._with(_carry=True, _ledger=ledger, _start=(start, len(self._path)))
 
     def fork(self) -> "Vars":
-        """A cursor that carries a key into a transform, as an argument of the function: another key for each fork.
+        """A cursor that takes its key into a JAX transform. Pass it as an argument of the transformed function.
 
-        Inside, it draws, forks and folds; handed out again, as the carry of a loop, it goes on with fresh numbers. In a
-        place where this cursor's key does not belong, the fork has none: it may be read, and raises where it draws.
+        Each fork has another key. Inside the function the cursor draws, forks and folds. If the function returns it, as
+        a loop does with its carry, it continues with new numbers. If this cursor's key belongs to another trace, the
+        fork has no key: reading works, and a draw raises `EffectError`.
 
         >>> from sapwood import bind
         >>> step = lambda w, x: (w, jax.random.bits(w.rng("mask")))
@@ -433,10 +483,10 @@ class Vars:
         return v._branch(v._ledger.fork(v._path, v._hash()))
 
     def fold(self, i) -> "Vars":
-        """A cursor whose key belongs to step ``i``, an integer, which may be traced: for loops that share variables.
+        """A cursor with the key of step ``i``, for loops whose steps share variables.
 
-        The cursor comes into the loop as an argument, as every key does; see `fork`. Raises `ConfigError` for an ``i``
-        that is no integer of 64 bits.
+        ``i`` is an integer from -2**63 to 2**63 - 1 and may be traced; anything else raises `ConfigError`. Pass the
+        cursor into the loop as an argument, as with `fork`.
         """
         v = self._drawing()
         if v._key is None or v._ledger is None:
@@ -446,9 +496,11 @@ class Vars:
         return v._branch(v._ledger.fold(v._path, i, v._hash()), alike)
 
     def stack(self, n: int, axis: str | None = "layers") -> "Vars":
-        """A cursor over ``n`` copies of everything below: every leaf has a leading axis of ``n``, keys included.
+        """A cursor over ``n`` stacked copies of everything below it, the random key included.
 
-        Pass it through `jax.vmap` or `jax.lax.scan` along that axis. ``axis`` is the logical name of the new dimension.
+        Every leaf has a leading dimension of size ``n``. Pass the cursor through `jax.vmap` or `jax.lax.scan` along
+        that dimension. ``axis`` is the logical name of the dimension. Raises `DeclarationError` if a leaf has another
+        leading size.
         """
         n = concrete_shape(n, self._path)[0]
         for kind, tree in (("params", self._params), ("state", self._state)):
@@ -468,9 +520,14 @@ class Vars:
         return v._with(_key=jnp.broadcast_to(v._key, (n,)))._branch(lanes)
 
     def merge(self, updates: Updates | dict) -> None:
-        """Take over what `sw.pure` handed back from a run of this cursor: its updates, or with ``full=True`` its state.
+        """Add to this run what `sw.pure` returned for this cursor: its `Updates`, or its state dict with ``full=True``.
 
-        Where nothing collects (a raw dict, a bare bind) there is nothing to take over but checks, which raise here.
+        A raw dict or a bare bind has no collector. There, updates with state or losses raise `EffectError`, and a
+        failed check with known values raises `CheckError`.
+
+        Raises:
+            EffectError: called outside of the collecting trace, or with state on a cursor whose state was replaced.
+            DeclarationError: a state entry has another shape or dtype than before.
         """
         state, losses, captured, checks = (updates, {}, {}, {}) if isinstance(updates, dict) else updates
         if self._collector is None and not self._collected and not (state or losses):
@@ -492,7 +549,7 @@ class Vars:
             collector.check(path[:-1], path[-1], ok)
 
     def _refuse_reshaped(self, path: paths.Path, value: Any, collector: Collector) -> None:
-        """A merged state entry keeps its shape and dtype, as one that was put does."""
+        """Raise `DeclarationError` if a merged state entry changes its shape or dtype."""
         old = paths.subtree(self._state, path[len(self._path) :])
         old = collector.fresh.get(("state", path)) if isinstance(old, dict) else old
         if old is not None and (jnp.shape(old), jnp.result_type(old)) != (jnp.shape(value), jnp.result_type(value)):
@@ -576,7 +633,7 @@ def _as_array(value: Any, where: str) -> jax.Array:
 
 
 def _step(i: Any, v: Vars) -> Any:
-    """The ``i`` of a fold: a Python integer where it is known, else the traced one."""
+    """The ``i`` of `fold`: a Python integer if it is known, else the traced integer. Raises `ConfigError`."""
     if is_traced(i) and jnp.ndim(i) == 0 and jnp.issubdtype(i.dtype, jnp.integer) and i.dtype != "uint64":
         return i
     try:
@@ -589,7 +646,10 @@ def _step(i: Any, v: Vars) -> Any:
 
 
 def as_vars(v: Any, user: Any = None) -> Vars:
-    """A cursor from a cursor or a raw dict; a `TypeError` that names the layer for anything else."""
+    """Return a cursor unchanged, and make one from a raw dict, which then serves as both params and state.
+
+    Anything else raises a `TypeError` that names ``user``, the layer or function that was called.
+    """
     if isinstance(v, Vars):
         return v
     if isinstance(v, dict):
@@ -601,16 +661,20 @@ def as_vars(v: Any, user: Any = None) -> Vars:
 
 
 def declares(v: Vars) -> bool:
-    """Whether this run declares variables or makes their first values, which needs no mesh and no named axis."""
+    """True if this run declares variables (`spec`) or makes their first values (`init`).
+
+    Such a run needs no mesh and no named axis.
+    """
     collector = v._collecting()
     return v._recorder is not None or (collector is not None and collector.init_key is not None)
 
 
 def frozen(v: Vars) -> bool:
-    """Whether a trainer trains nothing here and below; where no parameters are, it is as in the scope around it.
+    """True if the trainer trains no parameter at this cursor or below it.
 
-    A layer whose state follows its batches keeps it then and works as in evaluation, as `BatchNorm` does. Nothing else
-    changes: dropout drops, and ``v.train`` is as it was. What is put into a frozen scope all the same is not kept.
+    A scope without parameters has the answer of the scope around it. In a frozen scope, a layer whose state follows its
+    batches, such as `BatchNorm`, keeps its state and computes as in evaluation. Nothing else changes: dropout drops,
+    and ``v.train`` keeps its value. The trainer discards values that are put into a frozen scope.
 
     >>> frozen(as_vars({"kernel": jnp.ones(2)}))
     False
@@ -619,7 +683,7 @@ def frozen(v: Vars) -> bool:
 
 
 def current_state(v: Vars) -> dict:
-    """The state at a cursor as a plain dict, this run's own puts included."""
+    """The state at a cursor as a plain dict, with the values that this run has put so far."""
     collector = v._collecting()
     if collector is None or not v._own_state:
         return v._state
@@ -629,9 +693,12 @@ def current_state(v: Vars) -> dict:
 
 
 def collecting(v: Vars, init_key: jax.Array | None = None) -> tuple[Vars, Collector]:
-    """The same cursor with a new collector of its own in the current trace."""
+    """The same cursor with a new `Collector` in the current trace, and that collector.
+
+    The caller keeps the collector alive: cursors hold it weakly. ``init_key`` is the key of a data-dependent `init`.
+    """
     collector = Collector(v._path, current_trace(), init_key)
-    inner = v._with(  # its key stays: only a fork of its own crosses further
+    inner = v._with(  # it keeps its key, which crosses into another transform only by a new fork
         _state=current_state(v), _collector=weakref.ref(collector), _collected=True, _own_state=True, _carry=False
     )
     return inner, collector

@@ -1,6 +1,8 @@
-"""How a cursor crosses into a JAX transform: `Vars` as a pytree.
+"""`Vars` as a pytree: which parts of a cursor cross into a JAX transform.
 
-Its arrays go along, its key only from `fork`, `fold` or `stack`, its collector never: effects belong to one trace.
+The arrays always cross. The key crosses only in a cursor made by `fork`, `fold` or `stack`. The collector never
+crosses, since effects belong to one trace. Each crossing of a key gets a new hash from `Ledger.cross`. JAX flattens
+some arguments more than once for one call, so `_way` reads the call stack to tell a new crossing from a repeated one.
 """
 
 import math
@@ -19,15 +21,19 @@ from sapwood.core.vars import Vars, current_state
 
 _JAX = str(Path(jax.__file__).parent) + os.sep
 _LOOKS = {"debug_info", "_check_primal_refs"}
-"""What of JAX flattens arguments only to look at them: nothing of it goes on."""
+"""Functions of JAX that flatten arguments only to inspect them; the result enters no program."""
 _TRACES = "cache_miss"
-"""What of `jax.jit` runs where it finds no program for a call; it flattens the arguments once more."""
+"""The function of `jax.jit` that runs if a call has no compiled program; it flattens the arguments a second time."""
 _WRAPS = "reraise_with_filtered_traceback"
-"""What of JAX stands around that function, and around most others: it is no part of a way."""
+"""JAX's wrapper around that function and most others; `_way` skips its frames."""
 
 
 class Static:
-    """The static half of a crossing cursor. In apply mode the path is a label only: equal blocks trace once."""
+    """The static data of a flattened cursor: all fields that are no arrays.
+
+    Two are equal if their `fields` are equal. The path is compared only during `spec` and if ``capture`` is a pattern;
+    otherwise it is a label, so that equal blocks at different paths share one trace.
+    """
 
     __slots__ = ("fields", "key", "label")
 
@@ -47,11 +53,12 @@ class Static:
 
 
 def flatten(v: Vars):
+    """The children ``(params, state, key, start, level)`` of a cursor, and its `Static`."""
     key = start = level = None
-    if v._carry and v._key is not None and not isinstance(v._key, jax.Array):  # JAX looks at the structure alone
+    if v._carry and v._key is not None and not isinstance(v._key, jax.Array):  # JAX's placeholders for leaves
         key, start, level = v._key, v._start[0], None if v._ledger is None else v._ledger.level
     elif v._carry and (v := v._drawing())._key is not None and v._ledger is not None:
-        # The whole hash goes along: the path is a label, and equal blocks share one trace. So does the level.
+        # The hash and the level cross as arrays, because equal blocks at different paths share one trace.
         key, level, way = v._key, _word(v._ledger.level + 1), _way()
         start = tuple(map(_word, v._ledger.cross(v._path, v._hash(), *way) if way else v._hash()))
         if shape := np.shape(key):
@@ -64,8 +71,10 @@ def _word(lane):
 
 
 def _way() -> tuple | None:
-    """The lines of the program from which a transform was called that flattens a cursor, as `Ledger.cross` takes them:
-    with the way that a `jax.jit` that traces came by. None for a mere look.
+    """Where a cursor is flattened: ``(caller, again)`` for `Ledger.cross`, or None if JAX only inspects its arguments.
+
+    Both are tuples of ``(code, instruction offset)``, one for each frame of the call stack. ``caller`` has the frames
+    from the transform up to the user's line. ``again`` has the frames inside of `_TRACES`, and is None outside of it.
     """
     frame, way, again = sys._getframe(2), [], None
     while frame is not None:
@@ -83,6 +92,7 @@ def _way() -> tuple | None:
 
 
 def unflatten(static: Static, children) -> Vars:
+    """The cursor of a `Static` and of children. Its key, if one crossed, has a new ledger."""
     params, state, key, start, level = children
     path, stacked, scope, reads = static.label
     (train, policy, place, capture, recorder, carry, own_params, own_state, collected, frozen, keyless, alike,
@@ -98,9 +108,9 @@ def unflatten(static: Static, children) -> Vars:
 
 
 def _same_on(key: Any, stacked: tuple, manual: frozenset[str]) -> frozenset[str]:
-    """The mesh axes of a `jax.shard_map` just entered on whose devices the key may be the same.
+    """The mesh axes of a `jax.shard_map` just entered along which devices may hold the same key.
 
-    Only a stack that comes in as many parts as there are devices is another one on each.
+    Devices hold different keys only if the key is stacked and split into as many parts as there are devices.
     """
     entered = manual_axes() - manual
     parts = stacked[-1].size // max(np.shape(key)[0], 1) if np.ndim(key) and stacked else 1
