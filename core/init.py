@@ -1,4 +1,9 @@
-"""`init`: the first values of a model's variables, each from its path alone."""
+"""`init`: the first values of a model's variables.
+
+The key of a variable depends only on its path, so values do not depend on call order, mesh or scanning. `spec` gives
+the declarations; `drawing` groups equal ones and draws each group in one program. Variables whose initializer reads
+activations (``data=True``) are made by a forward pass in `_forward` instead.
+"""
 
 import itertools
 import math
@@ -26,22 +31,35 @@ from sapwood.core.traces import is_traced
 from sapwood.core.vars import collecting
 
 GROUPED_BELOW = 2**22
-"""Elements up to which variables of one shape and initialiser are drawn together: one compilation for a hundred layers.
-Larger ones are drawn one by one, so that no copy of them is ever held. On a mesh every device draws variables below
-`FLAT_BELOW` whole, so many elements at a time, by the very program that one device runs, and keeps its piece: where the
-program cuts a draw up itself, XLA fuses it otherwise, and numbers differ by a rounding."""
+"""Number of elements up to which variables of one shape and initializer are drawn together. A hundred layers then need
+one compilation. Larger variables are drawn one by one, so that no copy of them is ever held.
+
+On a mesh, every device draws variables below `FLAT_BELOW` elements whole, at most this many elements at a time, by the
+same program that one device runs; then it keeps its shard. If XLA partitioned the draw instead, it would fuse it
+differently, and numbers would differ by a rounding."""
 
 
-@jax.transfer_guard("allow")  # first values come from a seed and from paths: who calls asks for that
+@jax.transfer_guard("allow")  # the caller asks for these transfers: a seed and the hashes of paths go to the device
 def init(
     f: Callable, key: Any, *xs: Any, data: bool = False, policy=None, place=None, shardings=None
 ) -> tuple[dict, dict]:
     """The first ``(params, state)`` of ``f(v, *xs)``.
 
-    ``key`` is a random key or an integer seed. A variable's key depends on its path alone, so values do not depend on
-    call order, mesh or scanning. ``data=True`` runs the forward pass once for initialisers that read their input
-    (weight norm, ActNorm); without it they are an error. ``shardings(spec)`` gives a pair of trees, the sharding of
-    each parameter and state entry: arrays are born there (`sapwood.parallel.init` passes it).
+    A variable's key depends only on its path, so values do not depend on call order, mesh or scanning.
+
+    Args:
+        f: the model, a function or a layer.
+        key: random key or integer seed.
+        xs: inputs of the model: pytrees of arrays, or of `jax.ShapeDtypeStruct` without ``data``.
+        data: True runs the forward pass once for initializers that read their input (weight norm, ActNorm). With False
+            such an initializer raises `DeclarationError`.
+        policy: a `Policy` or the name of a compute dtype.
+        place: ``place(axes, shape)`` returns the sharding of an activation in that forward pass.
+        shardings: ``shardings(spec)`` returns a pair of trees, the shardings of parameters and of state; each array is
+            created with its sharding. None uses the default device. `sapwood.parallel.init` passes it.
+
+    Returns:
+        Two nested dicts of arrays.
 
     >>> def model(v, x):
     ...     return x @ v.head.param("kernel", (x.shape[-1], 10), jax.nn.initializers.lecun_normal())
@@ -57,11 +75,19 @@ def init(
 def initializer(
     f: Callable, declared: Spec, *, data=False, policy=None, place=None, shardings=None, given=(False, False)
 ) -> Callable[..., tuple[dict, dict]]:
-    """`init` of a model whose declarations are at hand, as ``make(key, *xs)``, whose programs are compiled once;
-    ``shardings`` is the pair of trees itself.
+    """`init` of a model whose declarations are known, as a function ``make(key, *xs, there=(None, None))``.
 
-    ``given`` says whether parameters and state are there already: they are not made, and ``make`` takes the two as
-    ``there``, None for what it makes.
+    Its programs are compiled once, so it may be called with many keys.
+
+    Args:
+        f: the model, a function or a layer.
+        declared: its declarations, from `spec`.
+        data: as in `init`.
+        policy: as in `init`.
+        place: as in `init`.
+        shardings: pair of trees, the shardings of parameters and of state; None uses the default device.
+        given: pair of booleans, True if the caller has the parameters, or the state, and passes them as ``there``.
+            ``make`` returns them unchanged. ``there`` is a pair of trees, with None for a tree that ``make`` makes.
     """
     declared = Spec(*({} if there else tree for tree, there in zip(declared, given, strict=True)))
     late = {where for where, param in _entries(declared) if _reads_data(param.init)}
@@ -83,17 +109,17 @@ def initializer(
 
 
 def draw(declared: Spec, key: jax.Array, shardings: tuple[dict, dict] = ({}, {})) -> tuple[dict, dict]:
-    """The first values of everything declared, each array born where its sharding says."""
+    """The first values of everything in ``declared``, each array created with its sharding."""
     return drawing(declared, shardings)(key)
 
 
 def drawing(
     declared: Spec, shardings: tuple[dict, dict] = ({}, {}), skip: Collection = ()
 ) -> Callable[[jax.Array], tuple[dict, dict]]:
-    """`draw` as a function of the key, whose programs are compiled once.
+    """`draw` as a function of the key, whose programs are compiled once. Variables in ``skip`` are left out.
 
-    Variables of one shape and initialiser are drawn as one array, and cut apart by a program compiled once for each
-    group: a hundred slices in one program would have XLA repeat the draw in every one of them.
+    Variables of one shape and initializer are drawn as one array. A second program, compiled once for each group, cuts
+    one variable out of it: if one program made a hundred slices, XLA would repeat the draw in each of them.
     """
     born = dict(_entries(Spec(*shardings)))
     entries = [(where, param) for where, param in _entries(declared) if where not in skip]
@@ -124,7 +150,7 @@ def _entries(declared: Spec) -> list:
 
 
 def _unrolled(path: paths.Path, param: Param) -> list[paths.Path]:
-    """The paths of a variable's copies, as an unrolled stack would name them, outer dimension first."""
+    """The paths that a variable's stacked copies have in an unrolled stack, outer dimension first."""
     result = []
     for indices in itertools.product(*(range(s.size) for s in param.stacked)):
         name = path
@@ -135,7 +161,7 @@ def _unrolled(path: paths.Path, param: Param) -> list[paths.Path]:
 
 
 def _groups(entries: list, born: dict) -> list[list]:
-    """Entries that one vectorised draw can serve: equal shape, dtype, initialiser and sharding."""
+    """Group entries that one vectorized draw can serve: equal shape, dtype, initializer and sharding."""
     groups: dict = {}
     for where, param in entries:
         alone = where if param.size > GROUPED_BELOW else None
@@ -149,14 +175,17 @@ def _keys(key: jax.Array, hashes: np.ndarray) -> jax.Array:
 
 
 def _drawing(group: list, start: dict, born: dict) -> Callable[[jax.Array], jax.Array]:
-    """All variables of a group in one array, one after the other along a new first dimension, as a function of the keys
-    of all variables."""
+    """A function that draws all variables of a group as one array, stacked along a new first dimension.
+
+    A group of one variable gets no new dimension. The function takes the keys of all variables of the model. ``start``
+    maps a variable to the index of its first key, and ``born`` maps it to its sharding.
+    """
     where, param = group[0]
     shape, sharding = param.shape[len(param.stacked) :], born.get(where)
     copies = math.prod(s.size for s in param.stacked)
     index = np.concatenate([np.arange(copies) + start[name] for name, _ in group])
     result = param.shape if len(group) == 1 else (len(group), *param.shape)
-    size = math.prod(shape)  # of one copy, so that a scanned stack gets the same bits
+    size = math.prod(shape)  # of one copy, so that scanned and unrolled stacks take the same branch below
     if sharding is not None and len(group) > 1:
         sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
 
@@ -190,15 +219,16 @@ def _same(x: jax.Array) -> jax.Array:
 
 
 def quick(key: jax.Array) -> dict[str, Any] | None:
-    """Compiler options for what runs once: on a CPU, without LLVM's optimisation, compiling takes a third of the time.
+    """Compiler options for a program that runs once, or None.
 
-    None where the key is traced: then it is the program around this one that is compiled.
+    On a CPU they turn LLVM's optimization off, and compiling takes a third of the time. The result is None on other
+    platforms, and if the key is traced: the program is then a part of another one and takes no options of its own.
     """
     return {"xla_backend_optimization_level": 0} if platform() == "cpu" and not is_traced(key) else None
 
 
 def _cut(group: list, drawn: jax.Array, born: dict) -> dict:
-    """The variables of a group, out of the array they were drawn in."""
+    """The variables of a group, sliced out of the array that they were drawn in."""
     if len(group) == 1:
         return {group[0][0]: drawn}
     at = jax.jit(_at, out_shardings=born.get(group[0][0]))
@@ -210,7 +240,10 @@ def _at(drawn: jax.Array, i: int) -> jax.Array:
 
 
 def _first_value(where: tuple[str, paths.Path], param: Param, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """What the initialiser gives, held to the declaration."""
+    """Call the initializer and cast its result to the declared dtype.
+
+    Raises `DeclarationError` if the initializer is not callable or returns another shape.
+    """
     name = f"the initialiser of {where[0]} {paths.join(where[1])}"
     if not callable(param.init):
         raise DeclarationError(f"{name} must be a function init(key, shape, dtype), got {param.init!r}")
@@ -225,7 +258,11 @@ def _first_value(where: tuple[str, paths.Path], param: Param, key: jax.Array, sh
 
 
 def _reads_data(init: Any, depth: int = 3) -> bool:
-    """Whether an initialiser is a closure over values of the forward pass, which are gone once that has run."""
+    """True if an initializer holds a traced value, in its closure, defaults or partial arguments.
+
+    Such a value is an activation of the forward pass, and is gone once that trace ends. Nested functions are searched
+    up to ``depth`` levels.
+    """
     if is_traced(init):
         return True
     held = [cell.cell_contents for cell in getattr(init, "__closure__", None) or () if cell != types.CellType()]
@@ -237,7 +274,7 @@ def _reads_data(init: Any, depth: int = 3) -> bool:
 def _forward(
     f: Callable, rest: Callable, first: tuple[dict, dict], key: jax.Array, arrays: list, *, policy, place
 ) -> tuple[dict, dict]:
-    """Run the model once in train mode; what is not there yet is made where the model asks for it."""
+    """Run the model once in train mode. A variable that is not in ``first`` is made when the model declares it."""
     rng = jax.random.fold_in(key, 1)
     v, collector = collecting(bind(*first, rng=rng, train=True, policy=policy, place=place), init_key=key)
     f(v, *rest(arrays))

@@ -1,11 +1,11 @@
-"""Initialisers: `init(key, shape, dtype) -> array`, as in `jax.nn.initializers`, but values that can be compared.
+"""Initializers: `init(key, shape, dtype) -> array`, as in `jax.nn.initializers`, but values that can be compared.
 
 The functions of `jax.nn.initializers` are closures, so `normal(0.02) != normal(0.02)`. Here each one is a frozen
-dataclass: equal when its numbers are equal, hashable, and printed as it was written. That is what lets two
-declarations of one parameter agree, layers compare by value, and equal parameters be drawn in one vectorised call.
-Any function of the same signature still serves as an initialiser.
+dataclass: it is equal if its numbers are equal, it is hashable, and it prints as its constructor call. So two
+declarations of one parameter can agree, layers compare by value, and equal parameters are drawn in one vectorized call.
+Any function of the same signature also serves as an initializer.
 
-Dtypes narrower than float32 are drawn in float32 and rounded, so a parameter stored in bfloat16 is the rounded
+Dtypes narrower than float32 are drawn in float32 and rounded. A parameter stored in bfloat16 is then the rounded
 float32 one, and its tails are not those of an 8-bit uniform.
 """
 
@@ -23,16 +23,20 @@ from sapwood.core.errors import DeclarationError
 Shape = tuple[int, ...]
 Axes = int | tuple[int, ...]
 Initializer = Callable[[jax.Array, Shape, Any], jax.Array]
-"""`init(key, shape, dtype) -> array`; `jax.nn.initializers` gives such functions too."""
+"""`init(key, shape, dtype) -> array`; the functions of `jax.nn.initializers` also have this type."""
 
 
 FLAT_BELOW = 2**20
-"""Elements up to which a draw is made in one dimension and reshaped: the same numbers, and a third of the compile time
-(XLA's counter for a draw in four dimensions is long). Larger ones keep their shape, so that they can be sharded."""
+"""Draws of fewer elements than this are made in one dimension and reshaped. The numbers are the same, and compiling
+takes a third of the time (XLA's counter for a draw in four dimensions is long). Larger draws keep their shape, so that
+they can be sharded."""
 
 
 def _draw(init: Callable, key: jax.Array, shape: Shape, dtype: Any) -> jax.Array:
-    """`init`, which treats elements alike, in float32 where `dtype` is narrower than that, then rounded."""
+    """Call `init` in float32 if `dtype` is narrower, then round. It gets a flat shape for small draws.
+
+    So `init` must treat all elements alike.
+    """
     flat = (math.prod(shape),) if math.prod(shape) < FLAT_BELOW else shape
     return init(key, flat, _wide(dtype)).reshape(shape).astype(dtype)
 
@@ -42,14 +46,14 @@ def _wide(dtype: Any) -> Any:
 
 
 def _hashable(value: Any) -> Any:
-    """Numbers and arrays as numbers and nested tuples, which compare and hash by value."""
+    """Convert arrays and lists to nested tuples, which compare and hash by value; numbers stay numbers."""
     value = value.tolist() if hasattr(value, "tolist") else value
     return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
 class constant:
-    """A number everywhere, or an array (held as nested tuples) broadcast to the parameter's shape.
+    """One number in every element, or an array (held as nested tuples) broadcast to the parameter's shape.
 
     >>> constant(0.5)(jax.random.key(0), (2,), jnp.float32)
     Array([0.5, 0.5], dtype=float32)
@@ -84,7 +88,7 @@ class normal:
 
 @dataclass(frozen=True)
 class truncated_normal:
-    """A normal distribution around 0 cut at two `stddev`; what is left has a standard deviation of 0.88 `stddev`.
+    """A normal distribution around 0, cut at two `stddev`. Cut, it has a standard deviation of 0.88 `stddev`.
 
     >>> truncated_normal(0.02)(jax.random.key(0), (3, 4), jnp.bfloat16).dtype
     dtype(bfloat16)
@@ -118,10 +122,19 @@ _STDDEV_CUT_AT_2 = 0.87962566103423978  # of a standard normal distribution cut 
 class variance_scaling:
     """Mean 0 and variance `scale / fan`, so that signals neither grow nor fade from layer to layer.
 
-    The fan is the number of inputs of one output (`"fan_in"`), of outputs of one input (`"fan_out"`) or their mean
-    (`"fan_avg"`). Dimensions that are in neither `in_axis` nor `out_axis` are a convolution's window and count in both.
-    The named schemes below are this one: `lecun_*` (LeCun et al. 1998, "Efficient BackProp"), `glorot_*` (Glorot and
-    Bengio 2010), `he_*` (He et al. 2015, arXiv:1502.01852).
+    Special cases with names: `lecun_*` (LeCun et al. 1998, "Efficient BackProp"), `glorot_*` (Glorot and Bengio 2010),
+    `he_*` (He et al. 2015, arXiv:1502.01852).
+
+    Args:
+        scale: the numerator of the variance.
+        mode: the fan: the number of inputs of one output (`"fan_in"`), of outputs of one input (`"fan_out"`), or their
+            mean (`"fan_avg"`).
+        distribution: `"truncated_normal"`, `"normal"` or `"uniform"`.
+        in_axis: the dimensions of the inputs.
+        out_axis: the dimensions of the outputs. All other dimensions are a convolution's window and count in both fans.
+
+    Raises:
+        DeclarationError: when called with a shape that lacks one of these dimensions.
 
     >>> variance_scaling(1.0, "fan_in", "truncated_normal") == lecun_normal()
     True

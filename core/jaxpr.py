@@ -1,4 +1,4 @@
-"""Reading a jaxpr: the jaxprs inside an equation, and every equation however deep."""
+"""Functions that read a jaxpr: its equations at every depth, and the jaxprs inside an equation."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,14 +7,14 @@ import jax
 
 
 def inner(equation: Any) -> Iterator[Any]:
-    """The jaxprs inside an equation: bodies, branches, jitted and checkpointed functions."""
+    """The jaxprs in an equation's parameters: loop bodies, branches, jitted and checkpointed functions."""
     for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
         if hasattr(value, "eqns"):
             yield getattr(value, "jaxpr", value)
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """Every equation of a jaxpr, and those inside them, however deep."""
+    """Every equation of a jaxpr, each followed by the equations inside it, at every depth."""
     for equation in jaxpr.eqns:
         yield equation
         for body in inner(equation):
@@ -22,10 +22,10 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def holds(equation: Any, test: Callable[[Any], Any]) -> bool:
-    """Whether the test is true of any equation inside this one, however deep."""
+    """True if ``test`` is true of any equation inside this one, at any depth. The equation itself is not tested."""
     return any(test(e) for jaxpr in inner(equation) for e in equations(jaxpr))
 
 
 def is_literal(var: Any) -> bool:
-    """Whether what stands in an equation is a constant, not a variable."""
+    """True if an operand of an equation is a literal constant, not a variable."""
     return hasattr(var, "val")

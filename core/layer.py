@@ -1,4 +1,9 @@
-"""`Layer`: a frozen dataclass of hyper-parameters whose call declares variables and computes."""
+"""`Layer`: a frozen dataclass of hyper-parameters whose call declares variables and computes.
+
+`Layer.__init_subclass__` makes each subclass a frozen dataclass and wraps two of its methods. The wrapped ``__init__``
+explains wrong arguments. The wrapped ``__call__`` takes a raw dict as well as a cursor, names the scope in profiles,
+and adds the path to errors.
+"""
 
 import dataclasses
 import functools
@@ -17,7 +22,7 @@ from sapwood.core.vars import Vars, as_vars
 
 
 def describe(x: Any) -> str:
-    """The dtypes and shapes of a value, as errors and summaries print them.
+    """The dtypes and shapes of the leaves of ``x``, as errors and summaries print them.
 
     >>> import jax.numpy as jnp
     >>> describe((jnp.ones((2, 3)), [jnp.ones(4, "bfloat16")], None, 7))
@@ -34,11 +39,11 @@ def describe(x: Any) -> str:
 
 @typing.dataclass_transform(frozen_default=True)
 class Layer:
-    """Base of every layer. A subclass is a frozen dataclass of its annotated fields, without a decorator.
+    """Base class of every layer. A subclass is a frozen dataclass of its annotated fields, without a decorator.
 
-    It holds hyper-parameters, never arrays: layers compare and hash by value, print as they were written, and one
-    layer may be called at many places. Errors inside its call, JAX's own included, carry a note with the path, the
-    layer and its input shapes; profiles show the path.
+    A layer holds hyper-parameters, never arrays. Layers compare and hash by value and print as their constructor call,
+    and one layer may be called at many places. Errors inside its call, JAX's own included, carry a note with the path,
+    the layer and its input shapes. Profiles show the path.
 
     >>> class Scale(Layer):
     ...     start: float = 1.0
@@ -75,9 +80,13 @@ class Layer:
 
 
 def _checked(cls: type) -> Callable:
-    """How a layer is made, with what to write where it is given what it does not take."""
+    """The ``__init__`` of a layer, with errors that say what to write instead.
+
+    It raises `TypeError` for an unknown option or too many values, and `ConfigError` for a boolean field that is set to
+    no boolean.
+    """
     made, name = cls.__init__, cls.__name__
-    fields = list(inspect.signature(made).parameters)[1:]  # an `InitVar`, which is no field, included
+    fields = list(inspect.signature(made).parameters)[1:]  # `InitVar` arguments included, which are no fields
     switches = [field for field in dataclasses.fields(cls) if field.init and field.type in (bool, "bool")]  # type: ignore[arg-type]
 
     @functools.wraps(made)
@@ -101,7 +110,7 @@ def _checked(cls: type) -> Callable:
 
 
 def _written(value: Any) -> str:
-    """A value as it was written: functions by name (`jax.nn.relu` prints as an object at an address)."""
+    """A value as in source code: `repr`, but functions by name (`jax.nn.relu` has an address in its `repr`)."""
     if isinstance(value, tuple):
         inside = ", ".join(map(_written, value))
         return f"({inside},)" if len(value) == 1 else f"({inside})"
@@ -118,7 +127,11 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _located(call: Callable) -> Callable:
-    """A layer's call with its place: the cursor checked, the path in the profile and in every error."""
+    """Wrap a layer's ``__call__``.
+
+    The wrapper converts a raw dict to a cursor, opens a profiler scope named after the path, adds the path to every
+    error, and calls the recorder of `spec` before and after.
+    """
 
     @functools.wraps(call)
     def located(self, v, *xs, **options):
@@ -141,7 +154,10 @@ def _located(call: Callable) -> Callable:
 
 
 def _add_note(error: Exception, place: str, layer: Layer, inputs: Any) -> None:
-    """Say where an error comes from. What cannot be printed must not take its place."""
+    """Add a note to an error: its place, the layer and its inputs.
+
+    If these cannot be printed, the note has only the layer's class, so that the original error is still the one raised.
+    """
     try:
         note = f"{place}: {layer!r} on {describe(inputs)}"
     except Exception:
@@ -151,7 +167,7 @@ def _add_note(error: Exception, place: str, layer: Layer, inputs: Any) -> None:
 
 
 class Function(Layer):
-    """A plain function ``f(v, *xs)`` as a layer; made by `layer`."""
+    """A plain function ``f(v, *xs)`` as a layer. The decorator `layer` makes it."""
 
     function: Callable
 
@@ -163,7 +179,7 @@ class Function(Layer):
 
 
 def layer(f: Callable) -> Function:
-    """A plain ``f(v, *xs)`` as a `Layer`: it gets a scope in `L.Sequential`, its path in errors, and a repr.
+    """Make a `Layer` of a plain function ``f(v, *xs)``, with a scope in `L.Sequential`, its path in errors, and a repr.
 
     >>> @layer
     ... def residual(v, x):
