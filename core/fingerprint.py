@@ -1,4 +1,9 @@
-"""`fingerprint`: all that some functions are made of, so that one can see whether anything of it was edited since."""
+"""`fingerprint`: everything that functions are made of, as a tuple, to detect edits between two calls.
+
+A trainer compares fingerprints to decide whether its compiled programs are stale. `_parts` takes an object apart, by
+kind. Code of installed packages is assumed not to change, which keeps a fingerprint small. Globals are found by reading
+bytecode (`_globals`); `write_only` recognizes containers that code only fills.
+"""
 
 import contextlib
 import dataclasses
@@ -26,7 +31,7 @@ _STANDARD = sysconfig.get_paths()["stdlib"]
 _LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 _CELLS = ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
 _CONTAINERS = (list, dict, set, deque, defaultdict, OrderedDict, Counter, bytearray, np.ndarray)
-_WHOLE = 2**22
+_WHOLE = 2**22  # bytes up to which all numbers of an array are compared
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 _ABOUT = ("__doc__", "__module__", "__name__", "__qualname__", "__annotations__")
 _WRAPPERS = (type(jax.jit(len)), type(functools.cache(len)))
@@ -34,18 +39,23 @@ _ANEW = jax.make_user_context(None)
 
 
 def fingerprint(*roots: Any) -> tuple:
-    """What these values and functions are made of now, as something that compares.
+    """What values and functions are made of now, as a tuple that can be compared.
 
-    A function is its code, its defaults, what it closes over, and each global that its code names, with whatever that
-    is made of in turn; `helpers.block` is looked up in the module, a class is its methods, an object its class and
-    attributes, an array its numbers (JAX's arrays, which never change, are themselves). A module of which code takes
-    more than that is what is defined in it. Code of installed packages is taken as it is. So two fingerprints differ
-    where a helper was edited, a global set or a module reloaded in between.
-    What a function reads from elsewhere, such as a file or an environment variable, is in none.
+    Two fingerprints differ if a helper was edited, a global was set or a module was reloaded in between. They consist
+    of, recursively:
 
-    Two things are taken for less than they hold. A NumPy array of more than 4 MiB is itself and a sample of 65 536 of
-    its numbers: another one in its place is seen, and what is written into a part of it may not be. A container that
-    code only puts something into, as ``log.append(x)`` in a callback does, is itself, whatever is in it.
+    - for a function, its code, its defaults, its closure and each global that its code names; ``helpers.block`` is
+      looked up in the module;
+    - for a class, its methods; for another object, its class and attributes;
+    - for a NumPy array, its numbers; for a JAX array, which never changes, its identity;
+    - for a module that code uses other than by attribute, everything defined in it.
+
+    Code of installed packages is assumed not to change. Input from elsewhere, such as a file or an environment
+    variable, is not included.
+
+    Two things are compared incompletely. A NumPy array of more than 4 MiB is compared by identity and by a sample of
+    65 536 of its numbers: a new array in its place is detected, but a write into a part of it may not be. A container
+    that code only fills, as ``log.append(x)`` does in a callback, is compared by identity, without its contents.
 
     >>> scale = 2.0
     >>> def helper(x):
@@ -60,7 +70,7 @@ def fingerprint(*roots: Any) -> tuple:
     False
     """
     found: list[Any] = []
-    seen: dict[int, tuple[int, Any]] = {}  # with the object itself: the id of one that is gone may be given anew
+    seen: dict[int, tuple[int, Any]] = {}  # id -> (number, object); holding the object keeps its id from being reused
     waiting: list[Any] = [*reversed(roots)]
     while waiting:
         x = waiting.pop()
@@ -79,27 +89,28 @@ def fingerprint(*roots: Any) -> tuple:
 
 
 def _plain(x: Any) -> tuple:
-    return type(x), repr(x) if isinstance(x, float | complex) else x  # which tells -0.0 from 0.0
+    return type(x), repr(x) if isinstance(x, float | complex) else x  # `repr` tells -0.0 from 0.0
 
 
 def traced_anew(mark: Any) -> contextlib.AbstractContextManager[Any]:
-    """Within the block JAX takes nothing that it traced outside of it, or under another mark.
+    """A context in which JAX reuses only traces that were made under the same ``mark``.
 
-    JAX keeps what it traced of the body of a scan, a branch of a cond or an inner `jax.jit` by the function object,
-    which stays the same where only a helper of it was edited. None is where everybody is.
+    JAX caches the trace of a scan's body, of a cond's branch and of an inner `jax.jit` by the function object. If only
+    a helper of that function was edited, the object is still the same, and the cached trace is stale. With None the
+    context does nothing: traces are shared with all code outside.
     """
     return contextlib.nullcontext() if mark is None else _ANEW(mark)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Told:
-    """A part that is compared as it stands."""
+    """A part that is compared directly and not taken apart."""
 
     what: Any
 
 
 class Same:
-    """An object that equals itself alone. It is held, so that no other one is ever taken for it."""
+    """Wraps an object and compares by identity. It holds the object, so that the id is not reused."""
 
     def __init__(self, x: Any):
         self.x = x
@@ -112,14 +123,15 @@ class Same:
 
 
 class _Equal(Same):
-    """An object of a class of values, which may keep what it has made of them."""
+    """Wraps an object whose class defines equality, and compares by it. Its attributes may be caches, so they are not
+    compared."""
 
     def __eq__(self, other: Any) -> bool:
         if not isinstance(other, _Equal) or type(self.x) is not type(other.x):
             return False
         try:
             return self.x is other.x or bool(self.x == other.x)
-        except Exception:  # arrays of other libraries say so of each number
+        except Exception:  # arrays of other libraries compare element by element
             return False
 
     def __hash__(self) -> int:
@@ -127,7 +139,7 @@ class _Equal(Same):
 
 
 def _parts(x: Any) -> Iterator[Any]:
-    """What an object is made of: other objects, and `_Told` for what is compared as it stands."""
+    """The parts of an object: other objects, and `_Told` for parts that are compared directly."""
     if isinstance(x, types.FunctionType):
         yield from _parts_of_function(x)
     elif isinstance(x, types.MethodType):
@@ -156,7 +168,10 @@ def _parts(x: Any) -> Iterator[Any]:
 
 @functools.cache
 def _is_value(kind: type) -> bool:
-    """Whether objects of an installed class, such as `pathlib.Path`, say themselves which ones are equal."""
+    """True for an installed class that defines its own equality and hash, such as `pathlib.Path`.
+
+    Tuples, frozensets and dataclasses are excluded: they are taken apart.
+    """
     container = issubclass(kind, tuple | frozenset) or dataclasses.is_dataclass(kind)
     return not container and kind.__hash__ not in (None, object.__hash__) and installed("", kind.__module__)
 
@@ -167,7 +182,7 @@ def _parts_of_function(f: types.FunctionType) -> Iterator[Any]:
     for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=False):
         try:
             x = cell.cell_contents
-        except ValueError:  # not filled yet
+        except ValueError:  # the cell is empty
             x = _Told("empty")
         yield _Told(Same(x)) if type(x) in _CONTAINERS and name not in _cells(f.__code__) else x
     for chain, value in globals_of(f):
@@ -176,7 +191,7 @@ def _parts_of_function(f: types.FunctionType) -> Iterator[Any]:
 
 
 def globals_of(f: types.FunctionType) -> list[tuple[tuple[str, ...], Any]]:
-    """The globals that a function's code names, each with its value now; none for code of installed packages.
+    """The globals that a function's code names, as ``(chain of names, value)``; empty for code of installed packages.
 
     >>> def area(r):
     ...     return np.pi * r * r
@@ -211,7 +226,11 @@ def _parts_of_module(x: types.ModuleType) -> Iterator[Any]:
 
 
 def _is_part(x: Any) -> bool:
-    """Whether a name of a module of one's own counts: values, and functions, classes and objects that are one's own."""
+    """True if a value in a module of the user counts.
+
+    These are plain values, containers, arrays, instances of dataclasses (layers, settings), and functions, classes and
+    objects that are not of an installed package.
+    """
     if isinstance(x, (*_PLAIN, *_CONTAINERS, tuple, np.generic, jax.Array, functools.partial)):
         return True
     module = getattr(x, "__module__", None)
@@ -226,13 +245,13 @@ def _parts_of_array(x: Any) -> Iterator[Any]:
         yield numbers.tolist()
         return
     if x.nbytes > _WHOLE:
-        yield _Told(Same(weakref.ref(x)))  # the same reference while the array is there, which it does not keep
+        yield _Told(Same(weakref.ref(x)))  # one reference object while the array lives; it does not keep it alive
         numbers = numbers.flat[:: -(-x.size // 2**16)]
     yield _Told(hashlib.sha1(np.ascontiguousarray(numbers).view(np.uint8).data, usedforsecurity=False).digest())
 
 
 def _parts_of_object(x: Any) -> Iterator[Any]:
-    """The class, items and attributes of an object; one that shows nothing of what is in it is itself."""
+    """The class, items and attributes of an object. An object without items and attributes is compared by identity."""
     yield type(x)
     items, attributes = _items(x), _attributes(x)
     if items is None and not attributes:
@@ -244,7 +263,7 @@ def _parts_of_object(x: Any) -> Iterator[Any]:
 
 
 def _items(x: Any) -> list[Any] | None:
-    """What a container holds; None for what is none."""
+    """The contents of a container; None if ``x`` is no container."""
     if isinstance(x, dict | types.MappingProxyType):
         return [part for pair in x.items() for part in pair]
     if isinstance(x, tuple | list | deque):
@@ -257,8 +276,10 @@ def _items(x: Any) -> list[Any] | None:
 
 
 def _attributes(x: Any) -> list[tuple[str, Any]]:
-    """The attributes of an object by name, without what it keeps of what it has made of them: no cached properties, and
-    of an installed dataclass its fields."""
+    """The attributes of an object, as ``(name, value)``, without values that it derives from them.
+
+    Cached properties are left out. Of a dataclass from an installed package, only the fields count.
+    """
     if dataclasses.is_dataclass(x) and installed("", type(x).__module__):
         return [(field.name, getattr(x, field.name, None)) for field in dataclasses.fields(x)]
     slots = [vars(kind).get("__slots__", ()) for kind in type(x).__mro__]
@@ -269,15 +290,18 @@ def _attributes(x: Any) -> list[tuple[str, Any]]:
 
 
 def _of_class(kind: type, name: str) -> Any:
-    """The attribute of a class, as it stands there."""
+    """The attribute of a class or of its bases, without calling descriptors; None if there is none."""
     return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
 
 
 @functools.cache
 def installed(file: str, module: str) -> bool:
-    """Whether code comes from a package that was installed, or from Python or Sapwood itself."""
+    """True if code belongs to an installed package, to Python or to Sapwood.
+
+    ``file`` is the path of the code; if it is empty, it is looked up from the name ``module``.
+    """
     root = module.split(".")[0]
-    if root == "__main__" and not file:  # in a notebook it is that of whatever runs it
+    if root == "__main__" and not file:  # in a notebook, the file of `__main__` is that of the launcher
         return False
     if not file:
         package = sys.modules.get(root)
@@ -294,15 +318,18 @@ def installed(file: str, module: str) -> bool:
 
 @functools.cache
 def _globals(code: types.CodeType) -> tuple[tuple[str, ...], ...]:
-    """The globals that code names, with the attributes that it takes of each, functions inside it included. What it
-    imports is a chain that begins with "import"; a container that is filled ends with how."""
+    """The chains of names that code loads: a global and the attributes taken from it, such as ``("np", "pi")``.
+
+    Functions inside the code are included. An import gives a chain that begins with ``"import"``. If code only fills a
+    container, its chain ends with how: the method's name, or `ITEM`.
+    """
     chains: list[list[str]] = []
     last, steps = None, _steps(code)
     for at, step in enumerate(steps):
         if step.opname in _LOADS:
             chains.append(last := [step.argval])
         elif step.opname == "IMPORT_NAME":
-            module = "." * steps[at - 2].argval + step.argval  # the level and the names come before
+            module = "." * steps[at - 2].argval + step.argval  # two steps before, the level was pushed, then the names
             taken = [name for name in code.co_names if name != step.argval]
             chains += [["import", module, name] for name in taken]
             last = None
@@ -320,7 +347,7 @@ def _globals(code: types.CodeType) -> tuple[tuple[str, ...], ...]:
 
 @functools.cache
 def _cells(code: types.CodeType) -> frozenset[str]:
-    """The names of what a function closes over that its code does more with than fill it."""
+    """The closure variables that code uses for more than filling a container."""
     steps = _steps(code)
     own = [step.argval for at, step in enumerate(steps) if step.opname in _CELLS and filled(steps[at + 1 :]) is None]
     return frozenset(own).union(*map(_cells, _inner(code)))
@@ -335,7 +362,10 @@ def _inner(code: types.CodeType) -> list[types.CodeType]:
 
 
 def _named(names: dict[str, Any], chain: tuple[str, ...]) -> Any:
-    """What a chain of names leads to: attributes of modules are followed, those of other objects are in the object."""
+    """The value that a chain of names leads to.
+
+    Only attributes of modules are followed: the attributes of any other object are parts of that object.
+    """
     if chain[0] == "import":
         x, chain = _imported(names, chain[1]), chain[1:]
     else:
@@ -350,7 +380,7 @@ def _named(names: dict[str, Any], chain: tuple[str, ...]) -> Any:
 
 
 def _imported(names: dict[str, Any], module: str) -> types.ModuleType | None:
-    """The module that an import statement names, ``.helpers`` or ``helpers``; None before it is there."""
+    """The module that an import statement names, ``.helpers`` or ``helpers``; None if it is not imported yet."""
     package = names.get("__package__") or names.get("__name__", "").rpartition(".")[0]
     try:
         return sys.modules.get(importlib.util.resolve_name(module, package))

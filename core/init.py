@@ -190,7 +190,7 @@ def _drawing(group: list, start: dict, born: dict) -> Callable[[jax.Array], jax.
         sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
 
     def values(keys, index):
-        if len(index) == 1:  # a draw for one key compiles faster than a vectorised draw for a batch of one
+        if len(index) == 1:  # a draw for one key compiles faster than a vectorized draw for a batch of one
             return _first_value(where, param, keys[index[0]], shape)[None]
         return jax.vmap(lambda key: _first_value(where, param, key, shape))(keys[index])
 

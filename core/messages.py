@@ -1,4 +1,4 @@
-"""How messages stay short: an error in one line, the first few of many names."""
+"""Short texts for messages: an error in one line, the first few of many names, the nearest known names."""
 
 import difflib
 import re
@@ -6,7 +6,9 @@ from collections.abc import Iterable
 
 
 def short(error: BaseException) -> str:
-    """An error in one line; of TensorStore's long messages what the operating system said.
+    """An error as one line of at most 300 characters.
+
+    Of a long message of TensorStore, only the operating system's message is kept.
 
     >>> short(ValueError("two\\nlines"))
     'two lines'
@@ -31,7 +33,7 @@ def some(names: list[str], quote: bool = True) -> str:
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
-    """A ready half-sentence with the known names that look most like ``name``; empty if none does.
+    """An ending for an error message with the ``n`` known names most like ``name``; empty if none is similar.
 
     >>> nearest("kernal", ["kernel", "bias"])
     "; did you mean 'kernel'?"

@@ -1,7 +1,8 @@
-"""What users of Keras and PyTorch type first, and what to write here: one table, by the place where it is typed.
+"""Names and options that users of Keras and PyTorch try first, each with the Sapwood code that replaces it.
 
-An entry is the code to write, after which may come a word on it. `answer` makes the end of an error message of it; for
-a name that is in no table, of the nearest one that there is.
+There is one table for each place where a name may be typed. An entry is a tuple: the code to write, and optionally a
+remark. `answer` turns an entry into the end of an error message; for a name without an entry it suggests the nearest
+known name.
 """
 
 import functools
@@ -96,7 +97,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "mseloss": "squared_error", "l1loss": "absolute_error", "huberloss": "huber", "smoothl1loss": "huber",
         "kldivloss": "kl_divergence"}.items()},
 }  # fmt: skip
-"""Of `sapwood.layers`, in lower case and without underscores."""
+"""Names looked up in `sapwood.layers`, in lower case and without underscores."""
 
 SAPWOOD: dict[str, tuple[str, ...]] = {
     "keras": ("from sapwood import layers as L",),
@@ -141,7 +142,7 @@ SAPWOOD: dict[str, tuple[str, ...]] = {
     "distribute": ("sw.mesh",),
     "checkpoint": ("sw.train.Checkpoints",),
 }
-"""Of `sapwood`; the names of `LAYERS` count too."""
+"""Names looked up in `sapwood`. Those of `LAYERS` are looked up there, too."""
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "use_bias": ("bias=",),
@@ -197,7 +198,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "seed": ("", "the key is the run's: fit(seed=)"),
     "layer": ("layers=",),
 }
-"""Of any layer; ``name=`` is one of its own."""
+"""Options of any layer. An entry that ends with ``=`` is an option, used only if the layer has it."""
 
 TRAINER: dict[str, tuple[str, ...]] = {
     "model": ("objective=", "which sw.supervised(model, loss, metrics) makes"),
@@ -326,7 +327,7 @@ DATA: dict[str, tuple[str, ...]] = {
     "weightedrandomsampler": ('data.weighted("balanced")', "which weighs, and draws all alike"),
     "transforms": ("data.map(lambda example: example)", "of an example, a dict"),
 }  # fmt: skip
-"""Of `sapwood.data`, in lower case and without underscores."""
+"""Names looked up in `sapwood.data`, in lower case and without underscores."""
 
 DATASET: dict[str, tuple[str, ...]] = {
     "batch": ("sw.data.batches(data, 4)", "fit, evaluate and predict take the data set itself and a batch_size"),
@@ -384,7 +385,7 @@ TRAIN: dict[str, tuple[str, ...]] = {
     "evaluate": ("sw.Trainer(sw.supervised(model), optax.adam(1e-3)).evaluate",),
     "predict": ("sw.Trainer(sw.supervised(model), optax.adam(1e-3)).predict",),
 }  # fmt: skip
-"""Of `sapwood.train` and `sapwood.train.callbacks`, in lower case and without underscores."""
+"""Names looked up in `sapwood.train` and `sapwood.train.callbacks`, in lower case and without underscores."""
 
 CALLBACKS: dict[str, tuple[str, ...]] = {
     "min_delta": ("delta=",),
@@ -494,7 +495,7 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "cosinesimilarity": ('"cosine_distance"', "one minus it"),
     "binaryfocalcrossentropy": ('"focal"', _SIGMOID),
 }  # fmt: skip
-"""Names of losses, after `sw.supervised(model, ...)`."""
+"""Names of losses, as in ``sw.supervised(model, "mse")``."""
 
 METRICS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("acc", "categoricalaccuracy", "sparsecategoricalaccuracy", "accuracyscore"), ('"accuracy"',)),
@@ -514,13 +515,13 @@ METRICS: dict[str, tuple[str, ...]] = {
     "ppl": ('"perplexity"',),
     **dict.fromkeys(("bce", "binarycrossentropy", "crossentropy", "logloss"), ("", "the loss is in every row already")),
 }  # fmt: skip
-"""Names of metrics, after `sw.supervised(model, loss, metrics=...)`."""
+"""Names of metrics, as in ``sw.supervised(model, loss, metrics=["acc"])``."""
 
 
 def answer(table: dict[str, tuple[str, ...]], name: str, known: Collection[str] = ()) -> str:
-    """What an error says after "there is no ...": what to write, or the nearest of the names that are known.
+    """The end of an error message about an unknown ``name``: the code to write, or the nearest names in ``known``.
 
-    An entry such as ``bias=`` holds only where it is known.
+    An entry for an option, such as ``bias=``, is used only if ``known`` has that option.
 
     >>> answer(LAYERS, "Conv2D")
     ': here it is L.Conv(32, (3, 3)), channels come last'
@@ -536,7 +537,9 @@ def answer(table: dict[str, tuple[str, ...]], name: str, known: Collection[str] 
 
 
 def answering(who: str, table: dict[str, tuple[str, ...]]) -> Callable[[Callable], Callable]:
-    """A decorator: where the function is given an option that it has not, the error says what to write.
+    """A decorator: if the function is called with an unknown option, the `TypeError` says what to write.
+
+    ``who`` is the function's name in the message, ``table`` the table of its options.
 
     >>> @answering("fit", FIT)
     ... def fit(data, *, epochs=1, validation=None):
@@ -563,7 +566,7 @@ def answering(who: str, table: dict[str, tuple[str, ...]]) -> Callable[[Callable
 
 
 def meant(values: Sequence[Any]) -> str:
-    """What may have been meant by values that a layer does not take by position.
+    """The end of an error message about values that a layer does not take by position: what was probably meant.
 
     >>> meant([10]), meant([len, max])
     ('; the size of the input is read from the input', '; several layers go into one list, Sequential([...])')
@@ -576,13 +579,23 @@ def meant(values: Sequence[Any]) -> str:
 
 
 def missing(module: str, table: dict[str, tuple[str, ...]], name: str, known: Collection[str]) -> Any:
-    """Raise the error of a module that has no such name."""
+    """Raise the `AttributeError` of a module without the attribute ``name``.
+
+    Args:
+        module: the module's name.
+        table: the table of names to answer from.
+        name: the attribute.
+        known: the names that the module has.
+    """
     word = "" if name.startswith("_") else answer(table, name, known)
     raise AttributeError(f"module {module!r} has no attribute {name!r}{word}")
 
 
 def attribute(x: Any, name: str, table: dict[str, tuple[str, ...]] | None = None) -> AttributeError:
-    """The error of `x` that has no such attribute; of a property that failed, it is the property's own."""
+    """The `AttributeError` of an object ``x`` without the attribute ``name``. None for ``table`` is `METHODS`.
+
+    If ``name`` is a property that failed, its own error is raised instead.
+    """
     if not name.startswith("_") and hasattr(type(x), name):
         object.__getattribute__(x, name)
     table = METHODS if table is None else table

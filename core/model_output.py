@@ -1,4 +1,4 @@
-"""What a model hands back: arrays, and not what Python makes of a `yield`, an `async def` or a call left out."""
+"""Checks of what a model returns: arrays, no generator, no coroutine and no function that was not called."""
 
 import types
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from sapwood.core.errors import ConfigError
 
 
 def computed(f: Callable, y: Any) -> Any:
-    """``y``, which ``f`` handed back; `ConfigError` where Python put its computation off.
+    """Return ``y``, the result of ``f``. Raises `ConfigError` if ``y`` is lazy, such as a generator.
 
     >>> def model(v, x):
     ...     yield x
@@ -36,7 +36,7 @@ Write `return`, and for several results a tuple
 
 
 def arrays(f: Callable, y: Any) -> Any:
-    """``y``, which ``f`` handed back; `ConfigError` where part of it is no array or number.
+    """Return ``y``, the result of ``f``. Raises `ConfigError` if a leaf of it is no array or number.
 
     >>> arrays(len, {"logits": "many"})
     Traceback (most recent call last):
@@ -51,15 +51,15 @@ def arrays(f: Callable, y: Any) -> Any:
 
 
 def is_array(x: Any) -> bool:
-    """Whether JAX takes this for an array: one of its own, of NumPy's, or a number."""
+    """True if JAX accepts ``x`` as an array: a JAX array, a NumPy array, or a number."""
     return has_shape(x) or isinstance(x, bool | int | float | complex | np.generic)
 
 
 def has_shape(x: Any) -> bool:
-    """Whether this says its shape and dtype: an array, a traced one, or a `jax.ShapeDtypeStruct`."""
+    """True if ``x`` has a shape and a dtype: an array, a tracer, or a `jax.ShapeDtypeStruct`."""
     return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def named(f: Callable) -> str:
-    """A model in a message: a function's name, a layer as it was written."""
+    """The name of a model for messages: the name of a function, or the `repr` of a layer."""
     return getattr(f, "__name__", None) or repr(f)

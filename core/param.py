@@ -1,4 +1,4 @@
-"""`Param`: a variable described before it exists. The leaf of every tree that `sw.spec` returns."""
+"""`Param`: the description of a variable: shape, dtype, initializer, axes. `sw.spec` returns trees of `Param`."""
 
 import math
 from collections.abc import Callable
@@ -11,9 +11,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Stacked:
-    """One leading dimension that stacking (`L.Scan`, `L.Vmap`, `v.stack`) put in front of a variable.
+    """One leading dimension that stacking (`L.Scan`, `L.Vmap`, `v.stack`) adds to a variable.
 
-    `depth` is how many path segments lie above the stack, `size` the number of copies, `axis` its logical name.
+    `depth` is the number of path segments above the stack, `size` the number of copies, `axis` its logical name.
     """
 
     depth: int
@@ -23,10 +23,16 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Param:
-    """Shape, dtype, initialiser and logical axis names of one parameter or state entry; no array.
+    """Shape, dtype, initializer and logical axis names of one parameter or state entry. It holds no array.
 
-    `shape` and `axes` cover every dimension, the leading `stacked` ones included; `axes` is None where the model
-    gave no names. It is no pytree node, so a tree of `Param` has them as its leaves.
+    A `Param` is no pytree node, so the leaves of a tree of `Param` are the `Param` themselves.
+
+    Args:
+        shape: the whole shape, stacked dimensions first.
+        dtype: the dtype it is stored in.
+        init: ``init(key, shape, dtype)`` makes the first value of one copy.
+        axes: logical axis names, one or None for each dimension of `shape`; None if the model gave no names.
+        stacked: the dimensions that stacking added, outermost first.
 
     >>> kernel = Param((3, 4), "float32", None, ("embed", "mlp"))
     >>> kernel.size, kernel.nbytes, kernel.struct
@@ -51,5 +57,5 @@ class Param:
 
     @property
     def struct(self) -> jax.ShapeDtypeStruct:
-        """The same as a `jax.ShapeDtypeStruct`, for `jax.eval_shape`, `jax.jit(...).lower` and Orbax."""
+        """Shape and dtype as a `jax.ShapeDtypeStruct`, for `jax.eval_shape`, `jax.jit(...).lower` and Orbax."""
         return jax.ShapeDtypeStruct(self.shape, self.dtype)

@@ -1,6 +1,6 @@
-"""Paths: how a place in a nested dict is written, matched and looked for.
+"""Paths of leaves in nested dicts: join, sort and match them; flatten, nest and overlay trees.
 
-A path is a tuple of strings in code and ``"blocks/3/up/kernel"`` everywhere a person reads it.
+A path is a tuple of strings in code, and a string such as ``"blocks/3/up/kernel"`` wherever a person reads it.
 """
 
 import functools
@@ -17,7 +17,7 @@ def join(path: Iterable[str]) -> str:
 
 
 def is_index(name: str) -> bool:
-    """Whether a name is the number of a child, written as Python writes it: ``"01"`` and ``"²"`` are words.
+    """True if a name is a child's number in plain decimal form. ``"01"`` and ``"²"`` are words, not numbers.
 
     >>> is_index("10"), is_index("01"), is_index("²")
     (True, False, False)
@@ -26,7 +26,7 @@ def is_index(name: str) -> bool:
 
 
 def order(name: str) -> tuple[int, int, str]:
-    """Sort key of a name: numbers as numbers, and before words."""
+    """Sort key of a name. Numbers sort by value and come before words."""
     return (0, int(name), "") if is_index(name) else (1, 0, name)
 
 
@@ -59,14 +59,14 @@ def nest(flat: Iterable[tuple[Path, Any]]) -> dict:
 
 
 def subtree(tree: Any, path: Path) -> Any:
-    """What stands at ``path``, or an empty dict where nothing does."""
+    """The subtree or leaf at ``path``; an empty dict if there is none."""
     for name in path:
         tree = tree.get(name, {}) if isinstance(tree, dict) else {}
     return tree
 
 
 def overlay(base: dict, updates: dict) -> dict:
-    """``base`` with the leaves of ``updates`` written over it; neither is changed."""
+    """A new tree: ``base`` with the leaves of ``updates`` added or replaced. Both arguments stay unchanged."""
     merged = dict(base)
     for name, value in updates.items():
         old = merged.get(name)
@@ -84,7 +84,7 @@ def _pattern(pattern: str) -> Callable[[str], Any]:
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether a path fits a pattern: ``*`` is within one name, ``**`` any number of names.
+    """True if a path matches a pattern. ``*`` matches within one name, ``?`` one character, ``**`` any number of names.
 
     >>> matches("blocks/*/up/kernel", "blocks/3/up/kernel"), matches("**/bias", "bias"), matches("*", "a/b")
     (True, True, False)

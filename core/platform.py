@@ -1,4 +1,7 @@
-"""The platform that programs are compiled for, which need not be the one of this machine."""
+"""The platform that programs are compiled for, such as ``"cpu"`` or ``"tpu"``. It may differ from this machine's.
+
+Traced code that depends on the platform asks `platform()`, not `jax.default_backend()`.
+"""
 
 import contextlib
 from typing import Any
@@ -9,7 +12,7 @@ _PLATFORM = jax.make_user_context(None)
 
 
 def platform() -> str:
-    """The platform we compile for: what `compiling_for` says, else that of the default device."""
+    """The platform that programs are compiled for: that of `compiling_for`, else that of the default device."""
     if (said := _PLATFORM.value) is not None:
         return said
     chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
@@ -17,10 +20,10 @@ def platform() -> str:
 
 
 def compiling_for(name: str) -> contextlib.AbstractContextManager[Any]:
-    """Within the block, programs are traced for this platform, whose devices need not be here.
+    """A context in which programs are traced for the platform ``name``. This machine needs no such devices.
 
     >>> with compiling_for("tpu"):
     ...     platform()
     'tpu'
     """
-    return contextlib.nullcontext() if name == platform() else _PLATFORM(name)  # traces are kept for each name
+    return contextlib.nullcontext() if name == platform() else _PLATFORM(name)  # JAX caches traces for each name

@@ -1,4 +1,4 @@
-"""Precision: the dtype parameters are stored in and the dtype layers compute in."""
+"""`Policy`, the precision of a run: the dtype parameters are stored in and the dtype layers compute in."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from sapwood.core.errors import ConfigError
 
 
 def floating_dtype(dtype: Any) -> str:
-    """The name of a floating dtype, or a `ConfigError` that says what would be one.
+    """The name of a floating dtype. Raises `ConfigError` for anything else.
 
     >>> floating_dtype("bfloat16"), floating_dtype(jnp.float32)
     ('bfloat16', 'float32')
@@ -29,11 +29,10 @@ def floating_dtype(dtype: Any) -> str:
 
 @dataclass(frozen=True)
 class Policy:
-    """Where numbers are rounded: ``compute`` inside layers, ``param`` in storage.
+    """The precision of a run: layers compute in dtype ``compute``, parameters are stored in dtype ``param``.
 
-    ``compute=None`` casts nothing, so the dtypes are those of the arrays given (plain JAX promotion). Norm
-    statistics, softmax and losses are float32 whatever the policy says. Raises `ConfigError` for a dtype that is
-    not floating.
+    ``compute=None`` casts nothing, so dtypes follow from the arrays by JAX's promotion. Norm statistics, softmax and
+    losses are float32 under every policy. Raises `ConfigError` for a dtype that is not floating.
 
     >>> Policy("bfloat16")
     Policy(compute='bfloat16', param='float32')
@@ -48,7 +47,7 @@ class Policy:
         object.__setattr__(self, "param", floating_dtype(self.param))
 
     def cast(self, tree: Any) -> Any:
-        """The floating arrays of a tree in the compute dtype; everything else as it is."""
+        """Cast the floating arrays of a pytree to the compute dtype. All other leaves stay unchanged."""
         if self.compute is None:
             return tree
         return jax.tree.map(self._cast, tree)
@@ -60,10 +59,10 @@ class Policy:
 
 
 def as_policy(policy: "Policy | str | None") -> Policy:
-    """A `Policy` from what a user writes: a policy, the compute dtype, or nothing."""
+    """Return a `Policy` unchanged; make one from the name of a compute dtype, or from None, which casts nothing."""
     return policy if isinstance(policy, Policy) else Policy(policy)
 
 
 def wide(x: jax.Array) -> Any:
-    """The dtype that sums of products are made in."""
+    """The dtype that sums of products of ``x`` accumulate in: its dtype promoted with float32."""
     return np.promote_types(x.dtype, np.float32)

@@ -1,4 +1,7 @@
-"""When two initialisers are one: what they are made of is equal, even where Python compares them by object."""
+"""`identity`: a key that is equal for initializers that do the same, even if Python compares them by object.
+
+`Recorder` uses it to compare declarations, and `init` to group variables that one program can draw.
+"""
 
 import functools
 import types
@@ -15,12 +18,18 @@ _EMPTY = types.CellType()
 
 
 def identity(x: Any, around: tuple = ()) -> Any:
-    """What makes two initialisers the same, as something that compares and hashes.
+    """A hashable key for an initializer. Two initializers are the same if their keys are equal.
 
-    A function is its code, its defaults, what it closes over and the globals that it names, a method its object too, a
-    `functools.partial` its function and arguments; a number is its type and its digits, so that 1 and 1.0, or 0.0 and
-    -0.0, are two; anything else is its value. So two calls of ``jax.nn.initializers.lecun_normal()``, which
-    give two closures, count as one. Arrays count by their numbers; traced ones, whose numbers nobody knows, are alike.
+    So two calls of ``jax.nn.initializers.lecun_normal()``, which return two closures, have equal keys. The key consists
+    of, recursively:
+
+    - for a function, its code, defaults, closure and the globals that it names; for a method, also its object;
+    - for a `functools.partial`, its function and arguments;
+    - for a number, its type and digits: 1 and 1.0 differ, and so do 0.0 and -0.0;
+    - for an array, its numbers; tracers, whose numbers are unknown, are equal if they have the same type;
+    - for anything else, its value.
+
+    ``around`` holds the objects that contain ``x``, to stop at cycles.
 
     >>> def given(a):
     ...     return lambda key, shape, dtype: np.asarray(a, dtype)
@@ -30,7 +39,7 @@ def identity(x: Any, around: tuple = ()) -> Any:
     if not isinstance(x, _PARTS):
         return _value(x, around)
     for depth, outer in enumerate(around):
-        if outer is x:  # a function may hold itself
+        if outer is x:  # a cycle: a function may hold itself
             return "around", depth
     around = (*around, x)
     if isinstance(x, types.FunctionType):
@@ -38,7 +47,7 @@ def identity(x: Any, around: tuple = ()) -> Any:
         named = [(name, identity(value, around)) for name, value in globals_of(x)]
         return x.__code__, identity(x.__defaults__, around), identity(x.__kwdefaults__, around), *held, *named
     if isinstance(x, types.MethodType):
-        owner = x.__self__  # one without a value of its own may be made anew in each trace
+        owner = x.__self__  # without equality of its own it is compared by attributes: each trace may make a new one
         plain = type(owner).__eq__ is object.__eq__ and not isinstance(owner, type) and hasattr(owner, "__dict__")
         return identity(x.__func__, around), type(owner), identity(vars(owner) if plain else owner, around)
     if isinstance(x, functools.partial):
@@ -49,7 +58,7 @@ def identity(x: Any, around: tuple = ()) -> Any:
 
 
 def _value(x: Any, around: tuple) -> Any:
-    """x itself where it has a hash, else what compares as it does."""
+    """``x`` itself if it is hashable, else a hashable key that compares as ``x`` does."""
     if isinstance(x, bool | int | float | complex | np.number | np.bool_):
         return type(x), repr(x)
     try:
@@ -64,8 +73,8 @@ def _value(x: Any, around: tuple) -> Any:
 
 
 class _Held:
-    """What has no hash. It is looked into only where another one of its type is met, so that one long list which is met
-    again and again costs nothing."""
+    """Wraps an unhashable value. It hashes by type and compares contents only on collision with another object, so
+    hashing a long list is O(1)."""
 
     def __init__(self, x: Any, around: tuple = ()):
         self.x, self.around = x, around
@@ -95,5 +104,5 @@ class _Held:
     def _numbers(self) -> Any:
         try:
             return np.asarray(self.x).tobytes()
-        except (RuntimeError, TypeError):  # partly on other machines, or a random key
+        except (RuntimeError, TypeError):  # an array that is partly on other processes' devices, or a random key
             return id(self.x)

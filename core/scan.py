@@ -1,7 +1,8 @@
-"""One loop for every repetition: `scan` decides between a compiled loop and unrolling.
+"""`scan`: `jax.lax.scan`, unrolled on CPU if its body holds a convolution.
 
 On CPU, XLA runs a convolution inside a loop about 25 times slower than outside (jax-ml/jax#12868), and not with the
-same bits. So there a body that holds a convolution is unrolled; everything else stays a loop.
+same bits. Every other body stays a compiled loop. Code that loops over a body which may hold a convolution uses this
+function.
 """
 
 from collections.abc import Callable
@@ -17,10 +18,17 @@ from sapwood.core.platform import platform
 def scan(
     body: Callable, init: Any, xs: Any, length: int | None = None, *, looped: Callable | None = None
 ) -> tuple[Any, Any]:
-    """`jax.lax.scan(body, init, xs, length)`, unrolled on CPU where the body holds a convolution.
+    """`jax.lax.scan(body, init, xs, length)`, unrolled on CPU if the body holds a convolution.
 
-    On CPU the body is traced once more to find out. `looped` is what to take in its place where it is a loop on CPU
-    and has no effects, such as a `jax.debug.print`, which would not happen as often.
+    On CPU the body is traced one more time, to find convolutions.
+
+    Args:
+        body: ``body(carry, x)`` returns ``(carry, y)``.
+        init: the first carry.
+        xs: pytree of arrays that are scanned along their first dimension; or None.
+        length: the number of steps; None takes it from `xs`.
+        looped: a body that replaces `body` if the loop runs on CPU and is not unrolled. It is not used if `body` has
+            effects, such as a `jax.debug.print`, which would not happen as often. None keeps `body`.
 
     >>> import jax.numpy as jnp
     >>> scan(lambda total, x: (total + x, total), jnp.zeros(()), jnp.arange(3.0))
@@ -28,7 +36,7 @@ def scan(
     """
     if platform() != "cpu":
         return lax.scan(body, init, xs, length)
-    xs, tree = jax.tree.flatten(xs)  # once: a cursor has other keys for each crossing
+    xs, tree = jax.tree.flatten(xs)  # flatten once: each flattening of a cursor gives it other keys
 
     def flat(body: Callable) -> Callable:
         return lambda carry, leaves: body(carry, jax.tree.unflatten(tree, leaves))
@@ -42,7 +50,7 @@ def scan(
 
 
 def unrolls(body: Callable, init: Any, xs: Any, length: int | None = None) -> bool:
-    """Whether `scan` unrolls this body: we compile for CPU and it holds a convolution, however deep."""
+    """True if `scan` unrolls this body: the platform is CPU, and the body holds a convolution at any depth."""
     return platform() == "cpu" and _convolves(_traced(body, init, xs, length))
 
 

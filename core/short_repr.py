@@ -1,4 +1,4 @@
-"""What holds arrays prints in a line: `brief` of a value, and `__repr__ = in_brief` for a class of fields."""
+"""One-line texts of values that hold arrays: `brief` of a value, and `__repr__ = in_brief` for a class with fields."""
 
 import dataclasses
 import math
@@ -12,13 +12,13 @@ from sapwood.core.model_output import has_shape
 from sapwood.core.traces import is_traced
 
 MOST = 200
-"""Characters of a value without arrays, at most."""
+"""The most characters that `brief` shows of a value without arrays."""
 NAMES = 6
-"""Names at the top of a tree, at most."""
+"""The most top-level names that `brief` shows of a tree."""
 
 
 def brief(value: Any) -> str:
-    """A value in a line, whatever it holds: an array is its dtype and shape, a tree of them its names and their number.
+    """Any value in one line. An array shows its dtype and shape, a tree its top-level names, its arrays and its numbers.
 
     >>> brief({"stem": {"kernel": np.zeros((9, 4)), "bias": np.zeros(4)}, "head": np.zeros((4, 2))})
     '{head, stem: 3 arrays, 48 numbers}'
@@ -43,14 +43,14 @@ def brief(value: Any) -> str:
 
 
 def in_brief(self: Any) -> str:
-    """The `__repr__` of a dataclass or named tuple: each field in brief, without those that are None."""
+    """A `__repr__` for dataclasses and named tuples: each field in one line; fields that are None are left out."""
     shown = [f.name for f in dataclasses.fields(self) if f.repr] if dataclasses.is_dataclass(self) else self._fields
     told = ((name, getattr(self, name)) for name in shown)
     return f"{type(self).__name__}({', '.join(f'{n}={brief(x)}' for n, x in told if x is not None)})"
 
 
 def _of_array(x: Any) -> str:
-    """A number by its value where that is known, and any other array by its dtype and shape."""
+    """The value of a scalar if it is known, else the dtype and shape of the array."""
     gone = is_traced(x) or (isinstance(x, jax.Array) and (x.is_deleted() or not x.is_fully_addressable))
     if x.shape == () and not gone and getattr(x.dtype, "kind", "V") in "biuf" and isinstance(x, jax.Array | np.generic):
         return str(jax.device_get(x))

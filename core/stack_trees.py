@@ -1,4 +1,8 @@
-"""Stacked and unrolled trees: ``{"up": w[3, ...]}`` and ``{"0": {"up": w0}, "1": ..., "2": ...}`` are one thing."""
+"""`stack` and `unstack` convert trees of variables between the two forms of a stack of equal layers.
+
+A scanned stack has one leaf with a leading dimension, ``{"up": w[3, ...]}``. An unrolled stack has one child for each
+layer, ``{"0": {"up": w0}, "1": ..., "2": ...}``.
+"""
 
 from typing import Any
 
@@ -11,9 +15,10 @@ from sapwood.core.errors import DeclarationError
 
 
 def stack(tree: dict) -> dict:
-    """The tree of an unrolled stack (children ``"0"``, ``"1"``, ...) as that of a scanned one: leaves stacked.
+    """Convert the tree of an unrolled stack (children ``"0"``, ``"1"``, ...) to that of a scanned one.
 
-    What is NumPy's stays NumPy's. Raises `DeclarationError` where the children differ in structure, shape or dtype.
+    Each leaf gets a leading dimension. NumPy arrays stay NumPy arrays. Raises `DeclarationError` if the children differ
+    in structure, shape or dtype, or if the names are not ``"0"``, ``"1"``, ...
 
     >>> stack({"0": {"w": jnp.zeros(2)}, "1": {"w": jnp.ones(2)}})["w"].shape
     (2, 2)
@@ -31,13 +36,15 @@ def stack(tree: dict) -> dict:
 
 
 def _stacked(leaves: list) -> Any:
-    if all(isinstance(leaf, np.ndarray) for leaf in leaves):  # in the dtype that JAX would give it
+    if all(isinstance(leaf, np.ndarray) for leaf in leaves):  # cast to the dtype that JAX would use
         return np.stack(leaves).astype(jax.dtypes.canonicalize_dtype(leaves[0].dtype), copy=False)
     return jnp.stack(leaves)
 
 
 def unstack(tree: dict) -> dict:
-    """The tree of a scanned stack as that of an unrolled one; the inverse of `stack`.
+    """Convert the tree of a scanned stack to that of an unrolled one; the inverse of `stack`.
+
+    Raises `DeclarationError` if the leaves have different leading sizes, or no dimension.
 
     >>> sorted(unstack({"w": jnp.zeros((2, 3))}))
     ['0', '1']

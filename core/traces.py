@@ -1,4 +1,8 @@
-"""Which JAX trace we are in, and what belongs to it: effects and keys of one trace must not reach another."""
+"""The current JAX trace, and which values belong to it: effects and keys of one trace must not reach another.
+
+It reads attributes of JAX's trace objects that are not documented (`parent_trace`, `frame.debug_info.traced_for`,
+`axis_data`). A new JAX version may rename them, so check here first.
+"""
 
 import functools
 import weakref
@@ -7,7 +11,7 @@ from typing import Any
 import jax.core
 
 _DIFFERENTIATION = ("JVPTrace", "LinearizeTrace", "JaxprTrace")
-"""Traces of `jax.grad` and its kin: they run the function once, in the midst of the trace around them."""
+"""Trace classes of `jax.grad` and related transforms. They run the function once, inside the trace around them."""
 
 _LOOPS = {"scan": "jax.lax.scan", "while_body": "jax.lax.while_loop", "fori_loop": "jax.lax.fori_loop"}
 
@@ -24,17 +28,17 @@ def _innermost() -> Any:
 
 
 def current_trace() -> Any:
-    """An opaque mark of the JAX trace we are in; equal only within one trace."""
+    """An opaque mark of the current JAX trace. Two marks are equal only within one trace."""
     return _extend().get_opaque_trace_state(convention="sapwood")
 
 
 def is_traced(x: Any) -> bool:
-    """Whether the value is not known yet."""
+    """True if ``x`` is a tracer, whose value is not known yet."""
     return isinstance(x, jax.core.Tracer)
 
 
 def _home() -> Any:
-    """The trace we are in, without the differentiations inside it."""
+    """The innermost trace that is no differentiation."""
     trace = _innermost()
     while type(trace).__name__ in _DIFFERENTIATION:
         trace = trace.parent_trace
@@ -42,20 +46,23 @@ def _home() -> Any:
 
 
 def home() -> Any:
-    """A mark of the trace in which keys are drawn: the one we are in, seen from within `jax.grad` or `jax.jvp`, too."""
+    """A mark of the trace in which keys are drawn: the innermost one that is no differentiation.
+
+    So the mark is the same inside and outside of `jax.grad` and `jax.jvp`. It is a weak reference.
+    """
     return weakref.ref(_home())
 
 
 def is_run_at_once() -> bool:
-    """Whether each operation runs by itself as it is met, rather than become a part of a program."""
+    """True if operations run eagerly, one by one. False if they become part of a traced program."""
     trace = _innermost()
-    while trace is not None and not hasattr(trace, "frame"):  # where equations are written down
+    while trace is not None and not hasattr(trace, "frame"):  # a trace with a frame records equations
         trace = getattr(trace, "parent_trace", None)
     return trace is None
 
 
 def belongs_here(x: Any) -> bool:
-    """Whether ``x`` is a value of the trace in which keys are drawn, not one of a trace around it."""
+    """True if ``x`` is a value of the trace in which keys are drawn (see `home`), False if of a trace around it."""
     trace, owner = _innermost(), _home()
     while trace is not owner:
         if getattr(x, "_trace", None) is trace:
@@ -65,9 +72,9 @@ def belongs_here(x: Any) -> bool:
 
 
 def repeats(x: Any) -> str:
-    """The transform around us that uses ``x`` for many rows or steps, by its name; empty where none is seen.
+    """The name of the surrounding transform that uses ``x`` for many rows or steps; empty if none is found.
 
-    JAX traces a jitted function once, so inside of one this sees what was around its first call.
+    JAX traces a jitted function once, so inside such a function this sees the transforms around its first call.
     """
     trace, owner = _innermost(), getattr(x, "_trace", None)
     while trace is not None and trace is not owner:
@@ -78,7 +85,7 @@ def repeats(x: Any) -> str:
 
 
 def inside() -> str:
-    """The transform whose trace we are in, by its name, if it runs what it traces for many rows or steps."""
+    """The name of the current transform if it runs its function for many rows or steps (vmap, loops), else empty."""
     return _repeating(_home())
 
 
@@ -87,17 +94,17 @@ def _repeating(trace: Any) -> str:
 
 
 def is_condition() -> bool:
-    """Whether we are in the condition of a `jax.lax.while_loop`."""
+    """True inside the condition of a `jax.lax.while_loop`."""
     return _traced_for(_home()) == "while_cond"
 
 
 def _traced_for(trace: Any) -> str:
-    """What JAX made the trace for, as its messages say it: "jit", "scan", ...; empty where it does not say."""
+    """The purpose of a trace, by the name that JAX's messages use: "jit", "scan", ...; empty if it has none."""
     debug_info = getattr(getattr(trace, "frame", None), "debug_info", None)
     return getattr(debug_info, "traced_for", "")
 
 
 def manual_axes() -> frozenset[str]:
-    """The mesh axes over which a `jax.shard_map` around us runs the function on each device by itself."""
+    """The mesh axes, of more than one device, that the surrounding `jax.shard_map` maps the function over."""
     mesh = jax.sharding.get_abstract_mesh()
     return frozenset(name for name in mesh.manual_axes if mesh.shape[name] > 1)

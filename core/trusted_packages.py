@@ -1,4 +1,8 @@
-"""Trust: from which packages code may be imported because a file names it. Sapwood trusts no file by itself."""
+"""Trust: the packages from which code may be imported because a file names it. No file is trusted by itself.
+
+The caller lists packages in `trust=`. `trusted` checks that list, `covers` applies it, and `refusal` is the message if
+a package is not in it. `saving.model_reference` has the packages of Sapwood and JAX that models may always come from.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -7,11 +11,11 @@ from types import ModuleType
 from sapwood.core.errors import ConfigError
 
 Trust = str | ModuleType | Sequence[str | ModuleType]
-"""What `trust=` takes: packages or modules, by name or as they are imported."""
+"""The type of `trust=`: packages or modules, by name or as module objects; one or several."""
 
 
 def trusted(trust: Trust) -> tuple[str, ...]:
-    """The names of what the caller trusts. ConfigError for what is no name of a package.
+    """The names of the packages and modules in ``trust``. Raises `ConfigError` for text that is no module name.
 
     >>> trusted("my_project"), trusted(())
     (('my_project',), ())
@@ -25,7 +29,7 @@ def trusted(trust: Trust) -> tuple[str, ...]:
 
 
 def covers(names: Sequence[str], module: str) -> bool:
-    """Whether a module is one of these packages, or inside one.
+    """True if a module is one of these packages or inside one.
 
     >>> covers(("my_project",), "my_project.models"), covers(("my_project",), "my_projects")
     (True, False)
@@ -34,7 +38,10 @@ def covers(names: Sequence[str], module: str) -> bool:
 
 
 def refusal(what: str, module: str, call: str) -> str:
-    """Why the module of `what`, which a file names, is not imported, and what to write in `call` if it is trusted."""
+    """The message that `what`, from a `module` that a file names, is not imported, and why.
+
+    If the module can be trusted, the message says to pass `trust=` to `call`.
+    """
     top = module.split(".")[0]
     if top in sys.stdlib_module_names or not is_dotted(module):
         return f"{what} is of no package that a file may name; it is not imported"
@@ -45,7 +52,7 @@ def refusal(what: str, module: str, call: str) -> str:
 
 
 def is_dotted(name: object) -> bool:
-    """Whether this is the name of a module as `import` takes it.
+    """True if ``name`` is a module name that `import` accepts.
 
     >>> is_dotted("a.b"), is_dotted("a..b"), is_dotted("a.b:c")
     (True, False, False)

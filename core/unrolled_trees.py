@@ -1,4 +1,10 @@
-"""What mirrors a stacked model, seen as what mirrors the unrolled one: each stacked leaf as its blocks, and back."""
+"""`View` converts a tree that mirrors a model's parameters between its stacked and its unrolled form.
+
+A scanned stack has one leaf for all of its blocks (layers); the unrolled model has one leaf for each block. An
+optimizer that treats leaves as wholes must see the unrolled tree, while the trainer keeps the stacked one. `stacks`
+finds the stacked leaves of a model. `View` matches them in any tree that mirrors the parameters, such as an optimizer's
+state.
+"""
 
 import itertools
 import math
@@ -15,11 +21,18 @@ from sapwood.core.errors import ConfigError
 from sapwood.core.param import Param
 
 Index = tuple[int, ...]
-"""Which block of a stack, outer dimension first."""
+"""The index of a block in its stack, outer dimension first."""
 
 
 class StackedLeaf(NamedTuple):
-    """A parameter of a scanned stack: its path, where each index goes in, how many there are, one block's shape."""
+    """A parameter of a scanned stack.
+
+    Args:
+        path: its path in the stacked model.
+        depths: for each stacked dimension, the position in `path` at which the unrolled path has the index.
+        sizes: the sizes of the stacked dimensions.
+        block: the shape of one block.
+    """
 
     path: paths.Path
     depths: tuple[int, ...]
@@ -27,7 +40,7 @@ class StackedLeaf(NamedTuple):
     block: tuple[int, ...]
 
     def unrolled(self) -> Iterator[tuple[Index, paths.Path]]:
-        """Each block's index, and its path in the unrolled model."""
+        """The index of each block, with its path in the unrolled model."""
         for index in itertools.product(*map(range, self.sizes)):
             path = self.path
             for i, depth in reversed(list(zip(index, self.depths, strict=True))):
@@ -36,11 +49,11 @@ class StackedLeaf(NamedTuple):
 
 
 Stacks = tuple[StackedLeaf, ...]
-"""What of a model's parameters is stacked; hashable, and the same for all that mirrors them."""
+"""The stacked parameters of a model. Hashable; the same for every tree that mirrors the parameters."""
 
 
 def stacks(params: Any) -> Stacks:
-    """What is stacked in a tree of `Param`, such as ``sw.spec(...).params``.
+    """The stacked leaves of a tree of `Param`, such as ``sw.spec(...).params``.
 
     >>> from sapwood.core.param import Stacked
     >>> kernel = Param((3, 4, 5), "float32", None, None, (Stacked(1, 3, "layers"),))
@@ -61,10 +74,10 @@ def stacks(params: Any) -> Stacks:
 
 @dataclass(frozen=True)
 class Slot:
-    """One leaf of the stacked tree: the leaves of the unrolled one that it is made of.
+    """One leaf of the stacked tree, and the leaves of the unrolled tree that it consists of.
 
-    `members` are their positions, one for each block of `stack` in its order, stacked along `axis`; where `stack` is
-    None, the one leaf is in both trees.
+    `members` are the positions of these leaves, one for each block of `stack`, in order. They are stacked along `axis`.
+    If `stack` is None, there is one member, and the leaf is the same in both trees.
     """
 
     members: tuple[int, ...]
@@ -73,21 +86,21 @@ class Slot:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The dimensions that stacking adds."""
+        """The sizes of the dimensions that stacking adds; empty without a stack."""
         return () if self.stack is None else self.stack.sizes
 
     @property
     def indices(self) -> Iterator[Index]:
-        """The index of each member."""
+        """The block index of each member."""
         return itertools.product(*map(range, self.sizes))
 
     def stacked(self, parts: Sequence[Any]) -> Any:
-        """The stacked leaf of its blocks."""
+        """Stack the blocks ``parts`` to one leaf."""
         x = jnp.stack(parts)
         return self.blocks_in_place(x.reshape(*self.sizes, *x.shape[1:]))
 
     def blocks_first(self, x: Any) -> Any:
-        """The stacked leaf with the dimensions of its blocks in front."""
+        """The stacked leaf ``x`` with its stacked dimensions moved to the front."""
         return _moved(x, self.axis, 0, len(self.sizes))
 
     def blocks_in_place(self, x: Any) -> Any:
@@ -100,15 +113,15 @@ def _moved(x: Any, start: int, to: int, n: int) -> Any:
 
 
 class View:
-    """How a tree that mirrors the unrolled model (its parameters, an optimizer's state) lies in stacks.
+    """The mapping between a tree that mirrors the unrolled model (parameters, optimizer state) and its stacked form.
 
-    Leaves of the blocks of one stack become one leaf, where all blocks have one of the same shape and dtype; all else
-    is as it is. A dict stands for the parameters where it has them at their paths, so it may be anywhere in the tree,
-    and hold other things in their places (`optax.MaskedNode`, a tuple for each parameter).
+    The leaves of the blocks of one stack become one leaf if every block has such a leaf, of the same shape and dtype.
+    All other leaves stay the same. A dict mirrors the parameters if it has their paths. It may be anywhere in the tree,
+    and may hold something else in place of a parameter (`optax.MaskedNode`, a tuple for each parameter).
 
     Args:
-      tree: the unrolled tree, of arrays or of shapes.
-      stacks: what `stacks` found in the model's parameters.
+        tree: the unrolled tree, of arrays or of shapes.
+        stacks: the stacked parameters of the model, from `stacks`.
 
     >>> up = StackedLeaf(("blocks", "up"), (1,), (2,), (3,))
     >>> view = View({"mu": {"blocks": {"0": {"up": np.zeros(3)}, "1": {"up": np.ones(3)}}}, "count": 0}, (up,))
@@ -135,7 +148,7 @@ class View:
         return [(*shape[: slot.axis], *slot.sizes, *shape[slot.axis :]) for slot, shape in shapes]
 
     def scatter(self, parts: Iterable[Sequence[Any]]) -> Any:
-        """The unrolled tree of what is there for each leaf of the stacked one: its blocks, or it alone."""
+        """The unrolled tree of ``parts``: for each leaf of the stacked tree, the sequence of its unrolled leaves."""
         out: list[Any] = [None] * len(self.leaves)
         for slot, found in zip(self.slots, parts, strict=True):
             for i, x in zip(slot.members, found, strict=True):
@@ -143,7 +156,7 @@ class View:
         return jax.tree.unflatten(self.unrolled, out)
 
     def structs(self, tree: Any) -> Any:
-        """The unrolled tree of a stacked one, as shapes."""
+        """The unrolled tree of a stacked tree, as `jax.ShapeDtypeStruct`."""
 
         def block(slot: Slot, x: Any) -> jax.ShapeDtypeStruct:
             return struct(x, (*np.shape(x)[: slot.axis], *np.shape(x)[slot.axis + len(slot.sizes) :]))
@@ -152,7 +165,7 @@ class View:
         return self.scatter([block(slot, x)] * len(slot.members) for slot, x in given)
 
     def unfold(self, tree: Any) -> Any:
-        """The unrolled tree of a stacked one."""
+        """Convert a stacked tree to the unrolled tree."""
 
         def parts(slot: Slot, x: Any) -> Iterator[Any]:
             return iter([x]) if slot.stack is None else (slot.blocks_first(x)[index] for index in slot.indices)
@@ -161,7 +174,7 @@ class View:
         return self.scatter(list(parts(slot, x)) for slot, x in given)
 
     def fold(self, tree: Any) -> Any:
-        """The stacked tree of an unrolled one."""
+        """Convert an unrolled tree to the stacked tree."""
         given, out = self.unrolled.flatten_up_to(tree), []
         for slot in self.slots:
             parts = [given[i] for i in slot.members]
@@ -170,9 +183,10 @@ class View:
 
 
 def blocks_of(params: Any, stacks: Stacks) -> Any:
-    """The unrolled tree of stacked parameters, as shapes; what is frozen, and so not in the tree, is left out.
+    """The unrolled tree of stacked parameters, as `jax.ShapeDtypeStruct`.
 
-    Raises `ConfigError` where a leaf has not the dimensions of its stack.
+    Frozen parameters, which ``params`` does not hold, are left out. Raises `ConfigError` if a leaf does not have the
+    shape that its stack declares.
     """
     known, flat = {stack.path: stack for stack in stacks}, []
     for path, leaf in paths.leaves(params):
@@ -190,14 +204,17 @@ def blocks_of(params: Any, stacks: Stacks) -> Any:
 
 
 def struct(x: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """The shape of an array like this one, or of a part of it."""
+    """A `jax.ShapeDtypeStruct` of ``shape``, with the dtype and weak type of ``x``."""
     return jax.ShapeDtypeStruct(
         shape, jnp.result_type(x) if not hasattr(x, "dtype") else x.dtype, weak_type=getattr(x, "weak_type", False)
     )
 
 
 def _folded(tree: dict, stacks: Stacks, leaves: list) -> dict:
-    """The tree with what its blocks have alike in one."""
+    """The tree with the equal leaves of a stack's blocks merged to one `Slot`.
+
+    It is returned unchanged if a name of a block also names something else, so that merging would lose a leaf.
+    """
     known = {path: (stack, index) for stack in stacks for index, path in stack.unrolled()}
     same: dict[Any, list] = {}
     flat = []
@@ -215,7 +232,7 @@ def _folded(tree: dict, stacks: Stacks, leaves: list) -> dict:
         else:
             flat.append(((*stack.path, *rest), merged))
     result = paths.nest(flat)
-    return result if len(list(paths.leaves(result))) == len(flat) else tree  # a block's name for what is no block
+    return result if len(list(paths.leaves(result))) == len(flat) else tree  # merged paths collide
 
 
 def _dtype(x: Any) -> Any:
@@ -223,7 +240,10 @@ def _dtype(x: Any) -> Any:
 
 
 def _merged(stack: StackedLeaf, nodes: list, leaves: list) -> Any:
-    """What the blocks of a stack hold, in one; None where they do not all hold the same."""
+    """The nodes of a stack's blocks merged to one node of `Slot`.
+
+    Returns None if a block is missing, or if structures, shapes or dtypes differ.
+    """
     structures = {jax.tree.structure(node) for node in nodes}
     if len(nodes) != math.prod(stack.sizes) or len(structures) != 1:
         return None
@@ -233,8 +253,7 @@ def _merged(stack: StackedLeaf, nodes: list, leaves: list) -> Any:
         if len({(np.shape(leaves[i]), _dtype(leaves[i])) for i in members}) != 1:
             return None
         shape = np.shape(leaves[members[0]])
-        extra = len(shape) - len(
-            stack.block
-        )  # a history has a dimension before those of the parameter, as without stacks
+        # An optimizer's history has a dimension before those of the parameter; it stays in front of the stacked ones.
+        extra = len(shape) - len(stack.block)
         slots.append(Slot(members, stack, extra if extra > 0 and shape[extra:] == stack.block else 0))
     return jax.tree.unflatten(structures.pop(), slots)

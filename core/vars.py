@@ -400,7 +400,7 @@ class Vars:
         if isinstance(self._capture, bool):
             return self._capture
         unrolled = path
-        for s in reversed(self._stacked):  # blocks/attn of a scanned stack answers to blocks/*/attn too
+        for s in reversed(self._stacked):  # blocks/attn in a scanned stack also matches blocks/*/attn
             unrolled = (*unrolled[: s.depth], "0", *unrolled[s.depth :])
         return any(paths.matches(self._capture, "/".join(p)) for p in (path, unrolled))
 

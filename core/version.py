@@ -1,3 +1,3 @@
-"""The version of Sapwood. Files that it writes carry it."""
+"""The version of Sapwood. It is stored in every file that Sapwood writes."""
 
 __version__ = "0.1.0"

@@ -1,19 +1,22 @@
-"""`filled`: whether code only puts something into a container, such as a log, and takes nothing out of it."""
+"""`filled`: find out from bytecode whether code only fills a container, such as a log, and never reads it.
+
+`fingerprint` uses it: the contents of such a container do not influence what the code computes.
+"""
 
 import dis
 
 METHODS = ("append", "appendleft", "extend", "extendleft", "insert", "add", "update")
-ITEM = "[]="  # an item is set
-_OF_ITEMS = ("append", "extend")  # which only containers have: an optimiser among the items has an `update`, too
+ITEM = "[]="  # the code sets an item
+_OF_ITEMS = ("append", "extend")  # methods on an item; no `update`, which an optimizer among the items has, too
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 
 
 def filled(steps: list[dis.Instruction]) -> str | None:
-    """By what a container is filled that lies on the stack before these steps: a method's name, or ``"[]="``.
+    """How code fills the container that was just pushed on the stack: a method's name, or ``"[]="``; else None.
 
     ``log.append(x)``, ``log["loss"] = x``, ``log["n"] += 1``, ``log["loss"].append(x)`` and
-    ``log.setdefault("loss", []).append(x)`` fill it. None where anything else is done with it, or may be: the height
-    of the stack above it is followed, and no jumps are.
+    ``log.setdefault("loss", []).append(x)`` fill it. None if the code does, or may do, anything else with it. The
+    function follows the height of the stack above the container, and returns None at a jump.
 
     >>> def note(x):
     ...     log["loss"] = x
@@ -31,7 +34,7 @@ def filled(steps: list[dis.Instruction]) -> str | None:
             if step.argval != "setdefault" or item:
                 return None
             called = True
-        elif height == 1 and item and called and step.opname == "POP_TOP":  # setdefault, for itself
+        elif height == 1 and item and called and step.opname == "POP_TOP":  # a `setdefault` whose result is dropped
             return ITEM
         elif height == 1 and not (effect > 0 and step.opname.startswith(("LOAD_", "BUILD_", "PUSH_"))):
             return None
@@ -44,7 +47,7 @@ def filled(steps: list[dis.Instruction]) -> str | None:
         height += effect
         if height < 1:
             return None
-        if height == 1 and effect < 0:  # what was made of it is on top now
+        if height == 1 and effect < 0:  # the container was consumed; its item or result is on top
             if not (_subscript(step) or (called and not item and step.opname == "CALL")):
                 return None
             item = True
@@ -56,6 +59,6 @@ def _subscript(step: dis.Instruction) -> bool:
 
 
 def _adds(steps: list[dis.Instruction]) -> bool:
-    """Whether a container and a key, on top, are those of ``log[key] += x``."""
+    """True if the steps begin ``log[key] += x``, with container and key on top of the stack."""
     names = [(step.opname, step.arg) for step in steps[:2]]
     return names == [("COPY", 2)] * 2 and _subscript(steps[2])
