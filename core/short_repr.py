@@ -18,7 +18,7 @@ NAMES = 6
 
 
 def brief(value: Any) -> str:
-    """Any value in one line. An array shows its dtype and shape, a tree its top-level names, its arrays and its numbers.
+    """Any value in one line: an array by dtype and shape, a dict of arrays by top-level names and number of arrays.
 
     >>> brief({"stem": {"kernel": np.zeros((9, 4)), "bias": np.zeros(4)}, "head": np.zeros((4, 2))})
     '{head, stem: 3 arrays, 48 numbers}'

@@ -3,8 +3,8 @@
 A cursor holds a path and the parts of the two trees below that path. Reading works in every JAX trace. `put`, `loss`,
 `sow` and `check` write to the `Collector` of the run, and only in the trace of that run. `rng` draws from the key of
 the run, and only in the trace that the key belongs to. Cursors hold the collector and the recorder by weak references,
-so a cursor that outlives its run raises instead of writing to it. `vars_pytree` decides which fields pass into a JAX
-transform: a new field of `_DEFAULTS` needs an entry there.
+so a cursor that outlives its run raises instead of writing to it. `vars_pytree` lists the fields that pass into a JAX
+transform. A new field of `_DEFAULTS` that is not listed there gets its default inside of a transform.
 """
 
 import operator
@@ -192,7 +192,7 @@ class Vars:
             cast: True returns it in the policy's compute dtype, False as stored.
 
         Raises:
-            DeclarationError: the bound array has another shape, or nothing is bound under this name.
+            DeclarationError: the bound array has another shape, or nothing is bound outside of `sw.spec` and `sw.init`.
         """
         value = self._variable("params", name, shape, init, axes, dtype or self._policy.param)
         value = self._policy.cast(value) if cast else value
@@ -209,7 +209,7 @@ class Vars:
             dtype: the dtype it is stored in; None is float32.
 
         Raises:
-            DeclarationError: the bound array has another shape, or nothing is bound under this name.
+            DeclarationError: the bound array has another shape, or nothing is bound outside of `sw.spec` and `sw.init`.
         """
         return self._variable("state", name, shape, init, None, dtype or "float32")
 
@@ -467,9 +467,9 @@ class Vars:
     def fork(self) -> "Vars":
         """A cursor that takes its key into a JAX transform. Pass it as an argument of the transformed function.
 
-        Each fork has another key. Inside the function the cursor draws, forks and folds. If the function returns it, as
-        a loop does with its carry, it continues with new numbers. If this cursor's key belongs to another trace, the
-        fork has no key: reading works, and a draw raises `EffectError`.
+        Each fork draws other numbers. Inside the function the cursor draws, forks and folds. If the function returns
+        it, as a loop does with its carry, it continues with new numbers. If this cursor's key belongs to another trace,
+        the fork has no key: reading works, and a draw raises `EffectError`.
 
         >>> from sapwood import bind
         >>> step = lambda w, x: (w, jax.random.bits(w.rng("mask")))

@@ -55,7 +55,7 @@ class Static:
 def flatten(v: Vars):
     """The children ``(params, state, key, start, level)`` of a cursor, and its `Static`."""
     key = start = level = None
-    if v._carry and v._key is not None and not isinstance(v._key, jax.Array):  # JAX's placeholders for leaves
+    if v._carry and v._key is not None and not isinstance(v._key, jax.Array):  # a placeholder of JAX's
         key, start, level = v._key, v._start[0], None if v._ledger is None else v._ledger.level
     elif v._carry and (v := v._drawing())._key is not None and v._ledger is not None:
         # The hash and the level cross as arrays, because equal blocks at different paths share one trace.
