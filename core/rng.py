@@ -185,7 +185,7 @@ class Ledger:
         loops = self.folds.setdefault(path, {})
         step = i if isinstance(i, int) else None
         times = max(loops.values(), default=0) if step is None else max(loops.get(step, 0), loops.get(None, 0))
-        loops[step] = times + 1  # the next free one
+        loops[step] = times + 1  # the number of the next repeat
         return self._again(step_hash(h, i), forks + times)
 
     def _again(self, h: Hash, times: int) -> Hash:

@@ -29,7 +29,7 @@ class StackedLeaf(NamedTuple):
 
     Args:
         path: its path in the stacked model.
-        depths: for each stacked dimension, the position in `path` at which the unrolled path has the index.
+        depths: for each stacked dimension, how many names of `path` come before its index in the unrolled path.
         sizes: the sizes of the stacked dimensions.
         block: the shape of one block.
     """
@@ -211,7 +211,7 @@ def struct(x: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
 
 
 def _folded(tree: dict, stacks: Stacks, leaves: list) -> dict:
-    """The tree with the equal leaves of a stack's blocks merged to one `Slot`.
+    """The tree with the leaves that a stack's blocks have in common merged, each to one `Slot`.
 
     It is returned unchanged if a name of a block also names something else, so that merging would lose a leaf.
     """
