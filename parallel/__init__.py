@@ -1,9 +1,13 @@
 """Meshes, logical-axis rules and shardings: one model definition on any number of devices.
 
+`mesh` makes the grid of devices. `Rules` map the logical axis names of a model ("embed", "mlp") to mesh axes.
+`param_shardings`, `state_shardings` and `opt_shardings` then give the `NamedSharding` of every leaf, and `init` makes
+the arrays. `batch_sharding` and `put_batch` do the same for batches.
+
 >>> import jax, sapwood.parallel as parallel
->>> mesh = parallel.mesh("fsdp=-1")                        # the grid of devices
+>>> mesh = parallel.mesh("fsdp=-1")                        # the grid of all devices
 >>> spec = {"kernel": jax.ShapeDtypeStruct((128, 512), "float32")}
->>> shardings = parallel.param_shardings(spec, mesh)       # by the rules, before any array exists
+>>> shardings = parallel.param_shardings(spec, mesh)       # by the default rules, before any array exists
 >>> shardings["kernel"].shard_shape((128, 512)) == (128, 512 // len(jax.devices()))
 True
 """

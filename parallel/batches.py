@@ -1,4 +1,10 @@
-"""Batches on a mesh: how they are split, what each process feeds, how host arrays become global ones."""
+"""Batches on a mesh: their sharding, the rows that each process supplies, and global arrays from host arrays.
+
+Dimension 0 of every array in a batch is the batch dimension. It is split over the mesh axes of the ``batch`` rule; the
+other dimensions are not split. The number of parts is `shards`, and a batch size must be a multiple of it. With
+pipeline stages, `batch_multiple` counts the micro-batches too. With several processes, each one supplies a contiguous
+part of every global batch (`feed`).
+"""
 
 import math
 from typing import Any, NamedTuple
@@ -14,7 +20,7 @@ from sapwood.parallel.rules import Rules, assign, describe, partition
 
 
 def batch_sharding(mesh: AnyMesh, rules: Rules | str | None = None) -> NamedSharding:
-    """The sharding of the arrays of a batch: dimension 0 over the axes of the ``batch`` rule, the rest whole.
+    """The sharding of a batch: dimension 0 is split over the mesh axes of the ``batch`` rule, the others are whole.
 
     >>> from jax.sharding import AbstractMesh
     >>> import sapwood.parallel as parallel
@@ -22,15 +28,15 @@ def batch_sharding(mesh: AnyMesh, rules: Rules | str | None = None) -> NamedShar
     (('data', 'fsdp'),)
 
     Raises:
-      ConfigError: mesh and rules do not fit together.
+        ConfigError: `mesh` and `rules` do not fit together (see `parallel.rule_tables.resolve`).
     """
     mesh, rules = resolve(mesh, rules)
-    placed, _ = assign(rules.table, ("batch",), (0,), mesh.shape)  # 0 divides by everything
+    placed, _ = assign(rules.table, ("batch",), (0,), mesh.shape)  # size 0 divides by any number of shards
     return NamedSharding(mesh, partition(placed))
 
 
 def shards(sharding: NamedSharding) -> int:
-    """Into how many parts dimension 0 is split: batch sizes must be multiples of this.
+    """Number of parts that dimension 0 is split into. Batch sizes must be multiples of it.
 
     >>> from jax.sharding import AbstractMesh
     >>> import sapwood.parallel as parallel
@@ -41,9 +47,11 @@ def shards(sharding: NamedSharding) -> int:
 
 
 def batch_multiple(mesh: AnyMesh, rules: Rules | str | None = None) -> int:
-    """What the layout cuts a batch into: the shards and, where there are stages, their micro-batches on each shard.
+    """A batch size that is a multiple of this number works with every model on this mesh.
 
-    A batch whose size is a multiple of this goes through any model.
+    Without pipeline stages it is the number of shards (`shards`). With stages it is the least common multiple of that
+    and of the number of micro-batches (default: the number of stages) times the number of parts into which the other
+    axes split the batch.
 
     >>> import dataclasses
     >>> from jax.sharding import AbstractMesh
@@ -54,7 +62,7 @@ def batch_multiple(mesh: AnyMesh, rules: Rules | str | None = None) -> int:
     (8, 24)
 
     Raises:
-      ConfigError: mesh and rules do not fit together.
+        ConfigError: `mesh` and `rules` do not fit together (see `parallel.rule_tables.resolve`).
     """
     mesh, rules = resolve(mesh, rules)
     sharding, stages = batch_sharding(mesh, rules), mesh.shape.get("stage", 1)
@@ -65,10 +73,11 @@ def batch_multiple(mesh: AnyMesh, rules: Rules | str | None = None) -> int:
 
 
 def check_batch(batch: Any, sharding: NamedSharding) -> Any:
-    """Return `batch`, a tree of global arrays or shapes, or say which of them cannot be split.
+    """Check that a batch can be split, and return it. `batch` is a pytree of global arrays or of their shapes.
 
     Raises:
-      ConfigError: a scalar, text, different batch sizes, or a size that is no multiple of the shards.
+        ConfigError: a leaf is a scalar, or its dtype is text, object or a time; the leaves differ in batch size; or
+            the batch size is zero or no multiple of the number of shards.
     """
     sizes: dict[int, str] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
@@ -91,10 +100,10 @@ def check_batch(batch: Any, sharding: NamedSharding) -> Any:
 
 
 def check_batch_size(size: int, sharding: NamedSharding) -> int:
-    """Return the global batch `size`, or say what would fit.
+    """Check that a global batch of this size can be split, and return the size.
 
     Raises:
-      ConfigError: the size is no multiple of the shards, or zero.
+        ConfigError: the size is zero or no multiple of the number of shards. The message names sizes that fit.
     """
     parts = shards(sharding)
     if size % parts or size < 1:
@@ -110,25 +119,25 @@ def check_batch_size(size: int, sharding: NamedSharding) -> int:
 
 
 class Feed(NamedTuple):
-    """Part `index` of `count` equal parts of each global batch, in order: what one process has to supply."""
+    """The part of each global batch that one process supplies: part `index` of `count` equal parts, in order."""
 
     index: int
     count: int
 
 
 def feed(sharding: NamedSharding, process: int | None = None) -> Feed:
-    """Which part of every global batch a process feeds (this process by default).
+    """Which part of every global batch a process supplies.
 
-    Not simply ``process_index`` of ``process_count``: where a mesh has tensor or sequence axes across
-    processes, several of them feed the same rows.
+    It is not always part ``process_index`` of ``process_count``: if tensor or sequence axes span processes, several
+    processes supply the same rows. `process` is the index of a process; None is this process.
 
     >>> import sapwood.parallel as parallel
     >>> parallel.feed(parallel.batch_sharding(parallel.mesh("data=-1")))
     Feed(index=0, count=1)
 
     Raises:
-      ConfigError: the rows of the processes overlap in part, so that no even split exists; or no device of the mesh
-        is the process's.
+        ConfigError: the processes do not hold equal contiguous parts (their rows overlap in part, for example), or the
+            mesh has no device of this process.
     """
     parts = shards(sharding)
     rows: dict[int, set[int]] = {}
@@ -153,9 +162,9 @@ def feed(sharding: NamedSharding, process: int | None = None) -> Feed:
 
 
 def put_batch(batch: Any, sharding: NamedSharding) -> Any:
-    """Global arrays from this process's part of a batch (see `feed`), split over the devices.
+    """Make global arrays, split over the devices, from this process's part of a batch (see `feed`).
 
-    With one process its part is the whole batch.
+    `batch` is a pytree of host arrays. With one process it is the whole batch.
 
     >>> import numpy as np, sapwood.parallel as parallel
     >>> sharding = parallel.batch_sharding(parallel.mesh("data=-1"))
@@ -164,7 +173,7 @@ def put_batch(batch: Any, sharding: NamedSharding) -> Any:
     ((16, 8, 8), True)
 
     Raises:
-      ConfigError: see `check_batch`.
+        ConfigError: the global batch cannot be split (see `check_batch`).
     """
     count = feed(sharding).count if jax.process_count() > 1 else 1
 

@@ -1,4 +1,10 @@
-"""What a compiled program sends between devices: each collective, over which mesh axes, how much and how often."""
+"""The collectives of a compiled program: over which mesh axes each one runs, how many bytes it moves and how often.
+
+`collectives` reads the HLO text with `parallel.hlo` and makes one `Collective` for each operation that runs. HLO names
+devices by their position in the mesh. `groups_of` reads the groups of positions, in the three notations that XLA has,
+and `axes_of` turns them into mesh axes. On a TPU a collective may be a part of a fused kernel: `collectives` treats
+those cases one by one.
+"""
 
 import itertools
 import math
@@ -21,6 +27,7 @@ KINDS = (
 )  # fmt: skip
 
 Groups = tuple[tuple[int, ...], ...]
+"""Groups of devices that exchange data; a device is its position in the mesh, counted from 0 in row-major order."""
 
 
 class Collective(NamedTuple):
@@ -28,16 +35,17 @@ class Collective(NamedTuple):
 
     Attributes:
         kind: one of `KINDS`.
-        axes: the mesh axes it runs over: those along which the members of a group differ.
-        size: how many devices exchange with one another; 2 for a permutation.
-        nbytes: bytes of one device's whole array: what an all-reduce adds up, an all-gather gives, a reduce-scatter
-            takes, an all-to-all or a permutation moves.
-        count: how often it runs when the program runs once; `bound` says whether that is so ("="), at least so
-            (">=", in a loop of unknown length), at most (a branch, "<=") or a guess (both, "~").
-        asynchronous: whether it has a start and an end between which other work is done.
-        path: the layer it serves, from the program's metadata; empty where there is none.
-        backward: whether it is part of a gradient.
-        name: its name in the program.
+        axes: the mesh axes it runs over: those along which the devices of one group differ.
+        size: number of devices in a group; 2 for a permutation.
+        nbytes: bytes of the whole array on one device: the operand of an all-reduce, reduce-scatter, all-to-all or
+            permutation, the result of an all-gather.
+        count: how often it runs in one run of the program.
+        bound: how exact `count` is: "=" exact; ">=" at least (inside a loop of unknown length); "<=" at most (inside a
+            branch); "~" an estimate (inside both).
+        asynchronous: True if it has a separate start and end, with other work between them.
+        path: path of the layer that it belongs to, from the program's metadata; "" if the metadata has none.
+        backward: True if it is part of a gradient.
+        name: name of the instruction in the program.
     """
 
     kind: str
@@ -53,7 +61,11 @@ class Collective(NamedTuple):
 
     @property
     def sent(self) -> int:
-        """Bytes that one device sends each time, by the algorithms that send least (rings)."""
+        """Bytes that one device sends in one execution, by the algorithm that sends least (a ring).
+
+        In a group of n devices that is (n - 1) / n of `nbytes`, twice that for an all-reduce, and `nbytes` for a
+        permutation.
+        """
         n = self.size
         if self.kind == "collective-permute":
             return self.nbytes
@@ -61,31 +73,31 @@ class Collective(NamedTuple):
 
 
 class Collectives(tuple[Collective, ...]):
-    """The collectives of a program in its order; printing them gives a table, one row for those that are alike."""
+    """The collectives of a program, in program order. Printed, they are a table with a row for each kind and its axes."""
 
     mesh: AnyMesh
 
     @property
     def kinds(self) -> frozenset[tuple[str, tuple[str, ...]]]:
-        """Which kinds there are, over which axes."""
+        """The pairs (kind, mesh axes) that occur."""
         return frozenset((c.kind, c.axes) for c in self)
 
     def of(self, kind: str, *axes: str) -> "Collectives":
-        """Those of a kind, and where axes are given, over exactly these."""
+        """The collectives of one kind; with `axes`, only those over exactly these mesh axes."""
         return _made((c for c in self if c.kind == kind and (not axes or set(c.axes) == {*axes})), self.mesh)
 
     @property
     def count(self) -> int:
-        """How often collectives run in all when the program runs once, loops of unknown length counted once."""
+        """Number of executions in one run of the program. A loop of unknown length counts as one iteration."""
         return sum(c.count for c in self)
 
     @property
     def sent(self) -> int:
-        """Bytes that one device sends when the program runs once."""
+        """Bytes that one device sends in one run of the program."""
         return sum(c.sent * c.count for c in self)
 
     def rows(self) -> list[tuple[str, tuple[str, ...], int, str, int, int]]:
-        """Kind, axes, how often, its bound, how many of these are asynchronous, bytes sent: one row for each sort."""
+        """One tuple for each kind and mesh axes: kind, axes, count, bound, how many are asynchronous, bytes sent."""
         order = {kind: k for k, kind in enumerate(KINDS)}
         found = []
         for kind, axes in sorted(self.kinds, key=lambda sort: (order[sort[0]], sort[1])):
@@ -113,11 +125,11 @@ _SIGNS = {"=": "", ">=": "≥ ", "<=": "≤ ", "~": "~ "}
 
 
 def collectives(program: Any, mesh: AnyMesh | None = None) -> Collectives:
-    """What a compiled program sends between the devices of a mesh.
+    """The collectives by which a compiled program sends data between the devices of a mesh.
 
-    `program` is a `jax.stages.Compiled` or its HLO text; the mesh is that of its arguments where none is given. A
-    collective in a loop counts as often as the loop goes round. Instructions between the devices of a group of one
-    count as none.
+    `program` is a `jax.stages.Compiled` or its HLO text. `mesh` is the mesh it was compiled for; None reads it from the
+    shardings of the program's arguments and results. A collective in a loop counts once for each iteration. A
+    collective whose groups hold one device is left out.
 
     >>> import jax.numpy as jnp, sapwood.parallel as parallel
     >>> from jax.sharding import PartitionSpec
@@ -129,11 +141,11 @@ def collectives(program: Any, mesh: AnyMesh | None = None) -> Collectives:
     True
 
     Raises:
-      ConfigError: the program is not compiled, no mesh is given and no argument has one, or the mesh has other devices
-        than the program.
+        ConfigError: the program is not compiled; `mesh` is None and no argument or result has a mesh; or mesh and
+            program differ in their number of devices.
     """
     text = program if isinstance(program, str) else getattr(program, "as_text", str)()
-    if not text.lstrip().startswith("HloModule"):  # before compilation there are no collectives to be found
+    if not text.lstrip().startswith("HloModule"):  # collectives exist only after compilation
         kind = "text that is no HLO" if isinstance(program, str) else f"a {type(program).__name__}"
         raise ConfigError(
             f"collectives: expected a compiled program or its HLO text, got {kind}; "
@@ -150,10 +162,10 @@ def collectives(program: Any, mesh: AnyMesh | None = None) -> Collectives:
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
-        if computation.startswith("all-reduce-scatter"):  # a TPU's: what each keeps is cut out in the same kernel
+        if computation.startswith("all-reduce-scatter"):  # TPU: one kernel sums and cuts out each device's part
             kind = "reduce-scatter"
         key: Any = number
-        if around and around[-1].opcode == "fusion":  # a TPU's overlapped ones are in every kernel they run beside
+        if around and around[-1].opcode == "fusion":  # TPU: it is in every kernel that it overlaps
             key = (*(outer.name for outer in around[:-1]), kind, *_CHANNEL.findall(instruction.attributes))
         if key in found:
             found[key] = found[key]._replace(asynchronous=True)
@@ -195,11 +207,14 @@ def _collective(kind: str, instruction: Instruction, operands: int, times: Times
 
 
 def groups_of(instruction: Instruction, devices: int) -> Groups:
-    """The groups that exchange with one another, as places in the mesh; of a permutation its pairs.
+    """The groups of devices that exchange data; for a permutation, its pairs (source, target).
 
-    XLA writes them out, ``{{0,1},{2,3}}``; as ``[2,2]<=[4]`` or ``[2,2]<=[2,2]T(1,0)``, the numbers from 0 in an array
-    of the second shape, transposed, read as an array of the first; or as axes of a mesh of its own,
-    ``mesh['axis_0'=2,'axis_1'=2] {'axis_1'}``, whose devices may be in another order.
+    XLA has three notations:
+
+    - a list, ``{{0,1},{2,3}}``;
+    - ``[2,2]<=[4]`` or ``[2,2]<=[2,2]T(1,0)``: the numbers from 0 as an array of the second shape, transposed by T,
+      then reshaped to the first shape, whose rows are the groups;
+    - axes of a mesh of XLA's own, ``mesh['axis_0'=2,'axis_1'=2] {'axis_1'}``, whose devices may be in another order.
     """
     text = instruction.attributes
     everything = (tuple(range(devices)),)
@@ -210,7 +225,9 @@ def groups_of(instruction: Instruction, devices: int) -> Groups:
     found = re.search(r"replica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|\{(?:\{[\d,]*\},?)*\})", text)
     if found is None or found[1] == "{}":
         return everything
-    one_program = "channel_id=" in text  # the groups are of partitions, or of replicas of which there is one
+    # With a channel and without global ids, a reduction's groups list replicas. There is one replica, so all devices
+    # are one group.
+    one_program = "channel_id=" in text
     if one_program and "use_global_device_ids" not in text and instruction.opcode.startswith(_REDUCING):
         return everything
     return _iota(found[1]) if found[1].startswith("[") else _written(found[1])
@@ -233,7 +250,11 @@ _NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))?
 
 
 def _axes_of_a_mesh(mesh: str, devices: str | None, over: str) -> Groups:
-    """``'a'=2,'b'=4``, the devices ``[4,2]T(1,0)`` and the axes ``'a','b':(1)2``: of b the first half."""
+    """Groups from the third notation of `groups_of`.
+
+    For example, `mesh` is ``'a'=2,'b'=4``, `devices` is ``[4,2]T(1,0)`` and `over` is ``'a','b':(1)2``. There,
+    ``'b':(1)2`` is a sub-axis: b, of size 4, is seen as 1 x 2 x 2, and the groups run over its middle factor.
+    """
     sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", mesh)}
     numbers = np.arange(math.prod(sizes.values()))
     if devices and (shape := re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\)?)?", devices)):
@@ -260,6 +281,7 @@ def axes_of(groups: Groups, mesh: AnyMesh) -> tuple[str, ...]:
     return tuple(itertools.compress(mesh.axis_names, np.any(differ, 0) if differ else ()))
 
 
+# Scopes that JAX's transforms add to the name of an operation. They are no layers.
 _TRANSFORMS = {
     "while", "body", "cond", "closed_call", "eval_jaxpr", "checkpoint", "rematted_computation", "shard_map", "branch",
     "remat", "core_call", "pjit", "custom_jvp_call", "custom_vjp_call", "scan",
@@ -267,7 +289,7 @@ _TRANSFORMS = {
 
 
 def place(op_name: str) -> tuple[str, bool]:
-    """The layer path in a name of the program's metadata, and whether it is a part of a gradient.
+    """The layer path in an operation's metadata name, and whether the operation is part of a gradient.
 
     >>> place("jit(train_step)/transpose(jvp(blocks))/while/body/closed_call/attention/out/dot_general")
     ('blocks/attention/out', True)
@@ -280,7 +302,7 @@ def place(op_name: str) -> tuple[str, bool]:
 
 
 def _first(op_name: str) -> str:
-    """Of operations made one, ``jit(f)/(a/add:b/add)``, the first."""
+    """The name of the first of several merged operations: ``jit(f)/(a/add:b/add)`` gives ``jit(f)/a/add``."""
     before, several, after = op_name.partition("/(")
     if not several:
         return op_name

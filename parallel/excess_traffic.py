@@ -1,4 +1,8 @@
-"""Whether a compiled training step sends much more than FSDP has to: a parameter gathered twice, its gradient once."""
+"""A warning about compiled training steps that send much more than FSDP needs.
+
+FSDP needs to gather each parameter twice (forward and backward) and to reduce-scatter its gradient once. `excess`
+compares these bytes with what the collectives of the compiled step send.
+"""
 
 import math
 from collections.abc import Iterable
@@ -10,17 +14,30 @@ from sapwood.parallel.communication import Collectives
 from sapwood.parallel.place_activations import split_over
 
 FACTOR = 1.6
-"""How much more: XLA:CPU, which adds gradients up whole, sends 1.33 times as much; whole sums in place of all, 2."""
+"""`excess` reports above this ratio of bytes sent to bytes needed.
+
+XLA:CPU sends 1.33 times the bytes, because it all-reduces gradients. A step that all-reduces in place of every gather
+and scatter sends 2 times the bytes.
+"""
 
 
 def excess(
     found: Collectives, params: Iterable[Any], batch: NamedSharding, itemsize: int, times: int = 1
 ) -> str | None:
-    """A sentence where a step sends over the axes of FSDP more than `FACTOR` times what it has to, else None.
+    """Report a step that sends more than `FACTOR` times the bytes that FSDP needs.
 
-    `params` are shapes with shardings, `batch` is the sharding of the batch: what is split over axes of both is kept in
-    pieces and gathered, forward and backward, `itemsize` bytes an element, and its gradient is scattered, `times` in a
-    step (micro-batches). What is sent over other axes or exchanged (`all-to-all`) does not count.
+    FSDP axes are the mesh axes that split both the batch and a parameter. Collectives over other axes and all-to-alls
+    do not count.
+
+    Args:
+        found: the collectives of the compiled step.
+        params: the parameters, as shapes with shardings.
+        batch: the sharding of the batch.
+        itemsize: bytes of one element as it is gathered and scattered.
+        times: number of micro-batches in a step; each one gathers and scatters again.
+
+    Returns:
+        A sentence for a warning, or None if the step sends no more than that.
     """
     rows, needed, stored = set(split_over(batch, 0)), 0, set()
     for leaf in params:

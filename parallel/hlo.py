@@ -1,4 +1,8 @@
-"""The text of a compiled program (HLO): its computations, what calls what, and how often each runs."""
+"""A parser for the text of a compiled program (HLO): its computations, their calls, and how often each one runs.
+
+`Program` reads the text line by line with regular expressions and skips lines that match none of them. The opcode of an
+instruction that it cannot read is "". `parallel.communication` and `inspection.profiles` read programs through it.
+"""
 
 import functools
 import math
@@ -23,35 +27,49 @@ _BITS = re.compile(r"[a-z]+(\d+)")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line: ``%name = type opcode(operands), attributes``; what it calls, and by which attribute."""
+    """One instruction, the line ``%name = type opcode(operands), attributes``.
+
+    Attributes:
+        name: its name, unique within its computation.
+        type: the type of its result, such as ``f32[2,4]{1,0}``; see `nbytes`.
+        opcode: such as "all-reduce"; "" if the line cannot be read.
+        operands: the names of its operands, which are instructions of the same computation.
+        literal: the value of a constant, as text; "" for other opcodes.
+        attributes: the text after the operands, metadata included.
+        calls: pairs (attribute, name of the called computation), such as ``("body", "loop_body")``.
+    """
 
     name: str
     type: str
     opcode: str
     operands: tuple[str, ...]
-    literal: str  # of a constant
+    literal: str
     attributes: str
     calls: tuple[tuple[str, str], ...]
 
     @property
     def op_name(self) -> str:
-        """Where in the traced program it comes from; empty where the text does not say."""
+        """The name of the traced operation that it comes from, with its scopes; "" if the metadata has none."""
         found = _OP_NAME.search(self.attributes)
         return _unescaped(found[1]) if found else ""
 
     @property
     def target(self) -> str:
-        """What a custom call calls; empty for others."""
+        """The function that a custom call calls; "" for other opcodes."""
         found = _TARGET.search(self.attributes)
         return found[1] if found else ""
 
     def called(self, attribute: str) -> str:
-        """What it calls by an attribute such as ``body``; empty where it calls nothing by it."""
+        """The computation that it calls by an attribute such as ``body``; "" if there is none."""
         return dict(self.calls).get(attribute, "")
 
 
 class Times(NamedTuple):
-    """How often something runs: `count`, or at least that often (a loop of unknown length), or at most (a branch)."""
+    """How often something runs. The product of two is how often an inner part runs.
+
+    `bound` says how exact `count` is: "=" exact; ">=" at least (a loop of unknown length); "<=" at most (a branch);
+    "~" an estimate (both).
+    """
 
     count: int
     bound: str = "="
@@ -62,7 +80,7 @@ class Times(NamedTuple):
 
 
 class Program:
-    """A program's computations by name, each a list of instructions, and the name of the one it begins with.
+    """A parsed program: `computations`, lists of instructions by name, and `entry`, the name of the first one to run.
 
     >>> text = '''HloModule jit_f
     ... ENTRY %main (x: f32[4]) -> f32[4] {
@@ -85,7 +103,11 @@ class Program:
                 here.append(_instruction(found[1], found[2]))
 
     def running(self) -> Iterator[tuple[Instruction, str, Times, tuple[Instruction, ...]]]:
-        """Each instruction that runs, its computation, how often in one run, and the callers around it."""
+        """Yield each instruction that runs, with three facts about it.
+
+        These are the name of its computation, how often it runs in one run of the program, and the instructions that
+        call it, the outermost first.
+        """
         yield from self._running(self.entry, Times(1), ())
 
     def _running(self, name: str, times: Times, around: tuple) -> Iterator[tuple]:
@@ -102,13 +124,14 @@ class Program:
 
     @functools.cached_property
     def named(self) -> dict[tuple[str, str], Instruction]:
-        """Each instruction by computation and name."""
+        """The instructions by (computation, name)."""
         return {(name, i.name): i for name, found in self.computations.items() for i in found}
 
     def trips(self, computation: str, loop: Instruction) -> int | None:
-        """How often a `while` goes round: as the text says, or as its counter does; None where neither tells.
+        """The number of iterations of a `while`; None if it cannot be found.
 
-        A counter is a number that begins with a constant, grows by one in each round and is compared with another.
+        It is XLA's ``known_trip_count``, or follows from the loop's counter: an integer that starts at a constant,
+        grows by a constant in each iteration, and is compared with a constant by "less than".
         """
         if found := _TRIPS.search(loop.attributes):
             return int(found[1])
@@ -134,14 +157,14 @@ class Program:
         return found[-1] if found else None
 
     def _seen(self, computation: str, name: str) -> Instruction | None:
-        """The instruction of a name, or what it is a copy of."""
+        """The instruction with this name. Copies, bitcasts and conversions are followed to their operand."""
         found = self.named.get((computation, name))
         while found is not None and found.opcode in ("copy", "bitcast", "convert"):
             found = self.named.get((computation, found.operands[0]))
         return found
 
     def _place(self, computation: str, name: str) -> int | None:
-        """Which entry of its loop's tuple a value is."""
+        """The index of a value in the tuple that a loop carries; None if it is no entry of that tuple."""
         found = self._seen(computation, name)
         if found is None or found.opcode != "get-tuple-element":
             return None
@@ -149,7 +172,11 @@ class Program:
         return int(found.attributes.partition("index=")[2].split(",")[0]) if of and of.opcode == "parameter" else None
 
     def _constant(self, computation: str, name: str, begin: Instruction | None = None, outer: str = "") -> int | None:
-        """An integer that is a constant here, or one that came into the loop with its first tuple."""
+        """The integer value of a constant in this computation, or of one that the loop's first tuple holds.
+
+        `begin` is the instruction that makes the first tuple, and `outer` is its computation. None if there is no
+        constant integer.
+        """
         found = self._seen(computation, name)
         if found is not None and found.opcode == "constant":
             return int(found.literal) if re.fullmatch(r"-?\d+", found.literal) else None
@@ -178,7 +205,7 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _unescaped(text: str) -> str:
-    """A quoted text as it was: XLA writes quotes and backslashes with a backslash, other than ASCII in octal bytes."""
+    """Undo XLA's escapes in a quoted string: a backslash before quotes and backslashes, octal bytes for non-ASCII."""
     if "\\" not in text:
         return text
     plain = lambda found: bytes([int(found[1], 8)]) if found[1].isdigit() else found[1]  # noqa: E731
@@ -186,7 +213,7 @@ def _unescaped(text: str) -> str:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens at `start` closes."""
+    """The index of the parenthesis that closes the one at `start`; the length of the text if none does."""
     depth = 0
     for at in range(start, len(text)):
         depth += (text[at] == "(") - (text[at] == ")")
@@ -196,7 +223,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def scopes(op_name: str) -> list[str]:
-    """The scopes in an operation's name and last its own, JAX's transforms around them taken off.
+    """The scopes in an operation's name, then the operation itself, without JAX's transforms around them.
 
     >>> scopes("jit(step)/transpose(jvp(blocks))/while/body/out/dot_general")
     ['blocks', 'while', 'body', 'out', 'dot_general']
@@ -205,7 +232,7 @@ def scopes(op_name: str) -> list[str]:
 
 
 def nbytes(kind: str) -> int:
-    """Bytes of a type, of a tuple those of its parts: ``f32[2,4]{1,0}`` are 32.
+    """Bytes of an HLO type: ``f32[2,4]{1,0}`` has 32. The bytes of a tuple are the sum over its parts.
 
     >>> nbytes("(f32[2,4]{1,0:T(8,128)}, pred[3], s32[])"), nbytes("bf16[8]"), nbytes("u4[8]")
     (39, 16, 4)

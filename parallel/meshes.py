@@ -1,4 +1,9 @@
-"""Device meshes: ``mesh("data=4,fsdp=2")`` is the grid of devices that everything else is laid out on."""
+"""Device meshes: ``mesh("data=4,fsdp=2")`` makes the grid of devices over which all arrays are sharded.
+
+The names and the order of the axes are fixed (`AXES`), so that axes with much traffic get fast links: see `_laid_out`
+for the placement on TPU chips and slices. All axes are `AxisType.Auto`. `abstract` makes a mesh of devices that do not
+exist, and `automatic` turns a user's Explicit mesh into an Auto one.
+"""
 
 import math
 import numbers
@@ -17,9 +22,8 @@ from sapwood.core.messages import nearest
 
 AnyMesh = Mesh | AbstractMesh
 
-# From the slowest link to the fastest: the last axis runs over neighbouring devices. A mesh has this order
-# however it was written, so "fsdp=2,data=4" and "data=4,fsdp=2" are one mesh, and tensor parallelism gets the
-# best links.
+# The order is from the slowest link to the fastest: the last axis runs over neighbouring devices. Every mesh has this
+# order, so "fsdp=2,data=4" and "data=4,fsdp=2" are the same mesh, and tensor parallelism gets the best links.
 AXES: dict[str, str] = {
     "replica": "data parallelism across slices or pods",
     "data": "data parallelism: each device holds all parameters",
@@ -31,26 +35,35 @@ AXES: dict[str, str] = {
 }
 
 ACROSS = ("replica", "data", "stage")
-"""The axes for the slow network between slices, in this order: they send gradients, or activations between stages."""
+"""The axes that may cross the slow network between slices, in this order of preference.
+
+They send least: gradients, or activations between stages.
+"""
 
 HELP = 'write axis=size pairs such as "data=4,fsdp=2"; one size may be -1 for all remaining devices'
 
 
 class MeshWarning(UserWarning):
-    """A mesh that works, and whose axes do not suit its devices."""
+    """A mesh works, but its axes do not suit its devices."""
 
 
 def mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
-    """A mesh of all devices, or of `devices`, from a string or from keywords; without either, ``"data=-1"``.
+    """Make a mesh of devices, from a string or from keywords.
 
-    The axes are `AXES`; for others, build a `jax.sharding.Mesh` and give `Rules` that name them. Axes have
-    type `AxisType.Auto`: the compiler propagates shardings, and constraints are requests. (`jax.make_mesh`
-    makes Explicit axes, where every operation must be told.)
+    The axis names are those of `AXES`. For other axes, build a `jax.sharding.Mesh` and give `Rules` that name them. All
+    axes have type `AxisType.Auto`: the compiler propagates shardings, and constraints are requests. (`jax.make_mesh`
+    makes Explicit axes, where every operation must name its output sharding.)
 
-    Every mesh whose sizes multiply to the number of devices can be had. On a TPU its axes follow the links between the
-    chips, the last axis the closest ones; an axis that fits no physical one gets a part of it. Where the devices are of
-    several slices, the axes replica, data and stage cross the slow network between them, in this order; a `MeshWarning`
-    says where another axis has to.
+    Any sizes that multiply to the number of devices work. On a TPU the axes follow the links between the chips, and the
+    last axis gets the closest chips; an axis that fits no whole physical axis gets a part of one. If the devices belong
+    to several slices, the axes replica, data and stage, in this order, cross the slow network between the slices. A
+    `MeshWarning` says if another axis has to cross it.
+
+    Args:
+        text: pairs axis=size such as "data=4,fsdp=2". One size may be -1, for all remaining devices. Without `text` and
+            `sizes` the mesh is "data=-1".
+        devices: the devices, as a list or an array; None is all of `jax.devices()`.
+        **sizes: the sizes as keywords, in place of `text`.
 
     >>> import jax, sapwood.parallel as parallel
     >>> m = parallel.mesh("data=-1,fsdp=1")
@@ -60,9 +73,9 @@ def mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, **siz
     True
 
     Raises:
-      ConfigError: the string cannot be read, an axis is unknown or given twice, more than one size is -1, the
-        sizes do not multiply to the number of devices, a device is given twice, or slices have different numbers of
-        devices.
+        ConfigError: the string cannot be read; an axis is unknown or given twice; more than one size is -1; the sizes
+            do not multiply to the number of devices; a device is given twice; or slices differ in their number of
+            devices.
     """
     if text is not None and sizes:
         raise ConfigError(f"mesh: give a string or keywords, not both; got {text!r} and {sizes}")
@@ -72,13 +85,15 @@ def mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, **siz
 
 
 def abstract(text: str, devices: int | None = None) -> AbstractMesh:
-    """A mesh like `mesh(text)` of devices that need not be there: so many, or as many as its sizes multiply to.
+    """A mesh like ``mesh(text)`` whose devices need not exist.
+
+    `devices` is the number of devices; None is the product of the sizes.
 
     >>> abstract("fsdp=64,tensor=8").size, abstract("fsdp=-1,tensor=8", 512).shape["fsdp"]
     (512, 64)
 
     Raises:
-      ConfigError: see `mesh`; or a size is -1 and the number of devices is not given.
+        ConfigError: as for `mesh`; or a size is -1 and `devices` is None.
     """
     shape = _check(_read(text))
     if devices is None and -1 in shape.values():
@@ -90,7 +105,7 @@ def abstract(text: str, devices: int | None = None) -> AbstractMesh:
 
 
 def _listed(devices: Any) -> list[Any]:
-    """Devices given as a list, an array of any shape, or one alone; each of them once."""
+    """The devices as a list, from a list, an array of any shape or one device. A `ConfigError` if one occurs twice."""
     found = list(devices.flat) if isinstance(devices, np.ndarray) else devices
     found = list(found) if isinstance(found, Iterable) else [found]
     if not found:
@@ -104,7 +119,7 @@ def _listed(devices: Any) -> list[Any]:
 
 
 def _read(text: str) -> list[tuple[str, int]]:
-    """``"data=4, fsdp=-1"`` as pairs, in the order written."""
+    """Read ``"data=4, fsdp=-1"`` into pairs (axis, size), in the order written."""
     if not isinstance(text, str):
         raise ConfigError(f"mesh: expected a string, got {text!r}; {HELP}, or give keywords: data=4, fsdp=2")
     pairs = []
@@ -117,7 +132,7 @@ def _read(text: str) -> list[tuple[str, int]]:
 
 
 def _check(pairs: list[tuple[str, int]]) -> dict[str, int]:
-    """The same as a dict in the order of `AXES`, or an error that says what is wrong with it."""
+    """The pairs as a dict in the order of `AXES`; a `ConfigError` if a name or a size is wrong."""
     written = ",".join(f"{name}={size}" for name, size in pairs)
     for i, (name, size) in enumerate(pairs):
         if name not in AXES:
@@ -131,7 +146,7 @@ def _check(pairs: list[tuple[str, int]]) -> dict[str, int]:
             raise ConfigError(f"mesh {written!r}: {name}={size!r} is no size; use a positive integer, or -1")
     if sum(size == -1 for _, size in pairs) > 1:
         raise ConfigError(f"mesh {written!r}: only one axis may be -1")
-    sizes = {name: int(size) for name, size in pairs}  # NumPy's integers too
+    sizes = {name: int(size) for name, size in pairs}  # sizes may be NumPy integers
     return {name: sizes[name] for name in AXES if name in sizes}
 
 
@@ -156,10 +171,10 @@ def _fill(shape: dict[str, int], count: int) -> dict[str, int]:
 
 
 def _laid_out(shape: dict[str, int], devices: Sequence[Any]) -> Mesh:
-    """The mesh whose axes follow the links between these devices.
+    """Make the mesh so that its axes follow the links between these devices.
 
-    Inside a slice, axes that need the most bandwidth get whole physical axes where they fit, else parts of them. Over
-    several slices the axes that send least cross the slow network: replicas, then other data, then stages.
+    Inside a slice, the axes that need the most bandwidth get whole physical axes if these fit, else parts of them. With
+    several slices, the axes that send least cross the slow network: replica, then data, then stage.
     """
     slices: dict[int, list[Any]] = {}
     for device in devices:
@@ -167,7 +182,9 @@ def _laid_out(shape: dict[str, int], devices: Sequence[Any]) -> Mesh:
     sizes, across = tuple(shape.values()), _across(shape, slices)
     inside = tuple(size // n for size, n in zip(sizes, across, strict=True))
     blocks = np.stack([_in_a_slice(inside, slices[index]) for index in sorted(slices)]).reshape(*across, *inside)
-    order = [dim for axis in range(len(shape)) for dim in (axis, len(shape) + axis)]  # each axis: slices, then inside
+    order = [
+        dim for axis in range(len(shape)) for dim in (axis, len(shape) + axis)
+    ]  # of each axis: slices, then inside
     grid = blocks.transpose(order).reshape(sizes)
     return Mesh(grid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 
@@ -178,12 +195,12 @@ def _in_a_slice(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
 
     try:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    except AssertionError:  # a part of a slice that is no box of chips, or more than one device a chip: any order works
+    except AssertionError:  # the devices form no box of chips, or a chip has several devices: any order works
         return np.array(devices, object).reshape(sizes)
 
 
 def _across(shape: dict[str, int], slices: dict[int, list[Any]]) -> tuple[int, ...]:
-    """How many slices each axis spans; a `MeshWarning` where one does that sends more than gradients or activations."""
+    """The number of slices that each axis spans; a `MeshWarning` if an axis outside `ACROSS` spans several."""
     written = ",".join(f"{name}={size}" for name, size in shape.items())
     counts = sorted({len(devices) for devices in slices.values()})
     if len(counts) > 1:
@@ -210,13 +227,13 @@ def _across(shape: dict[str, int], slices: dict[int, list[Any]]) -> tuple[int, .
 
 
 def automatic(mesh: AnyMesh) -> AnyMesh:
-    """The same devices with every axis `AxisType.Auto`, so that a user's Explicit mesh works too.
+    """The same mesh with every axis `AxisType.Auto`, so that a user's Explicit mesh works too.
 
-    Under ``jax.set_mesh`` of an Explicit mesh every operation would have to name its output sharding; models
-    do not, so that is an error.
+    Under ``jax.set_mesh`` with an Explicit mesh, every operation would have to name its output sharding. Models do not,
+    so such a context is an error.
 
     Raises:
-      ConfigError: `mesh` is no mesh, or an Explicit mesh is set in the context.
+        ConfigError: `mesh` is no mesh, or an Explicit mesh is set in the context.
     """
     if not isinstance(mesh, Mesh | AbstractMesh):
         raise ConfigError(f"mesh: expected a jax.sharding.Mesh, got {mesh!r}; sapwood.mesh(...) makes one")

@@ -1,4 +1,9 @@
-"""Where optimizer state lives: beside its parameter, found by structure and never by shape."""
+"""Shardings of the optimizer state: each leaf is sharded like its parameter.
+
+The parameter of a leaf is found by the structure of the state, never by shape. `optax.tree_map_params` does that; for
+optimizers that it cannot handle, `_by_path` compares paths. `_beside` is the rule for a leaf with more or fewer
+dimensions than its parameter.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,18 +17,19 @@ from sapwood.parallel.shardings import replicated
 
 
 def opt_shardings(optimizer: Any, params: Any, shardings: Any, mesh: AnyMesh) -> Any:
-    """A tree like ``optimizer.init(params)`` with the `NamedSharding` of every leaf.
+    """A pytree like ``optimizer.init(params)`` with the `NamedSharding` of every leaf.
 
-    What mirrors the parameters (momenta, second moments, accumulated gradients, averages) lies where its
-    parameter lies. A leaf with other dimensions than its parameter keeps what it shares with it: Adafactor's
-    row and column factors lose the dimension they average over, the history of L-BFGS has a leading one.
-    Counters, schedules and scales are whole on every device. For an optimizer that sees stacks as their blocks
-    (`train.blockwise`), this holds for one block, and the dimensions of the stack lie as the parameter's do.
+    A leaf that mirrors a parameter (momentum, second moment, accumulated gradient, average) has the sharding of the
+    parameter. A leaf with other dimensions keeps the sharding of the dimensions that it shares with its parameter:
+    Adafactor's row and column factors lack the dimension they average over, and the history of L-BFGS has an additional
+    leading dimension. Counters, schedules and scales are replicated. For an optimizer that sees a stack as its blocks
+    (`train.blockwise`), all this holds for one block; the stack's dimensions are sharded like those of the parameter.
 
     Args:
-      optimizer: any optax transformation, or whatever has an ``init(params)``.
-      params: a tree of `Param`, `jax.ShapeDtypeStruct` or arrays.
-      shardings: a tree like `params`, from `param_shardings`.
+        optimizer: an optax transformation, or another object with ``init(params)``.
+        params: a pytree of `Param`, `jax.ShapeDtypeStruct` or arrays.
+        shardings: a pytree like `params`, from `param_shardings`.
+        mesh: the mesh on which leaves without a parameter are replicated.
 
     >>> import jax, optax, sapwood.parallel as parallel
     >>> mesh = parallel.mesh("fsdp=-1")
@@ -42,7 +48,7 @@ def opt_shardings(optimizer: Any, params: Any, shardings: Any, mesh: AnyMesh) ->
     state = jax.eval_shape(optimizer.init, structs)
     whole = replicated(mesh)
 
-    def masked(node):  # where a mask has cut the parameters out
+    def masked(node):  # stands for the parameters that `optax.masked` leaves out
         return isinstance(node, optax.MaskedNode)
 
     def beside(leaf, param, sharding):
@@ -59,14 +65,13 @@ def opt_shardings(optimizer: Any, params: Any, shardings: Any, mesh: AnyMesh) ->
             is_leaf=masked,
         )
     except Exception:
-        # tree_map_params runs `init` on a placeholder instead of parameters. An `init` that looks at its
-        # parameters (L-BFGS) or that keeps a tree of its own for each of them (SM3) cannot stand that; their
-        # paths still agree.
+        # tree_map_params runs `init` on placeholders in place of the parameters. That fails if `init` looks at its
+        # parameters (L-BFGS) or keeps a tree of its own for each of them (SM3). Paths still agree.
         return _by_path(state, structs, shardings, whole)
 
 
 def _of_blocks(optimizer: Any, stacks: Stacks, params: Any, shardings: Any, mesh: AnyMesh) -> Any:
-    """Each leaf as one block's lies, and before that the dimensions of the stack as those of its parameter."""
+    """Shardings for a blockwise optimizer: those of one block, with the stack's dimensions as in the parameter."""
     blocks = blocks_of(params, stacks)
     of_params = View(blocks, stacks)
     lead, cut = {}, []
@@ -89,7 +94,11 @@ def _of_blocks(optimizer: Any, stacks: Stacks, params: Any, shardings: Any, mesh
 
 
 def _beside(shape: Sequence[int], param: Sequence[int], sharding: NamedSharding) -> NamedSharding:
-    """The sharding of a leaf of `shape` that belongs to a parameter of shape `param` and this sharding."""
+    """The sharding of a leaf of `shape`, whose parameter has the shape `param` and this sharding.
+
+    Dimensions in front of the parameter's are not split. A leaf that lacks one dimension has the sharding of the others.
+    Every other leaf is replicated.
+    """
     shape, param = tuple(shape), tuple(param)
     spec = (*sharding.spec, *(None,) * (len(param) - len(sharding.spec)))
     extra = len(shape) - len(param)
@@ -98,13 +107,15 @@ def _beside(shape: Sequence[int], param: Sequence[int], sharding: NamedSharding)
         kept = {(None,) * extra + spec}
     elif extra == -1:
         kept = {spec[:d] + spec[d + 1 :] for d in range(len(param)) if param[:d] + param[d + 1 :] == shape}
-    # A factor of a square parameter may have lost either dimension: whole is right for both, and factors are
-    # small.
+    # A factor of a square parameter may lack either dimension. Replication is right for both, and factors are small.
     return NamedSharding(sharding.mesh, PartitionSpec(*kept.pop()) if len(kept) == 1 else PartitionSpec())
 
 
 def _by_path(state: Any, params: Any, shardings: Any, whole: NamedSharding) -> Any:
-    """Each leaf beside the parameter whose path ends its own: ``0/mu/up/kernel`` belongs to ``up/kernel``."""
+    """Shardings by paths: a leaf belongs to the parameter whose path ends its own, ``0/mu/up/kernel`` to ``up/kernel``.
+
+    A leaf without a parameter gets the sharding `whole`.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     known = {path: (p.shape, s) for (path, p), s in zip(leaves, jax.tree.leaves(shardings), strict=True)}
 

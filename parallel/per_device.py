@@ -1,4 +1,7 @@
-"""What runs on each device by itself, for what the compiler cannot split: kernels, rings, all-to-alls."""
+"""Functions that run on each device by itself (`jax.shard_map`), for code that the compiler cannot split.
+
+Such code is kernels, rings and all-to-alls. Inside a `shard_map`, the mesh axes it covers have the type Manual.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +14,13 @@ from sapwood.parallel.meshes import AnyMesh
 
 
 def per_device(f: Callable, mesh: AnyMesh, in_specs: Any, out_specs: Any) -> Callable:
-    """`jax.shard_map` over the axes of a mesh that no surrounding one has taken yet.
+    """`jax.shard_map` of `f` over the mesh axes that no surrounding `shard_map` covers.
+
+    Args:
+        f: a function of arrays, which gets and returns one device's parts.
+        mesh: the mesh; axes with type Manual belong to a surrounding `shard_map`.
+        in_specs: a pytree of `PartitionSpec` for the arguments.
+        out_specs: a pytree of `PartitionSpec` for the results.
 
     >>> import jax.numpy as jnp, sapwood as sw
     >>> from jax.sharding import PartitionSpec
@@ -25,7 +34,7 @@ def per_device(f: Callable, mesh: AnyMesh, in_specs: Any, out_specs: Any) -> Cal
 
 
 def alone() -> bool:
-    """Whether what is traced runs on each device by itself: inside a `shard_map` over every axis of its mesh.
+    """True inside a `shard_map` over every axis of its mesh: the traced code runs on each device by itself.
 
     >>> alone()
     False
@@ -35,7 +44,9 @@ def alone() -> bool:
 
 
 def platform(mesh: AnyMesh | None) -> str:
-    """The platform of a mesh's devices; that of the default device where none are known.
+    """The platform of a mesh's devices, such as "tpu".
+
+    For None and for an `AbstractMesh`, it is the platform that programs are compiled for (`core.platform`).
 
     >>> import sapwood as sw
     >>> platform(sw.mesh("data=-1")) == jax.default_backend()
