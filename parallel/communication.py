@@ -73,7 +73,7 @@ class Collective(NamedTuple):
 
 
 class Collectives(tuple[Collective, ...]):
-    """The collectives of a program, in program order. Printed, they are a table with a row for each kind and its axes."""
+    """The collectives of a program, in program order. Printed, they are a table: a row for each kind and mesh axes."""
 
     mesh: AnyMesh
 

@@ -105,7 +105,10 @@ def abstract(text: str, devices: int | None = None) -> AbstractMesh:
 
 
 def _listed(devices: Any) -> list[Any]:
-    """The devices as a list, from a list, an array of any shape or one device. A `ConfigError` if one occurs twice."""
+    """The devices as a list, from a list, an array of any shape, or one device.
+
+    A `ConfigError` if there are none, if one is no device, or if one occurs twice.
+    """
     found = list(devices.flat) if isinstance(devices, np.ndarray) else devices
     found = list(found) if isinstance(found, Iterable) else [found]
     if not found:

@@ -96,8 +96,8 @@ def _of_blocks(optimizer: Any, stacks: Stacks, params: Any, shardings: Any, mesh
 def _beside(shape: Sequence[int], param: Sequence[int], sharding: NamedSharding) -> NamedSharding:
     """The sharding of a leaf of `shape`, whose parameter has the shape `param` and this sharding.
 
-    Dimensions in front of the parameter's are not split. A leaf that lacks one dimension has the sharding of the others.
-    Every other leaf is replicated.
+    Dimensions in front of the parameter's are not split. A leaf that lacks one of the parameter's dimensions has the
+    sharding of the others. Every other leaf is replicated.
     """
     shape, param = tuple(shape), tuple(param)
     spec = (*sharding.spec, *(None,) * (len(param) - len(sharding.spec)))

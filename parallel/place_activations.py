@@ -1,4 +1,9 @@
-"""`placement`: what a cursor needs to know of a mesh, as one opaque callable."""
+"""`Placement`: what a cursor knows of a mesh, as one callable from logical axis names to the sharding of an activation.
+
+The cursor (`core.vars`) holds it without knowing its class, because `core` imports nothing of `parallel`. The functions
+here take it out again: `placed` for activations, `stored` for parameters, `meshed`. Inside a `shard_map`, only the axes
+that are not Manual can be sharded.
+"""
 
 import functools
 import math
@@ -23,20 +28,29 @@ from sapwood.parallel.shardings import ShardingWarning, layout, lost, refuse
 class Placement:
     """Maps the logical axis names and the shape of an activation to its sharding. Made by `placement`.
 
-    It compares by value, so that cursors which carry equal ones share compiled code.
+    It compares by value, so cursors with equal placements share compiled code.
     """
 
     mesh: AnyMesh
     rules: Rules
 
     def __call__(self, axes: tuple[str | None, ...], shape: tuple[int, ...], at: str = "") -> NamedSharding | None:
-        """The sharding, or None where nothing is left to say (inside a `shard_map` over the whole mesh).
+        """The sharding of an activation; None inside a `shard_map` over the whole mesh, where no axis is left.
 
-        A dimension that is left whole is a `ShardingWarning`, which names the layer `at` which it is.
+        A dimension that the rules would split, but that does not divide, is left whole with a `ShardingWarning`.
+
+        Args:
+            axes: the logical name of each dimension, or None.
+            shape: the shape of the activation.
+            at: the path of the layer, for messages.
+
+        Raises:
+            DeclarationError: `axes` and `shape` differ in length.
+            ConfigError: an Explicit mesh is set in the context; or a dimension is left whole under strict rules.
         """
         if len(axes) != len(shape):
             raise DeclarationError(f"shard: {len(axes)} names {axes} for an array of shape {tuple(shape)}")
-        automatic(self.mesh)  # an Explicit mesh may have been set since; say so rather than let XLA say it
+        automatic(self.mesh)  # raises if an Explicit mesh has been set since: XLA's error would be unclear
         mesh = _inside(self.mesh)
         kinds = zip(mesh.shape.items(), mesh.axis_types, strict=True)
         free = tuple(axis for axis, kind in kinds if kind != AxisType.Manual)
@@ -50,12 +64,15 @@ class Placement:
         return NamedSharding(mesh, partition(list(placed)))
 
     def gather(self, x: jax.Array, axes: tuple[str | None, ...] | None) -> jax.Array:
-        """A parameter as it is read, in the first of two gathers where one would go over a whole torus: see `torus`."""
+        """Apply the first of two gathers to a parameter that is being read, if one gather would span a whole TPU torus.
+
+        See `torus_gather`. Other parameters are returned unchanged. `axes` are the parameter's logical axis names.
+        """
         if not isinstance(self.mesh, Mesh) or _inside(self.mesh) is not self.mesh:
             return x
         for axis in _stored_alone(self.rules, axes, x.shape, tuple(self.mesh.shape.items())):
             if (finer := torus_gather.in_two(self.mesh, axis)) is not None:
-                if is_run_at_once():  # each operation is a program of its own, which takes arrays of one mesh alone
+                if is_run_at_once():  # op by op: every operation is a program, and takes arrays of one mesh
                     return x
                 kept = layout(SimpleNamespace(shape=x.shape, axes=axes), self.mesh, self.rules)[0]
                 return torus_gather.apart(x, NamedSharding(finer, partition(kept)))
@@ -63,8 +80,7 @@ class Placement:
 
 
 def placement(mesh: AnyMesh, rules: Rules | str | None = None) -> Placement:
-    """What `sapwood.bind(..., place=)` and `sapwood.apply(..., place=)` take, so that ``v.shard`` knows the
-    mesh.
+    """Make the argument ``place=`` of `sapwood.bind` and `sapwood.apply`, which tells ``v.shard`` the mesh.
 
     >>> import sapwood.parallel as parallel
     >>> place = parallel.placement(parallel.mesh("data=-1"))
@@ -72,15 +88,20 @@ def placement(mesh: AnyMesh, rules: Rules | str | None = None) -> Placement:
     ('data',)
 
     Raises:
-      ConfigError: mesh and rules do not fit together.
+        ConfigError: `mesh` and `rules` do not fit together (see `parallel.rule_tables.resolve`).
     """
     return Placement(*resolve(mesh, rules))
 
 
 def placed(v: Any, x: Any, *axes: str | None) -> NamedSharding | None:
-    """Where an activation of these logical axes lies on the mesh of a cursor's run; None where there is no mesh.
+    """The sharding of an activation on the mesh of a cursor; None without a mesh.
 
-    For kernels that the compiler cannot split and that need a `jax.shard_map`; everything else says `v.shard`.
+    It is for kernels that the compiler cannot split and that need a `jax.shard_map`. All other code calls `v.shard`.
+
+    Args:
+        v: the cursor.
+        x: the activation, or another object with its shape.
+        *axes: the logical name of each dimension, or None.
 
     >>> import jax, sapwood as sw
     >>> v = sw.bind({}, place=placement(jax.sharding.AbstractMesh((4,), ("data",))))
@@ -92,7 +113,7 @@ def placed(v: Any, x: Any, *axes: str | None) -> NamedSharding | None:
 
 
 def split_over(sharding: NamedSharding | None, dim: int) -> tuple[str, ...]:
-    """The mesh axes that a dimension is split over.
+    """The mesh axes that dimension `dim` is split over; empty without a sharding.
 
     >>> from jax.sharding import AbstractMesh, PartitionSpec
     >>> sharding = NamedSharding(AbstractMesh((4,), ("data",)), PartitionSpec("data"))
@@ -104,12 +125,17 @@ def split_over(sharding: NamedSharding | None, dim: int) -> tuple[str, ...]:
 
 
 def shards(sharding: NamedSharding | None, dim: int) -> int:
-    """How many parts a dimension is split into; 1 where there is no sharding."""
+    """The number of parts that dimension `dim` is split into; 1 without a sharding."""
     return math.prod(sharding.mesh.shape[name] for name in split_over(sharding, dim)) if sharding is not None else 1
 
 
 def stored(v: Any, parameter: Any, *axes: str | None) -> NamedSharding | None:
-    """Where a parameter of these logical axes is kept; None where there is no mesh, or a `shard_map` around.
+    """The sharding in which a parameter is stored; None without a mesh, and inside a `shard_map` of that mesh.
+
+    Args:
+        v: the cursor.
+        parameter: the parameter, or another object with its shape.
+        *axes: the logical name of each dimension, or None.
 
     >>> import jax, sapwood as sw
     >>> v = sw.bind({}, place=placement(jax.sharding.AbstractMesh((2, 4), ("fsdp", "tensor"))))
@@ -125,7 +151,7 @@ def stored(v: Any, parameter: Any, *axes: str | None) -> NamedSharding | None:
 
 
 def meshed(v: Any) -> bool:
-    """Whether the run of a cursor has a mesh.
+    """True if a cursor runs on a mesh.
 
     >>> import sapwood as sw
     >>> meshed(sw.bind({}))
@@ -135,7 +161,10 @@ def meshed(v: Any) -> bool:
 
 
 def _inside(mesh: AnyMesh) -> AnyMesh:
-    """The mesh as the surrounding `shard_map` sees it, with Manual axes, which a constraint may not name."""
+    """The mesh as a surrounding `shard_map` sees it: with Manual axes, which a sharding constraint must not name.
+
+    Without a `shard_map` of this mesh, it is the mesh itself.
+    """
     context = jax.sharding.get_abstract_mesh()
     same = context.axis_names == mesh.axis_names and context.axis_sizes == mesh.axis_sizes
     return context if same and AxisType.Manual in context.axis_types else mesh
@@ -143,7 +172,7 @@ def _inside(mesh: AnyMesh) -> AnyMesh:
 
 @functools.lru_cache(maxsize=1024)
 def _stored_alone(rules: Rules, axes, shape, sizes) -> tuple[str, ...]:
-    """The mesh axes over which a parameter is kept in pieces, and not computed with."""
+    """The mesh axes that split a parameter in storage, but not in computation."""
     leaf, mesh = SimpleNamespace(shape=shape, axes=axes), SimpleNamespace(shape=dict(sizes))
     kept = layout(leaf, cast(AnyMesh, mesh), rules)[0]
     computed = assign(rules.table, axes or (None,) * len(shape), shape, mesh.shape)[0]

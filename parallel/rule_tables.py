@@ -1,4 +1,9 @@
-"""The tables of rules by name: which logical axes each way of sharding splits over which mesh axes."""
+"""Named tables of sharding rules: which logical axes each strategy splits over which mesh axes.
+
+A strategy, such as "fsdp" or "tensor", is a `Piece` in `PIECES`. `combine` makes `Rules` of several strategies, `table`
+reads names such as "fsdp+tensor", and `resolve` checks rules against a mesh. `DEFAULT` combines all strategies that
+have a mesh axis of their own, except "replica" and "ulysses".
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,9 +16,14 @@ from sapwood.parallel.rules import Rules, Target, describe, mesh_axes
 
 
 class Piece(NamedTuple):
-    """What one strategy adds to the rules: rows of `table` and of `stored`, `unannotated`, `beside`.
+    """What one sharding strategy adds to the fields of `Rules`.
 
-    `axis` is the mesh axis without which it would do nothing.
+    Attributes:
+        axis: the mesh axis without which the strategy does nothing; None if there is no such axis.
+        table: rows for `Rules.table`.
+        stored: rows for `Rules.stored`.
+        unannotated: the mesh axis for `Rules.unannotated`, or None.
+        beside: mesh axes for `Rules.beside`.
     """
 
     axis: str | None
@@ -23,19 +33,19 @@ class Piece(NamedTuple):
     beside: tuple[str, ...] = ()
 
 
-# Rows are tried in this order, whatever the order in which a name lists them.
+# Rows are tried in the order of this dict. The order in a name such as "zero1+tensor" has no effect.
 PIECES: dict[str, Piece] = {
-    # each device has all parameters
+    # every device holds all parameters
     "data": Piece(None),
     "replica": Piece("replica"),
-    # parameters are kept in pieces, or what lies beside them is
+    # parameters are stored in shards (fsdp), or only gradients, moments and running means are (zero1)
     "fsdp": Piece(
         "fsdp",
         stored=(
-            # the other side of a layer
+            # the dimension of a kernel that "tensor" does not split
             ("embed", "fsdp"),
             ("channels_in", "fsdp"),
-            # where there is no other side, or it does not divide
+            # fallback: there is no such dimension, or it does not divide
             ("channels_out", "fsdp"),
             ("mlp", "fsdp"),
             ("heads", "fsdp"),
@@ -44,35 +54,36 @@ PIECES: dict[str, Piece] = {
         unannotated="fsdp",
     ),
     "zero1": Piece(None, beside=("replica", "data", "stage", "fsdp", "expert", "sequence")),
-    # the wide side of a layer: computed in parallel
+    # the wide dimension of a layer is computed in parallel
     "tensor": Piece(
         "tensor",
         (
             ("vocab", "tensor"),
             ("heads", "tensor"),
             ("kv_heads", "tensor"),
-            ("attention_heads", "tensor"),  # inside an attention whose length is split: with more axes, all-to-all
+            ("attention_heads", "tensor"),  # heads inside attention; with the axes of the length too, all-to-all
             ("mlp", "tensor"),
             ("channels_out", "tensor"),
         ),
     ),
-    # what the data has
+    # dimensions of the data
     "ulysses": Piece("sequence", (("attention_heads", "sequence"), ("length", "sequence"))),
     "sequence": Piece("sequence", (("length", "sequence"),)),
-    # what an array is a stack of
+    # the dimension along which an array stacks experts or layers
     "expert": Piece("expert", (("expert", "expert"),)),
     "pipeline": Piece("stage", (("stage", "stage"), ("layers", "stage"))),
 }
 
 
-BATCH = ("batch", ("replica", "data", "fsdp", "expert", "stage"))  # inside a pipeline a stage has it all
+BATCH = ("batch", ("replica", "data", "fsdp", "expert", "stage"))  # inside a pipeline, stages do not split it
 
 
 WHOLE = tuple((name, None) for name in ("kv", "layers", "time", "depth", "height", "width"))
+"""Rows for logical axes that stay whole unless an earlier row splits them. A row also makes the name a known one."""
 
 
 def combine(*names: str) -> Rules:
-    """The rules of these `PIECES` together: the rows they have for one logical axis become one row."""
+    """The rules of several strategies of `PIECES`. Their rows for the same logical axis become one row of `table`."""
     pieces = [piece for name, piece in PIECES.items() if name in names]
     rows: dict[str, dict[str, None]] = {}
     for name, target in (*(row for piece in pieces for row in piece.table), BATCH):
@@ -86,11 +97,11 @@ def combine(*names: str) -> Rules:
     )
 
 
-# The default follows the mesh: "data=8" is data parallel, "fsdp=8" is FSDP, "fsdp=2,tensor=4" is both. The others do
-# what their name says and no more: "data" keeps all parameters whole, "fsdp" (ZeRO-3) splits no computation but the
-# batch, "zero1" keeps the optimizer's state in pieces, "tensor" is the plain Megatron layout (Shoeybi et al. 2019). A
-# length split over "sequence" is attended by ring attention (Liu et al. 2023); with "ulysses" its heads are split over
-# "sequence" instead, inside attention alone, by an all-to-all (Jacobs et al. 2023).
+# The default follows the mesh: "data=8" is data parallel, "fsdp=8" is FSDP, "fsdp=2,tensor=4" is FSDP and tensor
+# parallel. Each other table has one strategy: "data" replicates all parameters; "fsdp" (ZeRO-3) splits no computation
+# except over the batch; "zero1" shards the optimizer state; "tensor" is the plain Megatron layout (Shoeybi et al.
+# 2019). If the length is split over "sequence", attention is ring attention (Liu et al. 2023). With "ulysses", an
+# all-to-all splits the heads over "sequence" in place of the length, only inside attention (Jacobs et al. 2023).
 DEFAULT = combine("fsdp", "tensor", "sequence", "expert", "pipeline")
 
 
@@ -98,7 +109,7 @@ TABLES: dict[str, Rules] = {"default": DEFAULT, **{name: combine(name) for name 
 
 
 def table(name: str) -> Rules:
-    """The rules of a name in `TABLES`, or of several joined by "+", in any order.
+    """The rules called `name`: a name of `TABLES`, or names of strategies joined by "+" in any order.
 
     >>> table("zero1+tensor") == table("tensor+zero1")
     True
@@ -106,7 +117,7 @@ def table(name: str) -> Rules:
     >>> strict = dataclasses.replace(table("fsdp+tensor"), strict=True)
 
     Raises:
-      ConfigError: there is no such table.
+        ConfigError: there is no such table.
     """
     if name in TABLES:
         return TABLES[name]
@@ -123,11 +134,13 @@ LISTED = f"{', '.join(TABLES)}, and these joined by +, such as fsdp+tensor"
 
 
 def resolve(mesh: AnyMesh, rules: Rules | str | None) -> tuple[AnyMesh, Rules]:
-    """The mesh with Auto axes, and the rules: None is `DEFAULT`, a string is read by `table`.
+    """The mesh with Auto axes, and the rules as `Rules`, checked against each other.
+
+    `rules` is `Rules`, a string for `table`, or None for `DEFAULT`.
 
     Raises:
-      ConfigError: an unknown table, one whose mesh axis this mesh has not, a row for a mesh axis that does not
-        exist, or a mesh axis that no row names (its devices would all do the same work).
+        ConfigError: the table is unknown; the mesh lacks the axis of a named strategy; a row names a mesh axis that
+            does not exist; or no row names a mesh axis of size above 1 (its devices would all do the same work).
     """
     mesh, given = automatic(mesh), rules
     if rules is None:
@@ -162,7 +175,10 @@ def resolve(mesh: AnyMesh, rules: Rules | str | None) -> tuple[AnyMesh, Rules]:
 
 
 def _has_axes(name: str, mesh: AnyMesh) -> None:
-    """Raise where a table would do nothing on this mesh: asked for FSDP, one should not get data parallelism."""
+    """Raise `ConfigError` if a named strategy would do nothing on this mesh.
+
+    Otherwise a user who asks for FSDP would get plain data parallelism.
+    """
     for part in (part.strip() for part in name.split("+")):
         axis = PIECES[part].axis if part in PIECES else None
         if axis is not None and axis not in mesh.axis_names:
@@ -174,7 +190,7 @@ def _has_axes(name: str, mesh: AnyMesh) -> None:
 
 
 def _remedy(given: Rules | str | None, axis: str, size: int, mesh: AnyMesh) -> str:
-    """What makes use of a mesh axis that these rules leave out."""
+    """Advice for an error message: how to use a mesh axis that no rule names."""
     part = axis if axis in PIECES else next((name for name, piece in PIECES.items() if piece.axis == axis), None)
     if isinstance(given, str) and part is not None:
         sizes = {**mesh.shape, "data": mesh.shape.get("data", 1) * size}
@@ -184,7 +200,7 @@ def _remedy(given: Rules | str | None, axis: str, size: int, mesh: AnyMesh) -> s
 
 
 def unknown(rules: Rules, axes: Sequence[str | None]) -> Iterator[str]:
-    """The logical names that neither these rules nor the default table know: most likely slips of the pen."""
+    """Yield a sentence for each logical name that is in neither these rules nor `DEFAULT`: probably a typing error."""
     known = {name for name, _ in (*rules.rows, *DEFAULT.rows)}
     for name in dict.fromkeys(axes):
         if name is not None and name not in known:

@@ -1,4 +1,9 @@
-"""The whole of sharding: a table from logical axis names to mesh axes, and thirty lines that read it."""
+"""Sharding rules: ordered tables from logical axis names to mesh axes, and the functions that read them.
+
+`assign` decides the mesh axes of each dimension of one array; nearly all of sharding is in it. `assign_largest` adds an
+axis to parameters without axis names, and `assign_beside` adds axes for moments and gradients. Their results are
+`Placed`, which `partition` turns into a `PartitionSpec`. The tables that Sapwood ships are in `rule_tables`.
+"""
 
 import itertools
 import math
@@ -15,6 +20,7 @@ from sapwood.parallel.meshes import AnyMesh
 from sapwood.parallel.pipeline.settings import Pipeline
 
 Target = str | tuple[str, ...] | None
+"""The second half of a row: a mesh axis, several, or None for "left whole"."""
 
 
 def _is_row(row: object) -> bool:
@@ -25,12 +31,12 @@ def _is_row(row: object) -> bool:
 
 
 def mesh_axes(target: Target) -> tuple[str, ...]:
-    """The mesh axes of a row's second half."""
+    """The mesh axes of a row's target, as a tuple."""
     return () if target is None else (target,) if isinstance(target, str) else tuple(target)
 
 
 def _options(rules: "Rules") -> None:
-    """A `ConfigError` for what the rules beside the tables cannot be, and would be overlooked or fail far from here."""
+    """Raise `ConfigError` if a field other than the tables has a wrong type, which would fail later or not at all."""
     beside = rules.beside if isinstance(rules.beside, list | tuple) else (rules.beside or "",)
     number = isinstance(rules.min_size, numbers.Real) and not isinstance(rules.min_size, bool)
     fits = {
@@ -46,7 +52,7 @@ def _options(rules: "Rules") -> None:
 
 
 def _once(where: str, names: Sequence[str]) -> None:
-    """A dimension is split over a mesh axis once."""
+    """Raise `ConfigError` if a mesh axis occurs twice in `names`; `where` says in which field."""
     for name in names:
         if names.count(name) > 1:
             once = tuple(dict.fromkeys(names))
@@ -57,26 +63,28 @@ def _once(where: str, names: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Rules:
-    """Two ordered tables of rows (logical axis, mesh axis): how arrays are computed, how parameters are stored.
+    """Two ordered tables of rows (logical axis, mesh axis): how arrays are computed, and how parameters are stored.
 
-    A row's second half is a mesh axis, a tuple of them, or None for "left whole". Rows are tried from the
-    top: a row gives its mesh axes to the dimension of its name if they are in the mesh, not yet used by this
-    array, and divide the dimension. The first that fits wins; later rows for the name are its fallbacks; a
-    mesh axis is used once per array.
+    The second half of a row is a mesh axis, a tuple of mesh axes, or None for "left whole". Rows are tried from the
+    top. A row gives its mesh axes to the dimension with its name if these axes are in the mesh, are not yet used by
+    this array, and divide the dimension. The first row that fits wins; later rows for the same name are fallbacks. An
+    array uses each mesh axis at most once.
 
-    `table` is for activations and parameters. `stored` continues it for parameters alone: what is sharded
-    there is kept in pieces and gathered where it is used (FSDP), so it never shards an activation.
-
-    A parameter without axis names is stored by its largest dimension that mesh axis `unannotated` divides.
-    One of fewer than `min_size` elements is left whole: sending it costs more than keeping it. (The layer
-    axis of a scanned stack does not count, so that a stack lies as its unrolled twin does.)
-
-    `beside` are mesh axes that split further what is kept beside a parameter, its moments and its running mean,
-    over the largest dimension they divide (ZeRO-1, Rajbhandari et al. 2020): the gradient is summed straight into
-    these pieces, each device updates its own, and the parameter is gathered again.
-
-    `pipeline` says how a stack of blocks runs where the mesh has the axis "stage". With `strict` a dimension that
-    does not divide, or whose mesh axis another dimension of the array took first, is an error and no warning.
+    Attributes:
+        table: rows for activations and parameters.
+        stored: rows that follow `table` for parameters only. A parameter that they split is stored in shards and
+            gathered where it is used (FSDP). They never shard an activation.
+        unannotated: the mesh axis for parameters without axis names: it splits the largest dimension that it divides.
+            None leaves them whole.
+        min_size: a parameter with fewer elements is left whole, because sending it costs more than storing it. The
+            layer axis of a scanned stack does not count, so a stack is sharded like its unrolled layers.
+        beside: mesh axes that further split what is kept beside a parameter, its moments and its running mean, along
+            the largest dimension that they divide (ZeRO-1, Rajbhandari et al. 2020). The gradient is summed directly
+            into these shards, each device updates its own shard, and the parameter is gathered again.
+        pipeline: how a stack of blocks runs if the mesh has the axis "stage".
+        strict: if True, a `ConfigError` replaces the warnings about dimensions that do not divide, unknown logical
+            names and unused mesh axes. A dimension whose mesh axis another dimension of the array took first is an
+            error, too.
 
     >>> from jax.sharding import AbstractMesh
     >>> import sapwood.parallel as parallel
@@ -92,7 +100,7 @@ class Rules:
     >>> rules = dataclasses.replace(parallel.DEFAULT, table=(("embed", "tensor"), *parallel.DEFAULT.table))
 
     Raises:
-      ConfigError: a row that is none, or that names a mesh axis twice; another field of the wrong type.
+        ConfigError: a row has a wrong form or names a mesh axis twice; or another field has a wrong type.
     """
 
     table: tuple[tuple[str, Target], ...]
@@ -121,7 +129,7 @@ class Rules:
 
     @property
     def rows(self) -> tuple[tuple[str, Target], ...]:
-        """What holds for parameters: both tables."""
+        """The rows for parameters: `table`, then `stored`."""
         return (*self.table, *self.stored)
 
     def activation(self, axes: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh) -> PartitionSpec:
@@ -129,12 +137,15 @@ class Rules:
         return partition(assign(self.table, axes, shape, mesh.shape)[0])
 
     def parameter(self, axes: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh) -> PartitionSpec:
-        """The same for a parameter that is not small."""
+        """The `PartitionSpec` of a parameter, which is taken to have at least `min_size` elements."""
         return partition(assign(self.rows, axes, shape, mesh.shape)[0])
 
 
 class Miss(NamedTuple):
-    """A dimension that a rule would shard, were it a multiple of `parts`; `dim` is None where no dimension fits."""
+    """A dimension that a rule would split over a mesh axis if its size were a multiple of `parts`.
+
+    `dim` is None if the axis may split any dimension, and none of them divides.
+    """
 
     dim: int | None
     mesh_axis: str
@@ -145,7 +156,14 @@ Placed = list[tuple[str, ...]]  # for each dimension, the mesh axes it is split 
 
 
 def assign(table, axes: Sequence[str | None], shape: Sequence[int], sizes) -> tuple[Placed, list[Miss]]:
-    """Read the table from the top: each dimension's mesh axes, and those lost to indivisibility."""
+    """Read the rows of a table from the top: the mesh axes of each dimension, and the axes that do not divide one.
+
+    Args:
+        table: the rows.
+        axes: the logical name of each dimension, or None.
+        shape: the shape of the array.
+        sizes: the size of each mesh axis, by its name.
+    """
     placed: Placed = [()] * len(shape)
     decided: set[int] = set()
     used: set[str] = set()
@@ -168,7 +186,10 @@ def assign(table, axes: Sequence[str | None], shape: Sequence[int], sizes) -> tu
 
 
 def assign_largest(axis: str | None, placed: Placed, shape: Sequence[int], sizes, skip: int) -> list[Miss]:
-    """Give `axis` to the largest dimension it divides, in place; the first `skip` dimensions stay."""
+    """Give a mesh axis to the largest dimension that it divides, after the first `skip` ones. Changes `placed`.
+
+    The result holds a `Miss` if there is no such dimension.
+    """
     if axis is None or sizes.get(axis, 1) == 1 or any(axis in names for names in placed):
         return []
     fits = [dim for dim in range(skip, len(shape)) if not placed[dim] and shape[dim] % sizes[axis] == 0]
@@ -179,8 +200,11 @@ def assign_largest(axis: str | None, placed: Placed, shape: Sequence[int], sizes
 
 
 def assign_beside(axes: Sequence[str], placed: Placed, shape: Sequence[int], sizes, skip: int) -> list[Miss]:
-    """Give all of `axes` that an array leaves unused to one dimension, in place: the largest that is whole, else the
-    largest part of one that is split. Where none divides by them all, the last ones alone: they are the fast links.
+    """Give all mesh axes among `axes` that an array does not use to one of its dimensions. Changes `placed`.
+
+    That is the largest whole dimension that they divide, else the split dimension with the largest shard. If they
+    divide none, the first axes are dropped until the rest does: the last axes have the fastest links. The result holds
+    a `Miss` for each dropped axis. The first `skip` dimensions are left out.
     """
     used = set(itertools.chain(*placed))
     free = [a for a in axes if sizes.get(a, 1) > 1 and a not in used]
@@ -195,7 +219,10 @@ def assign_beside(axes: Sequence[str], placed: Placed, shape: Sequence[int], siz
 
 
 def taken(table, axes: Sequence[str | None], placed: Placed, sizes) -> Iterator[tuple[int, int, str]]:
-    """Each dimension left whole because another has the mesh axis of its first row: both, and the axis."""
+    """Yield each dimension that is whole because other dimensions have the mesh axes of its first row.
+
+    The entries are the dimension, the other dimension, and the mesh axis.
+    """
     rows = dict(reversed(table))  # the first row of each name
     holder = {axis: dim for dim, names in enumerate(placed) for axis in names}
     for dim, name in enumerate(axes):
@@ -205,10 +232,10 @@ def taken(table, axes: Sequence[str | None], placed: Placed, sizes) -> Iterator[
 
 
 def partition(placed: Placed) -> PartitionSpec:
-    """``[("data", "fsdp"), ("tensor",), ()]`` as ``PartitionSpec(("data", "fsdp"), "tensor", None)``."""
+    """Turn ``[("data", "fsdp"), ("tensor",), ()]`` into ``PartitionSpec(("data", "fsdp"), "tensor", None)``."""
     return PartitionSpec(*(names if len(names) > 1 else names[0] if names else None for names in placed))
 
 
 def describe(mesh: AnyMesh) -> str:
-    """A mesh the way `sapwood.mesh` reads it: ``data=4,fsdp=2``."""
+    """A mesh as the text that `sapwood.mesh` reads: ``data=4,fsdp=2``."""
     return ",".join(f"{name}={size}" for name, size in mesh.shape.items())

@@ -1,4 +1,7 @@
-"""Arrays born sharded: initialisation as one compiled program whose outputs already lie where they belong."""
+"""Initialization on a mesh: the outputs of the compiled programs are already sharded.
+
+`core.init` draws the values. This file gives it the shardings, and warns of mesh axes that the model does not use.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,17 +30,24 @@ def init(
 ) -> tuple[dict, dict]:
     """`sapwood.init` on a mesh: the same values bit for bit, and no device holds a large sharded parameter whole.
 
-    Parameters below 2^20 elements (a block's, where they are of a scanned stack) are drawn whole on every device, 2^22
-    elements at a time, by the program that one device runs; each device keeps its piece. So their bits are equal
-    whatever the initialiser is. Larger ones are drawn in pieces: the random bits are the same, and for initialisers
-    that treat each element alike so are the values. What reads the whole array (orthogonal above 2^20 elements) or
-    data (`data=True`), and `init` inside a `jax.jit` of your own, may differ by a rounding.
+    Parameters with fewer than 2^20 elements (counted in one block, for a scanned stack) are drawn whole on every
+    device, 2^22 elements at a time, by the same program that one device runs. Each device keeps its shard. So their
+    bits are the same for every initializer. Larger parameters are drawn in shards. Their random bits are the same, and
+    their values too if the initializer treats each element alike. Values may differ by a rounding in three cases: the
+    initializer reads the whole array (orthogonal above 2^20 elements), it reads data (`data=True`), or `init` is called
+    inside a `jax.jit` of your own.
 
     Args:
-      f: the model, ``f(v, *xs)``.
-      key: a `jax.random.key` or an integer seed; with several processes the same one in all of them.
-      xs: example inputs; only shapes and dtypes matter, unless `data`.
-      data: run the forward pass once for data-dependent initialisers.
+        f: the model, ``f(v, *xs)``.
+        key: a `jax.random.key` or an integer seed. With several processes, it must be the same in all of them.
+        *xs: example inputs. Only their shapes and dtypes matter, unless `data` is True.
+        mesh: the mesh.
+        rules: the sharding rules: `Rules`, the name of a table, or None for `DEFAULT`.
+        policy: the precision policy, as for `sapwood.init`.
+        data: True runs the forward pass once, for data-dependent initializers.
+
+    Returns:
+        The pytrees ``(params, state)``; the state is replicated.
 
     >>> import jax, sapwood.parallel as parallel
     >>> def model(v, x):
@@ -47,8 +57,8 @@ def init(
     True
 
     Raises:
-      ConfigError: mesh and rules do not fit together.
-      DeclarationError: what `sapwood.spec` raises for a wrong declaration.
+        ConfigError: `mesh` and `rules` do not fit together (see `parallel.rule_tables.resolve`).
+        DeclarationError: a declaration is wrong, as in `sapwood.spec`.
     """
     mesh, rules = resolve(mesh, rules)
 

@@ -1,4 +1,8 @@
-"""Where parameters and state live: a `NamedSharding` for every leaf of a spec, before any array exists."""
+"""Shardings of parameters and state: a `NamedSharding` for every leaf of a spec, before any array exists.
+
+`layout` decides the sharding of one parameter, and `layout_beside` that of its moments. `_each` applies one of them to
+a pytree and collects the messages, so that parameters with the same problem share one `ShardingWarning`.
+"""
 
 import math
 import warnings
@@ -26,16 +30,22 @@ from sapwood.parallel.rules import (
 
 
 class ShardingWarning(UserWarning):
-    """An array is left whole, in part or entirely, where the rules meant to shard it."""
+    """An array, or one of its dimensions, is left whole although the rules would shard it."""
 
 
 def param_shardings(spec: Any, mesh: AnyMesh, rules: Rules | str | None = None) -> Any:
-    """A tree like `spec` with the `NamedSharding` of every parameter.
+    """A pytree like `spec` with the `NamedSharding` of every parameter.
 
-    `spec` holds `Param` (from `sapwood.spec`); arrays and `jax.ShapeDtypeStruct` count as parameters without
-    axis names. Named dimensions follow the rules. Without names the largest dimension that ``fsdp`` divides
-    is sharded. Small parameters and the layer axes of scanned stacks stay whole, and so does what does not
-    divide, with one `ShardingWarning` for all parameters of the same axes and sizes.
+    Dimensions with logical names follow the rules. In a parameter without names, the largest dimension that the mesh
+    axis ``fsdp`` divides is split (`Rules.unannotated`). Small parameters and the layer axes of scanned stacks stay
+    whole. A dimension that does not divide stays whole too, with one `ShardingWarning` for all parameters with the same
+    axes and sizes.
+
+    Args:
+        spec: a pytree of `Param` (from `sapwood.spec`), of arrays or of `jax.ShapeDtypeStruct`. The last two are
+            parameters without axis names.
+        mesh: the mesh.
+        rules: the sharding rules: `Rules`, the name of a table, or None for `DEFAULT`.
 
     >>> import jax, sapwood.parallel as parallel
     >>> from jax.sharding import AbstractMesh
@@ -47,18 +57,18 @@ def param_shardings(spec: Any, mesh: AnyMesh, rules: Rules | str | None = None) 
     ((None, 'fsdp'), (None,))
 
     Raises:
-      ConfigError: mesh and rules do not fit together (see `parallel.rules.resolve`), or `Rules.strict` and
-        something does not divide.
+        ConfigError: `mesh` and `rules` do not fit together (see `parallel.rule_tables.resolve`); or, with
+            `Rules.strict`, a dimension does not divide.
     """
     mesh, rules = resolve(mesh, rules)
     return _each(spec, mesh, rules, layout)
 
 
 def moment_shardings(spec: Any, mesh: AnyMesh, rules: Rules | str | None = None) -> Any:
-    """The same for what is kept beside the parameters: moments, running means, and gradients once they are summed.
+    """Shardings of what is kept beside the parameters: moments, running means and summed gradients.
 
-    Each lies as its parameter does, and is split further over the mesh axes in `Rules.beside` (ZeRO-1). What those do
-    not divide is whole, with a `ShardingWarning`.
+    Arguments and result are those of `param_shardings`. Each leaf is sharded like its parameter, and split further over
+    the mesh axes in `Rules.beside` (ZeRO-1). If those divide no dimension, a `ShardingWarning` says so.
 
     >>> import jax, sapwood.parallel as parallel
     >>> from jax.sharding import AbstractMesh
@@ -69,14 +79,15 @@ def moment_shardings(spec: Any, mesh: AnyMesh, rules: Rules | str | None = None)
     (None, 'data')
 
     Raises:
-      ConfigError: mesh and rules do not fit together, or `Rules.strict` and something does not divide.
+        ConfigError: `mesh` and `rules` do not fit together; or, with `Rules.strict`, a dimension does not divide.
     """
     mesh, rules = resolve(mesh, rules)
     return _each(spec, mesh, rules, layout_beside)
 
 
 def _each(spec: Any, mesh: AnyMesh, rules: Rules, layout_of: Callable) -> Any:
-    """The sharding of every leaf. What could not be as the rules mean it is a warning, or the error of strict rules."""
+    """The sharding of every leaf by `layout_of`. Each deviation from the rules is a warning, or under strict rules a
+    `ConfigError`."""
     notes: dict[str, list[str]] = {}
     what = "" if layout_of is layout else "what is kept beside "
 
@@ -102,7 +113,7 @@ def _each(spec: Any, mesh: AnyMesh, rules: Rules, layout_of: Callable) -> Any:
 
 
 def refuse(lines: Sequence[str], mesh: AnyMesh, rules: Rules) -> None:
-    """Under strict rules what would be a warning is an error."""
+    """Raise `ConfigError` with these lines if the rules are strict. Otherwise the caller warns."""
     if rules.strict and lines:
         raise ConfigError(
             f"mesh {describe(mesh)}, strict rules: {'; '.join(lines)}. Change those sizes or the mesh, add a row "
@@ -111,13 +122,13 @@ def refuse(lines: Sequence[str], mesh: AnyMesh, rules: Rules) -> None:
 
 
 def state_shardings(spec: Any, mesh: AnyMesh) -> Any:
-    """A tree like `spec` in which every leaf is whole on every device: statistics are global on any mesh."""
+    """A pytree like `spec` in which every leaf is replicated: statistics are global on every mesh."""
     whole = replicated(mesh)
     return jax.tree.map(lambda _: whole, spec)
 
 
 def replicated(mesh: AnyMesh) -> NamedSharding:
-    """The sharding of what every device holds whole: the step, the random key, metrics.
+    """The sharding of an array that every device holds whole, such as the step, the random key or a metric.
 
     >>> import sapwood.parallel as parallel
     >>> parallel.replicated(parallel.mesh("data=-1")).is_fully_replicated
@@ -127,13 +138,13 @@ def replicated(mesh: AnyMesh) -> NamedSharding:
 
 
 def layout(leaf: Any, mesh: AnyMesh, rules: Rules) -> tuple[Placed, list[Miss], tuple[str | None, ...]]:
-    """Mesh axes of each dimension of a parameter, what was lost to indivisibility, and the names read."""
+    """The mesh axes of each dimension of a parameter, the axes that do not divide one, and the logical names."""
     shape = leaf.shape
     stacked = tuple(level.axis for level in getattr(leaf, "stacked", ()))
     named = getattr(leaf, "axes", None)
     axes = tuple(named) if named is not None else stacked + (None,) * (len(shape) - len(stacked))
     if _elements(shape, axes, len(stacked), rules) < rules.min_size:
-        # What it is a stack of may still be split: a stage of a pipeline has no use for the biases of another.
+        # The dimensions of a stack may still be split: a pipeline stage does not need the biases of another stage.
         placed, missed = assign(
             rules.table, (*axes[: len(stacked)], *(None,) * (len(shape) - len(stacked))), shape, mesh.shape
         )
@@ -145,13 +156,14 @@ def layout(leaf: Any, mesh: AnyMesh, rules: Rules) -> tuple[Placed, list[Miss], 
 
 
 def _elements(shape: tuple[int, ...], axes: tuple[str | None, ...], stacked: int, rules: Rules) -> int:
-    """Elements that decide whether a parameter is small: layer axes, of which a layer has one, do not count."""
+    """The number of elements that decides whether a parameter is small. Layer axes do not count: a layer has one entry
+    of them."""
     sharded = {name for name, target in rules.rows if target is not None} - {"layers"}
     return math.prod(size for dim, size in enumerate(shape) if dim >= stacked or axes[dim] in sharded)
 
 
 def layout_beside(leaf: Any, mesh: AnyMesh, rules: Rules) -> tuple[Placed, list[Miss], tuple[str | None, ...]]:
-    """The same for what lies beside a parameter, lost by `Rules.beside` alone."""
+    """`layout` for what is kept beside a parameter. Only the axes of `Rules.beside` are reported as not dividing."""
     placed, _, axes = layout(leaf, mesh, rules)
     stacked = len(getattr(leaf, "stacked", ()))
     if _elements(leaf.shape, axes, stacked, rules) < rules.min_size:
@@ -160,7 +172,7 @@ def layout_beside(leaf: Any, mesh: AnyMesh, rules: Rules) -> tuple[Placed, list[
 
 
 def lost(missed: list[Miss], axes: Sequence, shape: Sequence[int], sizes: Mapping) -> Iterable[str]:
-    """One sentence for every mesh axis that could not be used."""
+    """Yield a sentence for each mesh axis that could not be used."""
     for dim, mesh_axis, parts in missed:
         by = f"{mesh_axis}={sizes[mesh_axis]}"
         if dim is None:
@@ -170,13 +182,13 @@ def lost(missed: list[Miss], axes: Sequence, shape: Sequence[int], sizes: Mappin
             below, above = size - size % parts, size - size % parts + parts
             near = f"{below} or {above} would divide" if below else f"{above} would divide"
             left = "left whole"
-            if parts != sizes[mesh_axis]:  # it may divide by this axis, and be split over those before it
+            if parts != sizes[mesh_axis]:  # the size may divide by this axis, not by all of the row
                 left = f"with the axes before it in its row that makes {parts} parts, so not split over {mesh_axis!r}"
             yield f"dimension {dim} ({axes[dim]!r}, size {size}) does not divide by {by}: {left}; {near}"
 
 
 def clash(rules: Rules, axes: Sequence, shape: Sequence[int], placed: Placed, sizes: Mapping) -> Iterable[str]:
-    """One sentence for every dimension whose mesh axis another dimension of the array has taken."""
+    """Yield a sentence for each dimension whose mesh axis another dimension of the array has taken."""
     for dim, other, mesh_axis in taken(rules.table, axes, placed, sizes):
         yield (
             f"the rows of {axes[other]!r} and {axes[dim]!r} ask for mesh axis {mesh_axis!r} twice: dimension {other} "

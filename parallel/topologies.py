@@ -1,4 +1,8 @@
-"""TPUs that are not here: the devices of a topology, to compile for on any machine."""
+"""TPU topologies without TPUs: the devices of a topology, for which any machine can compile.
+
+libtpu (the extra `plan`) makes the devices and compiles for them. It reads the environment variables of `ENVIRONMENT`
+when it is loaded, so they must be set when the process starts.
+"""
 
 import os
 import re
@@ -8,14 +12,14 @@ from sapwood.core.errors import ConfigError
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",  # no machine to ask what it is
+    "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to query
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another process may do the same
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other processes may load libtpu, too
 }
-"""What the environment of a process holds in which `topology` works; libtpu reads it when it is loaded."""
+"""The environment variables that a process needs for `topology`. libtpu reads them when it is loaded."""
 
-# The cloud's accelerator types, kind-number: what libtpu calls the kind, and how many of a chip the number counts. That
-# is TensorCores, two a chip, of all but v5e and v6e, whose chips have one.
+# The cloud names accelerator types kind-number. For each kind: libtpu's name of it, and how much a chip adds to the
+# number. The number counts TensorCores: two per chip, one per chip for v5e and v6e.
 KINDS = {
     "v2": ("v2", 2),
     "v3": ("v3", 2),
@@ -30,24 +34,26 @@ FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x1
 DEEP = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8",
         1024: "8x8x16", 2048: "8x16x16", 4096: "16x16x16", 6144: "16x16x24"}  # fmt: skip
 SHAPES = {"v2": FLAT, "v3": FLAT, "v5e": FLAT, "v6e": FLAT, "v4": DEEP, "v5p": DEEP, "tpu7x": DEEP}
-"""The shape that the cloud gives so many chips where nobody asks for another, by kind."""
+"""The cloud's default shape for each number of chips, by kind."""
 
 
 def topology(name: str, slices: int = 1) -> list[Any]:
-    """The devices of a TPU topology such as "v5e:4x4" (16 chips), of which none need be here.
+    """The devices of a TPU topology such as "v5e:4x4" (16 chips). The chips need not be present.
 
-    A `sapwood.mesh(..., devices=)` of them serves to lower and compile, with libtpu's own compiler, and to read what
-    the program takes: `benchmarks/tpu.py` does it for a whole training step. No array can be put on them. Call it in a
-    process of its own, started with `ENVIRONMENT`, since libtpu would look for real chips otherwise.
+    A `sapwood.mesh(..., devices=)` of these devices can be used to lower and compile a program with libtpu's compiler,
+    and to read what the program needs; `benchmarks/tpu.py` does so for a whole training step. Arrays cannot be put on
+    the devices. Call it in a separate process that is started with the variables of `ENVIRONMENT`; otherwise libtpu
+    looks for real chips.
 
     Args:
-      name: a kind and its shape in chips, "v5p:4x4x4", or what the cloud calls it, "v5p-128", which is the shape that
-        it gives where nobody asks for another. The number of such a name is of TensorCores, two a chip, but for
-        "v5litepod-16" (or "v5e-16") and "v6e-16", where it is of chips.
-      slices: how many of it, joined by the network between them.
+        name: a kind and its shape in chips, such as "v5p:4x4x4", or an accelerator type of the cloud, such as
+            "v5p-128", which means the cloud's default shape. The number in an accelerator type counts TensorCores, two
+            per chip; in "v5litepod-16" (or "v5e-16") and "v6e-16" it counts chips.
+        slices: the number of such slices, joined by the network between slices.
 
     Raises:
-      ConfigError: libtpu is not installed, the environment is not as it must be, or there is no such topology.
+        ConfigError: libtpu is not installed; a variable of `ENVIRONMENT` has another value; `slices` is no whole number
+            above 0; or there is no such topology.
 
     >>> topology("v5e:4x4")  # doctest: +SKIP
     [TPU_0(process=0,(0,0,0,0)), TPU_1(process=0,(1,0,0,0)), ...
@@ -69,7 +75,7 @@ def topology(name: str, slices: int = 1) -> list[Any]:
     if slices > 1:
         options["num_slices"] = slices
     if layout.endswith(":1x1"):
-        options["chips_per_host_bounds"] = (1, 1, 1)  # libtpu takes hosts of four chips
+        options["chips_per_host_bounds"] = (1, 1, 1)  # libtpu assumes hosts of four chips by default
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=layout, **options).devices)
     except Exception as error:
@@ -81,13 +87,13 @@ def topology(name: str, slices: int = 1) -> list[Any]:
 
 
 def shape_of(name: str) -> str:
-    """A topology as libtpu calls it, from that or from an accelerator type of the cloud.
+    """libtpu's name of a topology, from that name itself or from an accelerator type of the cloud.
 
     >>> shape_of("v5litepod-16"), shape_of("v5p-128"), shape_of("v6e:8x8")
     ('v5e:4x4', 'v5p:4x4x4', 'v6e:8x8')
 
     Raises:
-      ConfigError: an accelerator type that is none.
+        ConfigError: the name is no string, or there is no such accelerator type.
     """
     if not isinstance(name, str):
         raise ConfigError(f'topology: a name such as "v5e:4x4" or "v5litepod-16" is expected, got {name!r}')

@@ -1,8 +1,9 @@
-"""Gathers of parameters that span all three dimensions of a TPU's torus, in two steps.
+"""Two-step gathers for parameters whose gather would span all three dimensions of a TPU torus.
 
-Where the devices that gather differ in all three coordinates, XLA's compiler for TPUs (libtpu 0.0.42, v5p) makes a sum
-over zeros of each gather, and a whole sum of each scattered one: twice the bytes. Compiler options do not change that.
-Gathers within a plane stay what they are. So the axis is seen as two, and a barrier keeps the two gathers apart.
+If the devices of a gather differ in all three coordinates, XLA's compiler for TPUs (libtpu 0.0.42, v5p) replaces each
+all-gather by an all-reduce over arrays padded with zeros, and each reduce-scatter by an all-reduce: twice the bytes.
+No compiler option changes that. Gathers within a plane are not affected. So the mesh axis is split into two, each
+within a plane, and a barrier keeps XLA from merging the two gathers.
 """
 
 import functools
@@ -17,9 +18,10 @@ from sapwood.parallel.meshes import AnyMesh
 
 @functools.lru_cache(maxsize=64)
 def in_two(mesh: AnyMesh, axis: str) -> Mesh | None:
-    """The same devices with `axis` cut into two, `axis` and a new one inside it, each within a plane of the chips.
+    """The same devices with `axis` split into two mesh axes, each within a plane of the chips.
 
-    None where `axis` is within a plane as it is, where no cut helps, or where there are no such chips.
+    The second one is called ``{axis}_inside``. The result is None if `axis` is within a plane already, if no split
+    helps, if `axis` spans several slices, or if the devices are no TPU chips.
 
     >>> import sapwood as sw
     >>> in_two(sw.mesh("fsdp=-1"), "fsdp") is None
@@ -44,11 +46,11 @@ def in_two(mesh: AnyMesh, axis: str) -> Mesh | None:
 
 
 def _dimensions(groups: np.ndarray) -> int:
-    """In how many coordinates the chips of a group differ, at most."""
+    """The largest number of coordinates in which the chips of one group differ."""
     places = np.array([[d.coords for d in group] for group in groups])
     return int((np.ptp(places, axis=1) > 0).sum(-1).max())
 
 
 def apart(x: Any, sharding: Any) -> Any:
-    """x with this sharding, which XLA does not make one with the next."""
+    """Constrain x to this sharding, with a barrier so that XLA does not merge it with the next sharding."""
     return jax.lax.optimization_barrier(jax.lax.with_sharding_constraint(x, sharding))

@@ -1,4 +1,8 @@
-"""Mesh axes that a model cannot use: along them every device does the same work."""
+"""Warnings about mesh axes that a model does not use: along such an axis, every device does the same work.
+
+Axes that split parameters or the batch are in use. Only if an axis is left over, the model is traced, and the axes that
+its operations name are in use too.
+"""
 
 import itertools
 import warnings
@@ -17,7 +21,7 @@ from sapwood.parallel.rules import Rules, describe, mesh_axes
 from sapwood.parallel.shardings import ShardingWarning, refuse
 
 COLLECTIVE = ("axes", "axis_name")
-"""What operations inside a `jax.shard_map` call the mesh axes over which they add, gather or number the devices."""
+"""The parameters of collective operations that hold mesh axes: those they sum over, gather over or index."""
 
 
 def _axes(shardings: Iterable[NamedSharding]) -> set[str]:
@@ -25,20 +29,29 @@ def _axes(shardings: Iterable[NamedSharding]) -> set[str]:
 
 
 def _used_by(equation: Any) -> set[str]:
-    """The mesh axes over which an operation splits something: a constraint, a `jax.shard_map`, a jitted function with
-    shardings, whoever wrote it."""
+    """The mesh axes that an operation names: a sharding constraint, a `jax.shard_map`, a collective, or a jitted
+    function with shardings. It may be the user's or Sapwood's."""
     found = jax.tree.leaves(list(equation.params.values()))
     specs = [x.spec if isinstance(x, NamedSharding) else x for x in found]
     dims = [tuple(spec) for spec in specs if isinstance(spec, PartitionSpec)]
     named = jax.tree.leaves([dims, [equation.params.get(key) for key in COLLECTIVE]])
-    return {x for x in named if isinstance(x, str)}  # a dimension may be UNCONSTRAINED, a collective one of a vmap
+    return {x for x in named if isinstance(x, str)}  # others are UNCONSTRAINED dimensions, vmap's axes
 
 
 def wasted(
     f: Callable, *xs: Any, mesh: AnyMesh, rules: Rules, shardings: Iterable[NamedSharding], policy: Any = None
 ) -> tuple[str, ...]:
-    """The mesh axes over which ``f(v, *xs)`` in a training run splits nothing: no array of these shardings (parameters
-    and batch), and no activation. Nothing is computed; only where the shardings leave an axis out is the model traced.
+    """The mesh axes over which ``f(v, *xs)`` splits nothing in a training run: no parameter, no batch, no activation.
+
+    Nothing is computed. The model is traced only if the shardings leave out an axis.
+
+    Args:
+        f: the model or objective.
+        *xs: its example inputs.
+        mesh: the mesh; axes of size 1 are never wasted.
+        rules: the sharding rules of activations.
+        shardings: the shardings of the parameters and of the batch.
+        policy: the precision policy, as for `sapwood.init`.
 
     >>> import jax, jax.numpy as jnp, sapwood as sw
     >>> from sapwood import layers as L
@@ -49,7 +62,7 @@ def wasted(
     left = {axis for axis, size in mesh.shape.items() if size > 1} - _axes(shardings)
     if left:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ShardingWarning)  # the run itself gives them
+            warnings.simplefilter("ignore", ShardingWarning)  # the run itself gives these warnings
             place = Placement(mesh, rules)
             traced = trace(f, xs, Recorder(), train=True, policy=policy, place=place, by=_jaxpr)
         left -= {axis for equation in equations(traced.jaxpr) for axis in _used_by(equation)}
@@ -57,8 +70,10 @@ def wasted(
 
 
 def warn_of_wasted(f: Callable, *xs: Any, mesh: AnyMesh, rules: Rules, **options: Any) -> None:
-    """A `ShardingWarning` for each axis that is `wasted`, which says what would use it; a `ConfigError` under strict
-    rules."""
+    """Warn of each axis that is `wasted`, and say what would use it. The arguments are those of `wasted`.
+
+    The warning is a `ShardingWarning`; under strict rules it is a `ConfigError`.
+    """
     for axis in wasted(f, *xs, mesh=mesh, rules=rules, **options):
         size = mesh.shape[axis]
         logical = dict.fromkeys(name for name, target in rules.rows if axis in mesh_axes(target))

@@ -1,1 +1,1 @@
-"""Pipelines: their settings, the timetable of stages and micro-batches, and the engine that runs it."""
+"""Pipeline parallelism: settings, timetables of stages and micro-batches, and the engine that runs a timetable."""

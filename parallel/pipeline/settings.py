@@ -1,4 +1,7 @@
-"""Pipelines: a stack of equal blocks cut into stages, through which micro-batches flow."""
+"""Pipeline settings: how a stack of equal blocks is cut into stages, and a batch into micro-batches.
+
+`layers.compose.scan_pipeline` reads them from `Rules.pipeline`.
+"""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,33 +14,34 @@ Schedule = Literal["gpipe", "interleaved", "1f1b"]
 
 @dataclass(frozen=True)
 class Pipeline:
-    """How the stacks of blocks (`L.Scan`) run where a mesh has the axis "stage": `Rules.pipeline`.
+    """How stacks of blocks (`L.Scan`) run if the mesh has the axis "stage". It is the field `Rules.pipeline`.
 
     Attributes:
-        microbatches: how many parts a batch is cut into, which follow one another: a multiple of the stages. None is
-            the most that divide the batch, four for each stage at most.
+        microbatches: the number of micro-batches that a batch is cut into, a multiple of the number of stages. None is
+            the largest number that divides the batch, at most four for each stage.
         schedule: "gpipe" (Huang et al. 2019), "interleaved" (Narayanan et al. 2021) or "1f1b" (Narayanan et al. 2019).
-        rounds: pieces of the stack on each device where the schedule is "interleaved".
+        rounds: the number of pieces of the stack on each device, for the schedule "interleaved" only.
 
-    With S stages and M micro-batches,
+    With S stages, M micro-batches and R rounds,
 
-    - "gpipe" idles for (S - 1) / (M + S - 1) of the time. A stage keeps what the gradient needs of all micro-batches:
-      `Scan(remat=)` makes that little.
-    - "interleaved" idles for (S - 1) / (R M + S - 1), in R rounds: stage s has pieces s, S + s, 2 S + s, ... of the
-      stack. But a stage stores pieces that follow one another (a tree of parameters is in order, whatever the mesh),
-      so each step first sends most of its parameters, up to (S - 1) / S, to the stages that use them, and as much of
-      their gradients back. It pays where work is long beside that.
-    - "1f1b" keeps the inputs of 2 S - 1 micro-batches at most, whatever M is, and what the gradient needs of one. As a
-      stack does not know the loss, its backward pass runs forward again beside: it takes M + 2 (S - 1) ticks, and a
-      quarter more work than "gpipe" with `remat="full"`.
+    - "gpipe" idles for (S - 1) / (M + S - 1) of the time. A stage stores the residuals of all micro-batches for the
+      gradient; `Scan(remat=)` makes them small.
+    - "interleaved" idles for (S - 1) / (R M + S - 1) of the time. Stage s runs the pieces s, S + s, 2 S + s, ... of the
+      stack. But a stage stores consecutive pieces, because the order of a parameter's blocks does not depend on the
+      mesh. So each step first sends up to (S - 1) / S of the parameters to the stages that use them, and as much of
+      their gradients back. It pays if computation takes long compared with that.
+    - "1f1b" stores the inputs of at most 2 S - 1 micro-batches, for every M, and the residuals of one. A stack does not
+      know the loss, so its backward pass runs the forward pass again at the same time: it takes M + 2 (S - 1) ticks,
+      and a quarter more work than "gpipe" with `remat="full"`.
 
-    Whatever the schedule, what "fsdp" stores in pieces is gathered for each micro-batch, and the gradient of each is
-    summed over the shards of the batch: few large micro-batches send less than many small ones.
+    With every schedule, parameters that "fsdp" stores in shards are gathered for each micro-batch, and the gradient of
+    each micro-batch is summed over the shards of the batch. So few large micro-batches send less than many small ones.
 
     >>> Pipeline(microbatches=8, schedule="interleaved")
     Pipeline(microbatches=8, schedule='interleaved', rounds=2)
 
-    Raises `ConfigError` for a schedule that is none, and for numbers below 1.
+    Raises:
+        ConfigError: there is no such schedule, or a number is not a whole number above 0.
     """
 
     microbatches: int | None = None

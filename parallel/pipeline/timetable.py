@@ -1,6 +1,7 @@
 """Pipeline schedules as data: which stage runs which micro-batch of which round at which tick.
 
-What runs is read from these tables (`stages`), so a bubble counted here is the bubble there is.
+`forward` makes the schedules "gpipe" and "interleaved", and `forward_backward` makes "1f1b". The engine runs what these
+tables say, so a bubble counted here is the bubble of the program.
 """
 
 from dataclasses import dataclass
@@ -11,17 +12,18 @@ import numpy as np
 from sapwood.core.errors import ConfigError
 
 IDLE = -1
+"""The entry of a table where a stage has nothing to do."""
 
 
 @dataclass(frozen=True)
 class Timetable:
-    """What each stage does at each tick: `forward(...)` and `forward_backward(...)` make one.
+    """What each stage does at each tick. `forward(...)` and `forward_backward(...)` make one.
 
     Attributes:
-        microbatch: the micro-batch `(ticks, stages)` whose forward pass a stage runs, -1 where it has none.
-        round: the round `(ticks, stages)` that pass belongs to: which of its pieces of the stack a stage runs.
-        backward: the micro-batch `(ticks, stages)` whose backward pass a stage runs in the same tick; None where the
-            backward pass is the forward pass run backwards, which has the same bubble.
+        microbatch: `(ticks, stages)`, the micro-batch whose forward pass a stage runs; -1 if it runs none.
+        round: `(ticks, stages)`, the round of that pass: which of its pieces of the stack the stage runs.
+        backward: `(ticks, stages)`, the micro-batch whose backward pass a stage runs in the same tick; -1 if it runs
+            none. None if the backward pass is the forward pass in reverse, which has the same bubble.
     """
 
     microbatch: np.ndarray
@@ -30,37 +32,41 @@ class Timetable:
 
     @property
     def ticks(self) -> int:
-        """How long it takes."""
+        """Number of ticks."""
         return len(self.microbatch)
 
     @property
     def stages(self) -> int:
-        """How many stages it is for."""
+        """Number of stages."""
         return self.microbatch.shape[1]
 
     @cached_property
     def bubble(self) -> float:
-        """The share of all slots, stages x ticks, in which a stage has nothing to do."""
+        """The fraction of all slots, stages x ticks, in which a stage has nothing to do."""
         tables = [self.microbatch] if self.backward is None else [self.microbatch, self.backward]
         return float(np.mean([table == IDLE for table in tables]))
 
     def entering(self) -> np.ndarray:
-        """For each tick the micro-batch whose way through the stack begins, at the first stage; -1 where none does."""
+        """`(ticks,)`: the micro-batch that enters the first stage, in its first round; -1 if none does."""
         return np.where(self.round[:, 0] == 0, self.microbatch[:, 0], IDLE)
 
     def leaving(self) -> np.ndarray:
-        """For each tick the micro-batch whose way through the stack ends, at the last stage; -1 where none does."""
+        """`(ticks,)`: the micro-batch that leaves the last stage, after its last round; -1 if none does."""
         return np.where(self.round[:, -1] == self.round.max(), self.microbatch[:, -1], IDLE)
 
     def when(self) -> np.ndarray:
-        """The tick `(stages, rounds, micro-batches)` of each piece of work."""
+        """`(stages, rounds, micro-batches)`: the tick of each forward pass."""
         found = np.full((self.stages, self.round.max() + 1, self.microbatch.max() + 1), IDLE)
         for tick, stage in np.argwhere(self.microbatch != IDLE):
             found[stage, self.round[tick, stage], self.microbatch[tick, stage]] = tick
         return found
 
     def __str__(self) -> str:
-        """A line for each stage, a column for each tick: the micro-batch, and with several rounds a letter for each."""
+        """A line for each stage and a column for each tick.
+
+        An entry is the micro-batch; with several rounds, a letter for the round; after "|" the micro-batch of the
+        backward pass. "." is an idle slot.
+        """
         several = self.round.max() > 0
         lines = []
         for stage in range(self.stages):
@@ -77,11 +83,11 @@ class Timetable:
 
 
 def forward(stages: int, microbatches: int, rounds: int = 1) -> Timetable:
-    """The forward pass: a stage works on what the stage before it worked on a tick ago.
+    """The forward pass: a stage works on the micro-batch that the previous stage had one tick earlier.
 
-    With one round it is GPipe (Huang et al. 2019, arXiv:1811.06965), with more it is interleaved (Narayanan et al.
-    2021, arXiv:2104.04473): each stage has `rounds` pieces of the stack, and `stages` micro-batches at a time go round
-    all stages `rounds` times, without ever waiting. The bubble is (stages - 1) / (rounds x microbatches + stages - 1).
+    With one round it is GPipe (Huang et al. 2019, arXiv:1811.06965). With more it is interleaved (Narayanan et al.
+    2021, arXiv:2104.04473): each stage has `rounds` pieces of the stack, and groups of `stages` micro-batches go
+    through all stages `rounds` times without waiting. The bubble is (stages - 1) / (rounds x microbatches + stages - 1).
 
     >>> print(forward(stages=2, microbatches=4))
     stage 0  0  1  2  3  .
@@ -92,7 +98,8 @@ def forward(stages: int, microbatches: int, rounds: int = 1) -> Timetable:
     >>> forward(2, 4).bubble == 1 / 5
     True
 
-    Raises `ConfigError` for several rounds of micro-batches that are no multiple of the stages.
+    Raises:
+        ConfigError: there are several rounds, and `microbatches` is no multiple of `stages`.
     """
     if rounds > 1 and microbatches % stages:
         below = microbatches - microbatches % stages
@@ -111,11 +118,11 @@ def forward(stages: int, microbatches: int, rounds: int = 1) -> Timetable:
 
 
 def forward_backward(stages: int, microbatches: int) -> Timetable:
-    """One forward, one backward: the last stage starts on a micro-batch's backward pass as soon as it has it.
+    """One forward, one backward (1f1b): the last stage runs both passes of a micro-batch in the same tick.
 
-    At most 2 x stages - 1 micro-batches are between their two passes, however many there are (`in_flight`), which is
-    what PipeDream-flush (Narayanan et al. 2021, arXiv:2006.09503) is for. A tick has room for a forward and a backward
-    pass, so the bubble is 2 (stages - 1) / (microbatches + 2 (stages - 1)).
+    At most 2 x stages - 1 micro-batches are between their two passes, for every number of micro-batches (`in_flight`).
+    That is the purpose of PipeDream-flush (Narayanan et al. 2021, arXiv:2006.09503). A tick has room for a forward and
+    a backward pass, so the bubble is 2 (stages - 1) / (microbatches + 2 (stages - 1)).
 
     >>> print(forward_backward(stages=2, microbatches=3))
     stage 0  0|.  1|.  2|0  .|1  .|2
@@ -128,7 +135,7 @@ def forward_backward(stages: int, microbatches: int) -> Timetable:
 
 
 def in_flight(table: Timetable) -> int:
-    """The most micro-batches any stage holds between their forward and their backward pass.
+    """The largest number of micro-batches that a stage holds between their forward and their backward pass.
 
     >>> in_flight(forward_backward(stages=4, microbatches=100)), in_flight(forward(stages=4, microbatches=100))
     (7, 100)
