@@ -1,4 +1,4 @@
 """How programs run on this host: compiler options, the compile cache, malloc, lines on a terminal, several processes.
 
-Nothing here knows a model. Its files are imported by name.
+Nothing here depends on models or training. Import its files by name: the package itself exports nothing.
 """

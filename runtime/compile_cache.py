@@ -1,9 +1,9 @@
-"""Compiled programs kept on disk, so that a run that starts again need not compile again: JAX's persistent cache.
+"""JAX's persistent cache of compiled programs, so that a run that starts again does not compile again.
 
-JAX's cache is a global setting. Here it is set within a block and put back after it, and nowhere else. Of blocks in
-several threads the last one to begin is in force, and the last one to end puts back what was before them all. Entries
-hold machine code, so processors of different kinds that share a home directory have a directory each, and each entry
-has a digest (`cache_entries`).
+The cache is a global setting of JAX. Only `compile_cache` sets it, for a ``with`` block, and restores it afterwards. If
+blocks of several threads overlap, the settings of the last one to begin are in force, and the last one to end restores
+the settings from before all of them. Entries hold machine code, so each kind of processor has a directory of its own.
+Each entry has a digest (`compile_cache_entries`).
 """
 
 import contextlib
@@ -21,25 +21,28 @@ from sapwood.core.errors import ConfigError
 from sapwood.runtime import compile_cache_entries
 
 ROOM = 2 << 30
-"""Bytes of entries that stay; the oldest go first."""
+"""Bytes of entries that are kept. The oldest entries are removed first."""
 
 _DIRECTORY = "jax_compilation_cache_dir"
 
 _MAKE = "make"
-"""Beside JAX's settings: what makes its caches."""
+"""Key of the function that makes JAX's caches, among JAX's settings."""
 
 _settings = threading.Lock()
-"""Held while JAX's settings change, and while `unwritten` has changed one."""
+"""Lock that is held while JAX's settings change, and for the whole block of `unwritten`."""
 
 _blocks: list[dict[str, Any]] = []
-"""The settings of the blocks that have begun and not ended, of all threads."""
+"""The settings of all active `compile_cache` blocks, of all threads, in the order in which they began."""
 
 _outside: dict[str, Any] = {}
-"""The settings before the first of these."""
+"""The settings before the first active block."""
 
 
 def default_directory() -> Path:
-    """``$SAPWOOD_CACHE/xla``, else ``sapwood/xla`` in the user's cache directory; therein one for this processor."""
+    """The default cache directory, with a subdirectory for this kind of processor.
+
+    It is in ``$SAPWOOD_CACHE/xla``, or if that variable is not set, in ``sapwood/xla`` of the user's cache directory.
+    """
     root = os.environ.get("SAPWOOD_CACHE")
     if not root:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sapwood"
@@ -47,7 +50,7 @@ def default_directory() -> Path:
 
 
 def _processor() -> str:
-    """A name for what machine code may use here."""
+    """A name for this kind of processor: its architecture and a hash of its features."""
     features = platform.processor()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -57,12 +60,15 @@ def _processor() -> str:
 
 @contextlib.contextmanager
 def compile_cache(where: Any = True) -> Iterator[Path | None]:
-    """Keep what is compiled within the block in a directory, and take from there what is in it.
+    """Within the block, store compiled programs in a directory and load programs that are there already.
 
-    ``where`` is the directory; True is `default_directory`, unless JAX's own setting (``jax_compilation_cache_dir``)
-    names one; None and False change nothing. Yields the directory, None where there is none. Programs are the same
-    bits from the cache. The end of the block waits for a program that is being compiled beside a run
-    (`compiling.Relay`). Raises `ConfigError` where a directory that is named cannot be made.
+    ``where`` is the directory. True means `default_directory`, unless JAX's own setting (``jax_compilation_cache_dir``)
+    names one. None and False change nothing. The block gets the directory, or None if Sapwood sets no cache. A program
+    from the cache has the same bits as one that is compiled. The end of the block waits for a program that a thread is
+    compiling (`compile_options.Relay`).
+
+    Raises:
+        ConfigError: `where` has a wrong type, or names a directory that cannot be made.
 
     >>> import tempfile
     >>> with compile_cache(tempfile.mkdtemp()) as directory:
@@ -72,14 +78,14 @@ def compile_cache(where: Any = True) -> Iterator[Path | None]:
     True
     """
     chosen, make = _directory(where), compile_cache_entries.maker()
-    if chosen is None or make is None:  # without a digest of each entry there is no cache
+    if chosen is None or make is None:  # if entries cannot have digests, no cache is used
         yield None
         return
     settings = {
         _DIRECTORY: str(chosen),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,  # a start compiles many small programs
+        "jax_persistent_cache_min_compile_time_secs": 0.0,  # cache all programs: a start compiles many small ones
         "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_persistent_cache_enable_xla_caches": "none",  # files of XLA's own beside the entries, which nothing checks
+        "jax_persistent_cache_enable_xla_caches": "none",  # XLA's own cache files have no digest
         _MAKE: make,
     }
     with _settings:
@@ -98,7 +104,7 @@ def compile_cache(where: Any = True) -> Iterator[Path | None]:
 
 
 def active() -> bool:
-    """Whether JAX keeps compiled programs on disk now.
+    """True if JAX's persistent cache is on now.
 
     >>> import tempfile
     >>> with compile_cache(tempfile.mkdtemp()):
@@ -110,9 +116,9 @@ def active() -> bool:
 
 @contextlib.contextmanager
 def unwritten() -> Iterator[None]:
-    """Write nothing of what is compiled within the block, in any thread, to disk; what is there is taken from there.
+    """Within the block, no thread writes a compiled program to disk. Programs are still loaded from there.
 
-    For a thread: the end of a `compile_cache` waits for it.
+    It is for a thread that compiles during a run. The end of a `compile_cache` block waits for this block.
     """
     name = "jax_persistent_cache_min_compile_time_secs"
     with _settings:
@@ -125,6 +131,7 @@ def unwritten() -> Iterator[None]:
 
 
 def _directory(where: Any) -> Path | None:
+    """The directory for `where`, which is created; None if no cache is to be set or the default cannot be made."""
     if where is None or where is False or (where is True and getattr(jax.config, _DIRECTORY)):
         return None
     if where is not True and not isinstance(where, (str, os.PathLike)):
@@ -151,7 +158,7 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def _tidy(directory: Path) -> None:
-    """Remove the oldest entries beyond `ROOM`, and what killed processes left half-written."""
+    """Remove the oldest entries beyond `ROOM` bytes, and partly written files of killed processes."""
     with contextlib.suppress(OSError):
         found = sorted(((path.stat(), path) for path in _entries(directory)), key=lambda x: -x[0].st_mtime_ns)
         total = 0

@@ -1,10 +1,10 @@
-"""Entries of JAX's cache of compiled programs with a digest behind each, so that no damaged one is ever run.
+"""Entries of JAX's persistent cache with a digest at their end, so that no damaged program is ever run.
 
-JAX takes what is in a file for a program: zlib sees most damage, zstandard, where that is installed, sees none. Of 44
-runs with one bit flipped in a cached program 8 crashed and 1 ended with other numbers. Here an entry is JAX's own,
-followed by the SHA-256 of its key and its bytes in a frame that both ignore, so that JAX reads the same directory
-without this. What is no such entry, or another program's, is removed, and compiled and written anew; a file appears
-whole or not at all.
+JAX does not check the files of its cache. zlib detects most damage; zstandard, if it is installed, detects none. Of 44
+runs with one flipped bit in a cached program, 8 crashed and 1 ended with other numbers. Here an entry is JAX's own
+entry, followed by the SHA-256 of its key and its bytes. The digest is in a frame that zlib and zstandard ignore, so JAX
+can read the same directory without this file. An entry with a wrong digest or key is removed; its program is compiled
+and written again. Files are replaced atomically, so a file is whole or does not exist.
 """
 
 import contextlib
@@ -19,20 +19,20 @@ from pathlib import Path
 from typing import Any
 
 Maker = Callable[[str], Any]
-"""From a directory to JAX's cache there, and the directory."""
+"""A function from a directory to the pair (cache, directory), like JAX's ``get_file_cache``."""
 
 PART = ".part"
-"""What the names of files end with that are being written."""
+"""Suffix of files that are being written."""
 
 STALE_SECONDS = 3600
-"""After so long a file that was being written is one that a killed process left."""
+"""Seconds after which a file with the suffix `PART` counts as left by a killed process."""
 
-_FRAME = struct.pack("<II", 0x184D2A50, hashlib.sha256().digest_size)  # of zstandard's format: to be skipped
+_FRAME = struct.pack("<II", 0x184D2A50, hashlib.sha256().digest_size)  # a skippable frame of zstandard's format
 _LENGTH = len(_FRAME) + hashlib.sha256().digest_size
 
 
 def sealed(key: str, program: bytes) -> bytes:
-    """The entry of a program: what JAX writes, and behind it the digest.
+    """The entry of a program: the bytes that JAX writes, followed by the digest.
 
     >>> opened("a", sealed("a", b"program")), opened("b", sealed("a", b"program")), opened("a", b"program")
     (b'program', None, None)
@@ -41,13 +41,13 @@ def sealed(key: str, program: bytes) -> bytes:
 
 
 def opened(key: str, entry: bytes) -> bytes | None:
-    """What was sealed under this key; None where the entry is anything else."""
+    """The program of an entry that `sealed` made with this key; None for any other entry."""
     program, frame = entry[:-_LENGTH], entry[-_LENGTH:]
     return program if frame == _FRAME + _digest(key, program) else None
 
 
 def plain(key: str, entry: bytes) -> bytes | None:
-    """`opened`, or an entry that JAX has written without this, if zlib's own checksum holds."""
+    """Like `opened`, but it also accepts an entry of JAX without a digest if zlib's checksum holds."""
     program = opened(key, entry)
     if program is None and _FRAME not in entry:
         with contextlib.suppress(zlib.error):
@@ -61,7 +61,10 @@ def _digest(key: str, program: bytes) -> bytes:
 
 
 def maker(read: Callable[[str, bytes], bytes | None] = opened) -> Maker | None:
-    """What makes caches of files whose entries are sealed, for `use`. None where JAX makes its caches in other ways."""
+    """A function for `use` that makes caches with sealed entries. None if this version of JAX makes caches otherwise.
+
+    `read` gets a key and an entry, and returns the program or None: `opened` or `plain`.
+    """
     try:
         from jax._src.compilation_cache_interface import CacheInterface
     except ImportError:
@@ -71,7 +74,7 @@ def maker(read: Callable[[str, bytes], bytes | None] = opened) -> Maker | None:
     jaxs = getattr(now, "jaxs", now)
 
     class Checked(CacheInterface):
-        """JAX's cache of files, which knows neither of damage nor of a writer that is killed."""
+        """JAX's file cache, with checked entries and atomic writes."""
 
         def __init__(self, directory: str):
             self._path: Any = Path(directory)
@@ -80,7 +83,7 @@ def maker(read: Callable[[str, bytes], bytes | None] = opened) -> Maker | None:
         def get(self, key: str) -> bytes | None:
             try:
                 entry = self._inner.get(key)
-            except OSError:  # removed between two looks, by another process; or it cannot be read
+            except OSError:  # another process has removed it, or it cannot be read
                 return None
             program = None if entry is None else read(key, entry)
             if entry is not None and program is None:
@@ -88,7 +91,7 @@ def maker(read: Callable[[str, bytes], bytes | None] = opened) -> Maker | None:
             return program
 
         def put(self, key: str, value: bytes) -> None:
-            if getattr(self._inner, "eviction_enabled", True):  # which has files of its own
+            if getattr(self._inner, "eviction_enabled", True):  # eviction keeps files beside the entries
                 self._inner.put(key, sealed(key, value))
             elif not self._file(key).exists():
                 _write(self._file(key), sealed(key, value))
@@ -104,7 +107,7 @@ def maker(read: Callable[[str, bytes], bytes | None] = opened) -> Maker | None:
 
 
 def current() -> Maker | None:
-    """What makes JAX's caches now."""
+    """The function that makes JAX's caches now; None if this version of JAX has no such function."""
     try:
         from jax._src import compilation_cache
     except ImportError:
@@ -113,14 +116,15 @@ def current() -> Maker | None:
 
 
 def use(make: Maker) -> None:
-    """Let this make JAX's caches from now on; the one that is there is made anew."""
+    """Let JAX make its caches by this function from now on. The present cache is made again."""
     from jax._src import compilation_cache
 
     compilation_cache.get_file_cache = make
-    compilation_cache.reset_cache()  # JAX makes one at its first compilation, and keeps it
+    compilation_cache.reset_cache()  # otherwise JAX keeps the one of its first compilation
 
 
 def _write(file: Path, entry: bytes) -> None:
+    """Write a file atomically: under another name first, then renamed."""
     part = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}{PART}")
     try:
         part.write_bytes(entry)
@@ -130,7 +134,7 @@ def _write(file: Path, entry: bytes) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Remove what killed processes left half-written."""
+    """Remove partly written files of killed processes."""
     for part in directory.glob(f"*{PART}"):
         with contextlib.suppress(OSError):
             if time.time() - part.stat().st_mtime > STALE_SECONDS:

@@ -1,4 +1,8 @@
-"""How programs are compiled: on a CPU with what XLA has no good default for. Elsewhere XLA knows best."""
+"""Compiler options for programs, and how training steps are compiled.
+
+On a CPU, a few of XLA's defaults are slow; the options here replace them. On other platforms there are no options but
+the user's. `compiled` also makes a step on a CPU keep its memory between runs (see `runtime.malloc`).
+"""
 
 import functools
 import os
@@ -15,24 +19,28 @@ from sapwood.runtime import compile_cache, malloc
 OWN_CONVOLUTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 }
-"""XLA's defaults but one: it hands convolutions to a library that takes one thread for each, where its own take all.
+"""XLA's default without one item: convolutions go to XLA's own code, not to a library.
 
-A training step of ResNet-20 takes 0.77 of the time on two cores, and as long as before on one (jaxlib 0.10.2). A
-convolution whose values are summed at once and not used otherwise still goes there, with the sum.
+The library uses one thread for each convolution, XLA's own code uses all threads. A training step of ResNet-20 takes
+0.77 of the time on two cores, and the same time on one (jaxlib 0.10.2). A convolution whose values are only summed, and
+at once, still goes to the library together with the sum.
 """
 
 LESS_OF_LLVM = {"xla_backend_optimization_level": 1}
-"""Compiling takes 0.8 of the time (jaxlib 0.10.2), and a step as long as before, for XLA itself vectorises.
+"""Less optimization by LLVM. Compiling takes 0.8 of the time (jaxlib 0.10.2).
 
-At level 0 a step takes twice as long, which pays only for what runs once (`core.init.quick`).
+A step takes the same time as before, because XLA itself vectorizes. At level 0 a step takes twice as long, which pays
+only for programs that run once (`core.init.quick`).
 """
 
 AFTER = 20.0
-"""Seconds a run has to last before anything is compiled anew for what is left of it."""
+"""Seconds that a run lasts before `Relay` compiles a faster program for the rest of it."""
 
 
 def options(platform: str, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The ``compiler_options`` of a program for a platform; ``XLA_FLAGS`` go before them, ``own`` before all.
+    """The ``compiler_options`` for programs on a platform such as "cpu".
+
+    ``own`` are the user's options, which override all others. The variable ``XLA_FLAGS`` overrides Sapwood's options.
 
     >>> options("tpu"), options("tpu", {"xla_tpu_enable_async_all_to_all": True})
     ({}, {'xla_tpu_enable_async_all_to_all': True})
@@ -41,7 +49,11 @@ def options(platform: str, own: Mapping[str, Any] | None = None) -> dict[str, An
 
 
 def check(own: Any) -> dict[str, Any]:
-    """`Trainer(compiler_options=)` as a dict of its own; a `ConfigError` for what is none. XLA knows which exist."""
+    """Check `Trainer(compiler_options=)`, and return a copy as a dict. XLA itself checks which options exist.
+
+    Raises:
+        ConfigError: it is no mapping from names to numbers, booleans or strings, or a name starts with a dash.
+    """
     if own is None:
         return {}
     if not isinstance(own, Mapping) or not all(isinstance(name, str) for name in own):
@@ -60,11 +72,18 @@ def check(own: Any) -> dict[str, Any]:
 
 
 def compiled(traced: Any, platform: str, own: Mapping[str, Any] | None = None) -> Any:
-    """``traced.lower().compile()`` with these options, and on a CPU such that malloc keeps the program's temporaries,
-    where `host_memory` lets it. Where a cache keeps programs that is so for large ones after `AFTER` seconds only, and
-    on several processes not at all.
+    """``traced.lower().compile()`` with the options of `options`, for a program that runs many times.
 
-    It is for a program that runs again and again: `fit` compiles its steps so. In a loop of your own:
+    On a CPU, it also makes malloc keep the program's temporaries between runs, if `runtime.malloc` allows that. If a
+    compile cache is active, this comes only after `AFTER` seconds for programs with large temporaries (`Relay`), and
+    not at all for these on several processes.
+
+    Args:
+        traced: a traced function, from ``jax.jit(f).trace(...)``.
+        platform: the platform to compile for, such as "cpu".
+        own: the user's compiler options.
+
+    `fit` compiles its steps with it. In a loop of your own:
 
     >>> import jax, jax.numpy as jnp
     >>> step = jax.jit(lambda x: (x + 1, x.sum()), donate_argnums=0)      # trainer.step
@@ -89,7 +108,7 @@ def compiled(traced: Any, platform: str, own: Mapping[str, Any] | None = None) -
 
 
 def _in_pieces(lowered: Any, jaxpr: Any, own: Mapping[str, Any] | None) -> Any:
-    """The program compiled such that it takes its memory in pieces; None where malloc would not keep them."""
+    """The program, compiled so that it allocates its memory in pieces; None if malloc would not keep these."""
     pieces = _allowed(malloc.pieces(jaxpr))
     if not pieces:
         return None
@@ -98,10 +117,11 @@ def _in_pieces(lowered: Any, jaxpr: Any, own: Mapping[str, Any] | None) -> Any:
 
 
 class Relay:
-    """A program that a cache keeps, which hands over to one that takes its memory in pieces: the same bits, faster.
+    """A cached program that a faster one replaces during the run; both compute the same bits.
 
-    XLA cannot write the second one to disk. So the first one runs, at once where the cache has it, and a run that lasts
-    longer than `AFTER` compiles the second one in a thread, as ``successor()``, and goes on with it.
+    The faster program allocates its memory in pieces (`runtime.malloc`), and XLA cannot write it to disk. So the cached
+    program runs first. A run that lasts longer than `AFTER` seconds compiles the faster one in a thread, by
+    ``successor()``, and continues with it. If that fails, the first program stays.
     """
 
     def __init__(self, program: Any, successor: Callable[[], Any]):
@@ -130,12 +150,13 @@ class Relay:
 
 
 def _beside(make: Any) -> Any:
+    """Call `make` in a thread of `Relay`. Its program is not written to the cache."""
     with compile_cache.unwritten():
         return make()
 
 
 def _allowed(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that this XLA knows and the user has not set."""
+    """The options that this version of XLA knows and that ``XLA_FLAGS`` does not set."""
     flags = os.environ.get("XLA_FLAGS", "")
     return {name: value for name, value in options.items() if name not in flags and _known(name, value)}
 
@@ -144,6 +165,6 @@ def _allowed(options: dict[str, Any]) -> dict[str, Any]:
 def _known(name: str, value: Any) -> bool:
     try:
         jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
-    except jax.errors.JaxRuntimeError:  # "No such compile option": XLA drops what was an experiment
+    except jax.errors.JaxRuntimeError:  # "No such compile option": XLA removes experimental options
         return False
     return True

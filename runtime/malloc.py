@@ -1,11 +1,11 @@
-"""Host memory between steps, for training on a CPU: what one step frees, the next one takes again.
+"""Host memory for training on a CPU: a step reuses the memory that the previous step freed.
 
-XLA asks malloc for the temporaries of a step in one piece and gives them back at its end. The GNU C library hands a
-piece of that size to the kernel every time, which takes it apart and zeroes it again, page by page: a third of the step
-of a small convolutional net, a quarter of a small transformer's. So a program that trains on a CPU is compiled to ask
-for pieces that a heap of malloc's holds, and malloc is told to keep what is freed.
+XLA allocates the temporaries of a step as one piece and frees it at the end of the step. The GNU C library returns a
+piece of that size to the kernel every time, and the kernel unmaps and zeroes it page by page. That takes a third of the
+step of a small convolutional net, and a quarter of the step of a small transformer. So programs that train on a CPU are
+compiled to allocate pieces that fit into a heap of malloc (`pieces`), and malloc is told to keep freed memory (`keep`).
 
-Each thread has a heap of its own, so threads do not wait for each other, which a step of 0.1 ms would notice.
+Each thread has a heap of its own, so threads do not wait for each other. A step of 0.1 ms would be slowed by that.
 """
 
 import contextlib
@@ -20,26 +20,27 @@ import jax
 from sapwood.core.jaxpr import equations
 
 HEAP = 2**26
-"""Bytes of a heap of a thread, and of all the values that can lie in it."""
+"""Bytes of a thread's heap in malloc: the limit for all values in it together."""
 
 LARGEST = int(0.9 * HEAP)
-"""Bytes of the largest value, or of all temporaries in one, for which a heap of a thread has room."""
+"""Bytes of the largest value, or of all temporaries as one piece, that fit into a thread's heap."""
 
 PIECE = 2**24
-"""Bytes of a piece, at least: XLA packs values into one as long as they fit."""
+"""Smallest size of a piece in bytes. XLA packs values into a piece as long as they fit."""
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 """Parameters of mallopt(3)."""
 
 SHARE = 0.25
-"""Of the memory, what may be kept: each thread that runs programs keeps the temporaries of one."""
+"""Fraction of the memory that may be kept. Each thread that runs programs keeps the temporaries of one program."""
 
 
 def pieces(jaxpr: Any) -> dict[str, int]:
-    """The compiler option that makes a program on a CPU ask for its temporaries in pieces.
+    """The compiler option that makes a program on a CPU allocate its temporaries in pieces.
 
-    Empty where malloc would not keep those: it is not the GNU C library's, the environment sets it up
-    (`MALLOC_ARENA_MAX` and the like, `GLIBC_TUNABLES`), or a value of the program, whole on a mesh, fills a heap.
+    The dict is empty if malloc would not keep the pieces. There are three such cases: malloc is not that of the GNU C
+    library; the environment configures malloc (variables such as `MALLOC_ARENA_MAX`, or `GLIBC_TUNABLES`); or a value
+    of the program, counted whole also on a mesh, is larger than `LARGEST`.
 
     >>> pieces(jax.make_jaxpr(lambda x: x + 1)(jax.ShapeDtypeStruct((2**24,), "float32")).jaxpr)
     {}
@@ -47,15 +48,18 @@ def pieces(jaxpr: Any) -> dict[str, int]:
     largest = max((_bytes(e) for e in equations(jaxpr)), default=0)
     if _mallopt() is None or largest > LARGEST:
         return {}
-    piece = max(PIECE, min(2 * largest, LARGEST))  # XLA complains of values that are larger
+    piece = max(PIECE, min(2 * largest, LARGEST))  # XLA warns of values that are larger than a piece
     return {"xla_multiheap_size_constraint_per_heap": piece}
 
 
 def keep(temporaries: int) -> bool:
-    """Have malloc keep the pieces of a program with so many bytes of temporaries, for the rest of the process: take all
-    that fits into heaps, and give no heap back even if all of it is free.
+    """Tell malloc to keep the memory of a program that has this many bytes of temporaries.
 
-    Not where all threads together would keep more than a quarter of the memory. Says whether malloc was told to.
+    For the rest of the process, malloc takes all pieces that fit from its heaps, and returns no heap to the kernel even
+    if it is all free. Nothing is changed if all threads together would keep more than a quarter of the memory.
+
+    Returns:
+        True if malloc was told to.
     """
     mallopt = _mallopt()
     if mallopt is None or not fits(temporaries):
@@ -65,7 +69,7 @@ def keep(temporaries: int) -> bool:
 
 
 def fits(temporaries: int) -> bool:
-    """Whether every thread may keep so many bytes, and malloc can be told to.
+    """True if every thread may keep this many bytes (see `SHARE`), and malloc can be told to.
 
     >>> fits(2**60)
     False
@@ -74,7 +78,7 @@ def fits(temporaries: int) -> bool:
 
 
 def _mallopt() -> Any:
-    """The function of the GNU C library; None where there is none, or malloc is set up already."""
+    """The GNU C library's function `mallopt`; None if there is none or the environment configures malloc already."""
     if not sys.platform.startswith("linux"):
         return None
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
@@ -83,18 +87,18 @@ def _mallopt() -> Any:
 
 
 def _bytes(equation: Any) -> int:
-    """Of the largest value that an equation makes. On a CPU, XLA computes in no less than 32 bits."""
+    """Bytes of the largest result of an equation, with at least 32 bits an element, as XLA computes on a CPU."""
     avals = [var.aval for var in equation.outvars]
     return max((a.size * max(4, a.dtype.itemsize) for a in avals if hasattr(a, "dtype")), default=0)
 
 
 def _threads() -> int:
-    """Threads that XLA runs programs in."""
+    """Number of threads in which XLA runs programs."""
     return max(len(os.sched_getaffinity(0)), jax.local_device_count())
 
 
 def _memory() -> int:
-    """Bytes of memory of this machine, or of the least of the control groups (v2, v1) that we are in."""
+    """Bytes of memory of this machine, or the smallest limit of the control groups (v2, v1) of this process."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():

@@ -1,6 +1,6 @@
-"""What several processes do together: they all go on, or all stop, whatever one of them alone has run into.
+"""Agreement between several processes: if one of them fails, all of them stop; otherwise all of them go on.
 
-All of them must call what is here. One process sends nothing.
+All processes must call each function here, in the same order. With one process, nothing is sent.
 """
 
 import json
@@ -14,16 +14,16 @@ from sapwood.core.errors import CheckpointError
 from sapwood.core.messages import short
 
 SAID = 1024
-"""Bytes of what a process tells the others about an attempt."""
+"""Bytes of the message that a process sends to the others about an attempt."""
 
 _Result = TypeVar("_Result")
 
 
 def together(attempt: Callable[[], _Result], mild: type[CheckpointError] = CheckpointError) -> _Result:
-    """What an attempt returns or raises; on several processes it returns on all of them or raises on all.
+    """Call `attempt` on every process. Either it returns on all of them, or all of them raise.
 
-    Where another process has run into what is worse than what this one has, that is raised: as `mild` if it was that
-    class of error, which is the least of them, else as `CheckpointError`.
+    If another process met a more severe error than this one, that error is raised here too: as `mild` if it is of that
+    class (the least severe one), else as `CheckpointError`. Success is less severe than any error.
 
     >>> together(lambda: 3)
     3
@@ -38,6 +38,7 @@ def together(attempt: Callable[[], _Result], mild: type[CheckpointError] = Check
 
 
 def _heed(error: Exception | None, mild: type[CheckpointError]) -> None:
+    """Tell all processes about this one's error, and raise the worst error of another if it is worse than this one."""
     if jax.process_count() == 1:
         return
     from jax.experimental import multihost_utils
@@ -52,7 +53,7 @@ def _heed(error: Exception | None, mild: type[CheckpointError]) -> None:
 
 
 def anyone(says: bool) -> bool:
-    """Whether any process says so.
+    """True if `says` is True on any process.
 
     >>> anyone(False)
     False
@@ -65,7 +66,7 @@ def anyone(says: bool) -> bool:
 
 
 def of_the_first(value: bool) -> bool:
-    """What the first process says.
+    """The value on the first process.
 
     >>> of_the_first(True)
     True
@@ -78,7 +79,9 @@ def of_the_first(value: bool) -> bool:
 
 
 def by_the_first(attempt: Callable[[], Any]) -> Any:
-    """What an attempt of the first process gives, told to all of them as JSON; where it raises, all of them raise.
+    """Call `attempt` on the first process only, and return its result, sent as JSON, on all of them.
+
+    If it raises, all processes raise (see `together`).
 
     >>> by_the_first(lambda: "runs/digits-001")
     'runs/digits-001'
@@ -94,7 +97,7 @@ def by_the_first(attempt: Callable[[], Any]) -> Any:
 
 
 def largest(number: int) -> int:
-    """The largest of the numbers that the processes have, each below 2^31.
+    """The largest of the processes' numbers, each below 2^31.
 
     >>> largest(3)
     3
@@ -107,7 +110,7 @@ def largest(number: int) -> int:
 
 
 def union(numbers: list[int]) -> list[int]:
-    """The numbers, from 0 on, that any process has, ascending.
+    """All numbers that any process has, in ascending order. They must not be negative.
 
     >>> union([2, 5])
     [2, 5]
@@ -120,5 +123,7 @@ def union(numbers: list[int]) -> list[int]:
     if not longest:
         return []
     padded = np.array(numbers + [-1] * (longest - len(numbers)), np.int64)
-    seen = multihost_utils.process_allgather(padded.view(np.uint32))  # JAX has no 64-bit integers by default
+    seen = multihost_utils.process_allgather(
+        padded.view(np.uint32)
+    )  # as pairs of uint32: JAX has no 64-bit integers by default
     return sorted({*np.frombuffer(seen.tobytes(), np.int64).tolist()} - {-1})

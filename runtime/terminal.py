@@ -1,28 +1,31 @@
-"""Lines for people. Where nobody can read them (a pipe's reader went away, there is no stdout) all else goes on."""
+"""Printing lines for people, without failing if nobody can read them.
+
+A line is lost if the reader of a pipe has gone or if there is no stdout or stderr; the program goes on.
+"""
 
 import sys
 from typing import TextIO
 
 
 def say(text: str, out: TextIO | None = None) -> bool:
-    """Print a line, on stderr or on `out`; whether that could be done.
+    """Print a line on `out`, by default stderr. Returns False if that is not possible.
 
     >>> say("step 1", sys.stdout)
     step 1
     True
     """
     out = sys.stderr if out is None else out
-    if out is None:  # `print` would take stdout
+    if out is None:  # `print(file=None)` would print on stdout
         return False
     try:
         print(text, file=out, flush=True)
-    except (OSError, ValueError, RuntimeError):  # no reader, a closed file, a signal in the middle of another line
+    except (OSError, ValueError, RuntimeError):  # no reader, a closed file, a signal handler that interrupts a print
         return False
     return True
 
 
 def is_terminal(out: TextIO | None) -> bool:
-    """Whether a terminal shows what is written there; what is no file of the system's may lack `isatty`.
+    """True if `out` is a terminal. None, a closed file and an object without `isatty` are none.
 
     >>> is_terminal(None)
     False

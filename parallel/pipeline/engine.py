@@ -75,7 +75,7 @@ def run(work: Work, leaves: Sequence[jax.Array], x: Any, riders: Any, shared: An
         one = _forward if work.timetable.backward is None else _forward_then_backward
         return jax.tree.map(lambda a: a[None], one(work, pieces, jax.tree.map(lambda a: a[0], waiting), shared))
 
-    # Leaves that are not floating-point, such as keys, are tiny: every stage has them whole.
+    # Leaves that are not floating-point, such as keys, are small. Every stage has them whole.
     specs = [held if _floating(leaf) else PartitionSpec() for leaf in leaves]
     on_stages = jax.shard_map(
         local, mesh=work.mesh, in_specs=(specs, held, PartitionSpec()), out_specs=ends, axis_names={work.axis},
@@ -312,7 +312,7 @@ def _take(work: Work, stream: Any, current: Any, microbatch: jax.Array, at: int)
 
 
 def _put(work: Work, stream: Any, value: Any, microbatch: jax.Array, at: int) -> Any:
-    """Put a micro-batch that left the pipeline into a stream, the inverse of `_take`.
+    """Put a micro-batch that left the pipeline into a stream; the counterpart of `_take`.
 
     The micro-batches in its slot move one stage away from the end `at`, and the end stores `value` in that slot. When
     all micro-batches have left the last stage, m is in slot m % slots of stage m // slots.

@@ -86,8 +86,9 @@ def forward(stages: int, microbatches: int, rounds: int = 1) -> Timetable:
     """The forward pass: a stage works on the micro-batch that the previous stage had one tick earlier.
 
     With one round it is GPipe (Huang et al. 2019, arXiv:1811.06965). With more it is interleaved (Narayanan et al.
-    2021, arXiv:2104.04473): each stage has `rounds` pieces of the stack, and groups of `stages` micro-batches go
-    through all stages `rounds` times without waiting. The bubble is (stages - 1) / (rounds x microbatches + stages - 1).
+    2021, arXiv:2104.04473): each stage has `rounds` pieces of the stack, and `stages` micro-batches at a time go
+    through all stages `rounds` times without waiting. The bubble is
+    (stages - 1) / (rounds x microbatches + stages - 1).
 
     >>> print(forward(stages=2, microbatches=4))
     stage 0  0  1  2  3  .
