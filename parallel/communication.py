@@ -165,7 +165,7 @@ def collectives(program: Any, mesh: AnyMesh | None = None) -> Collectives:
         if computation.startswith("all-reduce-scatter"):  # TPU: one kernel sums and cuts out each device's part
             kind = "reduce-scatter"
         key: Any = number
-        if around and around[-1].opcode == "fusion":  # TPU: it is in every kernel that it overlaps
+        if around and around[-1].opcode == "fusion":  # TPU: each kernel that runs beside it contains it
             key = (*(outer.name for outer in around[:-1]), kind, *_CHANNEL.findall(instruction.attributes))
         if key in found:
             found[key] = found[key]._replace(asynchronous=True)

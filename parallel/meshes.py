@@ -185,9 +185,7 @@ def _laid_out(shape: dict[str, int], devices: Sequence[Any]) -> Mesh:
     sizes, across = tuple(shape.values()), _across(shape, slices)
     inside = tuple(size // n for size, n in zip(sizes, across, strict=True))
     blocks = np.stack([_in_a_slice(inside, slices[index]) for index in sorted(slices)]).reshape(*across, *inside)
-    order = [
-        dim for axis in range(len(shape)) for dim in (axis, len(shape) + axis)
-    ]  # of each axis: slices, then inside
+    order = [dim for axis in range(len(shape)) for dim in (axis, len(shape) + axis)]  # an axis: slices, then inside
     grid = blocks.transpose(order).reshape(sizes)
     return Mesh(grid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 

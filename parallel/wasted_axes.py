@@ -35,7 +35,7 @@ def _used_by(equation: Any) -> set[str]:
     specs = [x.spec if isinstance(x, NamedSharding) else x for x in found]
     dims = [tuple(spec) for spec in specs if isinstance(spec, PartitionSpec)]
     named = jax.tree.leaves([dims, [equation.params.get(key) for key in COLLECTIVE]])
-    return {x for x in named if isinstance(x, str)}  # others are UNCONSTRAINED dimensions, vmap's axes
+    return {x for x in named if isinstance(x, str)}  # no UNCONSTRAINED dimensions, no axes of vmap
 
 
 def wasted(

@@ -123,7 +123,6 @@ def union(numbers: list[int]) -> list[int]:
     if not longest:
         return []
     padded = np.array(numbers + [-1] * (longest - len(numbers)), np.int64)
-    seen = multihost_utils.process_allgather(
-        padded.view(np.uint32)
-    )  # as pairs of uint32: JAX has no 64-bit integers by default
+    # JAX has no 64-bit integers by default, so each number is sent as two of 32 bits.
+    seen = multihost_utils.process_allgather(padded.view(np.uint32))
     return sorted({*np.frombuffer(seen.tobytes(), np.int64).tolist()} - {-1})

@@ -103,7 +103,7 @@ def _compiled(f: Callable, *given: Any) -> Any:
     return apart(*given)
 
 
-# ---- how a batch lies ------------------------------------------------------------------------------------------------
+# ---- how a batch is cut ----------------------------------------------------------------------------------------------
 
 
 class Cut(NamedTuple):
@@ -389,9 +389,7 @@ def _backward(work: Work, pieces, waiting, shared, d_done, d_found) -> tuple[Any
     """
     table, stage, last = work.timetable, lax.axis_index(work.axis), work.stages - 1
     slots = min(2 * work.stages - 1, int(table.microbatch.max()) + 1)
-    d_found = [
-        a[0] for a in jax.tree.leaves(d_found) if _floating(a)
-    ]  # there is one round; the first dimension is the micro-batch
+    d_found = [a[0] for a in jax.tree.leaves(d_found) if _floating(a)]  # its only round: `(micro-batches, ...)`
     d_done = _turned(work, [a for a in jax.tree.leaves(d_done) if _floating(a)])
     first = jax.tree.map(lambda a: a[0], waiting)
     own, common = _Floats.of(pieces), _Floats.of(shared)

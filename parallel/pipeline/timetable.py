@@ -142,6 +142,6 @@ def in_flight(table: Timetable) -> int:
     (7, 100)
     """
     if table.backward is None:
-        return int((table.microbatch != IDLE).sum(0).max())  # all of them
+        return int((table.microbatch != IDLE).sum(0).max())  # all: backward passes start after the last forward one
     begun, ended = (np.cumsum(t != IDLE, 0) for t in (table.microbatch, table.backward))
     return int((begun - ended + (table.backward != IDLE)).max())
