@@ -22,8 +22,8 @@ OWN_CONVOLUTIONS = {
 """XLA's default without one item: convolutions go to XLA's own code, not to a library.
 
 The library uses one thread for each convolution, XLA's own code uses all threads. A training step of ResNet-20 takes
-0.77 of the time on two cores, and the same time on one (jaxlib 0.10.2). A convolution whose values are only summed, and
-at once, still goes to the library together with the sum.
+0.77 of the time on two cores, and the same time on one (jaxlib 0.10.2). A convolution whose values are summed at once,
+and not used otherwise, still goes to the library together with the sum.
 """
 
 LESS_OF_LLVM = {"xla_backend_optimization_level": 1}

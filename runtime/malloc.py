@@ -5,7 +5,7 @@ piece of that size to the kernel every time, and the kernel unmaps and zeroes it
 step of a small convolutional net, and a quarter of the step of a small transformer. So programs that train on a CPU are
 compiled to allocate pieces that fit into a heap of malloc (`pieces`), and malloc is told to keep freed memory (`keep`).
 
-Each thread has a heap of its own, so threads do not wait for each other. A step of 0.1 ms would be slowed by that.
+Each thread has a heap of its own, so threads do not wait for each other. Waiting would slow down a step of 0.1 ms.
 """
 
 import contextlib
@@ -98,7 +98,7 @@ def _threads() -> int:
 
 
 def _memory() -> int:
-    """Bytes of memory of this machine, or the smallest limit of the control groups (v2, v1) of this process."""
+    """Bytes of memory of this machine, or the limit of a control group (v2, v1) of this process if that is smaller."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
