@@ -1,6 +1,7 @@
-"""What a layer expects of its inputs and hyper-parameters, and the errors that say so.
+"""Checks of a layer's inputs and hyper-parameters. They raise `InputError` and `ConfigError`.
 
-Checks of arrays look at ranks, sizes and dtypes alone, so they cost nothing once a model is compiled.
+Checks of arrays read ranks, sizes and dtypes, never values, so they cost nothing once a model is compiled. `who` is the
+name of the layer or function in the message.
 """
 
 import math
@@ -17,7 +18,7 @@ from sapwood.core.model_output import is_array
 
 
 def array(who: str, x: Any) -> jax.Array:
-    """`x` as an array.
+    """Convert `x` to an array. Raises `InputError` for anything but an array, a list or a tuple.
 
     >>> array("Dense", None)
     Traceback (most recent call last):
@@ -30,7 +31,7 @@ def array(who: str, x: Any) -> jax.Array:
 
 
 def floating(who: str, x: Any) -> jax.Array:
-    """`x` as an array, or an `InputError` if its dtype is not floating.
+    """Convert `x` to an array. Raises `InputError` if its dtype is not floating.
 
     >>> floating("dense", jnp.zeros((2, 3), jnp.uint8))
     Traceback (most recent call last):
@@ -45,9 +46,9 @@ convert them first, 8-bit images with x.astype("float32") / 255
 
 
 def integer(who: str, x: Any) -> jax.Array:
-    """`x` as an array, or an `InputError` if its dtype is not an integer one.
+    """Convert `x` to an array. Raises `InputError` if its dtype is not an integer dtype.
 
-    Narrow ones become int32: an 8-bit id cannot be compared with 256.
+    Integers below 32 bits become int32, since an 8-bit id cannot be compared with 256.
 
     >>> integer("embed", jnp.zeros(3, jnp.uint8)).dtype
     dtype('int32')
@@ -59,7 +60,7 @@ def integer(who: str, x: Any) -> jax.Array:
 
 
 def rank(who: str, x: jax.Array, *dimensions: str) -> None:
-    """An `InputError` unless `x` has exactly these dimensions.
+    """Raise `InputError` unless `x` has exactly these dimensions.
 
     >>> rank("conv", jnp.zeros((28, 28)), "batch", "height", "width", "channels")
     Traceback (most recent call last):
@@ -75,18 +76,21 @@ add the missing dimensions, for a batch of one x[None], for one channel x[..., N
 
 
 def at_least(who: str, x: jax.Array, n: int, shape: str) -> None:
-    """An `InputError` unless `x` has `n` dimensions or more; `shape` is how the docstring writes them."""
+    """Raise `InputError` if `x` has fewer than `n` dimensions.
+
+    `shape` is the expected shape as the message shows it, such as "(..., features)".
+    """
     if x.ndim < n:
         raise InputError(f"{who} expects {shape}, got {describe(x)} of rank {x.ndim}")
 
 
 def spatial(n: int) -> tuple[str, ...]:
-    """The names of an image-like array's dimensions between batch and channels."""
+    """Names of the `n` dimensions between batch and channels, such as ("height", "width")."""
     return {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}.get(n, ("...",) * n)
 
 
 def positive(layer: Any, *names: str) -> None:
-    """A `ConfigError` unless these fields of a layer are integers above zero.
+    """Raise `ConfigError` unless these fields of a layer are integers above 0.
 
     >>> from sapwood import layers as L
     >>> L.Dense(0)
@@ -100,7 +104,7 @@ def positive(layer: Any, *names: str) -> None:
 
 
 def within(layer: Any, name: str, low: float, high: float) -> None:
-    """A `ConfigError` unless low <= field < high.
+    """Raise `ConfigError` unless the field `name` is a number with low <= value < high.
 
     >>> from sapwood import layers as L
     >>> L.Dropout(1.5)
@@ -116,7 +120,10 @@ def within(layer: Any, name: str, low: float, high: float) -> None:
 
 
 def axes(layer: Any, n: int, dimensions: str) -> None:
-    """A `ConfigError` unless the field `axes` is None or names `n` dimensions."""
+    """Raise `ConfigError` unless the field `axes` is None or a tuple of `n` entries, each a logical name or None.
+
+    `dimensions` names the dimensions in the message.
+    """
     value = layer.axes
     named = isinstance(value, tuple) and all(a is None or isinstance(a, str) for a in value)
     if value is not None and (not named or len(value) != n):

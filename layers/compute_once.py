@@ -1,4 +1,7 @@
-"""`once`: a value that XLA computes once on a CPU and keeps, where it would compute it anew for each use."""
+"""`once`: make XLA compute a value once on a CPU, where its fusion would recompute the value for each use.
+
+Norms and convolutions call `once` on their inputs. It returns its argument, and has no effect on other platforms.
+"""
 
 import jax
 from jax import lax
@@ -8,13 +11,15 @@ from sapwood.core.traces import is_traced
 
 
 def once(x: jax.Array) -> jax.Array:
-    """x, computed once where we compile for a CPU; elsewhere x as it is.
+    """Return x; in a program for a CPU, XLA then computes x once instead of once for each use.
 
-    XLA's fusion on a CPU copies what leads up to a value, from the first residual branch on, into each operation that
-    reads it. A step of 12 transformer blocks took a sixth longer by that and twice as long to compile; in a residual
-    convolutional net each transposition for a kernel's gradient repeated all sums before it. An
-    `optimization_barrier` is gone before XLA fuses; a call that may not be inlined stays, and costs no copy.
-    A program that is exported on a CPU for another platform is traced within `sapwood.core.platform.compiling_for`.
+    XLA's CPU fusion copies the computation of a value, back to the first residual branch, into each operation that
+    reads the value. That made a step of 12 transformer blocks a sixth slower and doubled its compile time. In a
+    residual convolutional net, each transposition for a kernel's gradient repeated all sums before it.
+
+    An `optimization_barrier` does not help: XLA removes it before it fuses. A call that may not be inlined stays, and
+    costs no copy. A program that is exported on a CPU for another platform must be traced within
+    `sapwood.core.platform.compiling_for`. An x that is not traced is returned as it is.
 
     >>> import jax.numpy as jnp
     >>> once(jnp.array([1.0, 2.0]))
@@ -30,4 +35,4 @@ def once(x: jax.Array) -> jax.Array:
 
 @jax.jit
 def _keep(x: jax.Array) -> jax.Array:
-    return lax.optimization_barrier(x)  # what does nothing at all JAX forwards, and there is no call
+    return lax.optimization_barrier(x)  # JAX drops the call of a function that has no operation

@@ -1,4 +1,7 @@
-"""`aligned`: a parameter in as many dimensions as what it is added to, as `jax_numpy_rank_promotion` may want it."""
+"""`aligned`: gives a parameter the rank of the array it is added to, by leading dimensions of size 1.
+
+Broadcasting does this by itself. With `jax_numpy_rank_promotion` set to "raise" or "warn", JAX objects to it.
+"""
 
 from typing import Any
 
@@ -8,7 +11,9 @@ from jax import lax
 
 
 def aligned(a: Any, x: Any) -> jax.Array:
-    """`a` with leading dimensions of 1, as many as x has more: what `a + x` does by itself, unless JAX is told not to.
+    """Add leading dimensions of size 1 to `a`, so that it has the rank of x.
+
+    `a + x` does the same by itself, unless `jax_numpy_rank_promotion` forbids it.
 
     >>> aligned(jnp.ones(3), jnp.ones((5, 4, 3))).shape
     (1, 1, 3)

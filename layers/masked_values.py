@@ -1,4 +1,7 @@
-"""`contained`: what a mask leaves out may hold anything, and neither a result nor a gradient has any of it."""
+"""Masks of inputs: `contained` removes non-finite values from masked entries, `leading` checks a mask's shape.
+
+Masked entries, such as padding, may hold any value, NaN and inf included. No result and no gradient may depend on it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +11,10 @@ from sapwood.core.layer import describe
 
 
 def contained(x: jax.Array, counts: jax.Array | bool) -> jax.Array:
-    """x with zeros for what is not finite and does not count; `counts` is boolean and broadcasts to x.
+    """Replace by 0 the entries of x that are not finite and that `counts` leaves out.
 
-    To leave an entry out of a sum is not enough: its gradient is multiplied by 0, and 0 x inf is NaN. A gradient ends
-    at the entries that are replaced here.
+    `counts` is boolean and broadcasts to x. Leaving an entry out of a sum is not enough: its gradient is multiplied by
+    0, and 0 x inf is NaN. No gradient passes through a replaced entry.
 
     >>> contained(jnp.array([1.0, jnp.inf, jnp.nan, 2.0]), jnp.array([True, True, False, False]))
     Array([ 1., inf,  0.,  2.], dtype=float32)
@@ -20,7 +23,10 @@ def contained(x: jax.Array, counts: jax.Array | bool) -> jax.Array:
 
 
 def leading(who: str, mask: jax.Array, x: jax.Array) -> jax.Array:
-    """A mask over the leading dimensions of x, in a form that broadcasts to it; or an `InputError`.
+    """Check a mask over the leading dimensions of x, and reshape it so that it broadcasts to x.
+
+    Raises `InputError` for a mask that is not boolean, or whose shape is not that of some, but not all, leading
+    dimensions of x. `who` names the layer in the message.
 
     >>> leading("BatchNorm", jnp.array([True, False]), jnp.ones((2, 5, 3))).shape
     (2, 1, 1)

@@ -1,1 +1,1 @@
-"""Layers made of layers: in sequence, scanned over depth, side by side, rematerialized, as a pipeline."""
+"""Layers made of layers: Sequential, Scan (also as a pipeline), Vmap and Remat."""

@@ -1,4 +1,8 @@
-"""Remat: forget intermediate values in the forward pass and compute them again in the backward pass."""
+"""Rematerialization: compute intermediate values again in the backward pass instead of storing them.
+
+`Remat` wraps one layer, and `Scan` takes the same policies. `checkpoint` is `jax.checkpoint` for functions of a cursor,
+which may also take arguments that are no arrays.
+"""
 
 import functools
 from collections.abc import Callable
@@ -22,16 +26,18 @@ POLICIES = {
     "dots_saveable": "dots_saveable",
     "dots_with_no_batch_dims_saveable": "dots_with_no_batch_dims_saveable",
 }
-"""Policies of `jax.checkpoint_policies` by name; others, which need arguments, are given as callables.
+"""Names of policies in `jax.checkpoint_policies`. A policy that needs arguments is passed as a callable instead.
 
-The two that matter for transformers have MaxText's names, too: "full" computes everything again, "minimal" everything
-but the matrix products with weights. "offload" keeps what "minimal" keeps in the host's memory, from where the backward
-pass fetches it. (On a CPU that is the same memory.)
+"full" and "minimal", the two that matter for transformers, are MaxText's names. "full" recomputes everything, "minimal"
+everything but the matrix products with weights. "offload" saves what "minimal" saves, but in host memory, from which
+the backward pass fetches it. On a CPU, host and device memory are the same.
 """
 
 
 def policy(value: str | Callable | None) -> Callable | None:
-    """The policy of that name in `POLICIES`; a callable is one itself.
+    """The checkpoint policy for a name in `POLICIES`. A callable or None is returned unchanged.
+
+    Raises `ConfigError` for anything else.
 
     >>> policy("dots_savable")
     Traceback (most recent call last):
@@ -53,9 +59,10 @@ function such as those in jax.checkpoint_policies
 
 
 def checkpoint(f: Callable, saved: str | Callable | None, prevent_cse: bool = True) -> Callable:
-    """`jax.checkpoint` of `f(v, *xs, **options)` under the policy `saved`, for arrays alone.
+    """Wrap `f(v, *xs, **options)` in `jax.checkpoint` with the policy `saved`.
 
-    What else is given, such as a flag or a name, `f` gets as it is: JAX would trace it, or refuse it.
+    Only the arrays among the arguments go through `jax.checkpoint`. Other values, such as a flag or a name, reach `f`
+    unchanged, since JAX would trace or reject them. `prevent_cse` is that of `jax.checkpoint`.
     """
     again = functools.partial(jax.checkpoint, policy=policy(saved), prevent_cse=prevent_cse)
     plain = again(f)
@@ -63,7 +70,7 @@ def checkpoint(f: Callable, saved: str | Callable | None, prevent_cse: bool = Tr
     def run(v: Vars, *xs: Any, **options: Any) -> Any:
         arrays, whole = arrays_apart((xs, options))
         if len(arrays) == len(jax.tree.leaves((xs, options))):
-            return plain(v, *xs, **options)  # JAX keeps its trace, by the function
+            return plain(v, *xs, **options)  # the same function each time, so JAX reuses its trace
 
         def among(v: Vars, arrays: list) -> Any:
             xs, options = whole(arrays)
@@ -75,12 +82,13 @@ def checkpoint(f: Callable, saved: str | Callable | None, prevent_cse: bool = Tr
 
 
 class Remat(Layer):
-    """`layer` with less memory and more compute: what `policy` does not save is computed again for the gradient.
+    """Apply `layer` with rematerialization: the backward pass recomputes the values that `policy` does not save.
 
-    The result is the same, dropout included. `policy` is the name of one in `POLICIES`, or a callable from
-    `jax.checkpoint_policies`; None saves the inputs alone. The layer keeps its scope: wrapping it changes no path.
-    Raises `ConfigError` for an unknown policy. Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"
-    (arXiv:1604.06174).
+    This takes less memory and more compute. The result is the same, dropout included. `policy` is a name in `POLICIES`
+    or a callable from `jax.checkpoint_policies`; None saves only the layer's inputs. The wrapped layer keeps its scope,
+    so wrapping it changes no variable path. Raises `ConfigError` for an unknown policy.
+
+    Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost" (arXiv:1604.06174).
 
     >>> import jax.numpy as jnp
     >>> from sapwood import layers as L

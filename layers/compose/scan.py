@@ -1,4 +1,8 @@
-"""Scan: one block applied n times in a row, each time with its own variables, traced and compiled once."""
+"""Scan: one block applied n times in a row, each time with its own variables, traced and compiled once.
+
+It runs as a loop (`sapwood.core.scan`), or as a pipeline on a mesh with the axis "stage" (`scan_pipeline`). The
+variables of all blocks are stacked along a leading dimension.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,28 +19,42 @@ from sapwood.layers.compose import remat, scan_pipeline
 from sapwood.parallel.place_activations import meshed
 
 LOOPED = "dots_saveable"
-"""What a loop on a CPU keeps for the gradient where nobody says: it writes what it keeps to a stack and reads it back,
-which takes longer than to compute anew all but the matrix products. A step of 48 narrow blocks takes 0.95 of the time,
-one of the small `gpt` 0.92, with 0.58 of the memory."""
+"""Default remat policy of a loop on a CPU: save only the results of matrix products.
+
+The loop writes saved values to a stack and reads them back, which takes longer than computing all but the matrix
+products again. With this policy a step of 48 narrow blocks takes 0.95 of the time, and one of the small `gpt` 0.92 of
+the time and 0.58 of the memory.
+"""
 
 
 class Scan(Layer):
-    """`for i in range(n): x = block(v[i], x, *args)`, compiled once whatever n is.
+    """`for i in range(n): x = block(v[i], x, *args)`, compiled once for any n.
 
-    The block gives what it takes; `args` go to every copy. Each variable has a leading dimension of n with the logical
-    name `axis`: `kernel[3]` here is `3/kernel` there, and both start from the same numbers (`sw.stack` and `sw.unstack`
-    convert). `remat` saves memory: "full" keeps the block's inputs alone; see `Remat`. None keeps all for the gradient,
-    but in a loop on a CPU without a mesh only the matrix products, which is faster there ("everything_saveable" keeps
-    all). Raises `ConfigError` for an n below 1, an unknown policy, or a `batched` that does not fit `args`.
+    A block returns x with the shapes and dtypes that it takes. Every block gets the same `args`. Each variable has a
+    leading dimension of n: `kernel[3]` here is `3/kernel` in the loop above, and both have the same initial values
+    (`sw.stack` and `sw.unstack` convert).
 
-    On a mesh with the axis "stage" the stack is a pipeline (`Rules.pipeline` says how): each stage has n / stages of
-    the blocks, and the batch, the first dimension of x, is cut into micro-batches, which flow through, so blocks must
-    treat each example by itself. `batched` says which of `args` go with their micro-batch, as a mask with a row for
-    each example does, and which are the same for all, as positions are: True or False, or a tuple that speaks for each.
-    None takes them for the same for all, and refuses those whose first dimension is of the size of the batch.
-    Auxiliary losses are means over the micro-batches; random keys differ between them. Raises `ConfigError` where
-    stages do not divide n or micro-batches the batch, `EffectError` for blocks that put state, as batch normalisation
-    does in training: the statistics of a micro-batch are not those of the batch.
+    On a mesh with the axis "stage" the stack runs as a pipeline (`Rules.pipeline` has its settings). Each stage has n /
+    stages of the blocks. The batch, the first dimension of x, is cut into micro-batches that flow through the stages,
+    so a block must treat each example independently. Auxiliary losses are means over the micro-batches. Random keys
+    differ between micro-batches.
+
+    Args:
+        block: a layer or function of `(v, x, *args)` that returns the next x.
+        n: number of blocks, at least 1.
+        remat: which values the backward pass recomputes: "full" saves only the inputs of each block; see `Remat` for
+            other policies. None saves everything, except in a loop on a CPU without a mesh: there it saves only the
+            matrix products, which is faster. "everything_saveable" saves everything there too.
+        axis: logical name of the leading dimension of each variable.
+        batched: whether a pipeline cuts `args` into micro-batches: True for arrays with a row for each example, such as
+            a mask; False for arrays that are the same for all examples, such as positions; a tuple has one bool for
+            each argument. None means False, but refuses an argument whose first dimension has the size of the batch.
+
+    Raises:
+        ConfigError: n is below 1, the policy is unknown, or `batched` does not fit `args`. In a pipeline: the stages do
+            not divide n, or the micro-batches do not divide the batch.
+        EffectError: a block of a pipeline puts state, as batch normalization does in training. The statistics of a
+            micro-batch are not those of the batch.
 
     >>> import jax.numpy as jnp
     >>> from sapwood import layers as L
@@ -67,8 +85,8 @@ class Scan(Layer):
         if self.axis is not None and scan_pipeline.chosen(v, self.axis):
             x, updates = scan_pipeline.pipelined(v, block, self.n, self.axis, x, args, batched)
         else:
-            eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]  # a breakpoint is to see numbers
-            whole = eager or meshed(v) or self.remat is not None  # on a mesh what is computed anew would be sent anew
+            eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]  # breakpoints must see concrete values
+            whole = eager or meshed(v) or self.remat is not None  # on a mesh, recomputing would repeat communication
             light = block if whole else self._again(block, LOOPED)
 
             def body(block: Callable) -> Callable:
@@ -79,5 +97,5 @@ class Scan(Layer):
         return x
 
     def _again(self, block: Callable, saved: str | Callable | None) -> Callable:
-        """The block under a remat policy. Inside a loop nothing can be merged with the forward pass."""
+        """The block under a remat policy. In a loop XLA merges no recomputation with the forward pass."""
         return block if saved is None else remat.checkpoint(block, saved, prevent_cse=False)

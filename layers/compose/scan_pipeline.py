@@ -1,4 +1,8 @@
-"""`Scan` as a pipeline: where the mesh has stages, each holds a part of the blocks, and micro-batches flow through."""
+"""`Scan` as a pipeline: each stage of the mesh holds a part of the blocks, and micro-batches flow through the stages.
+
+`Scan` calls `pipelined` where `chosen` is true. This file checks sizes, cuts the batch and the arguments, and combines
+what the blocks return. `sapwood.parallel.pipeline.engine` runs the pipeline itself.
+"""
 
 import math
 from collections.abc import Callable
@@ -20,13 +24,13 @@ from sapwood.parallel.rules import describe
 
 AXIS = "stage"
 MOST = 4
-"""Micro-batches for each stage, at most, where nobody says how many: the bubble is then below a fifth."""
+"""Largest default number of micro-batches for each stage. With this many, the bubble is below a fifth."""
 
 
 def chosen(v: Vars, axis: str | None) -> bool:
-    """Whether the rules of a cursor's run cut a stack, whose layer axis has this logical name, into stages.
+    """True if the rules of the cursor's run split a stack with this logical layer axis into pipeline stages.
 
-    What declares sees the whole stack.
+    False while variables are declared or initialized: that run sees the whole stack.
     """
     if not isinstance(v._place, Placement) or axis is None or declares(v):
         return False
@@ -34,13 +38,17 @@ def chosen(v: Vars, axis: str | None) -> bool:
 
 
 def inside() -> bool:
-    """Whether what is traced is a block of a pipeline, which sees one micro-batch at a time."""
+    """True while a block of a pipeline is traced. Such a block sees one micro-batch at a time."""
     mesh = jax.sharding.get_abstract_mesh()
     return AXIS in mesh.axis_names and mesh.axis_types[mesh.axis_names.index(AXIS)] == AxisType.Manual
 
 
 def _stages(v: Vars, axis: str) -> Any:
-    """The sharding of a layer axis that any number of stages divides, if it is split into stages."""
+    """The sharding of the layer axis if the rules split it over "stage", else None.
+
+    The rules are asked about a stack as long as the number of devices, which any number of stages divides. `_rounds`
+    checks the real length.
+    """
     size = math.prod(_placement(v).mesh.shape.values())
     sharding = placed(v, jax.ShapeDtypeStruct((size,), "int32"), axis)
     return sharding if AXIS in split_over(sharding, 0) else None
@@ -54,13 +62,26 @@ def _placement(v: Vars) -> Placement:
 def pipelined(
     v: Vars, block: Callable, n: int, axis: str, x: Any, args: tuple, batched: tuple[bool | None, ...]
 ) -> tuple[Any, Updates]:
-    """`n` blocks in a row, `block(v, x, *args) -> (x, updates)`, as a pipeline: the result, and the updates of all.
+    """Apply `n` blocks in a row, `block(v, x, *args) -> (x, updates)`, as a pipeline.
 
-    `batched` says which of `args` are cut as x is; None that whoever wrote the stack did not say.
+    Args:
+        v: the stack's cursor.
+        block: one block, which treats each example independently.
+        n: number of blocks.
+        axis: logical name of the layer axis.
+        x: pytree of arrays, all with the batch as first dimension.
+        args: further arguments of each block, pytrees of arrays.
+        batched: for each of `args`: True if it is cut into micro-batches like x, False if it is the same for all, None
+            if the author of the stack did not say.
 
-    Raises `ConfigError` for blocks that the stages do not divide, micro-batches that do not divide the batch, or an
-    argument that may have the batch or not; `InputError` for an x, or a batched argument, without a batch;
-    `EffectError` for blocks that put state.
+    Returns:
+        x after the last block, and the updates of all blocks.
+
+    Raises:
+        ConfigError: the stages do not divide the blocks, the micro-batches do not divide the batch, or an argument with
+            `batched` None has a first dimension of the batch's size.
+        InputError: x, or a batched argument, has no batch dimension.
+        EffectError: a block puts state.
     """
     mesh, options = _stages(v, axis).mesh, _placement(v).rules.pipeline
     count = mesh.shape[AXIS]
@@ -74,7 +95,7 @@ def pipelined(
     travel, shared, whole = _apart(v, args, batched, batch)
 
     def enter(leaves: list, microbatch: jax.Array) -> Vars:
-        return jax.tree.unflatten(structure, leaves).fold(microbatch)  # other keys for each micro-batch
+        return jax.tree.unflatten(structure, leaves).fold(microbatch)  # random keys differ between micro-batches
 
     def piece(v: Vars, x: Any, riders: list, shared: list) -> tuple[Any, Found]:
         here = whole(riders, shared)
@@ -94,7 +115,7 @@ def pipelined(
 
 
 class Found(NamedTuple):
-    """What blocks hand back beside their result."""
+    """Losses, captured values and checks that the blocks return beside x."""
 
     losses: dict
     captured: dict
@@ -102,7 +123,7 @@ class Found(NamedTuple):
 
 
 def _by_block(a: jax.Array) -> jax.Array:
-    """`(stages, rounds, micro-batches, blocks, ...)` to `(blocks, micro-batches, ...)`, all blocks in order."""
+    """Reorder `(stages, rounds, micro-batches, blocks, ...)` to `(blocks, micro-batches, ...)`, blocks in order."""
     a = a.transpose(1, 0, 3, 2, *range(4, a.ndim))
     return a.reshape(-1, *a.shape[3:])
 
@@ -111,7 +132,7 @@ def _by_block(a: jax.Array) -> jax.Array:
 
 
 def _rounds(v: Vars, n: int, count: int, options: Pipeline) -> int:
-    """How many pieces of the stack each stage has; a `ConfigError` where the blocks do not divide."""
+    """Number of pieces of the stack on each stage. Raises `ConfigError` if `n` is no multiple of all pieces."""
     rounds = options.rounds if options.schedule == "interleaved" else 1
     if n % (count * rounds) == 0:
         return rounds
@@ -127,7 +148,7 @@ def _rounds(v: Vars, n: int, count: int, options: Pipeline) -> int:
 
 
 def _batch(v: Vars, x: Any) -> int:
-    """The batch size: the leading dimension of all of x."""
+    """Batch size, the first dimension of every array in x. Raises `InputError` if they differ in it or lack it."""
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
     if len(sizes) != 1 or () in sizes:
         shapes = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(x))
@@ -139,7 +160,7 @@ def _batch(v: Vars, x: Any) -> int:
 
 
 def _cut(v: Vars, mesh: Any, batch: int, options: Pipeline) -> engine.Cut:
-    """How the batch is cut; a `ConfigError` where it cannot be."""
+    """How the batch is cut into micro-batches. Raises `ConfigError` if their number does not fit batch or stages."""
     count, wanted = mesh.shape[AXIS], options.microbatches
     names = split_over(placed(v, jax.ShapeDtypeStruct((batch,), "int32"), "batch"), 0)
     others = [name for name in names if name != AXIS]
@@ -174,11 +195,14 @@ def _timetable(options: Pipeline, count: int, microbatches: int, rounds: int) ->
     return timetable.forward(count, microbatches, rounds)
 
 
-# ---- what goes along, and what comes back ----------------------------------------------------------------------------
+# ---- arguments of the blocks, and values that they return ------------------------------------------------------------
 
 
 def _apart(v: Vars, args: tuple, batched: tuple, batch: int) -> tuple[list, list, Callable[[list, list], tuple]]:
-    """What of `args` travels with its micro-batch, what is the same for all, and what puts them together again."""
+    """Separate the arrays of `args` into those cut into micro-batches and those shared by all micro-batches.
+
+    Returns both lists, and the function that rebuilds `args` from them.
+    """
     named, structure = jax.tree_util.tree_flatten_with_path(args)
     travels = [_travels(v, path, leaf, batched[path[0].idx], batch) for path, leaf in named]
     leaves = [jnp.asarray(leaf) for _, leaf in named]
@@ -192,7 +216,11 @@ def _apart(v: Vars, args: tuple, batched: tuple, batch: int) -> tuple[list, list
 
 
 def _travels(v: Vars, path: Any, leaf: Any, batched: bool | None, batch: int) -> bool:
-    """Whether an array goes with its micro-batch; an error where only its size speaks for that, which may be chance."""
+    """True if an array of `args` is cut into micro-batches.
+
+    Raises `ConfigError` if `batched` is None and the first dimension has the size of the batch, which may be chance.
+    Raises `InputError` if `batched` is true and it has another size.
+    """
     alike = jnp.shape(leaf)[:1] == (batch,)
     what = f"{v._at()}: args{jax.tree_util.keystr(path)} of the stack, of shape {jnp.shape(leaf)}"
     if batched is None and alike:
@@ -207,7 +235,7 @@ def _travels(v: Vars, path: Any, leaf: Any, batched: bool | None, batch: int) ->
 
 
 def _refuse_state(state: dict, v: Vars) -> None:
-    """State written by one micro-batch after the other would not be what the whole batch gives."""
+    """Raise `EffectError` if the blocks put state: micro-batches in turn write other values than the whole batch."""
     for path, _ in paths.leaves(state, v._path):
         raise EffectError(
             f"{paths.join(path)}: the blocks of a pipeline cannot put state: each sees one micro-batch at a time, "
@@ -217,9 +245,10 @@ def _refuse_state(state: dict, v: Vars) -> None:
 
 
 def _put_together(captured: dict, like: dict, cut: engine.Cut, v: Vars) -> dict:
-    """What the micro-batches sowed `(blocks, micro-batches, ...)` as the whole batch would have.
+    """Combine values sown by the micro-batches, `(blocks, micro-batches, ...)`, into those of the whole batch.
 
-    What has the batch as a dimension is put together, and of what has not the mean is taken.
+    `like` has the shapes that the whole batch gives. Values with a batch dimension are concatenated along it. Floating
+    values without one are averaged over the micro-batches. Raises `EffectError` for others.
     """
 
     def one(path: Any, a: jax.Array, whole: Any) -> jax.Array:

@@ -9,12 +9,12 @@ from sapwood.core.vars import Vars
 
 
 class Sequential(Layer):
-    """Call `layers` one after the other; each takes what the one before gives.
+    """Call `layers` one after the other; each takes the output of the one before.
 
-    `layers` is a list, whose scopes are "0", "1", ... by position, or a dict, whose scopes are its names. A `Layer` is
-    called with its cursor; whatever is not a `Layer` is a plain function of arrays, such as `jax.nn.relu` (`sw.layer`
-    makes a layer of a function that takes a cursor). The first one gets all inputs. Raises `ConfigError` for an entry
-    that cannot be called.
+    `layers` is a list, whose scopes are "0", "1", ... by position, or a dict, whose keys are the scopes. A `Layer` is
+    called with its cursor. Any other callable is a plain function of arrays, such as `jax.nn.relu` (`sw.layer` makes a
+    layer of a function that takes a cursor). The first entry gets all inputs. Raises `ConfigError` for an entry that
+    cannot be called.
 
     >>> import jax, jax.numpy as jnp
     >>> from sapwood import layers as L
@@ -29,7 +29,7 @@ class Sequential(Layer):
         given = self.layers
         if not isinstance(given, dict | list | tuple):
             raise ConfigError(f"Sequential: layers must be a list, or a dict of named layers, got {given!r}")
-        # a dict is kept as pairs, so that a Sequential has a hash
+        # a dict is kept as a tuple of pairs, so that a Sequential is hashable
         object.__setattr__(self, "layers", tuple(given.items() if isinstance(given, dict) else given))
         for name, child in self.children():
             if isinstance(child, type) or not callable(child):
@@ -37,7 +37,7 @@ class Sequential(Layer):
                 raise ConfigError(f"Sequential: {name!r} must be a layer or a function of arrays, got {child!r}{hint}")
 
     def children(self) -> Iterator[tuple[str, Callable]]:
-        """The layers with the names of their scopes."""
+        """Pairs of scope name and layer, in order."""
         for i, child in enumerate(self.layers):
             yield child if isinstance(child, tuple) else (str(i), child)
 
@@ -46,7 +46,7 @@ class Sequential(Layer):
             try:
                 xs = (child(v[name], *xs) if isinstance(child, Layer) else child(*xs),)
             except Exception as error:
-                if not isinstance(child, Layer):  # a layer adds a note of its own
+                if not isinstance(child, Layer):  # a layer adds its own note
                     error.add_note(f"in {name!r} of Sequential: {getattr(child, '__name__', child)}")
                 raise
         return xs[0]

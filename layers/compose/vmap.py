@@ -13,11 +13,17 @@ from sapwood.layers import check_inputs
 
 
 class Vmap(Layer):
-    """`n` copies of `layer` in one vectorised call: experts, ensembles, heads. Outputs are stacked along a new axis 0.
+    """`n` copies of `layer` in one vectorized call: experts, ensembles, heads. Outputs are stacked along a new axis 0.
 
-    `in_axes` says which axis of the inputs runs over the copies, as in `jax.vmap`: 0 by default, None gives every copy
-    the whole input, a tuple speaks for each input. Each variable has a leading dimension of n with the logical name
-    `axis`; random keys differ from copy to copy. Raises `ConfigError` for an n below 1.
+    Each variable has a leading dimension of n. Random keys differ from copy to copy. Raises `ConfigError` for an n
+    below 1, and for a tuple `in_axes` whose length is not the number of inputs.
+
+    Args:
+        layer: the layer that is copied.
+        n: number of copies.
+        axis: logical name of the leading dimension of each variable.
+        in_axes: axis of the inputs that runs over the copies, as in `jax.vmap`: 0 by default; None passes the whole
+            input to every copy; a tuple has one entry for each input.
 
     >>> import jax.numpy as jnp
     >>> from sapwood import layers as L
