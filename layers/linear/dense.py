@@ -15,8 +15,17 @@ from sapwood.parallel.place_activations import meshed
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, split: bool = False) -> jax.Array:
     """`x @ kernel + bias` over the last dimension of x.
 
-    Takes x `(..., features)`, kernel `(features, out)` and bias `(out,)`, gives `(..., out)`. `split` says that x is
-    split over a mesh; see `matmul`. Raises `InputError` for an x that is not floating or does not fit the kernel.
+    Args:
+        x: `(..., features)`, floating.
+        kernel: `(features, out)`.
+        bias: `(out,)`, or None for none.
+        split: whether x is split over a mesh; see `matmul`.
+
+    Returns:
+        `(..., out)`.
+
+    Raises:
+        InputError: x is not floating, or does not fit the kernel.
 
     >>> import jax.numpy as jnp
     >>> dense(jnp.ones((2, 3)), jnp.ones((3, 1)), jnp.ones(1))
@@ -33,10 +42,19 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, spl
 class Dense(Layer):
     """`y = x W + b`: `(..., features_in)` to `(..., features)`.
 
-    Parameters: `kernel` (features_in, features), `bias` (features,). `axes` are the kernel's logical axis names, such
-    as ("embed", "mlp"); without them it is sharded by its largest dimension that divides. The kernel starts with
-    variance 1 / features_in (LeCun et al. 1998, "Efficient BackProp"). Raises `ConfigError` for features below 1,
-    `InputError` for an x that is not floating.
+    Parameters: `kernel` (features_in, features), `bias` (features,). The kernel's initial variance is 1 / features_in
+    (LeCun et al. 1998, "Efficient BackProp").
+
+    Args:
+        features: size of the last dimension of the output, at least 1.
+        bias: whether to add a bias.
+        axes: the kernel's logical axis names, such as ("embed", "mlp"). With None, the kernel is sharded by its largest
+            dimension that divides.
+        kernel_init, bias_init: initializers of the parameters.
+
+    Raises:
+        ConfigError: features is below 1.
+        InputError: x is not floating.
 
     >>> import jax.numpy as jnp
     >>> Dense(1)({"kernel": jnp.ones((3, 1)), "bias": jnp.zeros(1)}, jnp.ones((2, 3)))

@@ -1,4 +1,7 @@
-"""Embeddings: integer ids to learned vectors, and vectors back to logits over the ids."""
+"""Embeddings: integer ids to learned vectors, and vectors back to logits over the ids.
+
+`embed` is the lookup on one device. `embed_split` looks up in a table whose rows are split over a mesh.
+"""
 
 from typing import Any
 
@@ -18,11 +21,11 @@ from sapwood.parallel.place_activations import placed, split_over, stored
 
 
 def embed(ids: jax.Array, table: jax.Array) -> jax.Array:
-    """The rows of `table` at `ids`: ids `(...)` integers, table `(vocab, features)`, gives `(..., features)`.
+    """Rows of `table` at `ids`: ids `(...)` integers, table `(vocab, features)`, result `(..., features)`.
 
-    An id outside [0, vocab) gives a row of NaN and no gradient: an array function cannot raise on the device, and
-    JAX's own indexing would hand out another id's row (the last for -1, or clamped). `Embed` reports such an id.
-    Raises `InputError` for ids that are not integers.
+    An id outside [0, vocab) gives a row of NaN and no gradient. An array function cannot raise on the device, and JAX's
+    own indexing would return the row of another id (the last for -1, or clamped). `Embed` reports such an id. Raises
+    `InputError` for ids that are not integers.
 
     >>> embed(jnp.array([1, 0, 2]), jnp.array([[1.0], [2.0]]))[:, 0]
     Array([ 2.,  1., nan], dtype=float32)
@@ -34,12 +37,21 @@ def embed(ids: jax.Array, table: jax.Array) -> jax.Array:
 
 
 def embed_split(ids: jax.Array, table: jax.Array, rows: NamedSharding, out: NamedSharding) -> jax.Array:
-    """`embed(ids, table)` with the table split over devices by its rows: `(..., features)` laid out as `out`.
+    """`embed(ids, table)` for a table whose rows are split over devices.
 
-    `rows` is the sharding of the table `(vocab, features)`, `out` that of the result without its features. Each device
-    looks up the ids whose rows it holds and has zeros for the others; the parts are added up, so that no row travels
-    but those asked for, and a device's gradient is that of its rows. Where the features are kept in pieces, too (FSDP),
-    they are gathered first and the gradient is scattered. The compiler left alone gathers the whole table.
+    Each device looks up the ids whose rows it holds and takes zeros for the others; then the devices' results are
+    summed. So only the rows asked for are sent, and each device computes the gradient of its own rows. If the features
+    are stored in shards too (FSDP), they are gathered first and their gradient is scattered. The compiler by itself
+    gathers the whole table.
+
+    Args:
+        ids: `(...)`, integers.
+        table: `(vocab, features)`.
+        rows: the sharding of the table.
+        out: the sharding of the result without its features.
+
+    Returns:
+        `(..., features)`, with its leading dimensions sharded as `out`.
 
     Shoeybi et al. 2019, "Megatron-LM" (arXiv:1909.08053).
 
@@ -63,19 +75,28 @@ def embed_split(ids: jax.Array, table: jax.Array, rows: NamedSharding, out: Name
 
     spec = PartitionSpec(*axes), PartitionSpec(names, kept or None)
     parts = per_device(local, rows.mesh, spec, PartitionSpec(names, *axes, None))(ids, table)
-    # Outside, so that the backward pass sends nothing: each part's gradient is the sum's. In its own precision, as all
-    # parts but one are zero.
+    # Summed outside of the `shard_map`, so that the backward pass sends nothing: each part's gradient is that of the
+    # sum. The sum needs no wider dtype, since all parts but one are zero.
     return lax.reduce_sum(parts, axes=(0,))
 
 
 class Embed(Layer):
     """A learned vector for each of `vocab` ids: `(...)` integers to `(..., features)`.
 
-    Parameter: `table` (vocab, features). `attend` turns features back into logits with the same table (Press and Wolf
-    2017, "Using the Output Embedding to Improve Language Models", arXiv:1608.05859); the table starts with variance
-    1 / features, which makes those logits of unit size. An id outside [0, vocab) fails a `v.check`, which the run
-    reports with the entry. On a mesh whose rules split "vocab", the table stays split (`embed_split`), and ids are
-    `(batch, length, ...)`. Raises `InputError` for ids that are not integers.
+    Parameter: `table` (vocab, features). Its initial variance is 1 / features, which gives the logits of `attend` unit
+    size. `attend` computes logits from features with the same table (Press and Wolf 2017, "Using the Output Embedding
+    to Improve Language Models", arXiv:1608.05859). An id outside [0, vocab) fails a `v.check`, and the run reports the
+    entry. On a mesh whose rules split "vocab", the table stays split (`embed_split`), and ids are
+    `(batch, length, ...)`.
+
+    Args:
+        vocab: number of ids.
+        features: size of each vector.
+        axes: the table's logical axis names, or None.
+        table_init: initializer of the table.
+
+    Raises:
+        InputError: the ids are not integers.
 
     >>> layer, v = Embed(3, 2), {"table": jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])}
     >>> layer(v, jnp.array([2, 0]))
@@ -108,7 +129,7 @@ class Embed(Layer):
     def attend(self, v: Vars, x: jax.Array) -> jax.Array:
         """Logits over the ids with the tied table: `(..., features)` to `(..., vocab)`."""
         v = as_vars(v, self)
-        return dense(v.policy.cast(x), self._table(v).T, split=True)  # no layer's scope is here to hold reshapes
+        return dense(v.policy.cast(x), self._table(v).T, split=True)  # no reshapes: no layer's scope would name them
 
     def _table(self, v: Vars) -> jax.Array:
         return v.param("table", (self.vocab, self.features), self.table_init, axes=self.axes)

@@ -1,4 +1,4 @@
-"""`matmul`: the last dimensions of x against the first of a kernel, in the form that each platform multiplies best."""
+"""`matmul`: `jnp.tensordot` of x and a kernel, in the form that is fastest on each platform."""
 
 import math
 
@@ -9,14 +9,20 @@ from sapwood.core.platform import platform
 
 
 def matmul(x: jax.Array, kernel: jax.Array, dims: int = 1, *, split: bool = False) -> jax.Array:
-    """`jnp.tensordot(x, kernel, dims)`: the last `dims` dimensions of x against the first of the kernel.
+    """`jnp.tensordot(x, kernel, dims)`: contract the last `dims` dimensions of x with the first `dims` of the kernel.
 
-    Takes x `(..., *inner)` and kernel `(*inner, *outer)`, gives `(..., *outer)`. `split` says that x is split over a
-    mesh, whose dimensions are then left as they are.
+    On a CPU the arrays are reshaped, so that it is one product of two matrices. With more dimensions XLA transposes an
+    operand of the kernel's gradient `x^T dy`, and computes the inputs of that operand again in transposed order. This
+    took a sixth of the training step of a small transformer.
 
-    On a CPU it is one product of two matrices. With more dimensions XLA transposes an operand of the kernel's gradient
-    `x^T dy`, and computes what leads up to it again in that order: a sixth of the training step of a small
-    transformer.
+    Args:
+        x: `(..., *inner)`.
+        kernel: `(*inner, *outer)`.
+        dims: number of dimensions in `inner`.
+        split: whether x is split over a mesh; its dimensions are then not reshaped.
+
+    Returns:
+        `(..., *outer)`.
 
     >>> matmul(jnp.ones((2, 3, 4)), jnp.ones((4, 5, 6))).shape
     (2, 3, 5, 6)

@@ -1,1 +1,1 @@
-"""Normalization, one kind a file. The statistics that they share are in `statistics`."""
+"""Normalization layers, one a file. `statistics` has the mean and variance that they share."""

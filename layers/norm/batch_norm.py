@@ -1,4 +1,8 @@
-"""Batch norm: each channel over all examples and positions; running statistics in eval mode."""
+"""Batch norm: each channel is normalized over all examples and positions, or by running statistics in eval mode.
+
+`batch_norm` takes the statistics as arguments. `BatchNorm` computes them with `moments` and keeps their running
+averages as state.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -22,34 +26,51 @@ def batch_norm(
     bias: jax.Array | None = None,
     eps: float = 1e-5,
 ) -> jax.Array:
-    """`(x - mean) / sqrt(var + eps) * scale + bias` with statistics that are given (`moments` computes them).
+    """`(x - mean) / sqrt(var + eps) * scale + bias`, with statistics that the caller passes (`moments` computes them).
 
-    Takes x `(..., features)`; the others broadcast to it, usually `(features,)`. Raises `InputError` for an x that is
-    not floating.
+    Args:
+        x: `(..., features)`, floating.
+        mean, var: the statistics, usually `(features,)`; they broadcast to x.
+        scale, bias: broadcast to x, usually `(features,)`; None leaves one out.
+        eps: added to the variance.
+
+    Raises:
+        InputError: x is not floating.
 
     >>> batch_norm(jnp.array([[1.0], [3.0]]), jnp.array([2.0]), jnp.array([1.0]), eps=0.0)
     Array([[-1.],
            [ 1.]], dtype=float32)
     """
     x = check_inputs.floating("batch_norm", x)
-    scale = None if scale is None else once(scale)  # and its gradient, which XLA rounds otherwise within an optimizer
+    scale = None if scale is None else once(scale)  # its gradient too: fusion into an optimizer changes its rounding
     gain = affine(lax.rsqrt(aligned(widen(var), x) + eps), scale, None)
     return standardise(widen(x), aligned(mean, x), gain, 0.0 if bias is None else aligned(bias, x)).astype(x.dtype)
 
 
 class BatchNorm(Layer):
-    """Normalise each channel over the batch and all positions; a running average of the statistics serves later.
+    """Normalize each channel over the batch and all positions: `(batch, ..., features)` to the same.
 
-    Takes x `(batch, ..., features)` and gives the same shape. When training, it uses the batch's statistics and moves
-    the state `mean` and `var` (features,) by `running = momentum * running + (1 - momentum) * batch`; else, and where a
-    trainer freezes it (`Trainer(trainable=)`), it uses the state, as in Keras. Parameters: `scale`, `bias` (features,).
-    `mask` (boolean, the leading dimensions of x, such as (batch,) or (batch, length)) leaves padding out of the
-    statistics, which may hold anything. Where nothing counts, as in a batch that is all padding, the state stays as it
-    is and is what x is normalised with.
+    In training it uses the batch's statistics, and updates the state `mean` and `var` (features,) by
+    `running = momentum * running + (1 - momentum) * batch`. In eval mode, and where a trainer freezes the layer
+    (`Trainer(trainable=)`), it uses the state, as in Keras. Parameters: `scale`, `bias` (features,). The variance is
+    the biased one in both places, as in Keras.
 
-    Under `jax.jit` the batch is the whole batch on any mesh. Inside `jax.vmap` or `jax.shard_map`, `axis_name` averages
-    over that axis; declaring needs shapes alone, and so no axis. The variance is the biased one in both places, as in
-    Keras. Raises `InputError` for an x that is not floating or a mask that does not fit.
+    The call takes an optional `mask` (boolean, the leading dimensions of x, such as (batch,) or (batch, length)).
+    Entries where it is false are left out of the statistics and may hold any value. If it is false everywhere, as in a
+    batch of padding, the state is not changed, and x is normalized with it.
+
+    Under `jax.jit` the statistics are those of the whole batch on any mesh.
+
+    Args:
+        momentum: weight of the old running statistics, in [0, 1).
+        eps: added to the variance, in [0, 1).
+        scale, bias: whether the layer has each of these parameters.
+        axis_name: named axis of a surrounding `jax.vmap` or `jax.shard_map`, over which statistics are averaged too. It
+            is not needed while variables are declared or initialized.
+        scale_init: initializer of `scale`.
+
+    Raises:
+        InputError: x is not floating, or the mask does not fit.
 
     Ioffe and Szegedy 2015, "Batch Normalization" (arXiv:1502.03167).
 
@@ -91,7 +112,7 @@ class BatchNorm(Layer):
         return batch_norm(x, m, s, scale, bias, self.eps)
 
     def _axis(self, v: Vars) -> str | tuple[str, ...] | None:
-        """The axis to average over; none where variables are only declared, or first made, outside of it."""
+        """The axis to average over. None if variables are declared or initialized outside of that axis."""
         if self.axis_name is not None and declares(v):
             try:
                 lax.axis_size(self.axis_name)

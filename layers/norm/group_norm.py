@@ -1,4 +1,4 @@
-"""Group norm: each example over its positions and a group of its channels."""
+"""Group norm: each example is normalized over its positions and a group of its channels."""
 
 import jax
 from jax import lax
@@ -14,10 +14,16 @@ from sapwood.layers.norm.statistics import affine, moments, scale_and_bias, wide
 def group_norm(
     x: jax.Array, groups: int, scale: jax.Array | None = None, bias: jax.Array | None = None, eps: float = 1e-5
 ) -> jax.Array:
-    """Normalise each example over all positions and the channels of each of `groups`, then `* scale + bias`.
+    """Normalize each example over all positions and the channels of each group, then `* scale + bias`.
 
-    Takes x `(batch, ..., channels)`, scale and bias `(channels,)`. Raises `InputError` for channels that do not divide
-    into the groups.
+    Args:
+        x: `(batch, ..., channels)`, floating.
+        groups: number of groups that the channels are divided into.
+        scale, bias: `(channels,)`; None leaves one out.
+        eps: added to the variance.
+
+    Raises:
+        InputError: x is not floating, or its channels do not divide into the groups.
 
     >>> group_norm(jnp.array([[1.0, 3.0, 10.0, 30.0]]), 2, eps=0.0)
     Array([[-1.,  1., -1.,  1.]], dtype=float32)
@@ -33,10 +39,20 @@ def group_norm(
 
 
 class GroupNorm(Layer):
-    """Normalise each example over its positions and groups of channels: `(batch, ..., channels)` to the same.
+    """Normalize each example over its positions and groups of channels: `(batch, ..., channels)` to the same.
 
-    One group is layer norm over a whole example, as many groups as channels is instance norm. Parameters: `scale`,
-    `bias` (channels,). Raises `InputError` for channels that do not divide into the groups.
+    One group is layer norm over a whole example. As many groups as channels is instance norm. Parameters: `scale`,
+    `bias` (channels,).
+
+    Args:
+        groups: number of groups that the channels are divided into.
+        eps: added to the variance, in [0, 1).
+        scale, bias: whether the layer has each of these parameters.
+        scale_init: initializer of `scale`.
+
+    Raises:
+        InputError: the channels do not divide into the groups.
+
     Wu and He 2018, "Group Normalization" (arXiv:1803.08494).
 
     >>> GroupNorm(2, eps=0.0, scale=False, bias=False)({}, jnp.array([[1.0, 3.0, 10.0, 30.0]]))

@@ -1,4 +1,4 @@
-"""Layer norm: each example over its last dimension."""
+"""Layer norm: each position is normalized over its last dimension."""
 
 import jax
 from jax import lax
@@ -14,9 +14,15 @@ from sapwood.layers.norm.statistics import affine, moments, scale_and_bias, wide
 def layer_norm(
     x: jax.Array, scale: jax.Array | None = None, bias: jax.Array | None = None, eps: float = 1e-5
 ) -> jax.Array:
-    """Normalise the last dimension of each position to mean 0 and variance 1, then `* scale + bias`.
+    """Normalize the last dimension of each position to mean 0 and variance 1, then `* scale + bias`.
 
-    Takes x `(..., features)`, scale and bias `(features,)`. Raises `InputError` for an x that is not floating.
+    Args:
+        x: `(..., features)`, floating.
+        scale, bias: `(features,)`; None leaves one out.
+        eps: added to the variance.
+
+    Raises:
+        InputError: x is not floating.
 
     >>> layer_norm(jnp.array([1.0, 3.0]), eps=0.0)
     Array([-1.,  1.], dtype=float32)
@@ -27,9 +33,15 @@ def layer_norm(
 
 
 class LayerNorm(Layer):
-    """Normalise the features of each position to mean 0 and variance 1: `(..., features)` to the same.
+    """Normalize the features of each position to mean 0 and variance 1: `(..., features)` to the same.
 
     Parameters: `scale`, `bias` (features,). Raises `InputError` for an x that is not floating.
+
+    Args:
+        eps: added to the variance, in [0, 1).
+        scale, bias: whether the layer has each of these parameters.
+        scale_init: initializer of `scale`.
+
     Ba, Kiros and Hinton 2016, "Layer Normalization" (arXiv:1607.06450).
 
     >>> LayerNorm(eps=0.0, scale=False)({"bias": jnp.ones(2)}, jnp.array([1.0, 3.0]))

@@ -1,4 +1,4 @@
-"""RMS norm: each example's last dimension by its root mean square."""
+"""RMS norm: each position's last dimension is divided by its root mean square."""
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,8 @@ def rms_norm(x: jax.Array, scale: jax.Array | None = None, eps: float = 1e-6) ->
 class RMSNorm(Layer):
     """Divide the features of each position by their root mean square: `(..., features)` to the same.
 
-    Parameter: `scale` (features,). Raises `InputError` for an x that is not floating.
-    Zhang and Sennrich 2019, "Root Mean Square Layer Normalization" (arXiv:1910.07467).
+    Parameter: `scale` (features,), unless `scale` is False. Raises `InputError` for an x that is not floating. Zhang
+    and Sennrich 2019, "Root Mean Square Layer Normalization" (arXiv:1910.07467).
 
     >>> RMSNorm(eps=0.0)({"scale": jnp.ones(2)}, jnp.array([3.0, -3.0]))
     Array([ 1., -1.], dtype=float32)

@@ -1,4 +1,8 @@
-"""Normalisation: batch, layer, RMS and group norm. Statistics are float32 in any policy; results keep x's dtype."""
+"""Mean, variance and affine step shared by batch, layer, RMS and group norm.
+
+Statistics are float32 (or wider, if x is) in any precision policy; norms return x's dtype. `moments` and `standardise`
+have hand-written derivatives, which take fewer passes over x than JAX's own.
+"""
 
 import functools
 import math
@@ -15,18 +19,23 @@ from sapwood.layers.expand_rank import aligned
 
 
 def widen(x: jax.Array) -> jax.Array:
-    """x in float32, or wider if it is."""
+    """Convert x to float32, unless it is wider."""
     return x.astype(np.promote_types(x.dtype, np.float32))
 
 
 def moments(
     x: jax.Array, axes: tuple[int, ...], where: jax.Array | None = None, axis_name: str | tuple[str, ...] | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance of x over `axes`, which are kept with size 1; float32.
+    """Mean and biased variance of x over `axes`, which are kept with size 1; float32, or wider if x is.
 
-    `where` (boolean, broadcasts to x) leaves entries out, `axis_name` averages over a named axis of `jax.vmap` or
-    `jax.shard_map` too. The variance is the mean squared distance from the mean: E[x²] - E[x]² takes one pass less and
-    loses all digits when the mean is large.
+    The variance is the mean squared distance from the mean. E[x²] - E[x]² would take one pass less, but loses all
+    digits when the mean is large.
+
+    Args:
+        x: an array of any shape.
+        axes: the dimensions to reduce.
+        where: boolean, broadcasts to x; entries where it is false are left out. None counts all.
+        axis_name: named axis of `jax.vmap` or `jax.shard_map` to reduce over too.
 
     >>> moments(jnp.array([1e4, 1e4 + 1, 1e4 + 2]), (0,))
     (Array([10001.], dtype=float32), Array([0.6666667], dtype=float32))
@@ -42,7 +51,7 @@ def _moments(x, where, axes, axis_name):
 
 @_moments.defjvp
 def _moments_jvp(axes, axis_name, primals, tangents):
-    """The variance does not change with the mean that it is taken around: a pass over x less than by the chain rule."""
+    """d(var)/d(mean) is 0, so the mean's term is dropped; this saves one pass over x."""
     (x, where), (dx, _) = primals, tangents
     mean, var = _moments(x, where, axes, axis_name)
     centred = x - mean if where is None else jnp.where(where, x - mean, 0)
@@ -63,23 +72,25 @@ def _average(x, where, axes, axis_name):
 
 @jax.custom_jvp
 def standardise(x, mean, gain, shift):
+    """`(x - mean) * gain + shift`, with a gradient that takes two sums over x."""
     return (x - mean) * gain + shift
 
 
 @standardise.defjvp
 def _standardise_jvp(primals, tangents):
-    """What is of the size of the features is gathered first: then the gradient sums over x twice, not three times."""
+    """Terms of the size of the features are added first, so the gradient takes two sums over x instead of three."""
     (x, mean, gain, _), (dx, dmean, dgain, dshift) = primals, tangents
     return standardise(*primals), gain * dx + (x - mean) * dgain + (dshift - gain * dmean)
 
 
 def affine(y: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+    """`y * scale + bias`; None leaves one out."""
     y = y if scale is None else y * aligned(scale, y)
     return y if bias is None else y + aligned(bias, y)
 
 
 def scale_and_bias(layer: Layer, v: Vars, features: int) -> tuple[jax.Array | None, jax.Array | None]:
-    """The two parameters of a norm, as stored, or None where the layer has them switched off."""
+    """The parameters `scale` and `bias` of a norm, in their stored dtype. None for one that the layer switches off."""
     scale = v.param("scale", (features,), layer.scale_init, cast=False) if layer.scale else None  # type: ignore
     bias = v.param("bias", (features,), zeros, cast=False) if getattr(layer, "bias", False) else None
     return scale, bias

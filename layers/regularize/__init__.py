@@ -1,1 +1,1 @@
-"""Regularization: layers that change what they are given while a model trains, and nothing in eval mode."""
+"""Regularization layers: active in training, the identity in eval mode."""

@@ -1,4 +1,4 @@
-"""Dropout: while training, random entries become zero and the rest are scaled up to keep the mean."""
+"""Dropout: in training, random entries become zero and the others are scaled up to keep the mean."""
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ from sapwood.layers import check_inputs
 def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     """Zero each entry of x with probability `rate`, drawn from `key`, and divide the others by `1 - rate`.
 
-    Takes and gives x `(...)`. Raises `InputError` for an x that is not floating, `ConfigError` for a rate
-    outside [0, 1).
+    x and the result have any shape. Raises `InputError` for an x that is not floating, `ConfigError` for a rate outside
+    [0, 1).
 
     >>> float(dropout(jnp.ones(1000), 0.5, jax.random.key(0)).max())
     2.0
@@ -22,15 +22,16 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     x = check_inputs.floating("dropout", x)
     if not 0 <= rate < 1:
         raise ConfigError(f"dropout: rate must be a number in [0, 1), got {rate!r}")
-    kept = jax.random.bernoulli(key, np.float32(1 - rate), x.shape)  # the same ones in 64 bits
+    kept = jax.random.bernoulli(key, np.float32(1 - rate), x.shape)  # float32: the same mask with `jax_enable_x64`
     return jnp.where(kept, x / (1 - rate), 0)
 
 
 class Dropout(Layer):
-    """Zero entries with probability `rate` while training; nothing otherwise. Any shape, no parameters.
+    """Zero entries with probability `rate` in training, and divide the others by `1 - rate`; the identity in eval mode.
 
-    The mask comes from the run's key and the layer's path, so each place, step, row and call has its own. Raises
-    `ConfigError` for a rate outside [0, 1), `InputError` for an x that is not floating.
+    Takes any shape and has no parameters. The mask comes from the run's key and the layer's path, so each layer, step,
+    row and call has its own. Raises `ConfigError` for a rate outside [0, 1), `InputError` for an x that is not
+    floating.
 
     Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting".
 

@@ -1,4 +1,7 @@
-"""Convolutions over one, two or three spatial dimensions, channels last."""
+"""Convolutions over one, two or three spatial dimensions, channels last.
+
+`conv` is the array function, `Conv` the layer. `windows` checks and counts sizes, strides and padding.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -28,17 +31,26 @@ def conv(
 ) -> jax.Array:
     """Slide `kernel` over the spatial dimensions of x; the kernel's rank says how many there are (1 to 3).
 
-    Takes x `(batch, *spatial, channels)`, kernel `(*window, channels / groups, out)` and bias `(out,)`, gives
-    `(batch, *spatial_out, out)`. It is a cross-correlation, as everywhere in machine learning:
+    It is a cross-correlation, as everywhere in machine learning:
     `y[p, o] = sum over w, c of x[p * stride + w * dilation, c] kernel[w, c, o]`.
 
-    `strides` and `dilation` are an integer or one for each spatial dimension; `padding` is "SAME" (output size
-    ceil(size / stride)), "VALID" (none), "CAUSAL" (sequences: no output sees a later input), an integer, or for each
-    dimension an integer or a pair (before, after). With `groups`, each group of output channels sees only its own
-    group of input channels; as many groups as channels make a depthwise convolution. Of two dtypes the result has
-    the one that JAX promotes both to.
+    Args:
+        x: `(batch, *spatial, channels)`, floating.
+        kernel: `(*window, channels / groups, out)`.
+        bias: `(out,)`, or None for none.
+        strides: an integer, or a tuple with one for each spatial dimension.
+        padding: "SAME" (output size is ceil(size / stride)), "VALID" (no padding), "CAUSAL" (for sequences: no output
+            sees a later input), an integer, or a tuple with an integer or a pair (before, after) for each dimension.
+        dilation: an integer, or a tuple with one for each spatial dimension.
+        groups: each group of output channels sees only its own group of input channels. As many groups as channels make
+            a depthwise convolution.
 
-    Raises `InputError` for shapes that do not fit together, `ConfigError` for other options.
+    Returns:
+        `(batch, *spatial_out, out)`, in the dtype that JAX promotes those of x and kernel to.
+
+    Raises:
+        InputError: the shapes do not fit together, or x is not floating.
+        ConfigError: another option is invalid.
 
     >>> conv(jnp.arange(5.0)[None, :, None], jnp.ones((2, 1, 1)), padding="CAUSAL")[0, :, 0]
     Array([0., 1., 3., 5., 7.], dtype=float32)
@@ -70,13 +82,24 @@ def conv(
 
 
 class Conv(Layer):
-    """Convolution: `(batch, *spatial, channels)` to `(batch, *spatial_out, features)`; see `conv` for the options.
+    """Convolution: `(batch, *spatial, channels)` to `(batch, *spatial_out, features)`.
 
-    `kernel_size` has a number for each spatial dimension: `(3,)` for sequences, `(3, 3)` for images, `(3, 3, 3)` for
-    volumes. Parameters: `kernel` (*kernel_size, channels / groups, features), `bias` (features,). `axes` are the
-    logical names of the kernel's last two dimensions, such as ("channels_in", "channels_out"). The kernel starts with
-    variance 1 / (window * channels / groups) (LeCun et al. 1998, "Efficient BackProp"). Raises `ConfigError` for
-    options that are out of range, `InputError` for an x of another rank, dtype or channel count.
+    Parameters: `kernel` (*kernel_size, channels / groups, features), `bias` (features,). The kernel's initial variance
+    is 1 / (window * channels / groups) (LeCun et al. 1998, "Efficient BackProp").
+
+    Args:
+        features: number of output channels.
+        kernel_size: a size for each spatial dimension: `(3,)` for sequences, `(3, 3)` for images, `(3, 3, 3)` for
+            volumes.
+        strides, padding, dilation, groups: as in `conv`.
+        bias: whether to add a bias.
+        axes: logical names of the kernel's last two dimensions, such as ("channels_in", "channels_out"). None gives no
+            names.
+        kernel_init, bias_init: initializers of the parameters.
+
+    Raises:
+        ConfigError: a field is out of range.
+        InputError: x has another rank, dtype or channel count.
 
     >>> Conv(1, (2, 2), padding="VALID", bias=False)({"kernel": jnp.ones((2, 2, 1, 1))}, jnp.ones((1, 3, 3, 1))).shape
     (1, 2, 2, 1)
@@ -111,8 +134,8 @@ class Conv(Layer):
             raise InputError(f"Conv: {x.shape[-1]} channels do not divide into groups={self.groups}: {describe(x)}")
         shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
         kernel = v.param("kernel", shape, self.kernel_init, axes=self.axes and (None,) * n + self.axes)
-        # What is stored in pieces is gathered here. XLA would do it where it thinks best, and where the batch is split
-        # over two mesh axes and the channels over a third, it exchanged rows of the batch (jaxlib 0.10.2).
+        # Gather a kernel that is stored in shards here. Left to choose the place, XLA exchanged rows of the batch when
+        # the batch was split over two mesh axes and the channels over a third (jaxlib 0.10.2).
         kernel = v.shard(kernel, *(None,) * n, *(self.axes or (None, None)))
         bias_axes = self.axes and self.axes[-1:]
         bias = v.param("bias", (self.features,), self.bias_init, axes=bias_axes) if self.bias else None

@@ -1,4 +1,4 @@
-"""Layers that change the shape of an array and nothing else."""
+"""Flatten: merge all dimensions but the batch into one."""
 
 import math
 
@@ -10,7 +10,7 @@ from sapwood.layers import check_inputs
 
 
 def flatten(x: jax.Array) -> jax.Array:
-    """All dimensions but the batch made one: `(batch, ...)` to `(batch, features)`. Raises `InputError` for a scalar.
+    """Merge all dimensions but the batch: `(batch, ...)` to `(batch, features)`. Raises `InputError` for a scalar.
 
     >>> import jax.numpy as jnp
     >>> flatten(jnp.ones((2, 3, 4))).shape
@@ -22,7 +22,7 @@ def flatten(x: jax.Array) -> jax.Array:
 
 
 class Flatten(Layer):
-    """All dimensions but the batch made one: `(batch, ...)` to `(batch, features)`. No parameters.
+    """Merge all dimensions but the batch: `(batch, ...)` to `(batch, features)`. No parameters.
 
     >>> import jax.numpy as jnp
     >>> Flatten()({}, jnp.ones((2, 3, 4))).shape

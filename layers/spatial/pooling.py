@@ -1,4 +1,7 @@
-"""Pooling: the maximum or the mean of a window, or of all positions. One to three spatial dimensions, channels last."""
+"""Pooling: the maximum or mean of each window, or of all positions. One to three spatial dimensions, channels last.
+
+On a CPU, `max_pool` uses slices instead of `lax.reduce_window`, whose gradient is slow there.
+"""
 
 import math
 
@@ -17,7 +20,7 @@ from sapwood.layers.spatial.windows import Padding, Sizes
 
 
 def _geometry(who: str, x: jax.Array, window: tuple[int, ...], strides: Sizes | None, padding: Padding):
-    """x checked, and its window, strides and padding amounts for each spatial dimension."""
+    """Check x and the options. Returns x, and window, strides and padding amounts for each spatial dimension."""
     x = check_inputs.floating(who, x)
     window = windows.window(who, "window", window)
     n = len(window)
@@ -41,10 +44,17 @@ def max_pool(
 ) -> jax.Array:
     """The largest value of each window: `(batch, *spatial, channels)` to `(batch, *spatial_out, channels)`.
 
-    `window` has a size for each spatial dimension, `strides` (default: the window) an integer or one for each;
-    `padding` is "VALID", "SAME", an integer, or for each dimension an integer or a pair (before, after); it never wins.
-    Among equal values the first gets the gradient. Raises `InputError` for an x of another rank, `ConfigError` for
-    other options.
+    Padding is never the largest value. Among equal values the first gets the gradient.
+
+    Args:
+        x: `(batch, *spatial, channels)`, floating.
+        window: a size for each spatial dimension.
+        strides: an integer, or a tuple with one for each spatial dimension. None means the window's sizes.
+        padding: "VALID", "SAME", an integer, or a tuple with an integer or a pair (before, after) for each dimension.
+
+    Raises:
+        InputError: x has another rank, is not floating, or is smaller than the window.
+        ConfigError: another option is invalid.
 
     >>> max_pool(jnp.array([1.0, 3.0, 2.0, 5.0])[None, :, None], (2,))[0, :, 0]
     Array([3., 5.], dtype=float32)
@@ -81,8 +91,13 @@ def avg_pool(
 ) -> jax.Array:
     """The mean of each window: `(batch, *spatial, channels)` to `(batch, *spatial_out, channels)`.
 
-    Options as in `max_pool`. Padding is left out of the mean (as in Keras), or with `count_padding` counts as zeros (as
-    in PyTorch). Raises `InputError` for an x of another rank, `ConfigError` for other options.
+    Args:
+        x, window, strides, padding: as in `max_pool`.
+        count_padding: True counts padding as zeros, as PyTorch does. False leaves it out of the mean, as Keras does.
+
+    Raises:
+        InputError: x has another rank, is not floating, or is smaller than the window.
+        ConfigError: another option is invalid.
 
     >>> avg_pool(jnp.array([1.0, 3.0, 2.0])[None, :, None], (2,), padding="SAME")[0, :, 0]
     Array([2., 2.], dtype=float32)
@@ -109,8 +124,9 @@ def global_max_pool(x: jax.Array) -> jax.Array:
 def global_avg_pool(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """The mean over all positions: `(batch, ..., channels)` to `(batch, channels)`.
 
-    `mask` (boolean, the shape of x without channels) leaves positions out, such as the padding of shorter sequences;
-    an example without any position gives 0. Raises `InputError` for an x or a mask of another shape.
+    `mask` is boolean, with the shape of x without channels; positions where it is false, such as the padding of shorter
+    sequences, are left out. An example without any position gives 0. Raises `InputError` for an x or a mask of another
+    shape.
 
     >>> global_avg_pool(jnp.array([[[1.0], [3.0]]]), jnp.array([[True, False]]))
     Array([[1.]], dtype=float32)
@@ -188,7 +204,7 @@ class GlobalMaxPool(Layer):
 
 
 class GlobalAvgPool(Layer):
-    """The mean over all positions, or those in `mask`; see `global_avg_pool`. No parameters.
+    """The mean over all positions, or over those where `mask` is true; see `global_avg_pool`. No parameters.
 
     >>> GlobalAvgPool()({}, jnp.ones((2, 4, 4, 3))).shape
     (2, 3)

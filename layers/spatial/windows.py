@@ -1,4 +1,8 @@
-"""Windows that slide over the spatial dimensions: how sizes, strides and padding are written, checked and counted."""
+"""Windows of convolutions and pooling: checks and canonical forms of sizes, strides, dilation and padding.
+
+`who` is the name of the layer or function in error messages. All sizes are known while tracing, except the symbolic
+ones of an exported model.
+"""
 
 import numbers
 from typing import Any
@@ -8,9 +12,9 @@ from jax import lax
 from sapwood.core.errors import ConfigError, InputError
 
 Sizes = int | tuple[int, ...]
-"""A number for every spatial dimension, or one for each."""
+"""One integer for all spatial dimensions, or a tuple with one for each."""
 Padding = str | int | tuple[int | tuple[int, int], ...]
-"""`"SAME"`, `"VALID"`, `"CAUSAL"`, or a number, a number for each dimension, or (before, after) for each dimension."""
+"""Names "SAME", "VALID", "CAUSAL", an integer, or a tuple of integers or pairs (before, after), one a dimension."""
 
 
 def _whole(value: Any, least: int) -> bool:
@@ -19,6 +23,8 @@ def _whole(value: Any, least: int) -> bool:
 
 def per_dimension(who: str, name: str, value: Sizes, n: int) -> tuple[int, ...]:
     """A positive integer for each of `n` dimensions, from one integer or a tuple of `n`.
+
+    Raises `ConfigError` for other values.
 
     >>> per_dimension("conv", "strides", 2, 3)
     (2, 2, 2)
@@ -30,7 +36,7 @@ def per_dimension(who: str, name: str, value: Sizes, n: int) -> tuple[int, ...]:
 
 
 def window(who: str, name: str, value: Any) -> tuple[int, ...]:
-    """A window, unchanged: one positive integer for each spatial dimension, 1 to 3 of them.
+    """Check a window, a tuple of one positive integer for each of 1 to 3 spatial dimensions, and return it unchanged.
 
     >>> window("Conv", "kernel_size", 3)
     Traceback (most recent call last):
@@ -46,7 +52,9 @@ such as (3,), (3, 3) or (3, 3, 3); got 3
 
 
 def padding(who: str, value: Any, n: int, causal: bool = False) -> str | tuple[tuple[int, int], ...]:
-    """Padding in one form: an upper-case name, or `n` pairs (before, after). "CAUSAL" only where `causal` allows it.
+    """Padding in canonical form: an upper-case name, or `n` pairs (before, after).
+
+    Raises `ConfigError` for other values, and for "CAUSAL" unless `causal` is true and `n` is 1.
 
     >>> padding("conv", "same", 2), padding("conv", 1, 2), padding("conv", (0, (1, 2)), 2)
     ('SAME', ((1, 1), (1, 1)), ((0, 0), (1, 2)))
@@ -76,10 +84,15 @@ def amounts(
     strides: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> tuple[tuple[int, int], ...]:
-    """How many elements a canonical padding puts before and after each dimension.
+    """How many elements a padding adds before and after each spatial dimension.
 
-    "SAME" makes the output's size ceil(size / stride), as in TensorFlow; "CAUSAL" pads in front, so that no output
-    sees a later input.
+    "SAME" makes the output's size ceil(size / stride), as in TensorFlow. "CAUSAL" pads only in front, so no output sees
+    a later input.
+
+    Args:
+        padding: in the canonical form of `padding`.
+        sizes: the input's spatial sizes.
+        window, strides, dilation: one integer for each spatial dimension.
     """
     spans = tuple((k - 1) * d + 1 for k, d in zip(window, dilation, strict=True))
     if padding == "CAUSAL":
@@ -90,7 +103,7 @@ def amounts(
 
 
 def must_fit(who: str, sizes: tuple[int, ...], pads, window: tuple[int, ...], dilation: tuple[int, ...]) -> None:
-    """An `InputError` where a window is larger than the padded input, so that nothing would be left."""
+    """Raise `InputError` if a window is larger than the padded input, which would leave an empty output."""
     padded = [size + sum(pad) for size, pad in zip(sizes, pads, strict=True)]
     spans = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
     # a symbolic size is known only when the exported model is called
