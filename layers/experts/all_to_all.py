@@ -1,7 +1,8 @@
-"""The expert all-to-all: rows go to the device that holds their expert, and their results come back.
+"""Expert all-to-all: rows are sent to the device that holds their expert, and the results are sent back.
 
-Both directions work inside a `jax.shard_map` over the mesh axis of the experts, and each is the other's gradient. A TPU
-or GPU sends the rows there are, by `ragged_all_to_all`; a CPU has no such thing and sends whole buffers.
+`send` and `bring_back` run inside a `jax.shard_map` over the mesh axis of the experts. Each is the gradient of the
+other. TPUs and GPUs send only the rows that exist, by `lax.ragged_all_to_all`. CPUs lack it and send whole buffers, and
+so do experts that are spread over several mesh axes.
 """
 
 import functools
@@ -15,10 +16,18 @@ Axis = tuple[str, ...]
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def send(platform: str, axis: Axis, width: int, rows: jax.Array, sent: jax.Array, received: jax.Array) -> jax.Array:
-    """Rows `(n, features)`, sorted by device, to what this device gets: `(devices * width, features)`.
+    """Send rows, sorted by device, to their devices; return what this device receives.
 
-    `sent` and `received` `(devices,)` say how many rows go to each device and come from each. What device d sent begins
-    at row `d * width`; the rest is zeros. No device may send more than `width` rows to another.
+    Args:
+        platform: the platform of the devices.
+        axis: names of the mesh axes that the experts are spread over.
+        width: rows of the buffer for each sender. No device may send more rows than this to another.
+        rows: `(n, features)`, sorted by the device they go to.
+        sent: `(devices,)`, the number of rows that go to each device.
+        received: `(devices,)`, the number of rows that come from each device.
+
+    Returns:
+        `(devices * width, features)`: the rows from device d begin at row `d * width`; the rest is zeros.
     """
     run = _send_padded if platform == "cpu" or len(axis) > 1 else _send_ragged
     return run(axis, width, rows, sent, received)
@@ -26,7 +35,10 @@ def send(platform: str, axis: Axis, width: int, rows: jax.Array, sent: jax.Array
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def bring_back(platform: str, axis: Axis, n: int, buffer: jax.Array, sent: jax.Array, received: jax.Array) -> jax.Array:
-    """The way back of `send`: a buffer as it gives to n rows in the order it took, with the same sizes."""
+    """Return rows to the devices that sent them, the inverse of `send` with the same sizes.
+
+    `buffer` has the layout that `send` returns. The result has `n` rows in the order that `send` took them.
+    """
     run = _bring_padded if platform == "cpu" or len(axis) > 1 else _bring_ragged
     return run(axis, n, buffer, sent, received)
 
@@ -58,7 +70,7 @@ def _starts(sizes: jax.Array) -> jax.Array:
 
 
 def swap(axis: Axis, x: jax.Array) -> jax.Array:
-    """`x[d]` of every device to device d."""
+    """Send `x[d]` to device d: `(devices, ...)` indexed by receiver to the same indexed by sender."""
     return lax.all_to_all(x, axis, 0, 0, tiled=True)
 
 

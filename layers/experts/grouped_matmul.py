@@ -1,4 +1,8 @@
-"""`grouped_matmul`: rows sorted by group, each multiplied by the kernel of its group, in one call."""
+"""`grouped_matmul`: rows sorted by group, each multiplied by the kernel of its group, in one call.
+
+It has three algorithms: blocks of rows on a CPU (`grouped_matmul_cpu`), a Pallas kernel on a TPU, and `lax.ragged_dot`
+elsewhere. All share the gradients defined here.
+"""
 
 import functools
 from typing import Any
@@ -16,10 +20,10 @@ from sapwood.layers.experts import grouped_matmul_cpu
 from sapwood.parallel.per_device import alone
 
 LEAST, MOST = 8, 256
-"""Rows of a block, at least and at most: smaller ones only fetch kernels, larger ones fill no cache better."""
+"""Least and largest number of rows of a block. Smaller blocks mostly fetch kernels; larger ones cache no better."""
 
 TILE = 512
-"""Features of a tile of the TPU's kernel, and rows at most."""
+"""Features of a tile of the TPU's kernel, and the largest number of its rows."""
 
 
 def grouped_matmul(
@@ -27,17 +31,26 @@ def grouped_matmul(
 ) -> jax.Array:
     """`x[i] @ kernels[g]` for each row i of x, where the first `sizes[0]` rows are of group 0, the next of group 1, ...
 
-    Takes x `(rows, features)`, kernels `(groups, features, out)` and integer sizes `(groups,)`, gives `(rows, out)` in
-    the dtype of x. Rows behind the last group give zeros, whatever they hold. `expected` is how many rows the groups
-    will have together, where x is mostly such padding; by default all. `platform` is what we compile for, by default
-    that of the default device. Differentiable by x and kernels, in reverse mode and as often as one likes. Raises
-    `InputError` for shapes that do not fit together.
+    It is differentiable by x and kernels, in reverse mode, to any order.
 
-    XLA's own `jax.lax.ragged_dot` multiplies every row by every kernel on a CPU and, as compiled ahead of time, on a
-    TPU. A TPU runs JAX's Pallas kernel "megablox" instead, and a CPU a loop over blocks of rows of one group each, as
-    many as the sizes ask for: with `n` rows a group on average, blocks of `n / 4` (8 to 256) and about `1.125 n` rows
-    of work. Other platforms have `ragged_dot`, and so has a TPU for float16 and outside of a `jax.shard_map` over the
-    whole mesh, where there is more than one device.
+    XLA's own `jax.lax.ragged_dot` multiplies every row by every kernel on a CPU, and on a TPU as compiled ahead of
+    time. A TPU therefore runs JAX's Pallas kernel "megablox". A CPU runs a loop over blocks of rows of one group each,
+    as many as the sizes need: with `n` rows a group on average, blocks have `n / 4` rows (8 to 256), and about
+    `1.125 n` rows are multiplied. Other platforms run `ragged_dot`. So does a TPU for dtypes such as float16, and with
+    several devices outside of a `jax.shard_map` over the whole mesh.
+
+    Args:
+        x: `(rows, features)`, floating. Rows after the last group may hold any value.
+        kernels: `(groups, features, out)`.
+        sizes: `(groups,)`, integers.
+        expected: expected number of rows of all groups together, if x is mostly padding. None expects all rows.
+        platform: the platform to compile for. None takes that of the default device.
+
+    Returns:
+        `(rows, out)` in the dtype of x. Rows after the last group are zeros.
+
+    Raises:
+        InputError: the shapes do not fit together, or a dtype is wrong.
 
     Gale et al. 2022, "MegaBlocks" (arXiv:2211.15841) has the problem and the idea.
 
@@ -58,7 +71,11 @@ def grouped_matmul(
 
 
 def _way(platform: str | None, x: jax.Array) -> str:
-    """How a platform multiplies. The compiler cannot split a kernel: without a mesh it is for a single device."""
+    """The algorithm for a platform: "blocked", "kernel" or "ragged".
+
+    The compiler cannot split a kernel over devices. So with several devices, "kernel" needs a `shard_map` over the
+    mesh.
+    """
     way = {"cpu": "blocked", "tpu": "kernel"}.get(platform or default_platform(), "ragged")
     if way == "kernel" and (x.dtype not in (jnp.bfloat16, jnp.float32) or (jax.device_count() > 1 and not alone())):
         return "ragged"
@@ -66,21 +83,21 @@ def _way(platform: str | None, x: jax.Array) -> str:
 
 
 def block_size(rows: Any, groups: int) -> int:
-    """Rows of a block: the power of two that is a quarter of an average group or just below.
+    """Rows of a block: the largest power of two up to a quarter of an average group, between `LEAST` and `MOST`.
 
     >>> block_size(8192, 8), block_size(512, 8), block_size(100, 8)
     (256, 16, 8)
     """
-    quarter = rows // (4 * groups) if isinstance(rows, int) else LEAST  # a symbolic size has no number yet
+    quarter = rows // (4 * groups) if isinstance(rows, int) else LEAST  # a symbolic size has no value yet
     return min(MOST, max(LEAST, 1 << quarter.bit_length() >> 1))
 
 
-# Two products, which are each other's gradients. `way` is how: "blocked", "kernel" or "ragged".
+# Two products whose gradients are each other. `way` is the algorithm: "blocked", "kernel" or "ragged".
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _multiply(way: str, block: int, turned: bool, x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
-    """`x_g k_g` for the rows of each group g, or `x_g k_g^T` where the kernels are `turned`."""
+    """`x_g k_g` for the rows of each group g, or `x_g k_g^T` if `turned`. Rows after the last group give zeros."""
     y = {"blocked": grouped_matmul_cpu.multiply, "kernel": _kernel_multiply, "ragged": _ragged_multiply}[way](
         block, turned, x, kernels, sizes
     )
@@ -144,6 +161,6 @@ def _kernel_outer(block, x, y, sizes, interpret=False):
 
 
 def _tiles(block: int, x: jax.Array) -> tuple[tuple[int, int, int], jax.Array]:
-    """The tiles of the TPU's kernel, and x with rows of zeros up to a whole number of them."""
+    """The tile sizes of the TPU's kernel, and x padded with rows of zeros to a multiple of a tile's rows."""
     rows = max(128, min(TILE, 2 * block))
     return (rows, TILE, TILE), jnp.pad(x, ((0, -x.shape[0] % rows), (0, 0)))

@@ -1,4 +1,8 @@
-"""Mixture of experts: each token goes through the few feed-forward networks that a router chooses for it."""
+"""Mixture of experts: each token goes through the few feed-forward networks that a router chooses for it.
+
+Routing is computed for the whole batch (`routing`). On a mesh, the experts then run on each device in a `jax.shard_map`
+(`dispatch`, `all_to_all`, `grouped_matmul`).
+"""
 
 import functools
 import math
@@ -28,7 +32,7 @@ from sapwood.parallel.place_activations import placed, split_over
 
 @dataclass(frozen=True)
 class each:
-    """An initialiser for a stack: every entry of the leading axis is drawn by itself, as `init` draws one."""
+    """Initializer of a stack: `init` draws each entry of the leading axis independently."""
 
     init: Initializer
 
@@ -39,34 +43,45 @@ class each:
 class MixtureOfExperts(Layer):
     """`sum over the k chosen experts e of weight_e(x) * expert_e(x)`: `(..., length, features)` to the same.
 
-    An expert is `down(activation(gate(x)) * up(x))` with `hidden` units, or `down(activation(up(x)))` unless `gated`,
-    without biases. `capacity=None` drops no token. With a number, an expert takes at most `capacity` times its fair
-    share of each sequence (the last two dimensions of x); a choice that is too much gives zeros, so the layer belongs
-    in a residual connection. `normalize` makes the k weights of a token sum to 1; see `top_k_routing`.
-
-    `mask` (boolean, the leading dimensions of x, such as (batch,) or (batch, length)) says which tokens there are. The
-    others, padding or rows that the loss leaves out, may hold anything and get zeros: no expert takes them, they have
-    no part in the losses or what is sown, and a sequence's capacity is that of its own tokens.
-
-    In training runs `balance` and `z` times the losses of `top_k_routing` go to `v.loss` under these names; 0 leaves
-    one out. `load` `(experts,)`, the share of all choices that fell on each expert, and with a capacity `dropped`, the
-    share of choices that got none, are sown.
-
+    An expert is `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` unless `gated`, without biases.
     Parameters: `router/kernel` (features, experts), used in float32; `gate/kernel` and `up/kernel` (experts, features,
     hidden), `down/kernel` (experts, hidden, features), with the logical axes "expert", "embed" and "mlp".
 
-    On a mesh the experts are spread over the axis of "expert" ("expert" by the default rules), over which the batch is
-    split, too. Tokens travel to their experts and back by two all-to-alls; the hidden units are split by the axis of
-    "mlp", whose partial sums are added up after the tokens are back, and what "fsdp" stores in pieces is gathered
-    first. The numbers, losses included, are those of one device. As no token may be lost, a device makes room for
-    the case that all go to one place, `devices x tokens x min(k, experts / devices)` rows; a capacity bounds that by
-    `experts x capacity per sequence x sequences`. On a TPU or GPU only rows that are there are sent, and everywhere
-    only these are multiplied. Where the batch does not divide by the axis, every device holds all tokens, computes what
-    is its experts' part, and the parts are added up.
+    The call takes an optional `mask` (boolean, the leading dimensions of x, such as (batch,) or (batch, length)), true
+    for real tokens. Other tokens, such as padding or rows that the loss leaves out, may hold any value and give zeros.
+    No expert takes them, the losses and sown values leave them out, and the capacity of a sequence counts only its real
+    tokens.
 
-    Raises `ConfigError` for hyper-parameters that cannot be, for experts that the mesh axis does not divide, and in
-    training inside a pipeline ("stage") unless `balance=0` (with a mask `z=0` too): these losses are no means over
-    examples, so that those of micro-batches do not add up to that of the batch.
+    In training runs, `balance` and `z` times the losses of `top_k_routing` go to `v.loss` under these names. The layer
+    sows `load` `(experts,)`, each expert's share of all choices, and with a capacity also `dropped`, the share of
+    choices that no expert took.
+
+    On a mesh the experts are spread over the mesh axis of the logical axis "expert" ("expert" by the default rules);
+    the batch is split over it too. Two all-to-alls send the tokens to their experts and back. The hidden units are
+    split over the mesh axis of "mlp", and their partial sums are added after the tokens are back. Kernels that "fsdp"
+    stores in shards are gathered first. The results, losses included, are those of one device. No token may be lost, so
+    a device reserves room for the case that all tokens go to one place: `devices x tokens x min(k, experts / devices)`
+    rows. A capacity bounds that by `experts x capacity per sequence x sequences`. A TPU or GPU sends only the rows that
+    exist, and every platform multiplies only these. If the batch does not divide by the axis, every device holds all
+    tokens and computes the part of its experts, and the parts are added.
+
+    Args:
+        experts: number of experts.
+        hidden: hidden units of each expert.
+        k: experts of each token.
+        capacity: None drops no token. With a number, an expert takes at most `capacity` times its fair share of each
+            sequence (the last two dimensions of x). A choice beyond that gives zeros, so the layer belongs in a
+            residual connection.
+        gated: whether experts have a gate.
+        activation: function of arrays inside each expert.
+        normalize: whether the k weights of a token are scaled to a sum of 1; see `top_k_routing`.
+        balance, z: factors of the auxiliary losses; 0 leaves one out.
+        kernel_init: initializer of each kernel.
+
+    Raises:
+        ConfigError: a field is out of range, the mesh axis does not divide the experts, or the layer trains inside a
+            pipeline ("stage") without `balance=0` (with a mask also `z=0`). These losses are not means over examples,
+            so those of micro-batches do not add up to that of the batch.
 
     Shazeer et al. 2017 (arXiv:1701.06538); Lepikhin et al. 2020, "GShard" (arXiv:2006.16668); Fedus et al. 2021,
     "Switch Transformers" (arXiv:2101.03961); Jiang et al. 2024, "Mixtral of Experts" (arXiv:2401.04088).
@@ -114,9 +129,9 @@ class MixtureOfExperts(Layer):
         return self._spread(v, sharding, x, ids, weights, kernels)
 
     def _route(self, v: Vars, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """The experts of each token `(..., length, k)`, `self.experts` where none takes it, and their weights.
+        """Experts of each token `(..., length, k)` and their weights. `self.experts` stands for no expert.
 
-        It is outside of the `shard_map`, so that its means and its capacity are those of the whole batch on any mesh.
+        This runs outside of the `shard_map`, so its means and its capacity are those of the whole batch on any mesh.
         """
         shape = (x.shape[-1], self.experts)
         kernel = v.router.param("kernel", shape, self.kernel_init, axes=("embed", "expert"), cast=False)
@@ -136,7 +151,7 @@ class MixtureOfExperts(Layer):
         return jnp.where(taken, ids, self.experts), found.weights
 
     def _refuse_microbatches(self, v: Vars, mask: jax.Array | None) -> None:
-        """A `ConfigError` where a loss over a micro-batch is not its part of the loss over the batch."""
+        """Raise `ConfigError` if a loss over micro-batches would differ from the loss over the batch."""
         wrong = "balance" if self.balance else "z" if self.z and mask is not None else None
         if wrong and scan_pipeline.inside():
             why = (
@@ -149,11 +164,14 @@ class MixtureOfExperts(Layer):
             )
 
     def _slots(self, length: int) -> int:
-        """How many tokens of a sequence an expert takes."""
+        """Largest number of tokens of a sequence for one expert."""
         return length if self.capacity is None else routing.slots(length, self.experts, self.k, self.capacity)
 
     def _slots_of_each(self, length: int, mask: jax.Array | None) -> int | jax.Array:
-        """The same by sequence, of the tokens that there are; a table, as its sizes are rounded in float64."""
+        """`_slots` for each sequence, from its number of real tokens.
+
+        It looks the number up in a table made at trace time, since `slots` rounds in float64.
+        """
         if mask is None:
             return self._slots(length)
         return jnp.asarray(np.array([self._slots(n) for n in range(length + 1)], np.int32))[jnp.sum(mask, -1)]
@@ -166,13 +184,14 @@ class MixtureOfExperts(Layer):
         return kernels | {"down": v.down.param("kernel", narrow, init, axes=("expert", "mlp", "embed"))}
 
     def _spread(self, v: Vars, sharding: NamedSharding, x, ids, weights, kernels) -> jax.Array:
-        """`_apply` on every device of a mesh, to its tokens and its experts."""
+        """Run `_apply` on every device of a mesh, with its tokens and its experts."""
         mesh = sharding.mesh
         axis = self._axis(v, mesh)
         tokens = PartitionSpec(*sharding.spec[:-1], None)
         over = {name for dim in range(x.ndim - 1) for name in split_over(sharding, dim)}
         hidden = split_over(placed(v, kernels["up"], "expert", "embed", "mlp"), 2)
-        hidden = tuple(name for name in hidden if name not in over)  # others hold other tokens: nothing to add up
+        # Along an axis that splits the tokens, devices hold different tokens: there are no partial sums to add.
+        hidden = tuple(name for name in hidden if name not in over)
         wide, narrow = PartitionSpec(axis, None, hidden), PartitionSpec(axis, hidden, None)
         held = {name: narrow if name == "down" else wide for name in kernels}
         on = platform(mesh)
@@ -186,8 +205,8 @@ class MixtureOfExperts(Layer):
         return per_device(local, mesh, (tokens, tokens, tokens, held), tokens)(x, ids, weights, kernels)
 
     def _axis(self, v: Vars, mesh: Any) -> tuple[str, ...]:
-        """The mesh axes the experts are spread over; a `ConfigError` where these do not divide them."""
-        whole = jax.ShapeDtypeStruct((math.prod(mesh.shape.values()),), "int32")  # what every axis divides
+        """Mesh axes that the experts are spread over. Raises `ConfigError` if these do not divide the experts."""
+        whole = jax.ShapeDtypeStruct((math.prod(mesh.shape.values()),), "int32")  # a size that every axis divides
         axis = split_over(placed(v, whole, "expert"), 0)
         devices = math.prod(mesh.shape[name] for name in axis)
         if self.experts % devices:
@@ -203,15 +222,20 @@ class MixtureOfExperts(Layer):
     def _apply(
         self, on: str | None, x, ids, weights, kernels, slots: int, axis: tuple[str, ...] = (), travel: bool = False
     ):
-        """The layer for tokens x `(..., length, features)` with the experts `kernels` holds.
+        """Apply the experts in `kernels` to tokens x `(..., length, features)`.
 
-        `axis` says over which axes of a surrounding `shard_map` the experts are spread. If the tokens `travel`, they go
-        to their experts; if not, the experts that are not here give zeros. `slots` is what an expert takes of a
-        sequence, of which x may hold a part; `on` is the platform of the mesh.
+        Args:
+            on: the platform of the mesh, None without one.
+            x: the tokens.
+            ids, weights: `(..., length, k)`, as `_route` returns them.
+            kernels: the kernels of the experts on this device.
+            slots: largest number of tokens of a sequence for one expert. x may hold only a part of each sequence.
+            axis: axes of a surrounding `shard_map` that the experts are spread over.
+            travel: whether tokens are sent to their experts. If not, experts of other devices give zeros.
         """
         tokens, here = x.reshape(-1, x.shape[-1]), kernels["up"].shape[0]
         ids, run = ids.reshape(-1, self.k), functools.partial(self._experts, on, kernels)
-        most = math.prod(x.shape[:-2]) * min(slots, x.shape[-2])  # tokens for one expert
+        most = math.prod(x.shape[:-2]) * min(slots, x.shape[-2])  # largest number of tokens of one expert
         if on and travel:
             y = through_spread_experts(on, axis, self.experts, most, tokens, ids, run)
         else:

@@ -1,4 +1,4 @@
-"""Routing: which experts a token goes to and with what weights, and the losses that keep the experts in use."""
+"""Routing: the experts and weights of each token, expert capacity, and the losses that balance the experts."""
 
 import math
 import numbers
@@ -14,7 +14,7 @@ from sapwood.layers import check_inputs
 
 
 class Routing(NamedTuple):
-    """The choices of each token, best first, and the two losses of all of them; see `top_k_routing`."""
+    """The experts of each token and the routing losses; `top_k_routing` describes the fields."""
 
     experts: jax.Array
     weights: jax.Array
@@ -24,23 +24,28 @@ class Routing(NamedTuple):
 
 
 def top_k_routing(logits: jax.Array, k: int, normalize: bool = True, mask: jax.Array | None = None) -> Routing:
-    """The k experts of largest probability for each token, in float32 whatever the dtype of the logits.
+    """The k experts of largest probability for each token, computed in float32 for logits of any dtype.
 
-    Takes logits `(..., experts)`. Gives
+    Args:
+        logits: `(..., experts)`, floating.
+        k: experts of each token.
+        normalize: whether to scale the weights of each token to a sum of 1. With k = 1 they are then all 1, and the
+            router learns only from the losses. Switch does not normalize, Mixtral (k = 2) does.
+        mask: boolean `(...)`, true for real tokens. The losses and `load` count only these, and are 0 if there are
+            none. Other tokens get experts and weights too, which must be ignored.
 
-    - `experts` `(..., k)`, int32, the most probable first; of equals the one with the lower number,
-    - `weights` `(..., k)`, float32: their probabilities, which `normalize` scales to a sum of 1 for each token,
-    - `load` `(experts,)`: which share of all choices fell on each expert,
-    - `balance`: experts x sum over the experts of load x mean probability, 1 where all are used alike and `experts`
-      where one gets everything; its gradient goes through the probabilities alone,
-    - `z`: the mean over tokens of `logsumexp(logits)^2`, which keeps logits small.
+    Returns:
+        A `Routing`:
+        experts: `(..., k)`, int32, the most probable first; among equals the lower number first.
+        weights: `(..., k)`, float32, the probabilities of these experts.
+        load: `(experts,)`, each expert's share of all choices.
+        balance: experts x sum over the experts of load x mean probability. It is 1 if all experts are used equally, and
+            `experts` if one gets everything. Its gradient passes only through the probabilities.
+        z: mean over tokens of `logsumexp(logits)^2`, which keeps logits small.
 
-    `mask`, booleans `(...)`, says which tokens there are: `load` and the losses are those of them alone, 0 if there are
-    none. The others have choices and weights, too, which are to be ignored.
-
-    With normalised weights and k = 1 all weights are 1, and the router learns from the losses alone: Switch leaves them
-    as they are, Mixtral (k = 2) normalises. Raises `InputError` for logits that are not floating, `ConfigError` for a k
-    below 1 or above the number of experts.
+    Raises:
+        InputError: logits are not floating.
+        ConfigError: k is below 1 or above the number of experts.
 
     Shazeer et al. 2017 (arXiv:1701.06538); Fedus et al. 2021, "Switch Transformers" (arXiv:2101.03961), equations 4-6,
     of which `balance` is the form for k choices; Zoph et al. 2022, "ST-MoE" (arXiv:2202.08906), equation 5.
@@ -58,7 +63,7 @@ def top_k_routing(logits: jax.Array, k: int, normalize: bool = True, mask: jax.A
     probabilities = jax.nn.softmax(logits)
     chosen = _largest(lax.stop_gradient(probabilities), k)
     hot = jax.nn.one_hot(chosen, experts)
-    weights = jnp.sum(probabilities[..., None, :] * hot, -1)  # a gather has a scatter for its gradient
+    weights = jnp.sum(probabilities[..., None, :] * hot, -1)  # no gather: its gradient is a scatter
     if normalize:
         weights = weights / weights.sum(-1, keepdims=True)
     load = mean_of_tokens(hot.mean(-2), mask)
@@ -68,7 +73,7 @@ def top_k_routing(logits: jax.Array, k: int, normalize: bool = True, mask: jax.A
 
 
 def mean_of_tokens(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """The mean of `(..., n)` over the tokens that there are, `(n,)`; 0 where there are none.
+    """Mean of x `(..., n)` over the tokens where `mask` `(...)` is true: `(n,)`; 0 if there are none.
 
     >>> mean_of_tokens(jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 9.0]]), jnp.array([True, False, True]))
     Array([3. , 5.5], dtype=float32)
@@ -82,7 +87,7 @@ def mean_of_tokens(x: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 def _largest(x: jax.Array, k: int) -> jax.Array:
-    """`jax.lax.top_k(x, k)[1]` by k maxima: on a mesh of CPUs the compiler gathers the whole of x for `top_k`."""
+    """`jax.lax.top_k(x, k)[1]` by k maxima. On a mesh of CPUs, the compiler would gather all of x for `top_k`."""
     found = []
     for _ in range(k):
         found.append(jnp.argmax(x, -1).astype(jnp.int32))
@@ -91,13 +96,13 @@ def _largest(x: jax.Array, k: int) -> jax.Array:
 
 
 def few_enough(who: str, k: int, experts: int) -> None:
-    """A `ConfigError` unless a token can have k different experts."""
+    """Raise `ConfigError` unless k is an integer from 1 to the number of experts."""
     if not isinstance(k, numbers.Integral) or isinstance(k, bool) or not 1 <= k <= experts:
         raise ConfigError(f"{who}: k must be an integer from 1 to the {experts} experts, got {k!r}")
 
 
 def some_capacity(capacity: Any) -> None:
-    """A `ConfigError` unless it is None or a number that lets an expert take something."""
+    """Raise `ConfigError` unless `capacity` is None or a finite number above 0."""
     if capacity is None:
         return
     number = isinstance(capacity, numbers.Real) and not isinstance(capacity, bool)
@@ -109,7 +114,7 @@ def some_capacity(capacity: Any) -> None:
 
 
 def slots(tokens: int, experts: int, k: int, capacity: float) -> int:
-    """How many tokens of a sequence an expert takes: `capacity` times its fair share, rounded up, at most all.
+    """Largest number of tokens of a sequence for one expert: `capacity` times its fair share, rounded up, at most all.
 
     >>> slots(100, 8, 2, 1.25), slots(100, 8, 2, 100.0)
     (32, 100)
@@ -118,11 +123,12 @@ def slots(tokens: int, experts: int, k: int, capacity: float) -> int:
 
 
 def within_capacity(chosen: jax.Array, size: int | jax.Array) -> jax.Array:
-    """Which choices their experts take, when each takes at most `size` of a sequence, one number or `(...)` of them.
+    """True for each choice that its expert takes, when an expert takes at most `size` tokens of a sequence.
 
-    Takes experts `(..., length, k)`, gives booleans of that shape. First choices go before second ones, and among them
-    earlier tokens before later ones (Lepikhin et al. 2020, "GShard", arXiv:2006.16668). As each sequence counts by
-    itself, what is dropped does not depend on the batch it is in, nor on how a mesh splits the batch.
+    `chosen` is `(..., length, k)`, the experts of each token; the result has the same shape. `size` is one number or
+    one for each sequence, `(...)`. First choices go before second ones, and among them earlier tokens before later ones
+    (Lepikhin et al. 2020, "GShard", arXiv:2006.16668). Each sequence is counted separately, so the result does not
+    depend on the batch that it is in, nor on how a mesh splits the batch.
 
     >>> within_capacity(jnp.array([[0, 1], [1, 0], [0, 2]]), 1).tolist()
     [[True, False], [True, False], [False, True]]
