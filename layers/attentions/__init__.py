@@ -1,1 +1,1 @@
-"""Attention: the layer, the ways to compute it on one device or over several, and positions."""
+"""Attention layers, their implementations for one device and for several, and position embeddings."""

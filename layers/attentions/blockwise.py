@@ -1,13 +1,13 @@
-"""Attention block by block: the online softmax of some queries over keys that come in portions, and its gradient.
+"""Blockwise attention: the online softmax of queries over keys that arrive in portions, and its gradient.
 
-Queries and keys are cut into blocks, and a loop over pairs of them holds one block of scores at a time. A block of
-queries keeps the largest score so far, the sum of the exponentials and the weighted sum of the values, and corrects
+Queries and keys are cut into blocks, and a loop over pairs of blocks holds the scores of one pair at a time. For each
+query it keeps the largest score so far, the sum of the exponentials and the weighted sum of the values, and rescales
 them when a larger score comes (Milakov & Gimelshein 2018, arXiv:1805.02867; Rabe & Staats 2021, arXiv:2112.05682). The
-gradient makes the probabilities again from the logarithm of that sum (Dao et al. 2022, arXiv:2205.14135). Pairs of
-blocks that a mask hides whole are left out.
+gradient recomputes the probabilities from the logarithm of that sum (Dao et al. 2022, arXiv:2205.14135). Pairs of
+blocks that a mask hides entirely are skipped.
 
-In a block, the query heads that share a key head lie below one another: `(batch, kv_heads, rows, head_dim)` with
-groups * size rows, so that everything is a batch of products of two matrices.
+In a block of queries, the heads that share a key head are stacked along the rows: `(batch, kv_heads, rows, head_dim)`
+with groups * size rows. So everything is a batch of products of two matrices.
 """
 
 from typing import Any, NamedTuple
@@ -19,22 +19,24 @@ from jax import lax
 from sapwood.core.policy import wide
 
 HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
-"""The score of a key that may not be seen, as in `jax.nn.dot_product_attention`: finite, so that a row in which all are
-hidden so far makes no NaN."""
+"""Score of a hidden key, as in `jax.nn.dot_product_attention`.
+
+It is finite, so that a row with only hidden keys so far gives no NaN.
+"""
 
 NEVER = int(jnp.iinfo(jnp.int32).max)
-"""The place of a key that fills up a block: after every query."""
+"""Position of a key that pads a block: after every query."""
 
 
 class Cut(NamedTuple):
-    """How a length is cut: `pieces` that are not neighbours in the sequence, each of `count` blocks of `size`."""
+    """How a length is cut: `pieces` that are not neighbors in the sequence, each of `count` blocks of `size`."""
 
     pieces: int
     count: int
     size: int
 
     def blocks(self, x: jax.Array, fill: int = 0) -> jax.Array:
-        """`(batch, length, ...)` to `(pieces * count, batch, size, ...)`, the last block of a piece filled up."""
+        """`(batch, length, ...)` to `(pieces * count, batch, size, ...)`. `fill` pads the last block of a piece."""
         batch, length, *rest = x.shape
         x = x.reshape(batch, self.pieces, length // self.pieces, *rest)
         missing = self.count * self.size - x.shape[2]
@@ -50,7 +52,7 @@ class Cut(NamedTuple):
 
 
 def cut(length: int, pieces: int, most: int) -> Cut:
-    """Blocks as even as can be, of at most `most`.
+    """Cut into blocks of at most `most` positions that are as equal in size as possible.
 
     >>> cut(10, 2, 4)
     Cut(pieces=2, count=2, size=3)
@@ -60,10 +62,12 @@ def cut(length: int, pieces: int, most: int) -> Cut:
 
 
 class Queries(NamedTuple):
-    """Blocks of queries: x `(blocks, batch, kv_heads, rows, head_dim)`, `at` `(blocks, rows)`, `segments`.
+    """Blocks of queries.
 
-    `at` is the place of each in the sequence, None where every key may be seen; `segments` `(blocks, batch, rows)` or
-    None.
+    Attributes:
+        x: `(blocks, batch, kv_heads, rows, head_dim)`.
+        at: `(blocks, rows)`, the position of each query in the sequence. None lets every query see every key.
+        segments: `(blocks, batch, rows)`, or None.
     """
 
     x: jax.Array
@@ -72,7 +76,12 @@ class Queries(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """Blocks of keys and values `(blocks, batch, kv_heads, size, head_dim)`, `segments` `(blocks, batch, size)`."""
+    """Blocks of keys and values.
+
+    Attributes:
+        k, v: `(blocks, batch, kv_heads, size, head_dim)`.
+        segments: `(blocks, batch, size)`, or None.
+    """
 
     k: jax.Array
     v: jax.Array
@@ -80,7 +89,13 @@ class Keys(NamedTuple):
 
 
 class Running(NamedTuple):
-    """For each query the largest score, the sum of exponentials `(..., rows, 1)` and of values `(..., head_dim)`."""
+    """State of the online softmax for each query.
+
+    Attributes:
+        top: `(..., rows, 1)`, the largest score so far.
+        total: `(..., rows, 1)`, the sum of exponentials.
+        values: `(..., rows, head_dim)`, the weighted sum of values.
+    """
 
     top: jax.Array
     total: jax.Array
@@ -88,9 +103,12 @@ class Running(NamedTuple):
 
 
 class Slopes(NamedTuple):
-    """What the gradient needs of each query: of the output `(..., rows, head_dim)`; `lse` and `delta` `(..., rows, 1)`.
+    """What the gradient needs of each query.
 
-    `lse` is the logarithm of the sum of exponentials, `delta` the product of output and its gradient.
+    Attributes:
+        dy: `(..., rows, head_dim)`, the cotangent of the output.
+        lse: `(..., rows, 1)`, the logarithm of the sum of exponentials.
+        delta: `(..., rows, 1)`, the product of the output and its cotangent.
     """
 
     dy: jax.Array
@@ -99,7 +117,7 @@ class Slopes(NamedTuple):
 
 
 def start(x: jax.Array, head_dim: int) -> Running:
-    """Queries that have seen no key yet."""
+    """The state of queries that have seen no key yet."""
     one, dtype = (*x.shape[:-1], 1), wide(x)
     return Running(
         jnp.full(one, HIDDEN, dtype), jnp.zeros(one, dtype), jnp.zeros((*x.shape[:-1], head_dim), dtype)
@@ -107,10 +125,10 @@ def start(x: jax.Array, head_dim: int) -> Running:
 
 
 def attend(queries: Queries, keys: Keys, at: jax.Array | None, running: Running, exact: bool) -> Running:
-    """Let queries see more keys, at places `at` `(blocks, size)`.
+    """Update `running` with more keys, whose positions are `at` `(blocks, size)`.
 
-    With `exact`, places and segments are compared key by key. Without, a pair of blocks is seen whole or not at all,
-    which is for the caller to know.
+    With `exact`, positions and segments are compared key by key. Without, a pair of blocks is visible entirely or not
+    at all, which the caller must know.
     """
 
     def rows(_: None, xs: Any) -> tuple[None, Running]:
@@ -129,7 +147,7 @@ def attend(queries: Queries, keys: Keys, at: jax.Array | None, running: Running,
 def gradients(
     queries: Queries, keys: Keys, at: jax.Array | None, slopes: Slopes, dq: jax.Array, exact: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`dq` with what these keys add to it, and the gradients of keys and values; all of them `wide`."""
+    """`dq` plus the part of these keys, and the gradients of keys and values. All have the dtype `wide`."""
 
     def rows(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
         query, slope, dq = xs
@@ -149,7 +167,7 @@ def gradients(
 
 
 def _see(query: Queries, key: Keys, at: Any, running: Running, exact: bool) -> Running:
-    """One block of queries sees one block of keys."""
+    """Update `running` of one block of queries with one block of keys."""
     scores = jnp.einsum("bhqd,bhkd->bhqk", query.x, key.k, preferred_element_type=wide(query.x))
     seen = _seen(query, key, at) if exact else None
     if seen is not None:
@@ -179,7 +197,7 @@ def _slope(query: Queries, key: Keys, at: Any, slope: Slopes, sums: Any, exact: 
 
 
 def _seen(query: Queries, key: Keys, at: Any) -> jax.Array | None:
-    """Which keys each query may see, `(batch or 1, 1, rows, size)`; None for all."""
+    """Which keys each query may see, `(batch or 1, 1, rows, size)`. None means all."""
     seen = None
     if query.at is not None:
         seen = (at[None] <= query.at[:, None])[None, None]
@@ -190,11 +208,11 @@ def _seen(query: Queries, key: Keys, at: Any) -> jax.Array | None:
 
 
 def _where_met(query: Queries, key: Keys, at: Any, step: Any, carry: Any) -> Any:
-    """`step(carry)`, or `carry` where no query of the block may see a key of the other."""
+    """`step(carry)` if a query of the block may see a key of the other block, else `carry`."""
     met = None
     if query.at is not None:
         met = jnp.min(at) <= jnp.max(query.at)
-    if query.segments is not None and key.segments is not None:  # segments need not be sorted: ranges that overlap
+    if query.segments is not None and key.segments is not None:  # segments need not be sorted: compare ranges
         a, b = query.segments, key.segments
         overlap = jnp.any((a.min(-1) <= b.max(-1)) & (b.min(-1) <= a.max(-1)))
         met = overlap if met is None else met & overlap

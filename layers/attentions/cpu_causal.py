@@ -1,7 +1,7 @@
-"""Causal attention on a CPU: in blocks of queries, each against the keys that it may see and no others.
+"""Causal attention on a CPU: blocks of queries, each against the keys up to its last query.
 
-XLA has no fused attention for CPUs. The plain form works out every pair of positions and then hides half of them, in
-steps too large for the caches; blocks leave out most of what is hidden.
+XLA has no fused attention for CPUs. The plain form computes the scores of all pairs of positions and then hides half of
+them, in steps too large for the caches. Blocks skip most of the hidden half.
 """
 
 import jax
@@ -13,11 +13,11 @@ from sapwood.core.policy import wide
 from sapwood.layers.attentions.blockwise import HIDDEN
 
 LEAST, MOST = 64, 8
-"""Queries of a block, at least; blocks, at most: each is more to compile."""
+"""Least number of queries in a block, and largest number of blocks, since each block takes more time to compile."""
 
 
 def pays(q: jax.Array) -> bool:
-    """Whether `causal_attention` serves for these queries: on a CPU, where there are two blocks or more.
+    """True if `causal_attention` should be used for these queries: on a CPU, with two or more blocks.
 
     >>> pays(jnp.ones((1, 32, 2, 8)))
     False
@@ -28,10 +28,16 @@ def pays(q: jax.Array) -> bool:
 def causal_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, scale: float | None = None, segments: jax.Array | None = None
 ) -> jax.Array:
-    """`attention(q, k, v, causal=True, scale=scale, segments=segments)`, the same numbers but for rounding.
+    """`attention(q, k, v, causal=True, scale=scale, segments=segments)`, with the same result up to rounding.
 
-    Takes q `(batch, length, heads, head_dim)`, k and v `(batch, length, kv_heads, head_dim)`, segments `(batch,
-    length)`; gives the shape of q.
+    Args:
+        q: `(batch, length, heads, head_dim)`.
+        k, v: `(batch, length, kv_heads, head_dim)`.
+        scale: factor of the scores, 1 / sqrt(head_dim) by default.
+        segments: `(batch, length)`, or None.
+
+    Returns:
+        An array of the shape of q.
 
     >>> x = jnp.arange(3.0).reshape(1, 3, 1, 1)
     >>> causal_attention(jnp.zeros_like(x), x, x)[0, :, 0, 0]
@@ -40,7 +46,7 @@ def causal_attention(
     (batch, length, heads, head_dim), kv_heads = q.shape, k.shape[2]
     groups = heads // kv_heads
     q = (q * (head_dim**-0.5 if scale is None else scale)).astype(q.dtype)
-    # With all sizes said, as -1 has none where the batch is empty: (batch, kv_heads, groups, length, head_dim).
+    # To (batch, kv_heads, groups, length, head_dim). Every size is written out: -1 fails for an empty batch.
     q = q.reshape(batch, length, kv_heads, groups, head_dim).transpose(0, 2, 3, 1, 4)
     k, v = (x.swapaxes(1, 2) for x in (k, v))
     size = max(LEAST, -(-length // MOST))
@@ -54,7 +60,7 @@ def causal_attention(
 
 
 def _block(q: jax.Array, k: jax.Array, v: jax.Array, begin: int, segments: jax.Array | None) -> jax.Array:
-    """Queries from position ``begin`` on, group after group, against all keys up to the last of them."""
+    """Queries from position `begin` on, group after group, against all keys up to the last of these queries."""
     rows, end = q.shape[2], k.shape[2]
     scores = lax.dot_general(q, k, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=wide(q))
     position = begin + lax.broadcasted_iota(jnp.int32, (1, 1, rows, end), 2) % (end - begin)
@@ -68,11 +74,14 @@ def _block(q: jax.Array, k: jax.Array, v: jax.Array, begin: int, segments: jax.A
 
 @jax.custom_jvp
 def _at_most(scores: jax.Array, bound: jax.Array) -> jax.Array:
-    """Scores that overflowed are hidden, too, as a sum with `HIDDEN` would not. `jnp.where` takes a tenth longer."""
+    """The minimum of both, which hides scores: `bound` is `HIDDEN` or inf.
+
+    A sum with `HIDDEN` would not hide scores that overflowed. `jnp.where` takes a tenth longer.
+    """
     return jnp.minimum(scores, bound)
 
 
 @_at_most.defjvp
 def _at_most_jvp(primals, tangents):
-    """That of a sum, with no pass of its own: a hidden score has weight 0, and so no gradient anyway."""
+    """The derivative of a sum, which takes no pass of its own. A hidden score has weight 0, so no gradient anyway."""
     return _at_most(*primals), tangents[0]

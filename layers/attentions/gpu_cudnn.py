@@ -1,8 +1,8 @@
-"""Attention on an NVIDIA GPU by cuDNN: one kernel, which never holds the (length x length) logits.
+"""Attention on an NVIDIA GPU by cuDNN's fused kernel, which never holds the (length x length) logits.
 
-`jax.nn.dot_product_attention` has it, but takes it only where it is told to, and then raises for what cuDNN cannot do.
-So `chosen` says where it serves, and `local_attention`, its plain version, takes it there. When it pays has not been
-measured yet: the rule follows what cuDNN supports.
+`jax.nn.dot_product_attention` uses the kernel only on request, and then raises for inputs that cuDNN does not support.
+So `chosen` decides, and `local_attention`, its plain version, calls `cudnn_attention` where `chosen` is true. The rule
+follows what cuDNN supports; when the kernel is faster has not been measured yet.
 """
 
 import re
@@ -17,27 +17,27 @@ from sapwood.parallel.per_device import alone, platform
 from sapwood.parallel.place_activations import shards, split_over
 
 LEAST = 128
-"""Positions of a sequence, at least: below, the logits are small."""
+"""Least number of positions of a sequence. Below it the logits are small."""
 
 WIDEST = 128
-"""The head_dim, at most: what cuDNN has for every GPU since Ampere, backward too."""
+"""Largest head_dim: what cuDNN supports on every GPU since Ampere, backward pass included."""
 
 
 def chosen(q: jax.Array, k: jax.Array, mask: Any = None, segments: Any = None, sharding: Any = None) -> bool:
-    """Whether the kernel serves for these arrays: half precision, Ampere or newer, no mask but the causal one.
+    """True if cuDNN's kernel should be used: half precision, Ampere or newer, no mask but the causal one.
 
-    ``sharding`` is that of q on a mesh, which may split the batch and the heads, if it splits those of k alike. Without
-    one the kernel serves on a single device, and inside a `jax.shard_map` over the whole mesh.
+    `sharding` is that of q on a mesh. It may split the batch and the heads, if the heads of k can be split alike.
+    Without a sharding the kernel is used on a single device, and inside a `jax.shard_map` over the whole mesh.
 
     >>> x = jnp.ones((1, 256, 2, 64))
     >>> chosen(x, x)
     False
     """
-    if platform(getattr(sharding, "mesh", None)) not in ("gpu", "cuda", "rocm"):  # whatever the default device is
+    if platform(getattr(sharding, "mesh", None)) not in ("gpu", "cuda", "rocm"):  # of the mesh, if there is one
         return False
     if mask is not None or segments is not None or q.dtype not in (jnp.bfloat16, jnp.float16):
         return False
-    if not all(isinstance(n, int) for n in (*q.shape, *k.shape)):  # a symbolic length is none
+    if not all(isinstance(n, int) for n in (*q.shape, *k.shape)):  # no symbolic sizes
         return False
     if min(q.shape[1], k.shape[1]) < LEAST or q.shape[3] > WIDEST or _generation(sharding) < 8:
         return False
@@ -45,13 +45,13 @@ def chosen(q: jax.Array, k: jax.Array, mask: Any = None, segments: Any = None, s
 
 
 def _generation(sharding: Any) -> int:
-    """The GPU we compile for: 8 is Ampere and Ada, 9 Hopper; 0 is no NVIDIA GPU."""
+    """Major compute capability of the GPU we compile for: 8 is Ampere and Ada, 9 Hopper. 0 for any other device."""
     found = re.fullmatch(r"(\d+)\.\d+", str(getattr(_device(sharding), "compute_capability", "")))
     return int(found[1]) if found else 0
 
 
 def _device(sharding: Any) -> Any:
-    """A device of the mesh; the default one where none is known."""
+    """A device of the mesh, or the default device if none is known."""
     mesh = getattr(sharding, "mesh", None)
     if isinstance(mesh, Mesh):
         return mesh.devices.flat[0]
@@ -60,7 +60,7 @@ def _device(sharding: Any) -> Any:
 
 
 def _splits(k: jax.Array, sharding: Any) -> bool:
-    """Whether the kernel can be split as q is: XLA is told how to split batch and heads, with k and v like q."""
+    """True if the kernel can be split like q. XLA can split its batch and heads, if k and v are split like q."""
     if sharding is None:
         return jax.device_count() == 1 or alone()
     if not isinstance(sharding, NamedSharding) or AxisType.Manual in sharding.mesh.axis_types:
@@ -70,11 +70,11 @@ def _splits(k: jax.Array, sharding: Any) -> bool:
 
 
 def _accepted(q: jax.Array, k: jax.Array) -> bool:
-    """Whether JAX finds cuDNN, and it takes these shapes: asking is tracing, and computes nothing."""
+    """True if JAX finds cuDNN and cuDNN supports these shapes. This traces the call and computes nothing."""
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, k)]
     try:
         jax.eval_shape(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, implementation="cudnn"), *shapes)
-    except (RuntimeError, ValueError):  # no cuDNN; shapes that it has no kernel for (NotImplementedError is the former)
+    except (RuntimeError, ValueError):  # no cuDNN, or no kernel for these shapes (a NotImplementedError, too)
         return False
     return True
 
@@ -87,12 +87,25 @@ def cudnn_attention(
     scale: float | None = None,
     implementation: Any = "cudnn",
 ) -> jax.Array:
-    """`attention` without a mask by cuDNN's kernel: q `(batch, queries, heads, head_dim)` to the same.
+    """`attention` without a mask, by cuDNN's kernel.
 
-    k and v are `(batch, keys, kv_heads, head_dim)`. It has a gradient, but no forward-mode derivative and none of the
-    gradient. Under `jax.vmap` all arrays get the mapped dimension in front, as JAX's rule for the kernel wants them.
-    The ``implementation`` "xla" computes the same on any platform: that is how what is around the kernel is tested.
-    Raises `RuntimeError` where there is no cuDNN, `NotImplementedError` for shapes it has no kernel for.
+    It has a gradient in reverse mode, but no forward-mode derivative and no second derivative. Under `jax.vmap` all
+    arrays get the mapped dimension in front, as JAX's batching rule for the kernel requires.
+
+    Args:
+        q: `(batch, queries, heads, head_dim)`, float16 or bfloat16 for cuDNN.
+        k, v: `(batch, keys, kv_heads, head_dim)`.
+        causal: whether query i sees only the keys 0 to i.
+        scale: factor of the scores, 1 / sqrt(head_dim) by default.
+        implementation: "cudnn", or "xla", which computes the same on any platform, for tests of the code around the
+            kernel.
+
+    Returns:
+        An array of the shape of q.
+
+    Raises:
+        RuntimeError: there is no cuDNN.
+        NotImplementedError: cuDNN has no kernel for these shapes.
 
     Dao 2023, "FlashAttention-2" (arXiv:2307.08691).
 
@@ -106,7 +119,7 @@ def cudnn_attention(
 
 @custom_vmap
 def _abreast(*xs: jax.Array) -> tuple[jax.Array, ...]:
-    """The same arrays; under `jax.vmap` each is mapped, over its first dimension."""
+    """The identity. Under `jax.vmap`, unmapped arrays are broadcast, and all are mapped over their first dimension."""
     return xs
 
 
@@ -116,7 +129,7 @@ def _mapped(size: int, mapped: Any, *xs: jax.Array) -> Any:
     return _abreast(*alike), (True,) * len(xs)
 
 
-# `custom_vmap` has no gradient of its own: these two are the identity with one.
+# `custom_vmap` defines no gradient, so these two identity functions define theirs.
 
 
 @jax.custom_vjp

@@ -1,4 +1,8 @@
-"""Multi-head attention: each query takes a weighted mean of the values whose keys it matches."""
+"""Multi-head attention: each query takes a weighted mean of the values whose keys it matches.
+
+`attention` checks its inputs and calls `ring_attention` if the length is split over a mesh, else `local_attention`.
+`MultiHeadAttention` is the layer with its four projections.
+"""
 
 from typing import Any
 
@@ -28,20 +32,32 @@ def attention(
     sharding: Any = None,
     segments: jax.Array | None = None,
 ) -> jax.Array:
-    """`softmax(q k^T * scale) v` for each head; the softmax is in float32 at least.
+    """`softmax(q k^T * scale) v` for each head; the softmax is computed in float32 or wider.
 
-    Takes q `(batch, queries, heads, head_dim)`, k and v `(batch, keys, kv_heads, head_dim)`, gives the shape of q.
-    `heads` is a multiple of `kv_heads`: query head n uses key head n // (heads / kv_heads), which is multi-head,
-    grouped-query or multi-query attention. `mask` is boolean, true where a query may look, of rank 4 and broadcastable
-    to `(batch, heads, queries, keys)`: a padding mask is `valid[:, None, None, :]`. `causal` lets query i see the keys
-    0 to i. `scale` is 1 / sqrt(head_dim) by default. A query that may look nowhere gets the mean of all values.
-    `segments`, integers `(batch, length)`, are for sequences packed into one: a query sees keys of its own segment.
-    A key or value that is not finite makes NaN of the queries that see it; with `causal` it reaches no earlier query,
-    and none where `mask` hides it from all. (Not so in a kernel or in `ring_attention`: their blocks multiply it by 0.)
+    Query head n uses key head n // (heads / kv_heads). This is multi-head, grouped-query or multi-query attention.
 
-    `sharding` is that of q on a mesh, where it is known. Where it splits the length, and without a `mask`, this is
-    `ring_attention`; else a TPU runs the kernel of `splash_attention`, and an NVIDIA GPU that of `cudnn_attention` in
-    half precision, where they serve. Raises `InputError` for shapes that do not fit together.
+    If `sharding` splits the length and there is no `mask`, this is `ring_attention`. Otherwise a TPU runs the kernel of
+    `splash_attention`, and an NVIDIA GPU in half precision that of `cudnn_attention`, where these support the inputs.
+
+    A non-finite key or value gives NaN for the queries that see it. With `causal` it affects no earlier query, and no
+    query at all if `mask` hides it from all. (A kernel and `ring_attention` do not guarantee this: their blocks
+    multiply it by 0.)
+
+    Args:
+        q: `(batch, queries, heads, head_dim)`. `heads` is a multiple of `kv_heads`.
+        k, v: `(batch, keys, kv_heads, head_dim)`.
+        mask: boolean, true where a query may see a key; rank 4 and broadcastable to `(batch, heads, queries, keys)`. A
+            padding mask is `valid[:, None, None, :]`. A query that may see no key gets the mean of all values.
+        causal: whether query i sees only the keys 0 to i.
+        scale: factor of the scores, 1 / sqrt(head_dim) by default.
+        sharding: the sharding of q on a mesh, if known.
+        segments: integers `(batch, length)` for sequences packed into one; a query sees only keys of its own segment.
+
+    Returns:
+        An array of the shape of q.
+
+    Raises:
+        InputError: the shapes do not fit together.
 
     Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762); Ainslie et al. 2023, "GQA" (arXiv:2305.13245).
 
@@ -70,17 +86,30 @@ def _mask(mask: jax.Array | None, q: jax.Array, k: jax.Array) -> jax.Array | Non
 
 
 class MultiHeadAttention(Layer):
-    """Attention of a sequence to itself or, given `context`, to another one.
+    """Attention of a sequence to itself or, with `context`, to another sequence.
 
-    Takes x `(batch, length, features)`, context `(batch, keys, features_context)`, mask and segments as in `attention`
-    and positions as in `rotary`; gives `(batch, length, features)`. `head_dim` is features / heads by default. With
-    fewer `kv_heads`, groups of query heads share keys and values; with `causal`, no position sees a later one; `rotary`
-    turns queries and keys by their positions. `bias` adds one to each projection. On a mesh that splits the length it
-    runs ring attention, or all-to-all attention where the rules say so (`ulysses.chosen`).
+    The call takes x `(batch, length, features)` and returns the same shape. Optional arguments are `context`
+    `(batch, keys, features_context)`, `mask` and `segments` as in `attention`, and `positions` as in `rotary`. On a
+    mesh that splits the length it runs ring attention, or all-to-all attention if the rules ask for it
+    (`ulysses.chosen`).
 
     Parameters, with the logical axes "embed", "heads" and "kv": `query/kernel` (features, heads, head_dim),
     `key/kernel` and `value/kernel` (features_context, kv_heads, head_dim), `out/kernel` (heads, head_dim, features),
-    and a `bias` each. Raises `ConfigError` for heads that do not divide, `InputError` for arrays that do not fit.
+    and a `bias` each.
+
+    Args:
+        heads: number of query heads.
+        head_dim: size of each head, features / heads by default.
+        kv_heads: number of key and value heads, `heads` by default. With fewer, groups of query heads share them.
+        causal: whether each position sees only itself and earlier ones.
+        rotary: rotates queries and keys by their positions; None for no rotation.
+        bias: whether each projection adds a bias.
+        kernel_init: initializer of the query, key and value kernels.
+        out_init: initializer of the output kernel.
+
+    Raises:
+        ConfigError: `heads` is no multiple of `kv_heads`.
+        InputError: the arrays do not fit, or features do not divide into heads.
 
     Vaswani et al. 2017 (arXiv:1706.03762); Ainslie et al. 2023 (arXiv:2305.13245).
 
@@ -152,7 +181,7 @@ class MultiHeadAttention(Layer):
         return self.head_dim or x.shape[-1] // self.heads, self.kv_heads or self.heads
 
     def _split(self, v: Vars, x: jax.Array, heads: int, head_dim: int) -> jax.Array:
-        """`(batch, length, features)` projected to `(batch, length, heads, head_dim)`."""
+        """Project `(batch, length, features)` to `(batch, length, heads, head_dim)`."""
         shape = (x.shape[-1], heads, head_dim)
         kernel = v.param("kernel", shape, self.kernel_init, axes=("embed", "heads", "kv"))
         y = matmul(x, kernel, split=meshed(v))
@@ -161,7 +190,7 @@ class MultiHeadAttention(Layer):
         return v.shard(y, "batch", "length", "heads", "kv")
 
     def _join(self, v: Vars, x: jax.Array, features: int) -> jax.Array:
-        """`(batch, length, heads, head_dim)` projected back to `(batch, length, features)`."""
+        """Project `(batch, length, heads, head_dim)` back to `(batch, length, features)`."""
         kernel = v.param("kernel", (*x.shape[2:], features), self.out_init, axes=("heads", "kv", "embed"))
         y = matmul(x, kernel, 2, split=meshed(v))
         return y + aligned(v.param("bias", (features,), zeros, axes=("embed",)), y) if self.bias else y

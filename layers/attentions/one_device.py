@@ -1,4 +1,8 @@
-"""Attention of arrays that need no exchange: what they must be, and which of the ways to compute it serves best."""
+"""Attention without a ring or an all-to-all: input checks, and the choice of the implementation.
+
+`local_attention` chooses between the kernels for TPU and GPU, blocks on a CPU, and XLA's plain form. `fit` checks the
+inputs of every attention function.
+"""
 
 from typing import Any
 
@@ -25,11 +29,18 @@ def local_attention(
     sharding: Any = None,
     segments: jax.Array | None = None,
 ) -> jax.Array:
-    """`attention` of arrays that were checked, by what is best where they are: JAX's splash kernel on a TPU, cuDNN's on
-    an NVIDIA GPU in half precision, blocks on a CPU, or as XLA has it.
+    """`attention` of checked arrays, by the best implementation for the platform.
 
-    `mask` broadcasts to `(batch, heads, queries, keys)`; segments are `(batch, length)`. But for the kernels,
-    what is not finite reaches no earlier query if `causal`, and none where `mask` hides its key from all.
+    These are JAX's splash kernel on a TPU, cuDNN's kernel on an NVIDIA GPU in half precision, blocks on a CPU, and
+    XLA's plain form elsewhere. Except in the kernels, a non-finite key or value affects no earlier query with `causal`,
+    and no query at all if `mask` hides it from all.
+
+    Args:
+        q, k, v: as `fit` returns them.
+        mask: boolean, broadcasts to `(batch, heads, queries, keys)`.
+        causal, scale: as in `attention`.
+        sharding: the sharding of q on a mesh, if known. The kernels need one that does not split the length.
+        segments: `(batch, length)`, or None.
 
     >>> x = jnp.arange(3.0).reshape(1, 3, 1, 1)
     >>> local_attention(jnp.zeros_like(x), x, x, segments=jnp.array([[0, 0, 1]]))[0, :, 0, 0]
@@ -42,7 +53,7 @@ def local_attention(
     dtype = q.dtype
     q, k, v = widened(q, k, v)
     if mask is not None:
-        seen = jnp.any(mask, (1, 2))[:, :, None, None]  # by any query
+        seen = jnp.any(mask, (1, 2))[:, :, None, None]  # keys that any query may see
         k, v = contained(k, seen), contained(v, seen)
     if not causal:
         return _plain(q, k, v, mask, causal, scale, segments).astype(dtype)
@@ -55,22 +66,23 @@ def local_attention(
 
 
 def _until(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Keys and values with zeros for what is not finite, and what makes the queries that see it NaN.
+    """Replace non-finite keys and values by 0, and return a term that makes the queries that see them NaN.
 
-    The last is `(batch, length, kv_heads, 1)`. A hidden key has weight 0, but 0 x inf is NaN: in a matrix product with
-    the weights it would reach earlier queries, and their gradient.
+    The term is `(batch, length, kv_heads, 1)`: 0 before the first non-finite position, NaN from there on. A hidden key
+    has weight 0, but 0 x inf is NaN. So in a matrix product with the weights it would reach earlier queries and their
+    gradient.
     """
     place = lax.broadcasted_iota(jnp.int32, (1, k.shape[1], 1, 1), 1)
     fine = jnp.isfinite(k) & jnp.isfinite(v)
     first = jnp.min(jnp.where(fine, k.shape[1], place), (1, 3), keepdims=True)
-    late = jnp.where(place >= first, jnp.inf, 0).astype(v.dtype) * 0  # no constant is NaN, which `jax_debug_nans` sees
+    late = jnp.where(place >= first, jnp.inf, 0).astype(v.dtype) * 0  # inf * 0: `jax_debug_nans` rejects a NaN constant
     return contained(k, False), contained(v, False), late
 
 
 def _plain(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: Any, causal: bool, scale: float | None, segments: Any
 ) -> jax.Array:
-    """As XLA has it, with the scores of all pairs."""
+    """XLA's plain form, which holds the scores of all pairs."""
     if segments is not None:
         same = (segments[:, :, None] == segments[:, None, :])[:, None]
         mask = same if mask is None else mask & same
@@ -83,7 +95,7 @@ def _plain(
 def _in_float64(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool, scale: float | None
 ) -> jax.Array:
-    """The formula: JAX's own attention takes the softmax in float32, whatever comes."""
+    """Attention in float64: JAX's own function takes the softmax in float32 for every dtype."""
     k, v = repeated(k, v, q.shape[2], q.shape[2])
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if causal:
@@ -96,11 +108,12 @@ def _in_float64(
 def fit(
     who: str, q: Any, k: Any, v: Any, causal: bool, segments: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    """The arrays of an attention in one dtype, to which others are promoted as `dense` does it; or an `InputError`
-    where they do not fit together.
+    """Check the arrays of an attention and promote q, k and v to one dtype, as `dense` does.
+
+    Returns `(q, k, v, segments)`, with segments in int32 or None. Raises `InputError` if they do not fit together.
     """
     q, k, v = (check_inputs.floating(who, x) for x in (q, k, v))
-    q, k, v = (x.astype(jnp.result_type(q, k, v)) for x in (q, k, v))  # JAX's own attention refuses two
+    q, k, v = (x.astype(jnp.result_type(q, k, v)) for x in (q, k, v))  # JAX's own attention takes only one
     check_inputs.rank(who, q, "batch", "queries", "heads", "head_dim")
     check_inputs.rank(who, k, "batch", "keys", "kv_heads", "head_dim")
     if k.shape != v.shape or (q.shape[0], q.shape[3]) != (k.shape[0], k.shape[3]) or q.shape[2] % k.shape[2]:
@@ -125,14 +138,16 @@ def fit(
 
 
 def widened(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """float16 as float32 but on a GPU: XLA sums products of float16 in float32 there alone."""
+    """Convert float16 to float32, except on a GPU: only there does XLA sum products of float16 in float32."""
     if arrays[0].dtype == jnp.float16 and platform() not in ("gpu", "cuda", "rocm"):
         return tuple(x.astype(jnp.float32) for x in arrays)
     return arrays
 
 
 def repeated(k: jax.Array, v: jax.Array, heads: int, shards: int) -> tuple[jax.Array, jax.Array]:
-    """Keys and values with each head as often as lets the heads be split: each part of the queries needs its own.
+    """Repeat the heads of keys and values as few times as lets `shards` split them.
+
+    Each shard of the query heads needs its own key heads.
 
     >>> x = jnp.ones((1, 5, 2, 8))
     >>> repeated(x, x, heads=8, shards=4)[0].shape

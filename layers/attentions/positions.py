@@ -1,4 +1,4 @@
-"""Where a token stands: rotary embeddings of queries and keys, and learned vectors added to the features."""
+"""Position embeddings: rotary embeddings of queries and keys, and learned vectors added to the features."""
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,12 @@ from sapwood.layers.expand_rank import aligned
 
 
 def rotary(x: jax.Array, positions: jax.Array | None = None, base: float = 10000.0) -> jax.Array:
-    """Rotate pairs of features by angles that grow with the position, so that q · k depends on the distance alone.
+    """Rotate pairs of features by angles that grow with the position, so that q · k depends only on the distance.
 
     Takes x `(batch, length, heads, head_dim)` and positions `(length,)` or `(batch, length)` (0, 1, 2, ... by default),
-    gives the shape and dtype of x. Feature i of the first half is paired with feature i of the second half (the layout
-    of GPT-NeoX and Llama) and turned by `position * base ** (-2 i / head_dim)`, in float32. Raises `InputError` for an
-    odd head_dim or positions of another shape.
+    and returns the shape and dtype of x. Feature i of the first half is paired with feature i of the second half (the
+    layout of GPT-NeoX and Llama) and rotated by `position * base ** (-2 i / head_dim)`, in float32 or wider. Raises
+    `InputError` for an odd head_dim or positions of another shape.
 
     >>> rotary(jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2), jnp.array([np.pi / 2]))[0, 0, 0].round(4)
     Array([-0.,  1.], dtype=float32)

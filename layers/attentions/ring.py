@@ -1,7 +1,8 @@
-"""Ring attention: a sequence too long for one device, cut over several, each of which meets every key in turn.
+"""Ring attention: a long sequence is split over several devices, and keys travel round the ring of devices.
 
-Each device keeps its queries; keys and values go round a ring of devices, one hop while the last ones are worked on. So
-what a device holds grows with length / devices, and no (length x length) matrix exists anywhere (`blockwise`).
+Each device keeps its queries. Keys and values move to the next device while the current ones are worked on, until each
+device has seen all. So the memory of a device grows with length / devices, and no (length x length) matrix exists
+anywhere (`blockwise`). With a causal mask, `ring_zigzag` gives all devices equal work.
 """
 
 import functools
@@ -23,16 +24,24 @@ from sapwood.parallel.place_activations import shards, split_over
 from sapwood.parallel.rules import describe
 
 BLOCK = 1024
-"""Queries and keys of a block, at most."""
+"""Largest number of queries, and of keys, in a block."""
 
 SCORES = 2**22
-"""Scores that a device holds at once, at most, as long as blocks stay of `LEAST` or more: 16 MiB."""
+"""Largest number of scores that a device holds at once (16 MiB), as long as blocks keep `LEAST` queries and keys."""
 
 LEAST = 256
+"""Blocks get no smaller than this to stay within `SCORES`."""
 
 
 class _Ring(NamedTuple):
-    """What is known before any number is: the layout, and the sizes on one device. It compares by value."""
+    """Static settings of a ring, known while tracing. It compares by value.
+
+    Attributes:
+        causal: whether a query sees only the keys up to its own position.
+        scale: factor of the scores.
+        sharding: the sharding of q, None on one device.
+        block: largest number of queries, and of keys, in a block.
+    """
 
     causal: bool
     scale: float
@@ -41,19 +50,24 @@ class _Ring(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Mesh axes of the ring, over which the length is split."""
         return split_over(self.sharding, 1)
 
     @property
     def n(self) -> int:
+        """Number of devices in the ring."""
         return shards(self.sharding, 1)
 
     def cuts(self, q: jax.Array, k: jax.Array) -> tuple[Cut, Cut]:
-        """How a device's queries and keys are cut: in two halves where the layout is zigzag."""
+        """How a device's queries and keys are cut: into two halves in the zigzag layout, into one piece otherwise."""
         pieces = 2 if self.zigzag(q) else 1
         return blockwise.cut(q.shape[1], pieces, self.block), blockwise.cut(k.shape[1], pieces, self.block)
 
     def zigzag(self, q: jax.Array) -> bool:
-        """An odd number of positions a device cannot be halved: those stay in order, and the last device is slowest."""
+        """True if the zigzag layout is used: for causal attention, with an even number of positions a device.
+
+        An odd number cannot be halved. The positions then stay in order, and the last device is the slowest.
+        """
         return self.causal and self.n > 1 and q.shape[1] % 2 == 0
 
 
@@ -68,14 +82,24 @@ def ring_attention(
 ) -> jax.Array:
     """`attention(q, k, v, causal=causal, scale=scale, segments=segments)` with the length split over devices.
 
-    Takes q `(batch, queries, heads, head_dim)`, k and v `(batch, keys, kv_heads, head_dim)`, segments `(batch,
-    length)`; gives the shape of q. `sharding` is that of q: the mesh axes of its second dimension are the ring, those
-    of the batch and the heads split the rest. Without one it is the same computation on one device. Sums and softmax
-    are float32.
+    A device sends its keys and values on while it works on them. The backward pass saves q, k, v, the output and one
+    float32 per query and head, and goes round the ring again. Sums and softmax are float32. A `causal` mask halves the
+    work. It does so evenly on all devices (`ring_zigzag`) if 2 x devices divides the length.
 
-    A device sends its keys and values on while it works on them; the backward pass saves q, k, v, the output and a
-    float32 per query and head, and goes round again. A `causal` mask halves the work, evenly on all devices (`zigzag`),
-    where 2 x devices divides the length. Raises `InputError` for a length that the devices do not divide.
+    Args:
+        q: `(batch, queries, heads, head_dim)`.
+        k, v: `(batch, keys, kv_heads, head_dim)`.
+        causal: whether query i sees only the keys 0 to i.
+        scale: factor of the scores, 1 / sqrt(head_dim) by default.
+        sharding: the sharding of q. The mesh axes of its second dimension are the ring; those of the batch and the
+            heads split the rest. None runs the same computation on one device.
+        segments: integers `(batch, length)`, or None.
+
+    Returns:
+        An array of the shape of q.
+
+    Raises:
+        InputError: the devices do not divide the batch, a length or the heads, or the shapes do not fit together.
 
     Liu et al. 2023, "Ring Attention with Blockwise Transformers for Near-Infinite Context" (arXiv:2310.01889).
 
@@ -93,7 +117,7 @@ def ring_attention(
     q, k, v = widened(q, k, v)
     k, v = repeated(k, v, heads, shards(sharding, 2))
     each = q.shape[0] * heads // (shards(sharding, 0) * shards(sharding, 2))
-    most = math.isqrt(SCORES // max(each, 1)) if isinstance(each, int) else LEAST  # a symbolic batch has no number yet
+    most = math.isqrt(SCORES // max(each, 1)) if isinstance(each, int) else LEAST  # a symbolic batch has no value yet
     block = min(BLOCK, max(LEAST, most))
     ring = _Ring(causal, q.shape[-1] ** -0.5 if scale is None else scale, sharding, block)
     y: Any = _attention(ring, q, k, v, segments)
@@ -101,12 +125,12 @@ def ring_attention(
 
 
 def chosen(k: jax.Array, sharding: Any) -> bool:
-    """Whether a mesh splits the length of queries of this sharding, and divides that of the keys."""
+    """True if this sharding splits the length of the queries, over devices that divide the length of the keys."""
     return isinstance(sharding, NamedSharding) and shards(sharding, 1) > 1 and k.shape[1] % shards(sharding, 1) == 0
 
 
 def divides(who: str, q: jax.Array, k: jax.Array, sharding: NamedSharding | None) -> None:
-    """An `InputError` unless it is a sharding whose mesh divides the batch, the lengths and the heads."""
+    """Raise `InputError` unless `sharding` is None or one whose mesh divides the batch, the lengths and the heads."""
     if not isinstance(sharding, NamedSharding | None):
         raise InputError(
             f"{who}: sharding is that of q, a jax.sharding.NamedSharding(mesh, PartitionSpec(...)), or None; got "
@@ -143,9 +167,10 @@ _attention.defvjp(_forward, _backward)
 
 
 def over_mesh(f: Any, sharding: NamedSharding | None, outputs: int) -> Any:
-    """`f` on each device's part: arrays of 4 dimensions are split as q, those of 2 as its batch and length.
+    """Run `f` on each device's part of its arrays. Without a sharding, return `f`.
 
-    `outputs` is how many of the former it gives.
+    Arrays of 4 dimensions are split like q, those of 2 dimensions like its batch and length. `outputs` is the number of
+    arrays of 4 dimensions that `f` returns.
     """
     if sharding is None:
         return f
@@ -159,9 +184,9 @@ def over_mesh(f: Any, sharding: NamedSharding | None, outputs: int) -> Any:
 
 
 def _local_forward(ring: _Ring, q: Any, k: Any, v: Any, segments: Any) -> tuple[jax.Array, jax.Array]:
-    """What one device does: its output `(batch, length, heads, head_dim)`, and `lse` of the same with head_dim 1.
+    """Forward pass of one device: its output `(batch, length, heads, head_dim)`, and `lse` `(batch, length, heads, 1)`.
 
-    `lse` stays in the zigzag layout.
+    `lse`, the logarithm of the sum of exponentials, stays in the zigzag layout.
     """
     rows, columns = ring.cuts(q, k)
     turn = _turned(ring, q)
@@ -175,7 +200,7 @@ def _local_forward(ring: _Ring, q: Any, k: Any, v: Any, segments: Any) -> tuple[
 
     def step(carry: Any, hop: jax.Array) -> tuple[Any, None]:
         keys, running = carry
-        after = _passed(ring, keys)  # under way while we work
+        after = _passed(ring, keys)  # sent during the work below
         return (after, blockwise.attend(queries, keys, _places(ring, columns, k, hop), running, exact)), None
 
     if ring.n > 1:
@@ -188,7 +213,10 @@ def _local_forward(ring: _Ring, q: Any, k: Any, v: Any, segments: Any) -> tuple[
 def _local_backward(
     ring: _Ring, q: Any, k: Any, v: Any, segments: Any, y: Any, lse: Any, dy: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What one device does: gradients of its queries, and of its keys and values after they have been round."""
+    """Backward pass of one device: the gradients of its queries, keys and values.
+
+    The gradients of keys and values travel round the ring with them.
+    """
     rows, columns = ring.cuts(q, k)
     turn = _turned(ring, q)
     delta = jnp.sum(y.astype(wide(y)) * dy.astype(wide(y)), -1, keepdims=True)
@@ -203,37 +231,37 @@ def _local_backward(
 
     def step(carry: Any, hop: jax.Array) -> tuple[Any, None]:
         keys, dq, dkv = carry
-        after, dkv = _passed(ring, (keys, dkv))  # under way while we work
+        after, dkv = _passed(ring, (keys, dkv))  # sent during the work below
         dq, *more = blockwise.gradients(queries, keys, _places(ring, columns, k, hop), slopes, dq, exact)
         return (after, dq, jax.tree.map(jnp.add, dkv, more)), None
 
     if ring.n > 1:
         (_, dq, dkv), _ = lax.scan(step, (_passed(ring, keys), dq, dkv), jnp.arange(1, ring.n))
-        dkv = _passed(ring, dkv)  # the last hop, home
+        dkv = _passed(ring, dkv)  # the last hop, to the device that owns them
     dq = _unblocked(rows, (dq * ring.scale).astype(q.dtype), q)
     dk, dv = (columns.whole(x.astype(k.dtype).swapaxes(2, 3), k.shape[1]) for x in dkv)
     return tuple(ring_zigzag.leave(x, ring.names, ring.n) if ring.zigzag(q) else x for x in (dq, dk, dv))  # type: ignore
 
 
 def _turned(ring: _Ring, q: jax.Array) -> Any:
-    """What brings an array into the layout we work in."""
+    """The function that brings an array into the layout of the ring: zigzag, or unchanged."""
     if not ring.zigzag(q):
         return lambda x: x
     return lambda x: None if x is None else ring_zigzag.enter(x, ring.names, ring.n)
 
 
 def _passed(ring: _Ring, tree: Any) -> Any:
-    """Each device's arrays on the next one."""
+    """Send each device's arrays to the next device of the ring."""
     return lax.ppermute(tree, ring.names, [(i, (i + 1) % ring.n) for i in range(ring.n)])
 
 
 def _exact(columns: Cut, k: jax.Array, segments: Any) -> bool:
-    """Whether keys of another device must be hidden one by one: causal masks hide whole blocks of them."""
+    """True if keys of another device must be masked one by one. A causal mask hides only whole blocks of them."""
     return segments is not None or _filled(columns, k)
 
 
 def _filled(columns: Cut, k: jax.Array) -> bool:
-    """Whether some blocks of keys are filled up."""
+    """True if some blocks of keys are padded."""
     return columns.pieces * columns.count * columns.size != k.shape[1]
 
 
@@ -270,7 +298,10 @@ def _keys(columns: Cut, k: jax.Array, v: jax.Array, segments: Any) -> Keys:
 
 
 def _places(ring: _Ring, cut: Cut, x: jax.Array, hops: Any, fill: int = blockwise.NEVER) -> jax.Array:
-    """Where the blocks `(blocks, size)` stand that came to this device in so many hops; all at 0 if none is later."""
+    """Positions `(blocks, size)` in the sequence of the blocks that have come to this device after `hops` hops.
+
+    They are all 0 if the attention is not causal. Padding has position `fill`.
+    """
     length = x.shape[1]
     device = (lax.axis_index(ring.names) - hops) % ring.n if ring.n > 1 else 0
     each = length // cut.pieces

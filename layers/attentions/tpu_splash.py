@@ -1,8 +1,8 @@
 """Splash attention: attention on a TPU as one Pallas kernel, which never holds the (length x length) logits.
 
-It walks over blocks of keys with a running softmax, leaves out the blocks a causal mask hides, and computes the
-probabilities again for the gradient. The compiler cannot split a kernel over devices, so on a mesh it runs in a
-`jax.shard_map`. `attention` is its plain version; it takes this one where `chosen` says so.
+The kernel loops over blocks of keys with an online softmax, skips the blocks that a causal mask hides, and recomputes
+the probabilities for the gradient. The compiler cannot split a kernel over devices, so on a mesh it runs in a
+`jax.shard_map`. `local_attention` is its plain version, and calls it where `chosen` is true.
 """
 
 import math
@@ -19,14 +19,14 @@ LANES = 128
 """The width of a TPU's vector registers: blocks are multiples of it."""
 
 BLOCK = 512
-"""Queries and keys of one step of the kernel; what MaxText uses, too."""
+"""Largest number of queries and of keys in one step of the kernel, as in MaxText."""
 
 
 def chosen(q: jax.Array, k: jax.Array, mask: jax.Array | None, sharding: Any = None) -> bool:
-    """Whether the kernel serves for these arrays: for a TPU, without a mask, in blocks, and with nothing to split.
+    """True if the kernel should be used: a TPU, no mask, lengths in blocks, neither length nor head_dim split.
 
-    ``sharding`` is that of q on a mesh, whose devices then say for what we compile. Without one the kernel serves on a
-    single device, and inside a `jax.shard_map` over the whole mesh.
+    `sharding` is that of q on a mesh, whose devices then are those we compile for. Without a sharding the kernel is
+    used on a single device, and inside a `jax.shard_map` over the whole mesh. The dtype must be bfloat16 or float32.
 
     >>> x = jnp.ones((1, 256, 2, 128))
     >>> chosen(x, x, None) == (jax.default_backend() == "tpu" and jax.device_count() == 1)
@@ -38,7 +38,7 @@ def chosen(q: jax.Array, k: jax.Array, mask: jax.Array | None, sharding: Any = N
         or q.dtype not in (jnp.bfloat16, jnp.float32)
     ):
         return False
-    if not all(isinstance(n, int) and n % LANES == 0 for n in (q.shape[1], k.shape[1])):  # a symbolic length is none
+    if not all(isinstance(n, int) and n % LANES == 0 for n in (q.shape[1], k.shape[1])):  # no symbolic lengths
         return False
     if sharding is None:
         return jax.device_count() == 1 or alone()
@@ -55,11 +55,19 @@ def splash_attention(
     segments: jax.Array | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """`attention` without a mask by JAX's splash kernel: q `(batch, queries, heads, head_dim)` to the same.
+    """`attention` without a mask, by JAX's splash kernel.
 
-    k and v are `(batch, keys, kv_heads, head_dim)`; queries and keys are multiples of 128; segments, if any, are int32
-    `(batch, length)`. ``sharding`` is that of q, split over the batch and the heads alone. ``interpret`` runs the
-    kernel's steps as plain operations, on any platform: that is how it is tested.
+    Args:
+        q: `(batch, queries, heads, head_dim)`.
+        k, v: `(batch, keys, kv_heads, head_dim)`. The numbers of queries and of keys are multiples of 128.
+        causal: whether query i sees only the keys 0 to i.
+        scale: factor of the scores, 1 / sqrt(head_dim) by default.
+        sharding: the sharding of q, which splits only the batch and the heads. None runs the kernel on one device.
+        segments: int32 `(batch, length)`, or None.
+        interpret: whether to run the kernel's steps as plain operations, on any platform, as tests do.
+
+    Returns:
+        An array of the shape of q.
 
     Dao et al. 2022, "FlashAttention" (arXiv:2205.14135); jax.experimental.pallas.ops.tpu.splash_attention.
 
@@ -68,7 +76,7 @@ def splash_attention(
     (1, 128, 2, 128)
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    q = (q.astype(jnp.float32) * scale).astype(q.dtype)  # the kernel itself has no scale
+    q = (q.astype(jnp.float32) * scale).astype(q.dtype)  # the kernel takes no scale
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None) -> jax.Array:
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
@@ -95,7 +103,7 @@ def _segment_ids(segments: jax.Array | None) -> Any:
 
 
 def _kernel(heads: int, queries: int, keys: int, causal: bool, interpret: bool) -> Any:
-    """JAX's kernel for arrays (heads, length, head_dim) of one example."""
+    """JAX's kernel for arrays `(heads, length, head_dim)` of one example."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     one = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask

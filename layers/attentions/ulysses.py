@@ -1,8 +1,8 @@
-"""All-to-all attention (DeepSpeed-Ulysses): a sequence split over devices trades places with the heads, and back.
+"""All-to-all attention (DeepSpeed-Ulysses): the split of the length becomes a split of the heads, and back.
 
-Between two all-to-alls each device has the whole length of some of the heads, so any attention for one device serves.
-It sends less than a ring and needs no loop, but the heads must divide, and a device holds what the attention for one
-device holds at the full length.
+Between two all-to-alls each device has the whole length of some of the heads, so any attention for one device can run
+there. This sends less than a ring and needs no loop. But the devices must divide the heads, and each holds as much
+memory as attention on one device does at the full length.
 """
 
 from typing import Any
@@ -19,10 +19,11 @@ from sapwood.parallel.rules import describe
 
 
 def chosen(v: Any, q: jax.Array, k: jax.Array, sharding: NamedSharding | None) -> bool:
-    """Whether the rules of a cursor's run split the heads inside an attention over what splits its length.
+    """True if the rules of the cursor's run split the heads inside attention over the axes that split the length.
 
-    They say so by a row for "attention_heads", as the table "ulysses" has it: `(("attention_heads", ("tensor",
-    "sequence")), ...)`. Heads that do not divide are left to the ring, with a `ShardingWarning`.
+    The rules do so by a row for "attention_heads", as in the table "ulysses":
+    `(("attention_heads", ("tensor", "sequence")), ...)`. Heads that do not divide are left to ring attention, with a
+    `ShardingWarning`.
     """
     length = split_over(sharding, 1)
     if not length or k.shape[1] % shards(sharding, 1):
@@ -42,10 +43,21 @@ def ulysses_attention(
 ) -> jax.Array:
     """`attention(q, k, v, causal=causal, scale=scale, segments=segments)` with the length split over devices.
 
-    Takes q `(batch, queries, heads, head_dim)`, k and v `(batch, keys, kv_heads, head_dim)`, segments `(batch,
-    length)`; gives the shape of q. `sharding` is that of q: an all-to-all over the mesh axes of its second dimension
-    splits the heads instead, which they must divide beside those that split the heads already; key heads that do not
-    divide are repeated. Without one it is attention on one device. Raises `InputError` for sizes that do not divide.
+    Args:
+        q: `(batch, queries, heads, head_dim)`.
+        k, v: `(batch, keys, kv_heads, head_dim)`. Key heads that do not divide are repeated.
+        causal: whether query i sees only the keys 0 to i.
+        scale: factor of the scores, 1 / sqrt(head_dim) by default.
+        sharding: the sharding of q. An all-to-all over the mesh axes of its second dimension splits the heads instead.
+            These axes, together with those that already split the heads, must divide the heads. None is attention on
+            one device.
+        segments: integers `(batch, length)`, or None.
+
+    Returns:
+        An array of the shape of q.
+
+    Raises:
+        InputError: the devices do not divide the lengths or the heads, or the shapes do not fit together.
 
     Jacobs et al. 2023, "DeepSpeed Ulysses" (arXiv:2309.14509).
 

@@ -1,4 +1,7 @@
-"""Decoder-only transformers: each token is predicted from those before it."""
+"""Decoder-only transformers: each token is predicted from those before it.
+
+`Decoder` is the model. Its blocks are one `Scan`, so they are traced once, and run as a pipeline on a mesh with stages.
+"""
 
 from collections.abc import Callable
 
@@ -17,24 +20,41 @@ from sapwood.layers.masked_values import leading
 class Decoder(Layer):
     """A decoder-only transformer: integer tokens `(batch, length)` to logits `(batch, length, vocabulary)`.
 
-    `depth` blocks of causal attention with rotary positions and a feed-forward part of `mlp` hidden units (4 x width by
-    default), each after an RMSNorm and added to what came before; then a last RMSNorm and a head of its own. `gated`
-    makes the feed-forward part SwiGLU, `down(silu(gate(x)) * up(x))`, as in Llama; else it is `down(gelu(up(x)))`.
-    `experts` makes it a `MixtureOfExperts` with `mlp` hidden units each, `k` of them for a token, none dropped unless
-    `capacity` says how many an expert takes; they have no bias, and auxiliary losses balance their load, as in Mixtral.
-    `kv_heads` below `heads` is grouped-query attention. `bias` adds one to the feed-forward part and the head. The
-    blocks are one `Scan`; `remat` says what of each is computed again in the backward pass: "full", "minimal" or
-    another policy of `Remat`.
+    Each of the `depth` blocks has causal attention with rotary positions and a feed-forward part. Each of the two
+    follows an RMSNorm and is added to its input. A last RMSNorm and a head with its own kernel follow. The blocks are
+    one `Scan`.
 
-    `mask` (boolean, (batch,) or (batch, length)) says which rows or tokens there are. The others may be any integers:
-    no token sees them, and a mixture has none of them. `segments` (integers from 0 up, (batch, length)) are for
-    sequences packed into one: a token sees those of its own.
+    The call takes an optional `mask` (boolean, (batch,) or (batch, length)), true for real rows or tokens. The others
+    may be any integers: no token sees them, and no expert takes them. `segments` (integers from 0 up, (batch, length))
+    are for sequences packed into one: a token sees only those of its own segment.
 
-    `features` and `head` are its two halves, for a loss that never holds the logits of all positions
-    (`train.next_token`). Raises `ConfigError` for sizes that cannot be, `InputError` for heads that do not divide the
-    width and for tokens that are no `(batch, length)`. Vaswani et al. 2017 (arXiv:1706.03762); Shazeer 2020, "GLU
-    Variants Improve Transformer" (arXiv:2002.05202); Touvron et al. 2023, "LLaMA" (arXiv:2302.13971); Jiang et al.
-    2024, "Mixtral of Experts" (arXiv:2401.04088).
+    `features` and `head` are the two halves of the model, for a loss that never holds the logits of all positions
+    (`train.next_token`).
+
+    Args:
+        vocabulary: number of token ids.
+        depth: number of blocks.
+        width: features of each token.
+        heads: number of attention heads, which must divide the width.
+        mlp: hidden units of the feed-forward part, 4 x width by default.
+        kv_heads: number of key and value heads, `heads` by default. Fewer are grouped-query attention.
+        gated: True makes the feed-forward part SwiGLU, `down(silu(gate(x)) * up(x))`, as in Llama. False makes it
+            `down(gelu(up(x)))`.
+        bias: whether the feed-forward part and the head add a bias.
+        dropout: rate of dropout after attention and after the feed-forward part.
+        remat: what each block recomputes in the backward pass: "full", "minimal" or another policy of `Remat`. None:
+            see `Scan`.
+        experts: a number makes the feed-forward part a `MixtureOfExperts` with `mlp` hidden units each and no bias,
+            whose auxiliary losses balance the load, as in Mixtral.
+        k: experts of each token.
+        capacity: None drops no token; a number limits how many tokens an expert takes, see `MixtureOfExperts`.
+
+    Raises:
+        ConfigError: a size is invalid, or `k` or `capacity` is set without `experts`.
+        InputError: the heads do not divide the width, or the tokens are not `(batch, length)`.
+
+    Vaswani et al. 2017 (arXiv:1706.03762); Shazeer 2020, "GLU Variants Improve Transformer" (arXiv:2002.05202); Touvron
+    et al. 2023, "LLaMA" (arXiv:2302.13971); Jiang et al. 2024, "Mixtral of Experts" (arXiv:2401.04088).
 
     >>> import jax.numpy as jnp, sapwood as sw
     >>> model, tokens = Decoder(vocabulary=10, depth=2, width=8, heads=2), jnp.zeros((1, 5), int)
@@ -43,7 +63,7 @@ class Decoder(Layer):
     ((2, 8, 32), (1, 5, 10))
     """
 
-    mask_of_rows = True  # whole rows need no segments, for which there are fewer kernels
+    mask_of_rows = True  # a mask (batch,) needs no segments, which fewer attention kernels support
 
     vocabulary: int
     depth: int
@@ -78,12 +98,12 @@ class Decoder(Layer):
     def features(
         self, v: Vars, tokens: jax.Array, *, mask: jax.Array | None = None, segments: jax.Array | None = None
     ) -> jax.Array:
-        """What the head reads: tokens `(batch, length)`, mask and segments to `(batch, length, width)`."""
+        """The input of the head: tokens `(batch, length)`, mask and segments to `(batch, length, width)`."""
         v, tokens = as_vars(v, self), jnp.asarray(tokens)
         check_inputs.rank("Decoder", tokens, "batch", "length")
         if mask is not None:
             mask = leading("Decoder", mask, tokens[..., None])[..., 0]
-            if mask.shape == tokens.shape:  # padding is a segment of its own; whole rows do not see each other anyway
+            if mask.shape == tokens.shape:  # padding is its own segment; rows never see each other
                 segments = jnp.where(mask, 0 if segments is None else segments, -1)
             mask = jnp.broadcast_to(mask, tokens.shape)
             tokens = jnp.where(mask, tokens, 0)
@@ -93,7 +113,7 @@ class Decoder(Layer):
         return L.RMSNorm()(v.norm, x)
 
     def head(self, v: Vars) -> tuple[jax.Array, jax.Array | None]:
-        """What makes logits of features: the kernel `(width, vocabulary)`, and the bias `(vocabulary,)` or None."""
+        """The head's kernel `(width, vocabulary)` and bias `(vocabulary,)` or None. They turn features into logits."""
         v, head = as_vars(v, self).logits, self._logits
         assert head.axes is not None
         kernel = v.param("kernel", (self.width, self.vocabulary), head.kernel_init, axes=head.axes)
