@@ -1,4 +1,8 @@
-"""Position embeddings: rotary embeddings of queries and keys, and learned vectors added to the features."""
+"""Position embeddings: rotary embeddings of queries and keys, and learned vectors added to the features.
+
+`Rotary` is an argument of `MultiHeadAttention`, which calls it on queries and keys. `LearnedPositions` is a layer of
+its own, called on the features.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""Sequential: layers and plain functions, one after the other."""
+"""Sequential: layers and plain functions, one after the other.
+
+Each entry takes the output of the one before. Its scope is its position in a list, or its key in a dict.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any

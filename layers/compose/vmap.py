@@ -1,4 +1,7 @@
-"""Vmap: n copies of a layer side by side, each with its own variables."""
+"""Vmap: n copies of a layer side by side, each with its own variables.
+
+It is `jax.vmap` of the layer, over variables stacked along a leading dimension of n.
+"""
 
 from collections.abc import Callable
 from typing import Any

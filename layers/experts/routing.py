@@ -1,4 +1,7 @@
-"""Routing: the experts and weights of each token, expert capacity, and the losses that balance the experts."""
+"""Routing: the experts and weights of each token, expert capacity, and the losses that balance the experts.
+
+These are array functions without variables. `MixtureOfExperts` calls them outside of its `jax.shard_map`.
+"""
 
 import math
 import numbers

@@ -1,4 +1,7 @@
-"""Fully connected layers: `y = x W + b` over the last dimension."""
+"""Fully connected layers: `y = x W + b` over the last dimension.
+
+`dense` is the array function, `Dense` the layer. Both use the matrix product of `matmul`.
+"""
 
 import jax
 

@@ -1,4 +1,7 @@
-"""`matmul`: `jnp.tensordot` of x and a kernel, in the form that is fastest on each platform."""
+"""`matmul`: `jnp.tensordot` of x and a kernel, in the form that is fastest on each platform.
+
+`dense` and the projections of attention call it.
+"""
 
 import math
 

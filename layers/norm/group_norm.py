@@ -1,4 +1,7 @@
-"""Group norm: each example is normalized over its positions and a group of its channels."""
+"""Group norm: each example is normalized over its positions and a group of its channels.
+
+Statistics are computed in float32 or wider; the result has the dtype of x.
+"""
 
 import jax
 from jax import lax

@@ -1,4 +1,7 @@
-"""Layer norm: each position is normalized over its last dimension."""
+"""Layer norm: each position is normalized over its last dimension.
+
+Statistics are computed in float32 or wider; the result has the dtype of x.
+"""
 
 import jax
 from jax import lax

@@ -1,4 +1,7 @@
-"""RMS norm: each position's last dimension is divided by its root mean square."""
+"""RMS norm: each position's last dimension is divided by its root mean square.
+
+The mean square is computed in float32 or wider; the result has the dtype of x.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""Dropout: in training, random entries become zero and the others are scaled up to keep the mean."""
+"""Dropout: in training, random entries become zero and the others are scaled up to keep the mean.
+
+`dropout` takes a random key as argument. `Dropout` draws its key from the run's, at the layer's path.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Flatten: merge all dimensions but the batch into one."""
+"""Flatten: merge all dimensions but the batch into one. Layers that only change an array's shape belong here."""
 
 import math
 

@@ -168,6 +168,9 @@ class MaxPool(Layer):
 class AvgPool(Layer):
     """The mean of each window; see `avg_pool`. No parameters.
 
+    Args:
+        window, strides, padding, count_padding: as in `avg_pool`.
+
     >>> AvgPool((2, 2), strides=1)({}, jnp.ones((1, 4, 4, 3))).shape
     (1, 3, 3, 3)
     """
