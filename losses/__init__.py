@@ -1,7 +1,8 @@
-"""Losses: functions ``loss(outputs, target) -> per-example losses``, in float32, one family a file.
+"""Losses: functions ``loss(outputs, target) -> per-example losses``, in float32, one family per file.
 
-A loss keeps the batch's shape; `reduce` turns it into one number under a mask or weights. `check` flags, on the device,
-what a loss would misread in silence, such as a label outside the classes.
+A loss keeps the batch dimensions; `reduce` averages the per-example losses under a mask or weights. `check` flags, on
+the device, values that a loss would misread without an error, such as a label outside the classes.
+`linear_cross_entropy` is the exception: it fuses the last linear layer with its loss and returns a named tuple.
 """
 
 from sapwood.losses.classification import (

@@ -1,4 +1,8 @@
-"""Losses of labels: a choice between classes, and independent yes-or-no labels."""
+"""Classification losses: for one class per example, and for independent binary labels.
+
+Shapes are checked here, when the function is called or traced. Values, such as labels outside the classes, are checked
+on the device by `losses.check`.
+"""
 
 import math
 
@@ -12,7 +16,10 @@ from sapwood.metrics import same_shape, wide
 
 
 def _classes(what: str, logits: jax.Array, target: jax.Array) -> bool:
-    """Whether the target is class labels (...) for logits (..., classes); False for one probability per class."""
+    """True if the target holds class labels (...) for logits (..., classes); False for one probability per class.
+
+    Raises `DataError` for other shapes or dtypes, and for fewer than two classes.
+    """
     if logits.ndim == 0 or logits.shape[-1] < 2:
         raise DataError(
             f"{what}: one output is no choice between classes, its softmax is always 1, but the logits have shape "
@@ -33,7 +40,7 @@ def softmax_cross_entropy(logits: jax.Array, target: jax.Array, label_smoothing:
 
     ``logits`` (..., classes) with integer ``target`` (...) or probabilities (..., classes) give float32 losses (...).
     ``label_smoothing`` mixes the target with the uniform distribution (Szegedy et al. 2016, arXiv:1512.00567).
-    Raises `DataError` for shapes that do not fit, `ConfigError` for a smoothing that is no share from 0 to 1.
+    Raises `DataError` for shapes that do not fit, `ConfigError` for a smoothing outside 0 to 1.
 
     >>> [round(x, 4) for x in softmax_cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])).tolist()]
     [1.3863, 1.3863]
@@ -48,7 +55,9 @@ def softmax_cross_entropy(logits: jax.Array, target: jax.Array, label_smoothing:
 
 
 def sigmoid_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """Cross-entropy of ``sigmoid(logits)`` with a target between 0 and 1; all of one shape (...).
+    """Cross-entropy of ``sigmoid(logits)`` with a target between 0 and 1.
+
+    Logits, target and the float32 losses have one shape (...). Raises `DataError` if the shapes differ.
 
     >>> [round(x, 4) for x in sigmoid_cross_entropy(jnp.zeros(2), jnp.array([0, 1])).tolist()]
     [0.6931, 0.6931]
@@ -58,9 +67,11 @@ def sigmoid_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def focal(logits: jax.Array, target: jax.Array, gamma: float = 2.0) -> jax.Array:
-    """Focal loss of ``sigmoid(logits)`` (Lin et al. 2017, arXiv:1708.02002); all of one shape (...).
+    """Focal loss of ``sigmoid(logits)`` with a target between 0 and 1 (Lin et al. 2017, arXiv:1708.02002).
 
-    Raises `ConfigError` for a ``gamma`` below 0, which would weigh down what is wrong.
+    Logits, target and the float32 losses have one shape (...). A larger ``gamma`` gives examples that are predicted
+    well less weight. Raises `DataError` if the shapes differ, `ConfigError` for a ``gamma`` below 0, which would give
+    the wrong predictions less weight instead.
 
     >>> [round(x, 4) for x in focal(jnp.zeros(1), jnp.ones(1)).tolist()]
     [0.1733]
@@ -71,9 +82,10 @@ def focal(logits: jax.Array, target: jax.Array, gamma: float = 2.0) -> jax.Array
 
 
 def hinge(outputs: jax.Array, target: jax.Array) -> jax.Array:
-    """``max(0, 1 - outputs * target)`` for a target of -1 and 1, numbers of any type; all of one shape.
+    """Hinge loss ``max(0, 1 - outputs * target)`` for a target of -1 and 1, of any numeric dtype.
 
-    Labels 0 and 1 are written ``2 * target - 1``; `supervised` refuses them as they are.
+    Outputs, target and the float32 losses have one shape (...). Raises `DataError` if the shapes differ. Convert labels
+    0 and 1 with ``2 * target - 1``; `supervised` flags a target other than -1 and 1.
 
     >>> hinge(jnp.array([0.5, -2.0]), jnp.array([1, 1])).tolist()
     [0.5, 3.0]
@@ -83,9 +95,10 @@ def hinge(outputs: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def kl_divergence(log_probabilities: jax.Array, target: jax.Array) -> jax.Array:
-    """KL divergence of ``target`` (..., classes) from ``exp(log_probabilities)`` (..., classes): losses (...).
+    """KL divergence of ``target`` (..., classes) from ``exp(log_probabilities)`` (..., classes): float32 losses (...).
 
-    Logits become log-probabilities by `jax.nn.log_softmax`; `supervised` refuses them as they are.
+    Convert logits with `jax.nn.log_softmax`; `supervised` flags outputs that are not log-probabilities. Raises
+    `DataError` if the shapes differ.
 
     >>> kl_divergence(jnp.log(jnp.full((1, 2), 0.5)), jnp.full((1, 2), 0.5)).tolist()
     [0.0]

@@ -1,9 +1,10 @@
-"""The cross-entropy of a linear head without its logits: chunk by chunk, the gradient made in the forward pass.
+"""Cross-entropy of a linear head, computed in chunks so that the logits of the whole batch never exist.
 
 The logits of a large vocabulary are the largest array of a language model's step: 64 x 2,048 tokens of 32,000 classes
-are 16 GiB in float32, and a softmax with its gradient holds them several times. Here a chunk of them is made, used for
-the loss and both gradients, and forgotten (Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models",
-arXiv:2411.09009; Hsu et al. 2024, "Liger Kernel", arXiv:2410.10989).
+are 16 GiB in float32, and a softmax with its gradient holds them several times. Here the forward pass computes the
+logits of one chunk of positions, uses them for the loss and the gradients, and discards them. The backward pass only
+multiplies the stored gradients by the cotangent of the total. (Wijmans et al. 2024, "Cut Your Losses in
+Large-Vocabulary Language Models", arXiv:2411.09009; Hsu et al. 2024, "Liger Kernel", arXiv:2410.10989.)
 """
 
 import functools
@@ -21,13 +22,19 @@ from sapwood.parallel.per_device import per_device
 from sapwood.parallel.place_activations import shards, split_over
 
 ELEMENTS = 2**25
-"""How many logits are held at once on each device: 128 MiB in float32."""
+"""Logits that each device holds at once, by default: 128 MiB in float32."""
 
 Names = tuple[str, ...]
 
 
 class LinearCrossEntropy(NamedTuple):
-    """``total`` is what is differentiated; ``losses`` and ``hits`` (best class is the label) are for metrics alone."""
+    """The result of `linear_cross_entropy`. Only ``total`` can be differentiated; the others are for metrics.
+
+    Attributes:
+        total: the weighted sum of the losses, a float32 scalar.
+        losses: the cross-entropy of each position, float32 `(batch, length)`.
+        hits: whether the class with the largest logit is the label, bool `(batch, length)`.
+    """
 
     total: jax.Array
     losses: jax.Array
@@ -44,18 +51,28 @@ def linear_cross_entropy(
     chunk: int | None = None,
     sharding: NamedSharding | None = None,
 ) -> LinearCrossEntropy:
-    """The sum of ``weight * cross_entropy(softmax(x @ kernel + bias), labels)``, and each of its terms.
+    """The sum of ``weight * cross_entropy(softmax(x @ kernel + bias), labels)``, and its terms.
 
-    Takes x `(batch, length, features)`, kernel `(features, classes)`, labels and weight `(batch, length)` and bias
-    `(classes,)`; gives a float32 scalar, float32 losses and boolean hits `(batch, length)`. The total has gradients in
-    x, kernel and bias alone. Logits, softmax and sums are float32. A position of weight zero does not count.
+    Logits, softmax and sums are float32. The total has gradients with respect to x, kernel and bias only. A position
+    of weight 0 adds nothing to the total or the gradients.
 
-    ``chunk`` positions of the length are done at a time, by default as many as make `ELEMENTS` logits. On a mesh,
-    ``sharding`` is that of the logits `(batch, length, classes)` that are never made whole: each device has its own
-    examples, positions and classes. For each chunk the devices of other classes agree on the largest logit and on the
-    sum of exponentials, one number a position each; the kernel's gradient is summed over a device's own positions and
-    meets the others' once. Without it they would meet after every chunk. (Vocabulary parallelism: Shoeybi et al. 2019,
-    "Megatron-LM", arXiv:1909.08053.) Raises `DataError` for shapes that do not fit or that the mesh does not divide.
+    On a mesh, each device computes the logits of its own examples, positions and classes. For each chunk, devices that
+    hold other classes of the same positions agree on the largest logit and on the sum of exponentials, one number per
+    position each. The kernel's gradient is summed over a device's own positions and reduced over the devices once, at
+    the end; without ``sharding`` it would be reduced after every chunk. (Vocabulary parallelism: Shoeybi et al. 2019,
+    "Megatron-LM", arXiv:1909.08053.)
+
+    Args:
+        x: the inputs of the head, `(batch, length, features)`.
+        kernel: `(features, classes)`.
+        labels: integer classes, `(batch, length)`.
+        bias: `(classes,)`; None is a bias of 0.
+        weight: what each position counts, a mask or numbers, `(batch, length)`; None is 1 for all.
+        chunk: positions of the length per chunk; None takes as many as make `ELEMENTS` logits.
+        sharding: the sharding that the logits `(batch, length, classes)` would have on a mesh.
+
+    Raises:
+        DataError: shapes do not fit together, or the mesh does not divide the batch, the length or the classes.
 
     >>> x, labels = jnp.zeros((1, 2, 3)), jnp.array([[0, 1]])
     >>> out = linear_cross_entropy(x, jnp.ones((3, 4)), labels)
@@ -77,6 +94,7 @@ def linear_cross_entropy(
 
 
 def _divides(shape: tuple[int, ...], sharding: NamedSharding | None) -> None:
+    """Raise `DataError` unless the sharding divides each dimension of `(batch, length, classes)`."""
     for dim, (size, what) in enumerate(zip(shape, ("examples", "positions", "classes"), strict=True)):
         if size % (n := shards(sharding, dim)):
             axes = ",".join(split_over(sharding, dim))
@@ -104,18 +122,21 @@ _summed.defvjp(_forward, _backward)
 
 
 def _everywhere(chunk: int | None, sharding: NamedSharding | None, train: bool, *arrays: Any) -> tuple[Any, Any]:
-    """`_local` on each device's examples, positions and classes, and the sums over the devices."""
+    """Run `_local` on each device's shard of the arrays, and sum the total and the gradients over the devices.
+
+    Returns the `LinearCrossEntropy` and, while training, the gradients of x, kernel and bias.
+    """
     batch, length, classes = (split_over(sharding, dim) for dim in range(3))
     if sharding is None or not (batch or length or classes):
         return _local(chunk, train, (), *arrays)
-    tokens = (*batch, *length)  # the mesh axes whose devices have other positions
+    tokens = (*batch, *length)  # the mesh axes that the positions are split over
     scatter = arrays[1].shape[0] % math.prod(sharding.mesh.shape[axis] for axis in tokens) == 0
 
     def local(*arrays: Any) -> tuple[Any, Any]:
         (total, losses, hits), gradients = _local(chunk, train, classes, *arrays)
         if train and tokens:
             dx, dkernel, dbias = gradients
-            if scatter:  # each keeps the rows that it will store, as FSDP does
+            if scatter:  # each device keeps only the rows that it stores under FSDP
                 dkernel = lax.psum_scatter(dkernel, tokens, scatter_dimension=0, tiled=True)
             else:
                 dkernel = lax.psum(dkernel, tokens)
@@ -132,14 +153,14 @@ def _everywhere(chunk: int | None, sharding: NamedSharding | None, train: bool, 
 def _local(
     chunk: int | None, train: bool, names: Names, x: Any, kernel: Any, bias: Any, labels: Any, weight: Any
 ) -> tuple[Any, Any]:
-    """The loss of a device's positions, and while training its gradients, by a loop over pieces of the length.
+    """The loss of one device's positions, by a scan over chunks of the length; while training the gradients, too.
 
-    ``names`` are the mesh axes whose devices have the other classes.
+    ``names`` are the mesh axes that the classes are split over.
     """
     batch, length = labels.shape
     chunk = min(chunk or max(1, ELEMENTS // (batch * kernel.shape[1])), length)
     steps = -(-length // chunk)
-    chunk = -(-length // steps)  # as even as can be
+    chunk = -(-length // steps)  # chunks of equal length, to reduce the padding
     if names:
         labels = labels.astype(jnp.int32) - lax.axis_index(names) * kernel.shape[1]
 
@@ -164,16 +185,16 @@ def _local(
         carry += [jnp.zeros(kernel.shape, jnp.float32), jnp.zeros(bias.shape, jnp.float32)]
     carry, ys = lax.scan(body, tuple(carry), tuple(map(pieces, (x, labels, weight))))
     losses, hits, *dx = map(whole, ys)
-    if train and names:  # what x adds to the logits of all classes
+    if train and names:  # dx is a sum over the classes of all devices
         dx = [lax.psum(dx[0], names)]
     gradients = (*dx, carry[1].astype(kernel.dtype), carry[2].astype(bias.dtype)) if train else ()
     return LinearCrossEntropy(carry[0], losses, hits), gradients
 
 
 def _chunk(train: bool, names: Names, kernel: Any, bias: Any, x: Any, labels: Any, weight: Any) -> tuple[Any, ...]:
-    """Losses and hits (batch, chunk) of one piece; while training the gradients of x, kernel and bias too.
+    """Losses and hits (batch, chunk) of one chunk; while training the gradients of x, kernel and bias, too.
 
-    Labels count from the first class of this device: those of other devices are out of its range.
+    Labels are relative to the first class of this device, so labels of other devices' classes match no class here.
     """
     logits = (
         jnp.einsum("blf,fc->blc", x, kernel, preferred_element_type=jnp.float32) + bias.astype(jnp.float32)[None, None]
@@ -188,13 +209,13 @@ def _chunk(train: bool, names: Names, kernel: Any, bias: Any, x: Any, labels: An
         norm, wanted = lax.psum((norm, wanted), names)
         first = lax.axis_index(names) * kernel.shape[1]
         candidate = jnp.where((highest == top)[..., 0], first + best, jnp.iinfo(jnp.int32).max)
-        best = lax.pmin(candidate, names) - first  # of equals the first
+        best = lax.pmin(candidate, names) - first  # the first class of those with equal logits, as argmax
     loss = (top + jnp.log(norm))[..., 0] - wanted
     hit = best == labels
     if not train:
         return loss, hit
     slope = jnp.where(weight[..., None] != 0, (exp / norm - right.astype(jnp.float32)) * weight[..., None], 0)
-    narrow, x = slope.astype(x.dtype), jnp.where(weight[..., None] != 0, x, 0)  # both, as 0 x inf is no 0
+    narrow, x = slope.astype(x.dtype), jnp.where(weight[..., None] != 0, x, 0)  # mask both: 0 * inf is NaN
     dx = jnp.einsum("blc,fc->blf", narrow, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
     dkernel = jnp.einsum("blf,blc->fc", x, narrow, preferred_element_type=jnp.float32)
     return loss, hit, dx, dkernel, jnp.sum(slope, (0, 1))

@@ -1,4 +1,8 @@
-"""From losses per example to one number: masks, weights and the mean."""
+"""The reduction of per-example losses to one number, under masks and weights.
+
+`example_weight` reads the weight from a batch, `contained` removes NaN from examples of weight 0, and `reduce` takes
+the weighted mean. `as_float32` and `check_option` are shared by the files of losses.
+"""
 
 import numbers
 from collections.abc import Callable, Mapping
@@ -14,16 +18,21 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def as_float32(x: jax.Array) -> jax.Array:
+    """Cast an array to float32, the dtype in which all losses are computed."""
     return x.astype(jnp.float32)
 
 
 def check_option(loss: str, name: str, value: Any, least: float, most: float, expected: str) -> None:
+    """Raise `ConfigError` if a number is below ``least`` or above ``most``. A traced value is not checked."""
     if isinstance(value, numbers.Real) and not least <= float(value) <= most:
         raise ConfigError(f"{loss}({name}={value}): {expected} is expected")
 
 
 def example_weight(batch: Mapping[str, Any]) -> jax.Array | None:
-    """What each example counts: ``batch["mask"]`` times ``batch["weight"]``, whichever are there; None for neither."""
+    """The weight of each example: ``batch["mask"] * batch["weight"]``, or the one that is there; None for neither.
+
+    If their shapes differ, such as `(batch, length)` and `(batch,)`, the product has the shape of more dimensions.
+    """
     mask, weight = batch.get("mask"), batch.get("weight")
     if mask is None or weight is None:
         return mask if weight is None else jnp.asarray(weight)
@@ -34,9 +43,10 @@ def example_weight(batch: Mapping[str, Any]) -> jax.Array | None:
 
 
 def contained(tree: Any, weight: jax.Array | None) -> Any:
-    """``tree`` (batch, ...) with zeros for what is not finite where the weight is 0, as a target that is missing.
+    """Replace NaN and infinity by 0 where the weight is 0, as for a missing target.
 
-    To leave its loss out is not enough: the gradient would be 0 x NaN, which is NaN for all parameters.
+    Masking the loss is not enough: the gradient would be 0 * NaN, which is NaN for all parameters. ``tree`` is a pytree
+    of arrays (batch, ...). Leaves that are not floats, or that do not start with the weight's shape, stay unchanged.
 
     >>> contained(jnp.array([1., jnp.nan, jnp.nan]), jnp.array([True, True, False])).tolist()
     [1.0, nan, 0.0]
@@ -53,9 +63,9 @@ def contained(tree: Any, weight: jax.Array | None) -> Any:
 
 
 def reduce(losses: jax.Array, weight: jax.Array | None = None) -> tuple[jax.Array, Mean]:
-    """The mean of per-example losses (batch, ...) under a mask or weight, and the sums it is made of.
+    """The mean of per-example losses (batch, ...) under a mask or weight, and its sums as a `Mean`.
 
-    A batch whose weights are all zero has loss 0, so that it adds nothing to an accumulated gradient.
+    A batch whose weights are all 0 has loss 0, so it adds nothing to an accumulated gradient.
 
     >>> loss, mean = reduce(jnp.array([1., 3., 5.]), jnp.array([1., 1., 0.]))
     >>> float(loss), float(mean.weight)
@@ -66,5 +76,5 @@ def reduce(losses: jax.Array, weight: jax.Array | None = None) -> tuple[jax.Arra
 
 
 def of_mean(mean: Mean) -> jax.Array:
-    """The loss that a mean is: 0 where nothing counts, and no NaN in its gradient."""
+    """The value of a `Mean` as a loss: 0 if the sum of weights is 0, without NaN in its gradient."""
     return mean.total / jnp.where(mean.weight == 0, 1, mean.weight)

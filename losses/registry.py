@@ -1,4 +1,8 @@
-"""Every loss by name and by what it takes, and the checks of a batch against a loss."""
+"""All losses by name and by kind of target, and the check of a batch's values against a loss.
+
+A new loss is entered in `LOSSES` and, if its target is one of the three kinds, in `KINDS`. The kind decides which
+values `check` flags and which metric an objective has by default.
+"""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -27,11 +31,15 @@ KINDS: Mapping[str, tuple[Loss, ...]] = {
     "binary labels": (sigmoid_cross_entropy, focal, hinge),
     "numbers": (squared_error, absolute_error, huber, log_cosh),
 }
-"""Losses by what they take outputs and target for, in the words of `train.metrics.KINDS`."""
+"""Losses by what their outputs and target mean: a choice between classes, independent binary labels, or numbers. The
+keys are those of `sapwood.metrics.KINDS`."""
 
 
 def resolve(loss: str | Loss) -> Loss:
-    """A loss given by name or as a function; `ConfigError` with the nearest names.
+    """The loss function of a name; a function is returned unchanged.
+
+    Raises `ConfigError` for an unknown name, with the nearest names, and for a function that does not take
+    ``(outputs, target)``.
 
     >>> resolve("huber") is huber
     True
@@ -48,7 +56,7 @@ def resolve(loss: str | Loss) -> Loss:
 
 
 def kind(loss: Loss) -> str | None:
-    """What a loss takes the outputs for; None for a function of one's own, and for `cosine_distance`.
+    """The key of `KINDS` that a loss belongs to; None for a custom function and for `cosine_distance`.
 
     >>> import functools
     >>> kind(functools.partial(huber, delta=2.0))
@@ -61,8 +69,16 @@ def check(
     v: Any, loss: Loss, outputs: jax.Array, target: jax.Array, mask: jax.Array | None = None,
     kinds: Collection[str] = (),
 ) -> None:  # fmt: skip
-    """Flag what ``loss`` would misread in silence, and metrics of other ``kinds``; where ``mask`` (or a weight)
-    is zero, targets may hold anything."""
+    """Flag values that ``loss``, or metrics of ``kinds``, would misread without an error.
+
+    Args:
+        v: the cursor whose `check` records one bit per check on the device.
+        loss: the loss function.
+        outputs: the model's outputs, (..., classes) for class labels, else of the target's shape.
+        target: the target that the loss gets.
+        mask: a mask or weight (batch, ...); positions where it is 0 are not checked. None checks all.
+        kinds: the keys of `KINDS` that the metrics of the objective belong to.
+    """
     function = metrics_.plain(loss)
     found = {kind(loss), *kinds}
     if "classes" in found and jnp.issubdtype(target.dtype, jnp.floating) and target.shape == outputs.shape:
@@ -91,9 +107,10 @@ SIGNS = "target of hinge other than -1 and 1; labels 0 and 1 are written 2 * tar
 
 
 def _distributions(target: jax.Array) -> jax.Array:
-    """Which rows (..., classes) are at least 0 and sum to 1, to the accuracy of bfloat16."""
+    """Whether each row (..., classes) is non-negative and sums to 1 within 0.02, the accuracy of bfloat16."""
     return (jnp.min(target, -1) >= 0) & (abs(jnp.sum(as_float32(target), -1) - 1) < 0.02)
 
 
 def _flag(v: Any, ok: jax.Array, message: str, mask: Any) -> None:
+    """Record a check that fails where ``ok`` is False and the mask is not 0."""
     v.check(ok if mask is None else ok | ~lead(mask, ok.shape).astype(bool), message)

@@ -1,4 +1,8 @@
-"""Losses of numbers: outputs against a target of the same shape."""
+"""Regression losses: outputs and target of one shape give float32 losses.
+
+The losses have that shape, too, except that `cosine_distance` reduces the last axis. All raise `DataError` if the
+shapes of outputs and target differ.
+"""
 
 import math
 import sys
@@ -12,7 +16,7 @@ from sapwood.metrics import same_shape
 
 
 def squared_error(outputs: jax.Array, target: jax.Array) -> jax.Array:
-    """``(outputs - target) ** 2``, all of one shape.
+    """Squared error ``(outputs - target) ** 2``; all of one shape (...).
 
     >>> squared_error(jnp.array([1., 2.]), jnp.array([1., 4.])).tolist()
     [0.0, 4.0]
@@ -22,7 +26,7 @@ def squared_error(outputs: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def absolute_error(outputs: jax.Array, target: jax.Array) -> jax.Array:
-    """``|outputs - target|``, all of one shape.
+    """Absolute error ``|outputs - target|``; all of one shape (...).
 
     >>> absolute_error(jnp.array([1., 2.]), jnp.array([1., 4.])).tolist()
     [0.0, 2.0]
@@ -32,7 +36,7 @@ def absolute_error(outputs: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def huber(outputs: jax.Array, target: jax.Array, delta: float = 1.0) -> jax.Array:
-    """Quadratic up to ``delta``, linear beyond (Huber 1964); all of one shape.
+    """Huber loss: quadratic for errors up to ``delta``, linear beyond (Huber 1964); all of one shape (...).
 
     Raises `ConfigError` for a ``delta`` that is not above 0.
 
@@ -45,7 +49,7 @@ def huber(outputs: jax.Array, target: jax.Array, delta: float = 1.0) -> jax.Arra
 
 
 def log_cosh(outputs: jax.Array, target: jax.Array) -> jax.Array:
-    """``log(cosh(outputs - target))``, all of one shape.
+    """Logarithm of the hyperbolic cosine, ``log(cosh(outputs - target))``; all of one shape (...).
 
     >>> log_cosh(jnp.ones(1), jnp.ones(1)).tolist()
     [0.0]
@@ -55,7 +59,7 @@ def log_cosh(outputs: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def cosine_distance(outputs: jax.Array, target: jax.Array) -> jax.Array:
-    """One minus the cosine of the angle between vectors (..., features): losses (...).
+    """Cosine distance: one minus the cosine of the angle between vectors (..., features), as losses (...).
 
     >>> cosine_distance(jnp.array([[1., 0.]]), jnp.array([[0., 2.]])).tolist()
     [1.0]
