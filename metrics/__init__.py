@@ -1,4 +1,8 @@
-"""Metrics: functions ``metric(outputs, target, weight=None) -> Metric`` that accumulate exactly, one family a file."""
+"""Metrics: functions ``metric(outputs, target, weight=None) -> Metric``, one family per file.
+
+A `Metric` is an accumulator: a pytree of sums that merges exactly over batches and devices. Its `compute` gives the
+value. `METRICS` lists the metrics by name.
+"""
 
 from sapwood.metrics.accumulators import (
     ExpMean,

@@ -1,7 +1,8 @@
-"""Accumulators: small sums that merge exactly over batches of any size and any number of devices.
+"""Metric accumulators: pytrees of sums that merge exactly over batches of any size and any number of devices.
 
-google-metrax and clu were read first: metrax pulls in clu, flax, absl, etils, ml-collections and wrapt, its precision
-and recall take no weights and its accuracy wants classes; clu reduces through `pmap`. So these few sums are our own.
+A training step returns accumulators; on the host, `merge` adds those of many batches in float64 and `compute` gives the
+values. google-metrax and clu are not used: metrax depends on clu, flax, absl, etils, ml-collections and wrapt, its
+precision and recall take no weights and its accuracy needs classes; clu reduces through `pmap`.
 """
 
 import dataclasses
@@ -19,17 +20,17 @@ from sapwood.metrics.shapes import lead
 
 
 def static(default: Any) -> Any:
-    """A field of a `Metric` that is an option, not an array: the same in all accumulators that are merged."""
+    """Declare a field of a `Metric` that is an option, not an array. Accumulators that are merged must agree in it."""
     return dataclasses.field(default=default, metadata={"static": True})
 
 
 @dataclass_transform(frozen_default=True)
 class Metric:
-    """Base of all accumulators: a pytree of sums. A subclass becomes a frozen dataclass whose fields are arrays, or
-    `static` options.
+    """Base class of all accumulators: a pytree of sums.
 
-    `merge` adds the fields, so merging is exact in any order and split; `compute` turns the sums into the value.
-    Both use operators alone, so they run on traced arrays, device arrays, and on the host in float64.
+    A subclass becomes a frozen dataclass whose fields are arrays, or `static` options. `merge` adds the fields, so the
+    result does not depend on the order of batches or how they are split; `compute` turns the sums into the value. Both
+    use only operators, so they work on traced arrays, on device arrays, and on the host in float64.
 
     >>> class Range(Metric):
     ...     low: jax.Array
@@ -49,11 +50,11 @@ class Metric:
     __repr__ = in_brief
 
     def merge(self, other: Self) -> Self:
-        """The accumulator of both sets of examples."""
+        """The accumulator of the examples of both."""
         return jax.tree.map(operator.add, self, other)
 
     def compute(self) -> Any:
-        """The value, of whatever was merged so far."""
+        """The value of the metric over all examples that were merged so far."""
         raise NotImplementedError(f"{type(self).__name__} needs a compute() method")
 
 
@@ -65,12 +66,16 @@ class Mean(Metric):
 
     @classmethod
     def of(cls, values: jax.Array, weight: jax.Array | None = None) -> Self:
-        """The mean of ``values`` (batch, ...) with ``weight`` None, or of shape (batch,), (batch, length), ...
+        """The weighted mean of ``values`` (batch, ...), as sums in float32.
 
-        The weight may be a boolean mask or numbers; a value under weight zero does not count, NaN or not.
-        One number is a mean already, of nothing says how many: give the values before it, or say what it counts,
-        ``Mean.of(x, 32)``. Raises `ConfigError` for one alone, `DataError` when the weight's shape does not lead the
-        values' shape.
+        ``weight`` is a boolean mask or numbers of shape (batch,), (batch, length), ...; None counts every value as 1. A
+        value of weight 0 does not count, even if it is NaN.
+
+        A single number is refused without a weight: it is a mean already, and does not say of how many examples. Give
+        the values before averaging, or their number as the weight, ``Mean.of(x, 32)``.
+
+        Raises `ConfigError` for a single number without a weight, `DataError` if the values' shape does not start with
+        the weight's shape.
 
         >>> float(Mean.of(jnp.array([1., 2., 60.]), jnp.array([True, True, False])).compute())
         1.5
@@ -90,13 +95,13 @@ class Mean(Metric):
         return cls(total, jnp.sum(weight, dtype=jnp.float32) * (values.size // max(weight.size, 1)))
 
     def compute(self) -> Any:
-        """``total / weight``; NaN where nothing was counted."""
+        """``total / weight``; NaN if the sum of weights is 0."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.total / self.weight
 
 
 class Last(Metric):
-    """The newest value: what a learning rate is at the end of an interval."""
+    """The latest value, such as the learning rate at the end of a logging interval."""
 
     value: Any
 
@@ -108,20 +113,21 @@ class Last(Metric):
 
 
 class ExpMean(Mean):
-    """The exponential of a mean: perplexity, given the mean negative log-likelihood per token."""
+    """The exponential of a mean: perplexity, if the mean is the negative log-likelihood per token."""
 
     def compute(self) -> Any:
         return np.e ** super().compute()
 
 
 def as_metric(value: Any, weight: Any = 1.0) -> Metric:
-    """A metric as it is; a scalar as a `Mean` that counts with ``weight``."""
+    """A `Metric` unchanged; a number as a `Mean` with this ``weight``."""
     return value if isinstance(value, Metric) else Mean(value * weight, weight)
 
 
 def merge(trees: Sequence[dict[str, Any]]) -> dict[str, Metric]:
-    """One dict of host accumulators from the dicts of several batches, in float64, where the sums of many batches stay
-    exact (integers below 2**53). Scalars become the `Mean` over the batches.
+    """Merge the dicts of accumulators of several batches into one, on the host in float64.
+
+    Sums of many batches stay exact there (integers below 2**53). Numbers become the `Mean` over the batches.
 
     >>> merge([{"loss": 1.0, "hits": Mean(3.0, 4.0)}, {"loss": 2.0, "hits": Mean(1.0, 2.0)}])["hits"]
     Mean(total=4.0, weight=6.0)
@@ -130,17 +136,19 @@ def merge(trees: Sequence[dict[str, Any]]) -> dict[str, Metric]:
 
 
 def merge_stacked(tree: dict[str, Any]) -> dict[str, Metric]:
-    """`merge` of one dict whose leaves have a leading axis of batches."""
+    """The same as `merge`, for one dict whose leaves have a leading axis of batches."""
     return {name: _merge_stacked(value) for name, value in tree.items()}
 
 
 def _merge(values: list[Any]) -> Metric:
+    """Merge one metric of several batches."""
     if isinstance(values[0], Metric) and type(values[0]).merge is not Metric.merge:
         return _in_order([jax.tree.map(_wide, value) for value in values])
     return _merge_stacked(jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *values))
 
 
 def _merge_stacked(value: Any) -> Metric:
+    """Merge one metric whose leaves have a leading axis of batches."""
     if not isinstance(value, Metric):
         return Mean(_wide(value).sum(0), float(len(value)))
     if type(value).merge is Metric.merge:  # plain sums: leaf by leaf over all batches at once
@@ -150,19 +158,24 @@ def _merge_stacked(value: Any) -> Metric:
 
 
 def _in_order(each: list[Any]) -> Metric:
-    while len(each) > 1:  # neighbours first: what grows by merging is copied log(n) times, not n
+    """Merge accumulators that define their own `merge`, keeping their order.
+
+    Neighbors are merged in pairs, so an accumulator that grows by merging, such as `AUC`, is copied log(n) times.
+    """
+    while len(each) > 1:
         pairs = zip(each[::2], each[1::2], strict=False)
         each = [left.merge(right) for left, right in pairs] + each[len(each) // 2 * 2 :]
     return each[0]
 
 
 def _wide(x: Any) -> np.ndarray:
+    """A NumPy array on the host, floats as float64."""
     x = np.asarray(x)
     return x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def compute(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The values: Python floats where a metric is one number, NumPy arrays where it is more.
+    """Compute the values of accumulators: a Python number for a metric of one value, else a NumPy array.
 
     >>> compute({"loss": Mean(6.0, 4.0)})
     {'loss': 1.5}

@@ -1,8 +1,7 @@
-"""Metrics of independent yes-or-no labels: logits (..., labels) against 0 and 1 of the same shape.
+"""Binary metrics: logits (..., labels) of independent binary labels against 0 and 1 of the same shape.
 
-Logits of shape (examples,) or (examples, 1) are one label. A target may be bool, 0 and 1, -1 and 1, or a probability,
-which counts as 1 above one half. ``threshold`` is the probability, ``sigmoid(logit)``, above which a label is
-predicted.
+Logits of shape (examples,) or (examples, 1) are one label. A target may be bool, 0 and 1, -1 and 1, or a probability;
+it is positive if it is above 0.5. A label is predicted if its probability, ``sigmoid(logit)``, is above ``threshold``.
 """
 
 import math
@@ -21,7 +20,17 @@ from sapwood.metrics.shapes import column_weight, columns, namespace, same_shape
 def binary_accuracy(
     outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None, threshold: float = 0.5
 ) -> Mean:
-    """The share of labels that are predicted rightly, each by itself.
+    """The fraction of labels that are predicted correctly. Each label of an example counts separately.
+
+    Args:
+        outputs: logits (..., labels), or (examples,) for one label.
+        target: 0 and 1, bool, -1 and 1, or probabilities, of the same shape.
+        weight: a mask or weights (batch, ...); None counts every example as 1.
+        threshold: the probability above which a label is predicted.
+
+    Raises:
+        DataError: the shapes differ.
+        ConfigError: the threshold is not between 0 and 1.
 
     >>> float(binary_accuracy(jnp.array([[2.0, -1.0], [1.0, 1.0]]), jnp.array([[1, 0], [1, 0]])).compute())
     0.75
@@ -32,7 +41,8 @@ def binary_accuracy(
 def subset_accuracy(
     outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None, threshold: float = 0.5
 ) -> Mean:
-    """The share of examples (..., labels) of which every label is predicted rightly.
+    """The fraction of examples (..., labels) whose labels are all predicted correctly. Arguments as in
+    `binary_accuracy`.
 
     >>> float(subset_accuracy(jnp.array([[2.0, -1.0], [1.0, 1.0]]), jnp.array([[1, 0], [1, 0]])).compute())
     0.5
@@ -45,11 +55,21 @@ def binary_precision(
     outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None, average: str | None = "macro",
     threshold: float = 0.5,
 ) -> Precision:  # fmt: skip
-    """Of the examples for which a label was predicted, the share that have it.
+    """Precision: of the examples for which a label was predicted, the fraction that have it.
 
-    Over several labels ``average`` is "macro" (the mean over all of them), "micro", "weighted" or None, as in
-    scikit-learn. Raises `ConfigError` for another one, or for a threshold outside 0 to 1, `DataError` for shapes that
-    differ. `functools.partial` sets options for `supervised`.
+    `functools.partial` sets options for `supervised`.
+
+    Args:
+        outputs: logits (..., labels), or (examples,) for one label.
+        target: 0 and 1, bool, -1 and 1, or probabilities, of the same shape.
+        weight: a mask or weights (batch, ...); None counts every example as 1.
+        average: over several labels "macro" (the mean over all of them), "micro", "weighted" or None, as in
+            scikit-learn.
+        threshold: the probability above which a label is predicted.
+
+    Raises:
+        ConfigError: another average, or a threshold that is not between 0 and 1.
+        DataError: the shapes differ.
 
     >>> outputs, target = jnp.array([2.0, 1.0, -1.0, -2.0]), jnp.array([1, 0, 1, 0])
     >>> float(binary_precision(outputs, target).compute())
@@ -64,7 +84,8 @@ def binary_recall(
     outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None, average: str | None = "macro",
     threshold: float = 0.5,
 ) -> Recall:  # fmt: skip
-    """Of the examples that have a label, the share for which it was predicted; options as `binary_precision` has.
+    """Recall: of the examples that have a label, the fraction for which it was predicted. Arguments as in
+    `binary_precision`.
 
     >>> float(binary_recall(jnp.array([2.0, 1.0, -1.0, -2.0]), jnp.array([1, 0, 1, 0]), threshold=0.1).compute())
     1.0
@@ -76,7 +97,7 @@ def binary_f1(
     outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None, average: str | None = "macro",
     threshold: float = 0.5,
 ) -> F1:  # fmt: skip
-    """The harmonic mean of precision and recall of a label; options as `binary_precision` has.
+    """F1: the harmonic mean of precision and recall of a label. Arguments as in `binary_precision`.
 
     >>> float(binary_f1(jnp.array([2.0, 1.0, -1.0, -2.0]), jnp.array([1, 0, 1, 0])).compute())
     0.5
@@ -85,6 +106,10 @@ def binary_f1(
 
 
 def _predicted(what: str, outputs: jax.Array, target: jax.Array, threshold: float) -> jax.Array:
+    """Whether each label is predicted. The logits are compared with the logit of ``threshold``.
+
+    Raises `DataError` if the shapes differ, `ConfigError` for a threshold that is not between 0 and 1.
+    """
     same_shape(what, outputs, target)
     if not 0 < threshold < 1:
         raise ConfigError(f"{what}(threshold={threshold}): a probability between 0 and 1 is expected")
@@ -92,27 +117,37 @@ def _predicted(what: str, outputs: jax.Array, target: jax.Array, threshold: floa
 
 
 def _positive(target: jax.Array) -> jax.Array:
+    """Whether each target is positive: above 0.5."""
     return target.astype(jnp.float32) > 0.5
 
 
 def _right(what: str, outputs: jax.Array, target: jax.Array, threshold: float) -> jax.Array:
+    """Whether each label is predicted correctly."""
     return _predicted(what, outputs, target, threshold) == _positive(target)
 
 
 def _counts(kind: type[Any], outputs: Any, target: Any, weight: Any, average: Any, threshold: float) -> Any:
+    """The accumulator `kind` with each label's number of hits, predictions and positive examples."""
     what = f"binary_{kind.__name__.lower()}"
     check_average(what, average)
     chosen, true = columns(_predicted(what, outputs, target, threshold)), columns(_positive(target))
     each = column_weight(weight, outputs.shape)
     if each is not None and each.dtype != bool:
-        each = each.astype(jnp.float32)  # a sum of float16 is a float16
+        each = each.astype(jnp.float32)  # float16 weights would be summed in float16
     sums = (jnp.sum(x if each is None else x & each if each.dtype == bool else jnp.where(x, each, 0), 0)
             for x in (chosen & true, chosen, true))  # fmt: skip
     return kind(*sums, average, absent=True)
 
 
 class AUC(Metric):
-    """The scores (examples, labels) that were seen, which label was there, and what each counts."""
+    """The accumulator of `auc`: it keeps every score, so merging concatenates instead of adding.
+
+    Attributes:
+        score: the scores (examples, labels).
+        positive: whether each label is positive, bool (examples, labels).
+        weight: (examples, 1) or (examples, labels); None counts every example as 1.
+        average: how several labels are averaged, as in `binary_precision`.
+    """
 
     score: Any
     positive: Any
@@ -139,12 +174,21 @@ class AUC(Metric):
 
 
 def auc(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None, average: str | None = "macro") -> AUC:
-    """The area under the ROC curve of scores, logits or not: the chance that of a positive and a negative example the
-    positive one has the larger score, where equal scores count half.
+    """Area under the ROC curve: the probability that a positive example has a larger score than a negative one.
 
-    (Hanley and McNeil 1982; Fawcett 2006, "An introduction to ROC analysis".) It is exact, so the accumulator keeps
-    every score, 6 bytes an example. Several labels are averaged as in `binary_precision`. NaN where a label has no
-    positive or no negative example, or a score is NaN.
+    Equal scores count half (Hanley and McNeil 1982; Fawcett 2006, "An introduction to ROC analysis"). The area is
+    exact, so the accumulator keeps every score, 6 bytes per example. It is NaN if a label has no positive or no
+    negative example, or if a score is NaN.
+
+    Args:
+        outputs: scores (..., labels), or (examples,) for one label; logits or any others.
+        target: 0 and 1, bool, -1 and 1, or probabilities, of the same shape.
+        weight: a mask or weights (batch, ...); None counts every example as 1.
+        average: how several labels are averaged, as in `binary_precision`.
+
+    Raises:
+        ConfigError: another average.
+        DataError: the shapes differ.
 
     >>> float(auc(jnp.array([9.0, 8.5, 8.7, 8.0]), jnp.array([1, 1, 0, 0])).compute())
     0.75
@@ -155,7 +199,11 @@ def auc(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None, 
 
 
 def _area(score: Any, positive: Any, weight: Any) -> Any:
-    """The area of one label: for each positive the share of negatives below it, and half of those beside it."""
+    """The area of one label; all arguments are (examples,).
+
+    It is the mean over the positives of the share of negatives with a smaller score plus half of those with an equal
+    one.
+    """
     np_ = namespace(score)
     order = np_.argsort(score)
     score, up, down = score[order], np_.where(positive, weight, 0)[order], np_.where(positive, 0, weight)[order]

@@ -1,4 +1,7 @@
-"""Every metric by name and by what it takes the outputs for; the names that rows of metrics may have."""
+"""All metrics by name and by kind of target, and the rules for the names of metrics.
+
+A new metric is entered in `KINDS`; `METRICS` follows from it. `losses.KINDS` has the same keys.
+"""
 
 import functools
 import inspect
@@ -24,23 +27,26 @@ KINDS: Mapping[str, tuple[Callable[..., Metric], ...]] = {
     "binary labels": (binary_accuracy, subset_accuracy, binary_precision, binary_recall, binary_f1, auc),
     "numbers": (mean_squared_error, mean_absolute_error, root_mean_squared_error, r2),
 }
-"""The metrics by what they take outputs and target for: a choice between classes, independent labels, or numbers."""
+"""Metrics by what outputs and target mean: a choice between classes, independent binary labels, or numbers."""
 
 METRICS: Mapping[str, Callable[..., Metric]] = {metric.__name__: metric for kind in KINDS.values() for metric in kind}
-"""Every metric by name: ``metric(outputs, target, weight=None) -> Metric``."""
+"""All metrics by name: ``metric(outputs, target, weight=None) -> Metric``."""
 
 DEFAULT = {"classes": "accuracy", "binary labels": "binary_accuracy", "numbers": "mean_absolute_error"}
-"""The metric of each kind that stands for it where none is asked for."""
+"""The name of the metric that an objective has by default, for each kind of loss."""
 
 TAKEN = (
     "step", "epoch", "loss", "steps_per_second", "learning_rate", "plateau_scale", "gradient_norm", "auxiliary_loss",
     "skipped_steps", "checks",
 )  # fmt: skip
-"""What `fit` and the training step write beside the metrics of an objective."""
+"""Names of columns that `fit` and the training step write; no metric of an objective may have one of them."""
 
 
 def resolve(metric: str | Callable[..., Any]) -> tuple[str, Callable[..., Any]]:
-    """The name and function of a metric given by name or as a function; `ConfigError` with the nearest names.
+    """The name and function of a metric that is given by name or as a function.
+
+    Raises `ConfigError` for an unknown name, with the nearest names, and for a function that does not take
+    ``(outputs, target, weight)``.
 
     >>> resolve("r2") == ("r2", r2), resolve(functools.partial(f1, average="micro"))[0]
     (True, 'f1')
@@ -58,7 +64,13 @@ def resolve(metric: str | Callable[..., Any]) -> tuple[str, Callable[..., Any]]:
 
 
 def check_takes(what: str, function: Callable[..., Any], names: tuple[str, ...], gives: str) -> None:
-    """Raise `ConfigError` for a function that cannot be called with so many arguments.
+    """Raise `ConfigError` for a function that cannot be called with the given positional arguments.
+
+    Args:
+        what: what the error calls the function, "loss" or "metric".
+        function: the function. One without a readable signature, such as some written in C, passes.
+        names: the names of the arguments, for the message; their number is what is checked.
+        gives: what the function should return, for the message.
 
     >>> check_takes("loss", lambda y: y, ("outputs", "target"), "one loss per example")
     Traceback (most recent call last):
@@ -67,7 +79,7 @@ arguments. A loss is a function (outputs, target) -> one loss per example
     """
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some that are written in C have none
+    except (TypeError, ValueError):  # some functions written in C have no signature
         return
     try:
         signature.bind(*names)
@@ -80,9 +92,9 @@ arguments. A loss is a function (outputs, target) -> one loss per example
 
 
 def resolve_all(metrics: Any) -> tuple[tuple[str, Callable[..., Any]], ...]:
-    """Names and functions of the metrics of `supervised`: one, several, or a dict of them by name.
+    """Names and functions of the metrics of `supervised`: one metric, a sequence, or a dict from name to metric.
 
-    Raises `ConfigError` for a name that is there twice, or is one of the columns of `fit`.
+    Raises `ConfigError` for a name that two metrics have or that `check_name` refuses.
 
     >>> [name for name, _ in resolve_all({"at_0.9": functools.partial(binary_recall, threshold=0.9)})]
     ['at_0.9']
@@ -103,7 +115,10 @@ def resolve_all(metrics: Any) -> tuple[tuple[str, Callable[..., Any]], ...]:
 
 
 def check_name(name: Any, allowed: Sequence[str] = ()) -> None:
-    """Raise `ConfigError` where a metric may not have this name, because it has another meaning in a row of `fit`."""
+    """Raise `ConfigError` if no metric may have this name, because a row of `fit` has a column of that name.
+
+    ``allowed`` are names in `TAKEN` that pass all the same.
+    """
     if not isinstance(name, str):
         raise ConfigError(f"a metric is named by a string, got {name!r}")
     if (name in TAKEN and name not in allowed) or name.startswith("validation_"):
@@ -114,17 +129,17 @@ def check_name(name: Any, allowed: Sequence[str] = ()) -> None:
 
 
 def default(kind: str | None) -> tuple[str, ...]:
-    """The metrics of an objective that asks for none, by what its loss takes the outputs for."""
+    """The names of the default metrics for a loss of this kind; none for an unknown kind."""
     return (DEFAULT[kind],) if kind in DEFAULT else ()
 
 
 def plain(function: Any) -> Any:
-    """The function inside of `functools.partial`."""
+    """The function inside `functools.partial`, however deeply nested; any other function unchanged."""
     while isinstance(function, functools.partial):
         function = function.func
     return function
 
 
 def kind(metric: Callable[..., Any]) -> str | None:
-    """What a metric takes the outputs for; None for a function of one's own."""
+    """The key of `KINDS` that a metric belongs to; None for a custom function."""
     return next((name for name, metrics in KINDS.items() if plain(metric) in metrics), None)

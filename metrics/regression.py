@@ -1,4 +1,8 @@
-"""Metrics of numbers: outputs against a target of the same shape (examples,) or (..., outputs)."""
+"""Regression metrics: outputs against a target of the same shape (examples,) or (..., outputs).
+
+All compute in float32 and raise `DataError` if the shapes differ. A value whose weight is 0 does not count, even if it
+is NaN.
+"""
 
 import math
 from typing import Any, Self
@@ -24,7 +28,10 @@ def mean_absolute_error(outputs: jax.Array, target: jax.Array, weight: jax.Array
 
 
 class RootMean(Metric):
-    """The square root of a mean for each of several outputs (outputs,), and the mean of those."""
+    """The accumulator of `root_mean_squared_error`: the square root of a mean per output, then the mean of the roots.
+
+    ``total`` (outputs,) is the weighted sum of values, ``weight`` the sum of weights, of a shape that broadcasts to it.
+    """
 
     total: Any
     weight: Any
@@ -35,7 +42,7 @@ class RootMean(Metric):
 
 
 def root_mean_squared_error(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None) -> RootMean:
-    """The square root of the mean of ``(outputs - target) ** 2``; of several outputs the mean of their roots.
+    """The square root of the mean of ``(outputs - target) ** 2``; for several outputs, the mean of their roots.
 
     >>> outputs, target = jnp.array([[3.0, 0.0], [0.0, 4.0]]), jnp.zeros((2, 2))
     >>> round(float(root_mean_squared_error(outputs, target).compute()), 4)  # (sqrt(9 / 2) + sqrt(16 / 2)) / 2
@@ -48,10 +55,17 @@ def root_mean_squared_error(outputs: jax.Array, target: jax.Array, weight: jax.A
 
 
 class R2(Metric):
-    """Sums about a centre near the mean of the target, for each output (outputs,): about zero they would cancel.
+    """The accumulator of `r2`. Each field has one entry per output (outputs,), or broadcasts to that.
 
-    ``first`` and ``second`` are of ``target - centre`` and its square, ``residual`` of the squared error. (Chan, Golub
-    and LeVeque 1983, "Algorithms for computing the sample variance".)
+    The target's sums are taken about a center near its mean, since sums about 0 lose digits by cancellation if the mean
+    is large (Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance").
+
+    Attributes:
+        weight: the sum of weights.
+        centre: the center, close to the mean of the target.
+        first: the weighted sum of ``target - centre``.
+        second: the weighted sum of ``(target - centre) ** 2``.
+        residual: the weighted sum of ``(target - outputs) ** 2``.
     """
 
     weight: Any
@@ -69,7 +83,7 @@ class R2(Metric):
         return type(self)(weight, centre, one.first + two.first, one.second + two.second, one.residual + two.residual)
 
     def about(self, centre: Any) -> Self:
-        """The same sums about another centre."""
+        """The same accumulator with its sums converted to another center."""
         by = self.centre - centre
         second = self.second + by * (2 * self.first + by * self.weight)
         return type(self)(self.weight, centre, self.first + by * self.weight, second, self.residual)
@@ -86,8 +100,8 @@ class R2(Metric):
 def r2(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None) -> R2:
     """The coefficient of determination, ``1 - sum((target - outputs) ** 2) / sum((target - target.mean()) ** 2)``.
 
-    Of several outputs the mean. Where the target is constant it is 1 for outputs without an error, else 0, as in
-    scikit-learn. It holds for a target far from zero, too.
+    For several outputs it is the mean over them. For a constant target it is 1 if the outputs have no error, else 0, as
+    in scikit-learn. It stays accurate for a target whose mean is far from 0.
 
     >>> target = jnp.array([20000.0, 20001.0, 20002.0, 20003.0])
     >>> round(float(r2(target + jnp.array([0.5, -0.5, 0.5, -0.5]), target).compute()), 4)
@@ -99,16 +113,18 @@ def r2(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None) -
     weight, counts = jnp.sum(each, 0), each != 0
     mean = _sum(target, each) / jnp.where(weight == 0, 1, weight)
     low, high = (jnp.min(jnp.where(counts, sign * target, jnp.inf), 0) * sign for sign in (1, -1))
-    centre = jnp.where(weight == 0, 0, jnp.clip(mean, low, high))  # of a constant target the constant itself
+    centre = jnp.where(weight == 0, 0, jnp.clip(mean, low, high))  # exact if the target is constant
     away = target - centre[None]
     return R2(weight, centre, _sum(away, each), _sum(away**2, each), _sum((target - outputs) ** 2, each))
 
 
 def _error(outputs: jax.Array, target: jax.Array) -> jax.Array:
+    """``outputs - target`` in float32."""
     return outputs.astype(jnp.float32) - target.astype(jnp.float32)
 
 
 def _each(weight: Any, shape: tuple[int, ...]) -> jax.Array:
+    """The float32 weight of each row of `columns` for values of this shape: (examples, 1) or (examples, outputs)."""
     each = column_weight(weight, shape)
     if each is None:
         return jnp.ones((math.prod(shape[:-1] if len(shape) > 1 else shape), 1))
@@ -116,5 +132,5 @@ def _each(weight: Any, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _sum(values: jax.Array, each: jax.Array) -> jax.Array:
-    """The weighted sum of each column; what weighs nothing does not count, NaN or not."""
+    """The weighted sum of each column. A value of weight 0 does not count, even if it is NaN."""
     return jnp.sum(jnp.where(each != 0, values, 0) * each, 0)

@@ -1,4 +1,7 @@
-"""Shapes of outputs, targets and weights: what fits together, and what is refused because NumPy would broadcast it."""
+"""Shapes and dtypes of outputs, targets and weights: what metrics and losses accept, and how they align it.
+
+Shapes that NumPy would broadcast by accident, such as (n, 1) and (n,), raise `DataError`.
+"""
 
 from typing import Any
 
@@ -10,7 +13,10 @@ from sapwood.core.errors import DataError
 
 
 def lead(weight: Any, shape: tuple[int, ...]) -> jax.Array:
-    """``weight`` (batch, ...) with trailing axes of 1, so that it broadcasts over ``shape`` (batch, ..., features)."""
+    """Append axes of size 1 to ``weight`` (batch, ...), so that it broadcasts over ``shape`` (batch, ..., features).
+
+    Raises `DataError` if ``shape`` does not start with the weight's shape.
+    """
     weight = jnp.asarray(weight)
     if weight.shape != tuple(shape[: weight.ndim]):
         raise DataError(
@@ -21,7 +27,10 @@ def lead(weight: Any, shape: tuple[int, ...]) -> jax.Array:
 
 
 def same_shape(what: str, outputs: jax.Array, target: jax.Array) -> None:
-    """Raise `DataError` unless both shapes agree (NumPy would broadcast (n, 1) against (n,) to (n, n))."""
+    """Raise `DataError` unless both shapes are equal (NumPy would broadcast (n, 1) against (n,) to (n, n)).
+
+    ``what`` is what the message calls the loss or metric.
+    """
     if outputs.shape != target.shape:
         raise DataError(
             f"{what} compares outputs and target element by element, but the outputs have shape "
@@ -30,7 +39,7 @@ def same_shape(what: str, outputs: jax.Array, target: jax.Array) -> None:
 
 
 def columns(x: jax.Array) -> jax.Array:
-    """Values (..., outputs) as (examples, outputs), values (examples,) as one column.
+    """Reshape values (..., outputs) to (examples, outputs), and values (examples,) to (examples, 1).
 
     >>> columns(jnp.ones((2, 3, 4))).shape, columns(jnp.ones(5)).shape
     ((6, 4), (5, 1))
@@ -39,7 +48,7 @@ def columns(x: jax.Array) -> jax.Array:
 
 
 def column_weight(weight: Any, shape: tuple[int, ...]) -> jax.Array | None:
-    """The weight of each of the `columns` of values of this shape: None, (examples, 1) or (examples, outputs)."""
+    """The weight to use with `columns` of values of this ``shape``: (examples, 1), (examples, outputs), or None."""
     if weight is None:
         return None
     weight = lead(weight, shape)
@@ -51,7 +60,7 @@ def column_weight(weight: Any, shape: tuple[int, ...]) -> jax.Array | None:
 def labels(outputs: jax.Array, target: jax.Array) -> jax.Array:
     """Class labels (...) from a target of class labels, or of one probability per class, for outputs (..., classes).
 
-    Raises `DataError` for anything else, such as a number or several independent labels per example.
+    Raises `DataError` for any other target, such as one number or several independent labels per example.
 
     >>> labels(jnp.zeros((2, 3)), jnp.array([[0.0, 0.9, 0.1], [1.0, 0.0, 0.0]])).tolist()
     [1, 0]
@@ -83,12 +92,14 @@ def wide(target: jax.Array) -> jax.Array:
 
 
 def namespace(x: Any) -> Any:
-    """The namespace of an array: `jax.numpy` for those on the device or traced."""
+    """The module of functions for an array: `jax.numpy` for a JAX array or tracer, else `numpy`."""
     return jnp if isinstance(x, jax.Array) else np
 
 
 def real(x: Any) -> Any:
-    """A sum or a count as floats: float32 on the device, which may be told to mix no types, float64 on the host.
+    """Convert a sum or count to floats: float32 for a JAX array, float64 for a NumPy array.
+
+    The conversion is explicit, because JAX may be set to raise an error for mixed dtypes.
 
     >>> real(np.int32([1, 2])).dtype, real(jnp.array([1, 2])).dtype
     (dtype('float64'), dtype('float32'))
