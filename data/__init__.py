@@ -1,11 +1,12 @@
-"""Data: load it from anywhere, hold it to what it should be, batch it in a seekable order, feed it to the devices.
+"""Data: load data sets, check their examples, batch them in a seekable order, feed the batches to the devices.
 
     data = load("digits")                      # Dataset: random access, checked features
     stream = batches(data, 32, seed=0)         # Batches: position = one integer, the same for any number of processes
     for batch in to_device(stream, sharding):  # global jax.Arrays, read ahead
         ...
 
-Importing this costs NumPy; grain, TensorFlow Datasets, pyarrow and Pillow are imported where they are first used.
+Importing this room imports NumPy but no other library for data: grain, TensorFlow Datasets, pyarrow and Pillow are
+imported on first use. `sources/` has one file per kind of source, `image/` the image decoder, `text/` text.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,8 @@
-"""`Batches`: a seekable stream of global batches, of which each process reads its rows."""
+"""`Batches`: a seekable stream of global batches. Each process reads only its own rows of them.
+
+`Plan` maps a batch number and a row to a position in the endless stream of examples; `Order` (data/shuffle.py) maps the
+position to an example. Both compute this directly, so any batch can be read without reading those before it.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,12 +15,18 @@ from sapwood.data.dataset import Batch, Dataset
 from sapwood.data.shuffle import Order
 
 REMAINDERS = ("wrap", "drop", "pad")
-LARGE, TIMES = 1 << 20, 100  # a batch of more is refused where it holds each example more than so many times
+LARGE, TIMES = 1 << 20, 100  # a larger batch than LARGE is refused if it would hold each example more than TIMES times
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which examples make up batch k of the whole stream: arithmetic alone, the same in every process."""
+    """The positions in the stream of examples that make up each global batch. It is the same in every process.
+
+    Attributes:
+        count: examples of the data set.
+        batch_size: examples of a global batch.
+        remainder: "wrap", "drop" or "pad", as in `batches`.
+    """
 
     count: int
     batch_size: int
@@ -29,7 +39,10 @@ class Plan:
         return -(-self.count // self.batch_size)
 
     def positions(self, steps: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Positions in the stream of examples, and which of them are real, both `(steps, rows)`."""
+        """Positions in the stream of examples, and whether each is a real example and not padding.
+
+        Both are `(steps, rows)`: for each batch number of `steps` and each row of `rows` in the global batch.
+        """
         if self.remainder == "wrap":
             places = steps[:, None] * self.batch_size + rows
             return places, np.ones(places.shape, bool)
@@ -40,20 +53,20 @@ class Plan:
 
 
 class Batches(Iterator[Batch]):
-    """An iterator of batches, dicts of arrays `(rows, ...)`, that can be put at any position.
+    """An iterator of batches, dicts of arrays `(rows, ...)`, that can seek to any position. Made by `batches`.
 
-    Its position is one integer, the number of the next batch of the global stream, and with the seed it is all of its
-    state: it holds for any number of processes. Made by `batches`.
-
-    Iterating goes on from the position, and stops after `steps` batches; `seek(0)` starts again.
+    The position is one integer, the number of the next global batch. Position and seed are the whole state, and they
+    are valid for any number of processes. Iteration continues from the position and stops after `steps` batches;
+    `seek(0)` starts again.
 
     Attributes:
         dataset: where the examples come from.
         batch_size: examples of a global batch.
-        rows: which rows of each global batch this process reads.
-        steps_per_epoch: batches that make up an epoch.
-        steps: batches in all, or None without end.
+        rows: the rows of each global batch that this process reads, int `(rows,)`.
+        steps_per_epoch: batches per epoch.
+        steps: batches in all; None for an endless stream.
         position: the number of the next batch.
+        seed: the seed of the shuffling.
     """
 
     def __init__(self, dataset: Dataset, plan: Plan, order: Order, steps: int | None, rows: np.ndarray):
@@ -86,11 +99,11 @@ class Batches(Iterator[Batch]):
         return batch
 
     def __getitem__(self, step: int) -> Batch:
-        """This process's rows of batch `step`, whatever the position."""
+        """This process's rows of batch `step`. The position does not change."""
         return {name: values[0] for name, values in self.block(step, 1).items()}
 
     def block(self, step: int, count: int) -> Batch:
-        """`count` batches from `step` on in one, as arrays `(count, rows, ...)`: one reading for all of them."""
+        """The `count` batches from `step` on as arrays `(count, rows, ...)`, read at once."""
         indices, real = self._indices(step, count)
         flat = self.dataset.gather(indices.reshape(-1))
         block = {name: a.reshape(indices.shape + a.shape[1:]) for name, a in flat.items()}
@@ -99,10 +112,11 @@ class Batches(Iterator[Batch]):
         return block
 
     def indices(self, step: int) -> np.ndarray:
-        """The indices in the data set of this process's rows of batch `step`, int64 `(rows,)`."""
+        """The data-set indices of this process's rows of batch `step`, int64 `(rows,)`."""
         return self._indices(step, 1)[0][0]
 
     def _indices(self, step: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices, and whether each is a real example, both `(count, rows)`; IndexError for a batch out of range."""
         if step < 0 or (self.steps is not None and step + count > self.steps):
             last = "" if self.steps is None else self.steps - 1
             raise IndexError(f"there is no batch {step + count - 1 if step >= 0 else step}; batches are 0..{last}")
@@ -110,21 +124,21 @@ class Batches(Iterator[Batch]):
         return self._order(places.reshape(-1)).reshape(places.shape), real
 
     def seek(self, position: int) -> "Batches":
-        """Make batch `position` the next one."""
+        """Make batch `position` the next one, and return this stream. `ConfigError` if it is out of range."""
         if position < 0 or (self.steps is not None and position > self.steps):
             raise ConfigError(f"position {position} is outside 0..{'' if self.steps is None else self.steps}")
         self.position = int(position)
         return self
 
     def of_rows(self, rows: np.ndarray) -> "Batches":
-        """The same stream at the same position, reading these rows of each global batch."""
+        """A copy of the stream, at the same position, that reads these rows of each global batch."""
         other = Batches(self.dataset, self._plan, self._order, self.steps, np.asarray(rows))
         return other.seek(self.position)
 
     def state(self) -> dict[str, int]:
-        """What a checkpoint keeps: plain integers, valid for any number of processes.
+        """The state for a checkpoint: plain integers, valid for any number of processes.
 
-        `position` and `seed` are the state; the others let `restore` notice other data or another order.
+        `position` and `seed` are the state; `restore` uses the others to detect other data or another order.
         """
         return {
             "position": self.position,
@@ -136,11 +150,11 @@ class Batches(Iterator[Batch]):
         }
 
     def restore(self, state: Mapping[str, Any]) -> "Batches":
-        """Go to where `state()` was taken. What an older state does not say is not compared.
+        """Seek to the position at which `state()` was taken. Keys that an older state lacks are not compared.
 
         Raises:
-            DataError: the state is of other data, or of another batch size, seed, order or remainder, where the same
-                position would mean other examples.
+            DataError: the state is of data of another size, or of another batch size, seed, shuffle or remainder, for
+                which the same position means other examples.
         """
         for name, value in self.state().items():
             if name != "position" and name in state and int(state[name]) != value:
@@ -171,33 +185,34 @@ def batches(
 ) -> Batches:
     """Batches of a data set: deterministic by `seed`, seekable, the same for any number of processes.
 
-    The examples form one endless stream of passes over the data, each pass a fresh permutation (`Order`). What
-    happens where `batch_size` does not divide the number n of examples is chosen by `remainder`:
+    The examples form one endless stream of passes over the data, each pass a new permutation (`Order`). If `batch_size`
+    does not divide the number n of examples, `remainder` decides:
 
-    - "wrap", for training: batch k is examples k * batch_size and on of the stream; the batch at the end of a pass is
-      filled from the next pass, which goes on from there. Every batch is full, no example is skipped, and each comes
-      once a pass. An epoch is ceil(n / batch_size) batches, so E epochs hold at least E passes.
-    - "drop", for training: each pass is cut into floor(n / batch_size) batches, and the rest of it is left out, another
-      rest each pass.
-    - "pad", for evaluation: each pass is cut into ceil(n / batch_size) batches; the last is filled up with the pass's
-      last example, and every batch has an entry "mask", bool `(batch,)`, False where an example only fills up. A "mask"
-      of the data's own, `(batch, ...)`, stays as it is but for those examples, where it is 0. Real examples fill up
-      because zeros could break what follows, such as a logarithm, a norm or a check.
+    - "wrap", for training: batch k is the `batch_size` examples of the stream from k * batch_size on. The batch at the
+      end of a pass is filled from the next pass, and the next batch continues there. Every batch is full, no example is
+      skipped, and each comes once per pass. An epoch is ceil(n / batch_size) batches, so E epochs hold at least E
+      passes.
+    - "drop", for training: each pass is cut into floor(n / batch_size) batches, and its last examples are left out;
+      with shuffling, each pass leaves out others.
+    - "pad", for evaluation: each pass is cut into ceil(n / batch_size) batches. The last is padded with copies of the
+      pass's last example, and every batch has an entry "mask", bool `(batch,)`, False for padding. If the data has a
+      "mask" of its own, `(batch, ...)`, it is set to 0 for padding. Padding is a real example because zeros could break
+      a logarithm, a norm or a check.
 
-    A batch larger than the data set wraps over several passes, or is padded; "drop" has no batch to give then.
+    A batch larger than the data set wraps over several passes, or is padded; with "drop" it is an error.
 
     Args:
-        dataset: what `sapwood.data.load` gives.
+        dataset: a data set, as `sapwood.data.load` returns.
         batch_size: examples of a global batch, over all processes.
-        seed: of the shuffling, 0 to 2**32 - 1.
+        seed: the seed of the shuffling, 0 to 2**32 - 1.
         shuffle: False keeps the order of the data set.
-        epochs: end after so many; None goes on for ever.
+        epochs: the stream ends after this many epochs; None is an endless stream.
         remainder: as above.
-        process_index, process_count: which of how many equal, contiguous parts of each global batch to read;
-            default JAX's.
+        process_index: which part of each global batch to read, of equal, contiguous parts; default JAX's process index.
+        process_count: the number of those parts; default JAX's process count.
 
     Raises:
-        ConfigError: the batch size is not positive, not divisible among the processes, or too large to drop.
+        ConfigError: the batch size is not positive, not divisible among the processes, or too large for the data set.
 
     Example:
         >>> import numpy as np, sapwood.data
@@ -237,11 +252,12 @@ def batches(
 
 
 def _masked(mask: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """The data's own mask `(steps, rows, ...)`, 0 where an example only fills up. (A product would keep NaN.)"""
+    """Set the data's own mask `(steps, rows, ...)` to 0 for padding. (Multiplying by 0 would keep NaN.)"""
     return np.where(real.reshape(real.shape + (1,) * (mask.ndim - real.ndim)), mask, np.zeros((), mask.dtype))
 
 
 def _rows(batch_size: int, index: int | None, count: int | None) -> np.ndarray:
+    """The rows of a global batch that process `index` of `count` reads; `ConfigError` if it does not divide."""
     if index is None or count is None:
         import jax
 

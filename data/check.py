@@ -1,4 +1,8 @@
-"""Checks of batches against their features: shape, dtype, range, classes; and batches made of examples."""
+"""Checks of stacked examples against their features, and the stacking of single examples.
+
+A "ragged" entry is an object array of arrays of different shapes. `stack` makes one if examples differ in shape, and
+`even` turns it into a plain array once a `map` has made the shapes equal.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,16 +19,16 @@ def check(
     entries: Sequence[int] | np.ndarray,
     where: Callable[[int], str] = "example {}".format,
 ) -> None:
-    """Hold stacked examples to their features.
+    """Check stacked examples against their features: shape, range, classes, finite numbers.
 
     Args:
-        features: what each entry should be; entries of the batch without one are let pass.
+        features: the expected feature of each entry. Entries of the batch without a feature are not checked.
         batch: arrays `(examples, ...)`.
         entries: the index of each example, for the message.
-        where: how to name example i.
+        where: a function from an index to the name of the example, for the message.
 
     Raises:
-        DataError: naming the first example and feature that are wrong, and what was expected.
+        DataError: an example does not fit its feature. The message names the first one and what was expected.
 
     Example:
         >>> check({"label": Feature((), "int32", num_classes=10)}, {"label": np.array([3, 12])}, [16, 17])
@@ -44,6 +48,7 @@ def check(
 
 
 def _check_shape(name, feature: Feature, values, entries, where) -> None:
+    """Raise `DataError` if the shape of an example is not the feature's; a None there fits any size."""
     shape = values.shape[1:]
     fits = len(shape) == len(feature.shape) and all(b in (a, None) for a, b in zip(shape, feature.shape, strict=True))
     if not fits and feature.dtype not in (TEXT, RAW):
@@ -51,13 +56,14 @@ def _check_shape(name, feature: Feature, values, entries, where) -> None:
 
 
 def _check_values(name, feature: Feature, values, entries, where) -> None:
-    floating = "float" in values.dtype.name  # bfloat16 and its kin too, whose NumPy kind is V
+    """Raise `DataError` for numbers that are not finite, or outside the feature's bounds."""
+    floating = "float" in values.dtype.name  # includes bfloat16 and float8, whose NumPy kind is V
     if not (floating or values.dtype.kind in "iu") or not values.size:
         return
     if floating and feature.finite:
         refuse(name, feature, values, ~np.isfinite(values), "finite numbers are expected", entries, where)
     low, high = feature.bounds
-    # min and max first: they need no temporary array, and all but bad data ends here
+    # min and max need no temporary array, and correct data passes here
     if (low is not None and values.min() < low) or (high is not None and values.max() > high):
         wrong = np.zeros(values.shape, bool)
         wrong |= False if low is None else values < low
@@ -66,6 +72,7 @@ def _check_values(name, feature: Feature, values, entries, where) -> None:
 
 
 def _expected(feature: Feature) -> str:
+    """The bounds of a feature in words, for a message."""
     low, high = feature.bounds
     if feature.vocabulary is not None:
         return f"the vocabulary has ids {low}..{high}"
@@ -75,9 +82,10 @@ def _expected(feature: Feature) -> str:
 
 
 def stack(examples: Sequence[Mapping[str, Any]], entries, where: Callable[[int], str]) -> dict[str, np.ndarray]:
-    """Single examples as one dict of arrays `(examples, ...)`; DataError where their entries differ.
+    """Stack single examples into one dict of arrays `(examples, ...)`.
 
-    Where shapes differ, the array is one of objects, the examples' arrays: a `map` may still make them even.
+    An entry whose shapes differ becomes a ragged array (an object array of the examples' arrays), since a `map` may
+    still make the shapes equal. Raises `DataError` if the examples do not have the same entries.
     """
     names = list(examples[0])
     for example, entry in zip(examples, entries, strict=True):
@@ -90,6 +98,7 @@ def stack(examples: Sequence[Mapping[str, Any]], entries, where: Callable[[int],
 
 
 def _stack_entry(name: str, values: list, entries, where) -> np.ndarray:
+    """Stack one entry: text and None into an object array, arrays of equal shape into one, others into a ragged one."""
     if isinstance(values[0], str | bytes) or values[0] is None:
         stacked = np.empty(len(values), object)
         stacked[:] = values
@@ -103,7 +112,10 @@ def _stack_entry(name: str, values: list, entries, where) -> np.ndarray:
 
 
 def even(batch: Mapping[str, np.ndarray], entries, where: Callable[[int], str]) -> dict[str, np.ndarray]:
-    """`batch` with no ragged entries left; DataError, naming two examples, where shapes still differ."""
+    """Turn ragged entries of a batch into plain arrays `(examples, ...)`.
+
+    Raises `DataError`, naming two examples, if their shapes still differ.
+    """
     evened = dict(batch)
     for name, values in batch.items():
         if not is_ragged(values):

@@ -1,4 +1,9 @@
-"""`Dataset`: random access to checked examples, with slicing, mapping, splitting and weights."""
+"""`Dataset`: random access to checked examples, with slicing, mapping, splitting and weights.
+
+A data set is a `Reader` of a source, the indices it selects, the functions of its `map` calls and its weights. It is
+immutable. An "entry" is one named value of an example, such as "image"; in private code, `entries` are also the numbers
+of examples in the source, and `here` their numbers in this data set.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +27,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Step:
-    """One `map`: a function of one example, or of stacked examples."""
+    """One `map` call: a function of one example, or, if `batched`, of stacked examples."""
 
     function: Callable[[Any], Any]
     batched: bool
@@ -30,12 +35,16 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Examples by index. Immutable: slicing, mapping and weighting give new ones that share what was read.
+    """Examples by index. Immutable: slicing, mapping and weighting return new data sets that share one `Reader`.
 
-    Made by `sapwood.data.load` or `sapwood.data.characters`; not by hand.
+    Created by `sapwood.data.load` or `sapwood.data.characters`, not directly.
 
     Attributes:
-        features: what each entry of an example is.
+        reader: reads, checks and remembers the examples of the source.
+        indices: the numbers in the source of this data set's examples, int64 `(examples,)`; None for all of them.
+        features: the feature of each entry of an example.
+        steps: the functions that `map` added, applied in order when examples are read.
+        weights: the weight of each example, float32 `(examples,)`; None if `weighted` was not called.
 
     Example:
         >>> import numpy as np, sapwood.data
@@ -56,12 +65,12 @@ class Dataset:
 
     @classmethod
     def over(cls, source, features: dict[str, Feature] | None = None) -> "Dataset":
-        """A data set of all the examples of `source`, held to `features` (default: the source's own)."""
+        """A data set of all examples of `source`, checked against `features` (default: the source's own)."""
         features = dict(source.features if features is None else features)
         return cls(Reader(source, features), None, features)
 
     def __repr__(self) -> str:
-        """The examples' number, and each entry's dtype and shape.
+        """The number of examples, and the dtype and shape of each entry.
 
         >>> import numpy as np, sapwood.data
         >>> sapwood.data.load((np.zeros((6, 4), "float32"), np.array([0, 1, 2, 0, 1, 2])))
@@ -84,18 +93,23 @@ class Dataset:
     @overload
     def __getitem__(self, key: slice) -> "Dataset": ...
     def __getitem__(self, key):
-        """Example `key` as a dict of arrays; for a slice, the data set of those examples."""
+        """Example `key` as a dict of arrays; for a slice, a data set of those examples."""
         if isinstance(key, slice):
             return self.select(np.arange(len(self))[key])
         return {name: values[0] for name, values in self.gather([key]).items()}
 
     def __iter__(self) -> Iterator[Example]:
-        """Every example in order. (Python would do so by index too, but take an IndexError of a mapped function for the
-        end.)"""
+        """All examples in order.
+
+        Python's own iteration by index would take an IndexError raised by a mapped function for the end of the data.
+        """
         return (self[i] for i in range(len(self)))
 
     def gather(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """The examples of `indices` as a dict of arrays `(examples, ...)`; DataError where one is wrong."""
+        """The examples of `indices` as a dict of arrays `(examples, ...)`.
+
+        Raises `DataError` if an example does not fit its features, `IndexError` for an index that is out of range.
+        """
         here = positive(indices, len(self))
         entries = here if self.indices is None else self.indices[here]
         batch = self.reader.gather(entries)
@@ -106,11 +120,12 @@ class Dataset:
         if self.weights is not None:
             weight = self.weights[here]
             batch["weight"] = batch["weight"].astype(np.float32) * weight if "weight" in batch else weight
-        if self.steps:  # what a function made is new each time, so it is checked each time
+        if self.steps:  # a mapped function computes its result anew each time, so it is checked each time
             check(self.features, batch, entries, where)
         return batch
 
     def _apply(self, step: Step, batch: Batch, entries: np.ndarray) -> Batch:
+        """Apply one mapped function to a batch. `DataError` for a result that is not a dict with every example."""
         where = self.reader.source.where
         if not step.batched:
             rows = [step.function({n: a[i] for n, a in batch.items()}) for i in range(len(entries))]
@@ -133,25 +148,27 @@ class Dataset:
         return arrays
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "Dataset":
-        """The data set of the examples of `indices`, in that order."""
+        """A data set of the examples of `indices`, in that order. `indices` may be a bool mask `(examples,)`."""
         here = positive(indices, len(self))
         entries = here if self.indices is None else self.indices[here]
         return replace(self, indices=entries, weights=None if self.weights is None else self.weights[here])
 
     def take(self, count: int) -> "Dataset":
-        """The first `count` examples."""
+        """A data set of the first `count` examples."""
         return self[:count]
 
     def map(self, function: Callable[[Any], Any], *, batched: bool = False) -> "Dataset":
-        """The data set of `function(example)`, computed when read.
+        """A data set of `function(example)`, computed when an example is read.
+
+        A feature whose shape and dtype the function keeps also keeps its classes and range, and results are checked
+        against them. Other features are inferred from the first example; `declare` adds classes and ranges. The
+        function neither gets nor returns weights that `weighted` added; they stay with their examples.
 
         Args:
-            function: dict of arrays to dict of arrays; deterministic, since examples may be read again.
-            batched: the function takes and gives stacked examples `(examples, ...)`: much faster for small ones.
-
-        Features whose shape and dtype stay keep their classes and ranges, and are held to them; the others are
-        inferred from the first example. `declare` says more. Weights given by `weighted` stay beside what the function
-        takes and gives.
+            function: takes a dict of arrays and returns one. It must be deterministic, since an example may be read
+                again.
+            batched: whether the function takes and returns stacked examples `(examples, ...)`, which is much faster for
+                small examples.
 
         Example:
             >>> import numpy as np, sapwood.data
@@ -170,7 +187,9 @@ class Dataset:
         return replace(mapped, features=features, weights=self.weights)
 
     def declare(self, **features: Feature) -> "Dataset":
-        """The same examples, with more said about some entries: they are held to it from now on.
+        """The same examples with other features for some entries; examples are checked against these from now on.
+
+        Raises `ConfigError` for an entry that the examples do not have.
 
         Example:
             >>> import numpy as np, sapwood.data
@@ -187,22 +206,23 @@ class Dataset:
         features = {**self.features, **features}
         if self.steps:
             return replace(self, features=features)
-        stored = {n: f for n, f in features.items() if n in self.reader.features}  # weights may lie beside the source
+        stored = {n: f for n, f in features.items() if n in self.reader.features}  # leaves out added weights
         return replace(self, reader=Reader(self.reader.source, stored), features=features)
 
     def held_to(self, learned: Mapping[str, Feature]) -> "Dataset":
-        """The same examples as training understood its own: classes, columns and tokens by name, in its order.
+        """The same examples, converted to the features of the training data: classes, columns and tokens by name.
 
-        `fit`, `evaluate` and `predict` do this with what the state carries; it is for loops of one's own. Entries that
-        only one side has stay as they are, and columns that training did not have are left out. Grey pictures get the
-        three channels of a training in colour.
+        Class numbers, columns and token ids get the order that they had in training. `fit`, `evaluate` and `predict` do
+        this with the features that the state carries; custom loops call it themselves. Entries that only one of both
+        has stay unchanged. Columns that training did not have are left out. Gray images get three channels if training
+        had color images.
 
         Args:
-            learned: the features of the data that was trained on, such as `TrainState.features`.
+            learned: the features of the training data, such as `TrainState.features`.
 
         Raises:
-            DataError: a class is unknown, a column is missing, or a range, a type or the channels of a picture mean
-                something else; names both sides.
+            DataError: a class is unknown, a column is missing, or a range, a dtype or the channels of an image cannot
+                be converted. The message names both sides.
 
         Example:
             >>> import numpy as np, sapwood.data
@@ -224,11 +244,14 @@ class Dataset:
         return replace(self, features=features, steps=(*self.steps, Step(partial(_turned, turns), batched=True)))
 
     def where(self, index: int) -> str:
-        """How an error names example `index`."""
+        """The name of example `index` in error messages."""
         return self.reader.source.where(int(index if self.indices is None else self.indices[index]))
 
     def column(self, name: str) -> np.ndarray:
-        """Entry `name` of all examples `(examples, ...)`, without decoding the others where the source can."""
+        """Entry `name` of all examples `(examples, ...)`. Other entries are not decoded if the source allows that.
+
+        Raises `ConfigError` for an entry that the examples do not have.
+        """
         if name not in self.features:
             raise ConfigError(f"there is no entry {name!r}; the examples have {', '.join(map(repr, self.features))}")
         if self.steps:
@@ -242,17 +265,21 @@ class Dataset:
         return values if weights is None else values.astype(np.float32) * weights
 
     def split(self, fraction: float, *, seed: int = 0, by: str | None = None) -> tuple["Dataset", "Dataset"]:
-        """Two disjoint data sets: the rest, and a `fraction` of the examples drawn by `seed`.
+        """Split into two disjoint data sets: the rest, and a random `fraction` of the examples.
 
-        Each keeps the order of the examples. Where each has one class, every class is split in proportion.
+        Both keep the order of the examples. If each example has one class, every class is split in proportion.
 
         Args:
-            fraction: between 0 and 1; each part gets at least one example.
-            seed: 0 to 2**32 - 1.
-            by: the entry whose classes are kept in proportion; default "label", if that is one class.
+            fraction: the share of the second part, between 0 and 1; each part gets at least one example.
+            seed: the seed of the draw, 0 to 2**32 - 1.
+            by: the entry whose classes are split in proportion; default "label", if it is one class per example.
+
+        Returns:
+            (the rest, the drawn part).
 
         Raises:
-            DataError: there is one example, or examples overlap, as windows of `characters` do.
+            DataError: there is only one example, or examples overlap, as windows of `characters` do.
+            ConfigError: the fraction or the seed is out of range, or `by` is not one value per example.
 
         Example:
             >>> import numpy as np, sapwood.data
@@ -276,6 +303,7 @@ class Dataset:
         return self.select(np.flatnonzero(~part)), self.select(np.flatnonzero(part))
 
     def _refuse_overlap(self, fraction: float) -> None:
+        """Raise `DataError` if two examples overlap: a random split would train on what it holds out."""
         apart = self.reader.source.apart
         entries = np.arange(len(self.reader)) if self.indices is None else np.sort(self.indices)
         if apart > 1 and np.any(np.diff(entries) < apart):
@@ -286,9 +314,10 @@ class Dataset:
             )
 
     def class_weights(self, name: str = "label") -> np.ndarray:
-        """The weight of each class that makes all of them count the same, float32 `(classes,)`.
+        """Weights per class that make all classes count the same, float32 `(classes,)`.
 
-        examples / (classes * examples of the class), as scikit-learn's "balanced"; 0 for a class without examples.
+        The weight is examples / (classes * examples of the class), as scikit-learn's "balanced"; 0 for a class without
+        examples. Raises `ConfigError` if entry `name` is not one class per example.
 
         Example:
             >>> import numpy as np, sapwood.data
@@ -309,18 +338,22 @@ class Dataset:
         return weights.astype(np.float32)
 
     def _check_classes(self, name: str, labels: np.ndarray) -> None:
+        """Raise `DataError` for a label that is outside its classes."""
         entries = np.arange(len(self)) if self.indices is None else self.indices
         check({name: self.features[name]}, {name: labels}, entries, self.reader.source.where)
 
     def weighted(self, weights: Any = "balanced") -> "Dataset":
-        """The same examples, each with a float32 entry "weight" that counts in losses and metrics.
+        """The same examples with a float32 entry "weight", which losses and metrics use.
+
+        Weights that the examples already have are multiplied by the new ones.
 
         Args:
-            weights: one number an example `(examples,)`; or "balanced" for `class_weights`; or a dict from class
-                (name or number) to weight, where classes left out weigh 1. Weights already there are multiplied.
+            weights: one number per example `(examples,)`; or "balanced" for `class_weights`; or a dict from class (name
+                or number) to weight, where a missing class has weight 1.
 
         Raises:
-            DataError: a weight is negative or not finite, or their number is not that of the examples.
+            DataError: a weight is negative or not finite, or there is not one weight per example.
+            ConfigError: the dict has an unknown class, or the examples have no label with classes.
 
         Example:
             >>> import numpy as np, sapwood.data
@@ -345,6 +378,10 @@ class Dataset:
         return replace(self, weights=weights * old, features={**self.features, "weight": feature})
 
     def _weights_of(self, by_class: Mapping[Any, float]) -> np.ndarray:
+        """The weight of each class, float32 `(classes,)`, from a dict by name or number.
+
+        Raises `ConfigError` for a key that is no class, that is ambiguous, or that names a class a second time.
+        """
         label = self.features.get("label")
         if label is None or not label.num_classes:
             raise ConfigError("weights by class need a label with classes")
@@ -367,22 +404,24 @@ class Dataset:
         return table
 
     def check(self, batch: Mapping[str, np.ndarray], first_index: int = 0) -> None:
-        """Hold stacked examples to this data set's features; DataError names the first that is wrong.
+        """Check stacked examples against this data set's features. `DataError` names the first that does not fit.
 
-        `first_index` is the number that the message gives the batch's first example.
+        The message counts the examples of the batch from `first_index`.
         """
         present = {n: f for n, f in self.features.items() if n in batch}
         check(present, batch, range(first_index, first_index + len(next(iter(batch.values())))))
 
 
 def _turned(turns: Mapping[str, Sequence[Callable[[Any], Any]]], batch: Batch) -> Batch:
-    """The batch with some entries turned, by one function after the other."""
+    """The batch with the functions of `turns` applied, in order, to the entries they are listed for."""
     return {name: reduce(lambda values, turn: turn(values), turns.get(name, ()), a) for name, a in batch.items()}
 
 
 def _of_one(step: Step, batch: Batch, entries: np.ndarray, where: Callable[[int], str]) -> DataError | None:
-    """What the function of stacked examples says of the first that it refuses, with its name; None where it takes each
-    alone."""
+    """Find the example for which a batched function raises `DataError`, by calling it with one example at a time.
+
+    Returns that error with the example's name in front, or None if the function accepts each example by itself.
+    """
     for i, entry in enumerate(entries):
         try:
             step.function({name: values[i : i + 1] for name, values in batch.items()})
@@ -392,12 +431,16 @@ def _of_one(step: Step, batch: Batch, entries: np.ndarray, where: Callable[[int]
 
 
 def _no_dict(made: Any, what: str) -> DataError:
+    """The error for a mapped function that did not return a dict."""
     return DataError(f"the mapped function gave {type(made).__name__} for {what}; a dict of arrays is expected")
 
 
 def _draw(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Which examples a split draws, bool `(examples,)`: the same share of each group, rounded so that the total is
-    right. RandomState, whose numbers NumPy promises never to change: a split must outlive upgrades."""
+    """Which examples a split draws, bool `(examples,)`.
+
+    It draws the same share of each group; counts are rounded so that the total is right.
+    It uses `RandomState`, whose numbers NumPy promises never to change, so that a split stays the same after upgrades.
+    """
     rng = np.random.RandomState(seed)
     names, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     total = min(max(round(len(groups) * fraction), 1), len(groups) - 1)

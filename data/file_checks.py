@@ -1,4 +1,4 @@
-"""Files as they should be before anything reads them: no pipe or device, and nothing that unpacks to a flood."""
+"""Checks of a file before it is read: it is a regular file, and it does not unpack to far more memory than its size."""
 
 import os
 import stat
@@ -7,23 +7,25 @@ from pathlib import Path
 from sapwood.core.errors import DataError
 
 ROOM = 256 << 20
-"""Bytes that any file may unpack to."""
+"""Bytes that a file of any size may unpack to."""
 RATIO = 300
-"""How many times its own size a file may unpack to beyond that; numbers that were measured pack by 2 to 20."""
+"""A file that unpacks to more than `ROOM` may unpack to this many times its size. Measured data packs by 2 to 20."""
 
 
 def check_ordinary(path: str | Path, called: str | None = None) -> None:
-    """DataError where there is something at `path` that is no file, such as a pipe, which would be waited for.
+    """Raise `DataError` unless `path` is a regular file. Reading a pipe, for example, would wait forever.
 
-    Raises FileNotFoundError where there is nothing.
+    Raises `FileNotFoundError` if nothing is there. `called` is the name in the message, by default the path.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise DataError(f"{called or path} is no file")
 
 
 def check_unpacked(path: Path, size: int, instead: str) -> None:
-    """DataError where a file would take `size` bytes of memory, far beyond its own size; `instead` says what to write
-    where that is meant."""
+    """Raise `DataError` if a file would unpack to `size` bytes, above `ROOM` and above `RATIO` times its own size.
+
+    `instead` is the code that the message suggests for a file that is meant to be so.
+    """
     there = path.stat().st_size
     if size > ROOM and size > RATIO * there:
         raise DataError(

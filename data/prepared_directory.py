@@ -1,12 +1,14 @@
-"""Where prepared data sets are kept."""
+"""The directory of prepared data sets."""
 
 import os
 from pathlib import Path
 
 
 def data_directory(given: str | Path | None = None) -> Path:
-    """The directory of prepared data sets: `given`, else `$SAPWOOD_DATA_DIR`, else `$TFDS_DATA_DIR`, else
-    `~/tensorflow_datasets`, where TensorFlow Datasets keeps its own, so that each finds what the other prepared.
+    """The directory of prepared data sets: `given`, `$SAPWOOD_DATA_DIR`, `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+
+    The first of these that is set is used. The last is the default of TensorFlow Datasets, so that each library finds
+    what the other prepared.
 
     Example:
         >>> data_directory("/data").name
