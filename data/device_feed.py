@@ -1,4 +1,8 @@
-"""The feed of batches to the devices: sharded as the mesh wants it, a few batches ahead, without waiting."""
+"""The feed of batches to the devices: a thread reads batches ahead and places them under their sharding.
+
+Two options hand out more than one batch per read. A "block" is several batches stacked into one array, for a program
+that does several steps. A "run" is several single batches that are read together because each takes only microseconds.
+"""
 
 import sys
 import time
@@ -14,15 +18,19 @@ from sapwood.data.batching import Batches
 from sapwood.parallel.batches import check_batch_size
 
 LONGEST = 16
-"""Batches in a run that is read in one go, at most."""
+"""Most batches in a run."""
 QUICK = 2e-3
-"""Seconds that reading a run may take for the next one to be longer: a thread that works for less is all overhead."""
+"""Seconds: a run that is read faster makes the next one twice as long, since waking a thread for less is overhead."""
 
 
 class DeviceBatches(Iterator[dict[str, Any]]):
     """An iterator of batches as global `jax.Array`s. Made by `to_device`.
 
-    Its `position` counts the batches handed out, not those read ahead, so it is what a checkpoint keeps.
+    `position` counts the batches that were handed out, not those read ahead, so it is right for a checkpoint.
+
+    Attributes:
+        batches: the stream of host batches that it reads.
+        sharding: the sharding of a batch; None is JAX's default device.
     """
 
     def __init__(
@@ -38,7 +46,7 @@ class DeviceBatches(Iterator[dict[str, Any]]):
 
     @property
     def position(self) -> int:
-        """The number of the next batch to be handed out."""
+        """The number of the next batch that will be handed out."""
         return self.batches.position
 
     @property
@@ -50,22 +58,23 @@ class DeviceBatches(Iterator[dict[str, Any]]):
         return self.batches.steps
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps; see `Batches.state`."""
+        """The state for a checkpoint; see `Batches.state`."""
         return self.batches.state()
 
     def seek(self, position: int) -> "DeviceBatches":
-        """Make batch `position` the next one; what was read ahead is dropped."""
+        """Make batch `position` the next one. Batches that were read ahead are dropped."""
         self.batches.seek(position)
         self._forget()
         return self
 
     def restore(self, state: Mapping[str, Any]) -> "DeviceBatches":
-        """Go to where `state()` was taken; see `Batches.restore`."""
+        """Seek to the position at which `state()` was taken; see `Batches.restore`."""
         self.batches.restore(state)
         self._forget()
         return self
 
     def _forget(self) -> None:
+        """Drop what was read ahead, and continue from the position."""
         for future in self._ahead:
             future.cancel()
         self._ahead.clear()
@@ -73,7 +82,7 @@ class DeviceBatches(Iterator[dict[str, Any]]):
         self._next = self.batches.position
 
     def _size(self, step: int) -> int:
-        """How many batches the one that starts at `step` takes: `block`, or what is left."""
+        """The number of batches in the block that starts at `step`: `block`, or fewer at the end of the stream."""
         size = self._block(step) if callable(self._block) else self._block or 1
         return size if self.steps is None else min(size, self.steps - step)
 
@@ -88,13 +97,13 @@ class DeviceBatches(Iterator[dict[str, Any]]):
             if isinstance(batch := self._ready.popleft(), Exception):
                 raise batch
         except BaseException:
-            self._forget()  # so that asking again asks for the same batch
+            self._forget()  # the next call then reads the same batch again
             raise
         self.batches.position = step + size
         return batch
 
     def _read_ahead(self) -> list[Any]:
-        """What the thread has read, after it was asked for what comes next."""
+        """Submit reads until more than `prefetch` are pending, and return the result of the oldest."""
         assert self._pool is not None
         while len(self._ahead) <= self._prefetch and (size := self._size(self._next)) > 0:
             run = self._length(self._next) if self._host and size == 1 else 1
@@ -103,12 +112,14 @@ class DeviceBatches(Iterator[dict[str, Any]]):
         return self._ahead.popleft().result()
 
     def _length(self, step: int) -> int:
-        """How many single batches from `step` on are read in one go."""
+        """The length of the run that starts at `step`: it ends before the next block."""
         return next((n for n in range(1, self._run) if self._size(step + n) != 1), self._run)
 
     def _read(self, step: int, size: int, run: int) -> list[Any]:
-        """A block of batches, or a run of single ones, which becomes longer where that is a matter of microseconds. An
-        error stands where its batch would."""
+        """Read a block of batches, or a run of single ones, and place them on the devices.
+
+        If a batch of a run raises an error, the error takes its place in the list, and `__next__` raises it there.
+        """
         if self._block is not None and not (callable(self._block) and size == 1):
             return [_place(self.batches.block(step, size), self.batches, self.sharding, 1, self._host)]
         begun = time.perf_counter()
@@ -143,22 +154,23 @@ def to_device(
     block: int | Callable[[int], int] | None = None,
     host: bool = False,
 ) -> DeviceBatches:
-    """Batches on the devices, as global arrays, read and transferred ahead by a thread of its own.
+    """Feed batches to the devices as global arrays; a thread reads and transfers them ahead.
 
-    Each process reads the rows that its own devices hold, whichever those are under the mesh, and no others. Nothing
-    waits for a device: transfers are asynchronous.
+    Each process reads only the rows that its own devices hold under the sharding. Transfers are asynchronous, so the
+    feed never waits for a device.
 
     Args:
-        batches: what `sapwood.data.batches` gives. The feed goes on from its position, and leaves it as it is.
-        sharding: of the batch, such as `sapwood.parallel.batch_sharding(mesh)`: dimension 0 over the data axes.
-            None puts everything on JAX's default device.
-        prefetch: batches to read ahead; 0 reads each when it is asked for, in the caller's thread.
-        block: hand out so many batches at once as arrays `(block, batch, ...)`, for several steps in one dispatch (the
-            last may have fewer). A function says how many from the number of the batch they begin with; one is then
-            handed out as it is, `(batch, ...)`.
-        host: leave the arrays NumPy's. A compiled program on the CPU takes those as they are, at a tenth of the cost of
-            making them JAX's. Batches are then read ahead in runs, where that is a matter of microseconds. Under
-            `jax.transfer_guard`, which takes that for a transfer, they become JAX's all the same.
+        batches: a stream, as `sapwood.data.batches` returns. The feed continues from its position, and does not change
+            it.
+        sharding: the sharding of a batch, such as `sapwood.parallel.batch_sharding(mesh)`: dimension 0 over the data
+            axes. None puts everything on JAX's default device.
+        prefetch: batches to read ahead; 0 reads each when it is requested, in the caller's thread.
+        block: the number of batches to hand out at once as arrays `(block, batch, ...)`, for several steps in one
+            dispatch; the last block may have fewer. A function returns the number for the batch that a block starts
+            with; a block of 1 is then handed out as `(batch, ...)`. None hands out single batches `(batch, ...)`.
+        host: whether to hand out NumPy arrays. A compiled program on the CPU takes them directly, at a tenth of the
+            cost of converting them to JAX arrays. Batches are then read ahead in runs if reading one takes
+            microseconds. Under `jax.transfer_guard`, which counts that as a transfer, they are converted all the same.
 
     Raises:
         ConfigError: the batch size does not divide over the sharding's devices.
@@ -198,6 +210,10 @@ def _rows_here(batch_size: int, sharding: Any) -> np.ndarray:
 
 
 def _place(batch: dict[str, np.ndarray], batches: Batches, sharding: Any, row_axis: int, host: bool) -> dict[str, Any]:
+    """Transfer a batch to the devices, unless `host`; `row_axis` is 0 for a batch and 1 for a block of batches.
+
+    Raises `DataError` for an entry that is text or other Python objects.
+    """
     import jax
 
     for name, values in batch.items():
@@ -218,7 +234,7 @@ def _place(batch: dict[str, np.ndarray], batches: Batches, sharding: Any, row_ax
 
 
 def _global(values: np.ndarray, batches: Batches, sharding: Any, row_axis: int) -> Any:
-    """A global array of which this process has `batches.rows` in `values`."""
+    """The global array of an entry; `values` are the rows `batches.rows` of it, which this process has read."""
     import jax
 
     shape = list(values.shape)
@@ -233,4 +249,5 @@ def _global(values: np.ndarray, batches: Batches, sharding: Any, row_axis: int) 
 
 
 def _kind(values: np.ndarray) -> str:
+    """What an array that no device takes holds, in words for a message."""
     return {"M": "dates"}.get(values.dtype.kind) or ("text" if isinstance(values.flat[0], str) else "Python objects")

@@ -1,4 +1,8 @@
-"""What an entry of the data is (`Feature`), and the checks that hold each example to it."""
+"""`Feature`: the shape, dtype and allowed values of one entry, and the conversion of values to arrays that fit it.
+
+`array` and `narrow` turn values into NumPy arrays of dtypes that a device has, `cast` converts stacked examples to the
+dtype of their feature, and `refuse` raises the error that names the first wrong example.
+"""
 
 import numbers
 from collections.abc import Callable, Mapping, Sequence
@@ -11,25 +15,30 @@ from sapwood.core.errors import ConfigError, DataError
 from sapwood.data.image.decode import is_picture, pixels
 
 TEXT = "str"  # the dtype name of entries that hold Python strings, as object arrays
-RAW = "object"  # any other Python object: it can be mapped, never put on a device
+RAW = "object"  # the dtype name of any other Python objects: `map` takes them, a device does not
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One entry of every example: its shape, its type and what its values may be.
+    """One entry of every example: its shape, its dtype and the values it may have.
 
-    Features travel with a `Dataset` and its batches; every example is checked against them when it is first
-    read, so a wrong label stops at the data and not as a NaN, or silently clamped, inside the model.
+    A `Dataset` has a feature for each entry, and checks every example against it when the example is first read. So a
+    wrong label raises an error at the data, instead of becoming a NaN or being clamped silently inside the model.
 
     Args:
-        shape: shape of one example's entry; `None` where it varies from example to example.
-        dtype: NumPy name, or "str" for text.
+        shape: shape of one example's entry; `None` for a dimension that varies between examples.
+        dtype: NumPy name, "str" for text, or "object" for other Python objects.
         classes: names of the classes of a label, in order.
-        num_classes: how many classes; taken from `classes` where those are given.
-        low, high: smallest and largest value, both included.
+        num_classes: number of classes; default the number of `classes`.
+        low: smallest allowed value, included; None for no limit.
+        high: largest allowed value, included; None for no limit.
         vocabulary: the tokens (for `characters`, the characters) that ids stand for, in order.
         columns: names along the last axis, for tables.
         finite: whether NaN and infinity are errors.
+
+    Raises:
+        ConfigError: a class or token is there twice, `num_classes` is not the number of `classes`, or the dtype is
+            unknown.
 
     Example:
         >>> Feature((), "int32", classes=("cat", "dog")).bounds
@@ -52,7 +61,7 @@ class Feature:
         object.__setattr__(self, "shape", tuple(None if d is None else int(d) for d in self.shape))
         for name in ("num_classes", "low", "high"):
             if isinstance(value := getattr(self, name), np.generic):
-                object.__setattr__(self, name, value.item())  # NumPy's numbers are no JSON
+                object.__setattr__(self, name, value.item())  # JSON takes no NumPy numbers
         for name in ("classes", "vocabulary", "columns"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(str(x) for x in getattr(self, name)))
@@ -73,12 +82,12 @@ class Feature:
 
     @property
     def bounds(self) -> tuple[float | None, float | None]:
-        """Smallest and largest value that an entry may hold, from the classes, the vocabulary or the range."""
+        """Smallest and largest allowed value, from the classes, the vocabulary or the range."""
         size = self.num_classes if self.vocabulary is None else len(self.vocabulary)
         return (self.low, self.high) if size is None else (0, size - 1)
 
     def name(self, index: int) -> str:
-        """The name of class `index`; its number where the classes have no names.
+        """The name of class `index`; its number as text if the classes have no names.
 
         >>> Feature((), "int32", classes=("cat", "dog")).name(1)
         'dog'
@@ -86,12 +95,12 @@ class Feature:
         return str(int(index)) if self.classes is None else self.classes[int(index)]
 
     def scale(self, values: Any) -> Any:
-        """Values as float32 in 0..1, by the declared range (by the dtype's for `uint8`).
+        """Scale values from `bounds` to float32 in 0..1; `uint8` without bounds is scaled from 0..255.
 
-        Works on NumPy and JAX arrays alike, so it can be used in a model or an objective, on the device.
+        It takes NumPy and JAX arrays, so it also works in a model or an objective, on the device.
 
         Raises:
-            ConfigError: nothing says what the range is.
+            ConfigError: there are no bounds, and the dtype is not `uint8`.
         """
         low, high = self.bounds
         if low is None or high is None:
@@ -101,7 +110,7 @@ class Feature:
         return (values.astype(np.float32) - np.float32(low)) / np.float32(high - low)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that say something, as JSON types; `Feature.from_json` reads them back.
+        """The fields that differ from their defaults, as JSON types; `Feature.from_json` reads them back.
 
         >>> Feature((), "int32", num_classes=10).to_json()
         {'shape': [], 'dtype': 'int32', 'num_classes': 10}
@@ -111,7 +120,7 @@ class Feature:
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> "Feature":
-        """The feature that `to_json` described. DataError for what it cannot have written."""
+        """The feature that `to_json` described. `DataError` for anything that `to_json` does not write."""
         if not isinstance(said, Mapping):
             raise DataError(f"a feature is an object of JSON, not {said!r:.40}")
         for name, value in said.items():
@@ -124,11 +133,12 @@ class Feature:
 
 
 def _are(kind: type, values: Any) -> bool:
-    """Whether this is a list of that type alone: True is no number."""
+    """Whether this is a list whose values all have exactly that type, so that True is not an int."""
     return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
 def _is_size(value: Any) -> bool:
+    """Whether this is None or a non-negative int."""
     return value is None or (type(value) is int and value >= 0)
 
 
@@ -140,11 +150,11 @@ _WRITTEN: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("low", "high"), lambda x: x is None or type(x) in (int, float)),
     **dict.fromkeys(("classes", "vocabulary", "columns"), lambda x: x is None or _are(str, x)),
 }
-"""The fields of a feature as JSON, and whether a value is one that `to_json` writes."""
+"""For each field of a feature, whether a JSON value is one that `to_json` writes."""
 
 
 def infer(values: np.ndarray) -> Feature:
-    """The feature of a stacked array `(examples, ...)`, as far as its shape and dtype tell.
+    """The feature that follows from the shape and dtype of a stacked array `(examples, ...)`.
 
     >>> infer(np.zeros((5, 8, 8), "float32")) == Feature((8, 8), "float32")
     True
@@ -155,7 +165,11 @@ def infer(values: np.ndarray) -> Feature:
 
 
 def array(name: str, values: Any) -> np.ndarray:
-    """`values` as an array; DataError, naming the entry, where they make none or hide something that one would lose."""
+    """`values` as a NumPy array.
+
+    Raises `DataError`, naming the entry, for values that make no array, or that an array would lose a part of: sparse
+    matrices, masked values, fields.
+    """
     plain = type(values) is np.ndarray or isinstance(values, np.generic | int | float)
     made = np.asarray(values) if plain else _read(name, values)
     if made.dtype.names:
@@ -165,6 +179,7 @@ def array(name: str, values: Any) -> np.ndarray:
 
 
 def _read(name: str, values: Any) -> np.ndarray:
+    """Convert values other than NumPy's and plain numbers: lists, Pillow images, arrays of other libraries."""
     if hasattr(values, "toarray") or hasattr(values, "todense"):
         kind = type(values).__name__
         raise DataError(f"{name} is a sparse {kind}; make it an array with its toarray() or todense()")
@@ -174,7 +189,7 @@ def _read(name: str, values: Any) -> np.ndarray:
         values = [pixels(value) for value in values]
     try:
         return np.asarray(pixels(values))
-    except Exception as error:  # TypeError, RuntimeError, BufferError: whatever the values' own library raises
+    except Exception as error:  # the values' own library may raise any: TypeError, RuntimeError, BufferError
         if isinstance(error, ValueError) and isinstance(values, list | tuple):
             raise _uneven(name) from error
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -182,6 +197,7 @@ def _read(name: str, values: Any) -> np.ndarray:
 
 
 def _uneven(name: str) -> DataError:
+    """The error for nested lists of different lengths."""
     return DataError(
         f"{name} holds lists of several lengths, which make no array; pad them, or load a list of examples, whose "
         "shapes may vary"
@@ -192,7 +208,7 @@ def rows(name: str, values: Any) -> np.ndarray:
     """`values` as an array `(examples, ...)`.
 
     Raises:
-        DataError: they have no examples.
+        DataError: they are a single value, with no dimension of examples.
     """
     made = array(name, values)
     if made.ndim == 0:
@@ -202,17 +218,26 @@ def rows(name: str, values: Any) -> np.ndarray:
 
 
 def on_disk(values: Any) -> bool:
-    """Whether an array lies in a file (`np.memmap`, or a view of one), so that a copy of it may not fit into memory."""
+    """Whether an array is `np.memmap` or a view of one. A copy of it may not fit into memory."""
     while values is not None and not isinstance(values, np.memmap):
         values = getattr(values, "base", None)
     return values is not None
 
 
 def narrow(name: str, values: Any, where: Callable[[int], str] | None = None) -> np.ndarray:
-    """`values` as an array of a type the device has: in its order of bytes, float64 to float32 and int64 to int32
-    unless JAX's 64-bit types are on. An integer that does not fit is an error here, where JAX would wrap it around
-    without a word, which names the example by `where` if the first dimension counts those. Text becomes an array of
-    Python strings."""
+    """Convert `values` to an array of a dtype that a device has.
+
+    float64 becomes float32 and int64 int32, unless JAX's 64-bit types are on; the byte order becomes the machine's.
+    Text becomes an object array of Python strings.
+
+    Args:
+        name: the entry, for the message.
+        values: anything that `array` takes.
+        where: names example i for the message, if the first dimension is that of examples; None leaves it out.
+
+    Raises:
+        DataError: an integer does not fit (JAX would wrap it around silently), or bytes are not UTF-8.
+    """
     values = array(name, values)
     if values.dtype.kind in "UST":
         return _strings(name, values)
@@ -236,7 +261,8 @@ def narrow(name: str, values: Any, where: Callable[[int], str] | None = None) ->
 
 
 def _strings(name: str, values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind == "S":  # NumPy's bytes end at the first zero, so they were meant as text
+    """An object array of Python strings; bytes are decoded as UTF-8."""
+    if values.dtype.kind == "S":  # NumPy drops trailing zero bytes, so this dtype is only good for text
         try:
             values = np.char.decode(values, "utf-8")
         except UnicodeDecodeError as error:
@@ -249,7 +275,17 @@ def _strings(name: str, values: np.ndarray) -> np.ndarray:
 def cast(
     name: str, feature: Feature, values: np.ndarray, entries: Sequence[int] | np.ndarray, where: Callable[[int], str]
 ) -> np.ndarray:
-    """Stacked examples in the dtype of their feature; DataError where more changes than the rounding of a float.
+    """Convert stacked examples to the dtype of their feature. Only rounding of floats may change a value.
+
+    Args:
+        name: the entry, for the message.
+        feature: its feature.
+        values: the stacked examples `(examples, ...)`, maybe ragged.
+        entries: the index of each example, for the message.
+        where: names example i for the message.
+
+    Raises:
+        DataError: the conversion would change a value by more than rounding, or a value is not a number.
 
     >>> cast("y", Feature((), "int32"), np.array([3, 2.5]), [0, 1], "example {}".format)
     Traceback (most recent call last):
@@ -274,10 +310,22 @@ def cast(
 
 
 def _comparable(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.float32) if values.dtype.kind == "V" else values  # bfloat16 and its kin
+    """bfloat16 and float8, whose NumPy kind is V, as float32; other dtypes unchanged."""
+    return values.astype(np.float32) if values.dtype.kind == "V" else values
 
 
 def refuse(name, feature: Feature, values, wrong: np.ndarray, expected: str, entries, where) -> None:
+    """Raise `DataError` if any value is wrong. The message names the first one's example, position and column.
+
+    Args:
+        name: the entry, for the message.
+        feature: its feature, for the names of columns.
+        values: the stacked examples `(examples, ...)`.
+        wrong: which values are wrong, bool, of the shape of `values`.
+        expected: what was expected, for the message.
+        entries: the index of each example.
+        where: names example i.
+    """
     if not wrong.any():
         return
     first = tuple(int(i) for i in np.argwhere(wrong)[0])
@@ -291,5 +339,5 @@ def refuse(name, feature: Feature, values, wrong: np.ndarray, expected: str, ent
 
 
 def is_ragged(values: np.ndarray) -> bool:
-    """Whether these are arrays of several shapes, as `stack` keeps them: an object array of arrays."""
+    """Whether this is an object array of arrays, which `stack` makes of examples of different shapes."""
     return values.dtype == object and values.size > 0 and isinstance(values.flat[0], np.ndarray)

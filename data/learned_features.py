@@ -1,4 +1,9 @@
-"""What training learned of its entries (`Learned`), and how a later data set is held to it: by name."""
+"""`Learned`: the features of the training data, and the conversion of a later data set to them.
+
+A model knows class numbers, column positions and token ids, but a later data set may number them differently. `meet`
+compares the features of both sides and returns the functions that convert values, matching by name. In the code `here`
+is the feature of the later data set and `there` that of training.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -10,15 +15,15 @@ from sapwood.core.errors import DataError
 from sapwood.data.feature import RAW, TEXT, Feature
 
 MOST = 12  # names that a message lists
-COUNTED = 1 << 20  # classes without names that are told apart by their numbers
+COUNTED = 1 << 20  # at most so many unnamed classes are matched one by one
 
 Turn = Callable[[np.ndarray], np.ndarray]
 
 
 class Learned(Mapping[str, Feature]):
-    """The features of the data that a model was trained on, by name: its classes, columns, ranges and vocabulary.
+    """A mapping from entry to `Feature` of the training data: its classes, columns, ranges and vocabulary.
 
-    Immutable and hashable, so that a `TrainState` carries it through JAX's transforms as a label.
+    It is immutable and hashable, so a `TrainState` carries it through JAX's transforms as static metadata.
 
     Example:
         >>> learned = Learned({"label": Feature((), "int32", classes=("cat", "dog"))})
@@ -54,7 +59,7 @@ class Learned(Mapping[str, Feature]):
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> "Learned":
-        """What `to_json` described. DataError, naming the entry, for what it cannot have written."""
+        """The mapping that `to_json` described. `DataError`, naming the entry, for anything it does not write."""
         if not isinstance(said, Mapping):
             raise DataError(f"features are an object of JSON, not {said!r:.40}")
         found = {}
@@ -67,9 +72,20 @@ class Learned(Mapping[str, Feature]):
 
 
 def meet(name: str, here: Feature, there: Feature, data: Any) -> tuple[Feature, list[Turn]]:
-    """The feature of entry `name` of `data` as it was `there`, in training, and the functions that turn its values into
-    what they mean there, one after the other. `Dataset.held_to` is the way in."""
-    if RAW in (here.dtype, there.dtype) or there.dtype == TEXT:  # on no device, so nothing was learned of it
+    """The feature of an entry after its conversion to training's, and the functions that convert its values, in order.
+
+    `Dataset.held_to` calls it for each entry whose features differ.
+
+    Args:
+        name: the entry.
+        here: its feature in `data`.
+        there: its feature in training.
+        data: the data set that is converted. Its labels are read only if it has a class that training did not have.
+
+    Raises:
+        DataError: the values cannot be converted.
+    """
+    if RAW in (here.dtype, there.dtype) or there.dtype == TEXT:  # no device takes it, so no model depends on it
         return here, []
     _same_range(name, here, there)
     shape, turns = here.shape, []
@@ -88,29 +104,31 @@ def meet(name: str, here: Feature, there: Feature, data: Any) -> tuple[Feature, 
             f"{name} is {here.dtype} here and was {there.dtype} in training: scale it with `map` as it was there"
         )
     turns.append(lambda values: _as_type(name, values, np.dtype(there.dtype)))
-    if there.classes is None and here.classes is None:  # numbers mean the same, and there may be more of them here
+    if there.classes is None and here.classes is None:  # numbers stay; there may be more here
         counts = [n for n in (here.num_classes, there.num_classes) if n is not None]
         there = replace(there, num_classes=max(counts) if len(counts) == 2 else None)
     return replace(there, shape=shape), turns
 
 
 def channels_differ(name: str, here: Feature, there: Feature) -> bool:
-    """Whether both are pictures, `(height, width, channels)`, and differ in the last."""
+    """Whether both features are images `(height, width, channels)` whose numbers of channels differ."""
     pictures = name == "image" or all(f.dtype == "uint8" and (f.low, f.high) == (0, 255) for f in (here, there))
     ours, theirs = here.shape[2:], there.shape[2:]
     return pictures and len(ours) == len(theirs) == 1 and None not in (*ours, *theirs) and ours != theirs
 
 
 def _in_color(name: str, here: Feature, there: Feature) -> Turn:
+    """The function that repeats one channel to three; `DataError` for other numbers of channels."""
     ours, theirs = here.shape[-1], there.shape[-1]
     if (ours, theirs) != (1, 3):
         raise DataError(
             f"{name} has {ours} channel{'s' * (ours != 1)} here and had {theirs} in training; bring it there with `map`"
         )
-    return lambda values: np.repeat(values, 3, axis=-1)  # as a grey picture is read among those in colour
+    return lambda values: np.repeat(values, 3, axis=-1)  # as `decode_image` reads a gray image in color
 
 
 def _same_range(name: str, here: Feature, there: Feature) -> None:
+    """Raise `DataError` if both features have a range and the ranges differ."""
     ours, theirs = (here.low, here.high), (there.low, there.high)
     if (None, None) not in (ours, theirs) and ours != theirs:
         ours, theirs = (f"{'' if low is None else low}..{'' if high is None else high}" for low, high in (ours, theirs))
@@ -120,6 +138,7 @@ def _same_range(name: str, here: Feature, there: Feature) -> None:
 
 
 def _places(name: str, here: tuple[str, ...], there: tuple[str, ...], entries: Mapping[str, Feature]) -> list[int]:
+    """The position here of each column of training; `DataError` if one is missing."""
     missing = [column for column in there if column not in here]
     if missing:
         text = [column for column in missing if column in entries]
@@ -131,7 +150,10 @@ def _places(name: str, here: tuple[str, ...], there: tuple[str, ...], entries: M
 
 
 def _names(feature: Feature) -> tuple[str, ...] | None:
-    """What the numbers of an entry stand for: the numbers themselves where its classes have no names."""
+    """The names of an entry's classes, or its tokens, in order. Classes without names are named by their numbers.
+
+    None if the entry has neither classes nor a vocabulary, or more than `COUNTED` classes without names.
+    """
     if feature.vocabulary is not None or feature.num_classes is None:
         return feature.vocabulary
     if feature.classes is None and feature.num_classes > COUNTED:
@@ -140,6 +162,10 @@ def _names(feature: Feature) -> tuple[str, ...] | None:
 
 
 def _renumbered(name: str, here: Feature, there: Feature, data: Any) -> list[Turn]:
+    """The functions that convert class numbers, token ids or text of `data` to the numbers of training.
+
+    A number that training did not have becomes -1, which the check of the examples refuses.
+    """
     own, known = _names(here), _names(there)
     named = here.dtype == TEXT or here.classes is not None or here.vocabulary is not None
     if known is None:
@@ -164,12 +190,12 @@ def _renumbered(name: str, here: Feature, there: Feature, data: Any) -> list[Tur
 def _refuse_unknown(
     name: str, own: tuple[str, ...], number: Mapping[str, int], here: Feature, there: Feature, data: Any
 ) -> None:
-    """A `DataError` where examples have a class, or a token, that training did not know."""
+    """Raise `DataError` if an example has a class that training did not have, or the vocabulary such a token."""
     strange = [i for i, word in enumerate(own) if word not in number]
     if not strange:
         return
     first, example = strange[0], ""
-    if here.vocabulary is None:  # classes may be declared of which there is no example
+    if here.vocabulary is None:  # a declared class that no example has is no error
         values = data.column(name)
         found = np.argwhere(np.isin(values, strange))
         if not len(found):
@@ -182,6 +208,7 @@ def _refuse_unknown(
 
 
 def _of_text(name: str, values: np.ndarray, number: Mapping[str, int]) -> np.ndarray:
+    """The number of each text; `DataError` for a text without one."""
     for value in values.flat:
         if value not in number:
             raise DataError(f"{name} is {value!r}, which training did not know: it had {_said(number)}")
@@ -189,7 +216,7 @@ def _of_text(name: str, values: np.ndarray, number: Mapping[str, int]) -> np.nda
 
 
 def _as_type(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The values in the type that training had; a `DataError` where more changes than the rounding of a float."""
+    """Convert values to the dtype of training; `DataError` if that changes a value by more than rounding of floats."""
     if values.dtype == dtype:
         return values
     with np.errstate(invalid="ignore", over="ignore"):
@@ -203,7 +230,7 @@ def _as_type(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _what(feature: Feature) -> str:
-    """Classes, vocabulary or text, as a message names them."""
+    """The classes, the vocabulary or "text", in words for a message."""
     if feature.dtype == TEXT:
         return "text"
     names = _names(feature) or ()
@@ -213,5 +240,6 @@ def _what(feature: Feature) -> str:
 
 
 def _said(names: Iterable[str]) -> str:
+    """The names, quoted, for a message: at most `MOST` of them."""
     quoted = [repr(name) for name in names]
     return ", ".join(quoted if len(quoted) <= MOST else [*quoted[: MOST - 1], f"... ({len(quoted)} in all)"])

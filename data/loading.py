@@ -1,4 +1,9 @@
-"""`load`: one way in for every kind of data."""
+"""`load`: a `Dataset` from any kind of data.
+
+`_open`, `_named`, `_folder` and `_file` choose the source by the type of the argument, or by what is at a path. Each
+source takes only some of the options; `_with` raises an error for the others. A new kind of source is added here and as
+a file in `sources/`.
+"""
 
 import os
 import re
@@ -19,7 +24,7 @@ from sapwood.data.sources.source import Source
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
 TABLE_OPTIONS = ("target", "classes", "weight", "columns")
 CATALOG_NAME = r"[A-Za-z_][\w-]*(:[\w.*-]+)?(/[\w.*+=,-]+)*(:[\d.*]+)?"
-"""What a name of TensorFlow Datasets looks like: "mnist", "glue/cola", "mnist:3.0.1", "huggingface:mnist"."""
+"""Pattern of names in TensorFlow Datasets: "mnist", "glue/cola", "mnist:3.0.1", "huggingface:mnist"."""
 
 
 @migration_hints.answering("load", migration_hints.LOAD)
@@ -39,7 +44,7 @@ def load(
     data_dir: str | Path | None = None,
     trust: Trust | None = None,
 ) -> Any:
-    """A `Dataset` of whatever `source` is; with `validation`, a pair of them.
+    """Load a `Dataset` from `source`; with `validation`, a pair of data sets.
 
     | source | entries | options |
     |---|---|---|
@@ -52,30 +57,33 @@ def load(
     | (inputs, labels), (inputs, labels, weights), or an array | features (image if 4-D), label, weight | classes |
     | a `datasets.Dataset` or a dict of them by split | its own | split, target, classes, remember |
     | anything with `__len__` and `__getitem__` | its own | target, classes, remember |
-    | a `Source` of one's own, or a `Dataset` | its own | |
+    | a custom `Source`, or a `Dataset` | its own | |
 
     Args:
-        source: as above. A path that exists is read as such; other text is the name of a TensorFlow data set.
-        split: "train" unless said; TFDS also takes "train[:80%]" and "train+test".
-        validation: the fraction to hold out, drawn by `seed`, in proportion for each class (`Dataset.split`); the
-            pair (the rest, the held-out part) is given back.
-        target: the entry that becomes "label"; one that is called so already is then left out.
-        classes: the names of the label's classes in order, or their number, where the source does not say.
+        source: as above. A path that exists is read as a file or folder; any other text is the name of a TensorFlow
+            data set.
+        split: the split to load, default "train"; TFDS also takes "train[:80%]" and "train+test".
+        validation: the fraction to hold out, 0 for none, in proportion for each class (`Dataset.split`). If it is above
+            0, the result is a pair: the rest, and the held-out part.
+        seed: the seed of the draw of the held-out part.
+        target: the entry that becomes "label". Another entry called "label" is then left out.
+        classes: the names of the label's classes in order, or their number, if the source does not say.
         weight: the column of sample weights.
-        columns: of a table, those to read beside target and weight, in this order; default all. The index of a pandas
-            data frame is left out.
-        header: whether the first line of a CSV names its columns, as it does unless said; else they are called "0",
-            "1", ... A first line with numbers in it needs it said, unless it has the target in it.
+        columns: the columns of a table to read besides target and weight, in this order; default all. The index of a
+            pandas data frame is left out.
+        header: whether the first line of a CSV file names its columns; default True. With False they are called "0",
+            "1", ... If the first line has numbers in it and neither the target nor the weight, this must be given.
         size: (height, width) to resize images to; one number is both.
-        remember: whether an example that was read once is kept in memory, where all of them fit into 1 GB. An object
-            with `__getitem__`, as PyTorch's data sets are, is read anew each time unless it is a list or this is True,
-            and so is a `datasets.Dataset` with a transform: either may draw at random. Say True for what is the same
-            each time and takes long to read.
-        data_dir: where prepared sets are; default $SAPWOOD_DATA_DIR, $TFDS_DATA_DIR, ~/tensorflow_datasets.
-        trust: packages that the feature classes of a prepared set may be imported from, beside TFDS's own.
+        remember: whether examples stay in memory once they are read, if all of them fit into 1 GB. By default an object
+            with `__getitem__`, such as a PyTorch data set, is read each time unless it is a list, and so is a
+            `datasets.Dataset` with a transform, because either may be random. Set True if examples are the same each
+            time and slow to read.
+        data_dir: the directory of prepared data sets; default $SAPWOOD_DATA_DIR, $TFDS_DATA_DIR, ~/tensorflow_datasets.
+        trust: packages, besides TFDS's own, from which the feature classes of a prepared set may be imported.
 
     Raises:
-        DataError: there is no such data, it is empty or damaged, or it cannot be had here; says how to get it.
+        DataError: there is no such data, it is empty or damaged, or it cannot be obtained here. The message says how
+            to get it.
         ConfigError: an option that this kind of source does not take.
 
     Example:
@@ -110,7 +118,14 @@ def load(
 
 
 def _with(options: Mapping[str, Any], kind: str, open_it: Callable[..., Any], *takes: str) -> Any:
-    """`open_it` with the options it takes, by name; an error where another one was given."""
+    """Call `open_it` with the options it takes; `ConfigError` if any other option was given.
+
+    Args:
+        options: all options of `load`; None means not given.
+        kind: what the message calls the source.
+        open_it: the function that opens the source.
+        takes: the names of the options that it takes.
+    """
     for name, value in options.items():
         if value is not None and name not in takes:
             said = f"it takes {', '.join(f'{t}=' for t in takes)}" if takes else "it takes no options"
@@ -119,6 +134,7 @@ def _with(options: Mapping[str, Any], kind: str, open_it: Callable[..., Any], *t
 
 
 def _open(source: Any, options: Mapping[str, Any]) -> Source:
+    """The source of an object or a name, by its type. The order of the tests matters: a frame has `__len__`, too."""
     from sapwood.data.sources import arrays, huggingface, random_access, table
 
     if isinstance(source, Source):
@@ -149,10 +165,12 @@ def _open(source: Any, options: Mapping[str, Any]) -> Source:
 
 
 def _on(function: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+    """The function with its positional arguments filled in, so that it takes only options."""
     return lambda **options: function(*args, **options)
 
 
 def _named(name: str, options: Mapping[str, Any]) -> Source:
+    """The source of a text: "digits", a path, or the name of a TensorFlow data set."""
     if name == "digits":
         from sapwood.data.sources.digits import digits
 
@@ -162,7 +180,7 @@ def _named(name: str, options: Mapping[str, Any]) -> Source:
         return _folder(path, options)
     if path.is_file() or path.suffix.lower() in (*TABLES, ".npz"):
         return _file(path, options)
-    if not re.fullmatch(CATALOG_NAME, name):  # "C:/data", "~/data", "s3://bucket/data", "old data"
+    if not re.fullmatch(CATALOG_NAME, name):  # such as "C:/data", "~/data", "s3://bucket/data", "old data"
         raise DataError(f"there is no file or folder {name!r}")
     from sapwood.data.sources.tfds import from_catalog
 
@@ -170,6 +188,7 @@ def _named(name: str, options: Mapping[str, Any]) -> Source:
 
 
 def _folder(path: Path, options: Mapping[str, Any]) -> Source:
+    """The source of a folder: a prepared TensorFlow data set, else images by class."""
     if (path / "dataset_info.json").exists():
         from sapwood.data.sources.tfds import from_prepared
 
@@ -180,6 +199,7 @@ def _folder(path: Path, options: Mapping[str, Any]) -> Source:
 
 
 def _file(path: Path, options: Mapping[str, Any]) -> Source:
+    """The source of a file, by its suffix."""
     from sapwood.data.sources import arrays, table
 
     if not path.exists():
