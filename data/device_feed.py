@@ -1,6 +1,6 @@
 """The feed of batches to the devices: a thread reads batches ahead and places them under their sharding.
 
-Two options hand out more than one batch per read. A "block" is several batches stacked into one array, for a program
+One read may fetch several batches, in two ways. A "block" is several batches stacked into one array, for a program
 that does several steps. A "run" is several single batches that are read together because each takes only microseconds.
 """
 

@@ -104,7 +104,7 @@ def meet(name: str, here: Feature, there: Feature, data: Any) -> tuple[Feature, 
             f"{name} is {here.dtype} here and was {there.dtype} in training: scale it with `map` as it was there"
         )
     turns.append(lambda values: _as_type(name, values, np.dtype(there.dtype)))
-    if there.classes is None and here.classes is None:  # numbers stay; there may be more here
+    if there.classes is None and here.classes is None:  # class numbers are unchanged; this data may have more classes
         counts = [n for n in (here.num_classes, there.num_classes) if n is not None]
         there = replace(there, num_classes=max(counts) if len(counts) == 2 else None)
     return replace(there, shape=shape), turns

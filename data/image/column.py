@@ -1,4 +1,4 @@
-"""`Pictures`: a column of encoded pictures, decoded when they are asked for."""
+"""`Pictures`: a column of encoded images that are decoded when they are read."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,10 +10,11 @@ from sapwood.data.image.decode import decode, survey
 
 
 class Pictures(Sequence[np.ndarray]):
-    """Pictures that are decoded when they are asked for, held to what they have in common.
+    """A sequence of images that are decoded when they are read, all with the same number of channels.
 
     Attributes:
-        feature: their size, None where it differs, and 1 channel where *all* of them are grey, 3 otherwise.
+        feature: uint8 `(height, width, channels)`. The height and width are None if they differ between images; there
+            is 1 channel if *all* images are gray, else 3.
     """
 
     def __init__(
@@ -25,8 +26,15 @@ class Pictures(Sequence[np.ndarray]):
         grey: bool | None = None,
         beside: Iterable[Any] = (),
     ):
-        """`pictures` as `decode` takes them, `where` names each in errors. Whether they are `grey` is found out from
-        them, and from others `beside` them, such as those of other splits."""
+        """Read the headers of the images to learn their size and channels.
+
+        Args:
+            pictures: a sequence of images, each as `decode` takes it.
+            where: a function from an index to the name of the image in error messages.
+            size: (height, width) to resize to; None keeps each image's size.
+            grey: whether images have 1 channel; None finds out from the images.
+            beside: other images that must be gray, too, for 1 channel, such as those of other splits.
+        """
         self.pictures, self.where, self.size = pictures, where, size
         height, width, channels = survey(pictures, where, sizes=size is None)
         if grey is not None:
@@ -43,5 +51,5 @@ class Pictures(Sequence[np.ndarray]):
         return self.seen(self.pictures[index], index)
 
     def seen(self, picture: Any, index: int) -> np.ndarray:
-        """`picture`, which is number `index`, decoded."""
+        """Decode `picture`, which was read from position `index` already."""
         return decode(picture, grey=self.feature.shape[-1] == 1, size=self.size, name=self.where(index))

@@ -1,4 +1,8 @@
-"""Pictures: what Pillow reads, as a viewer shows it, in 8 bits, grey or in colour. The one decoder of all sources."""
+"""The image decoder of all sources: any image that Pillow reads, as a viewer shows it, in 8 bits, gray or RGB.
+
+`decode` returns the pixels; `survey` finds the common size and channels from the headers. Most private functions
+correct cases in which Pillow's own conversion is not what a viewer shows: 16 bits, transparency, EXIF orientation.
+"""
 
 import io
 from collections.abc import Callable, Iterable, Iterator
@@ -12,32 +16,32 @@ from sapwood.core.errors import DataError
 from sapwood.data.file_checks import check_ordinary
 
 GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-"""Pillow's modes that have no colour."""
-ORIENTATION = 0x0112
-TAIL = 1 << 17
+"""Pillow's modes without color."""
+ORIENTATION = 0x0112  # the EXIF tag
+TAIL = 1 << 17  # bytes at the end of a PNG that are searched for an orientation
 TURNED = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
-"""Where Pillow finds the orientation of a PNG."""
+"""Keys under which Pillow finds the orientation of a PNG."""
 
 
 def decode(
     picture: Any, *, grey: bool = False, size: tuple[int, int] | None = None, name: str | None = None
 ) -> np.ndarray:
-    """A picture as a viewer shows it, uint8 `(height, width, channels)`: 1 channel if `grey`, else 3.
+    """Decode an image as a viewer shows it: uint8 `(height, width, channels)`, 1 channel if `grey`, else 3.
 
-    It is turned as its EXIF orientation says. What is transparent lies on white. Grey values of 16 bits become the
-    nearest of 8. Palettes, CMYK, YCbCr, HSV and LAB become RGB by Pillow's formulas; colour profiles are not applied.
-    Of an animation or of several pages the first is taken.
+    The image is rotated by its EXIF orientation. Transparent pixels are drawn on white. Gray values of 16 bits are
+    rounded to 8 bits. Palettes, CMYK, YCbCr, HSV and LAB become RGB by Pillow's formulas; color profiles are not
+    applied. Of an animation or several pages, only the first image is decoded.
 
     Args:
-        picture: a path, the bytes of a file, a dict of "bytes" and "path" as Hugging Face stores them, or an image of
-            Pillow's.
-        grey: one channel, by the luma of ITU-R BT.601.
-        size: (height, width) to resize to, bilinear.
-        name: what errors call it; default its path.
+        picture: a path, the bytes of a file, a dict of "bytes" and "path" as Hugging Face stores them, or a Pillow
+            image.
+        grey: whether to return one channel, by the luma of ITU-R BT.601.
+        size: (height, width) to resize to, bilinear; None keeps the size.
+        name: the name in error messages; default the path.
 
     Raises:
-        DataError: the file is missing, damaged or no image, is larger than Pillow takes for safe, or holds numbers of
-            32 bits, of which nothing says what is white.
+        DataError: the file is missing, damaged or no image, is larger than Pillow considers safe, or has 32-bit
+            numbers, whose white is unknown.
 
     Example:
         >>> from PIL import Image
@@ -64,10 +68,15 @@ def decode(
 def survey(
     pictures: Iterable[Any], where: Callable[[int], str], *, sizes: bool = True
 ) -> tuple[int | None, int | None, int]:
-    """The height and width of all pictures, None where they differ, and their channels: 1 where all are grey, else 3.
+    """The common height and width of images, None if they differ, and the channels: 1 if all are gray, else 3.
 
-    By their headers alone, about 50 us each, and no more of them than it takes. What cannot be read is passed over,
-    unless it is all: the error comes with the picture.
+    It reads only the headers, about 50 us each, and stops when the answer is known. An image that cannot be read is
+    skipped; its error is raised when it is decoded, or here if no image can be read.
+
+    Args:
+        pictures: the images, each as `decode` takes it.
+        where: a function from an index to the name of the image in error messages.
+        sizes: whether to find the height and width; they are None otherwise.
     """
     found: set[Any] = set()
     failed, grey = None, True
@@ -87,21 +96,22 @@ def survey(
 
 
 def is_picture(value: Any) -> bool:
-    """Whether `value` is an image of Pillow's. (Pillow itself is not imported for the question.)"""
+    """Whether `value` is a Pillow image. This does not import Pillow."""
     return hasattr(value, "getbands") and hasattr(value, "mode")
 
 
 def pixels(value: Any) -> Any:
-    """`value`, or where it is an image of Pillow's its pixels: NumPy would take the numbers of a palette for them."""
+    """The pixels of a Pillow image, any other value unchanged. (NumPy would read a palette's indices as pixels.)"""
     return decode(value, grey=value.mode in GREY) if is_picture(value) else value
 
 
 def class_numbers(picture: Any, name: str) -> np.ndarray:
-    """The numbers `(height, width)` of an image of Pillow's that is a label, such as a mask of classes; of a palette,
-    the numbers themselves.
+    """The numbers `(height, width)` of a Pillow image that is a label, such as a segmentation mask.
+
+    For an image with a palette these are the palette's indices.
 
     Raises:
-        DataError: it has several numbers a pixel.
+        DataError: the image has several numbers per pixel.
     """
     if picture.mode not in ("1", "L", "P", "I", "I;16"):
         raise DataError(f"{name} is a picture in mode {picture.mode}; a label has one number a pixel: mode L, P or I")
@@ -110,8 +120,10 @@ def class_numbers(picture: Any, name: str) -> np.ndarray:
 
 @contextmanager
 def _opened(picture: Any, name: str | None) -> Iterator[tuple[Any, str]]:
-    """The picture as an image of Pillow's, with its name. Pillow's own errors, of which its parsers raise all kinds on
-    damaged files, become errors of the data."""
+    """Open anything that `decode` takes as a Pillow image, and give it with its name for error messages.
+
+    Exceptions of any type inside the block, which Pillow's parsers raise on damaged files, become `DataError`.
+    """
     from PIL import Image
 
     if hasattr(picture, "as_py"):  # a cell of a pyarrow table
@@ -141,7 +153,7 @@ def _opened(picture: Any, name: str | None) -> Iterator[tuple[Any, str]]:
 
 
 def _check_size(size: tuple[int, int], called: str) -> None:
-    """DataError for more pixels than Pillow takes for safe; Pillow itself warns up to twice as many."""
+    """Raise `DataError` for more pixels than Pillow considers safe. Pillow itself only warns up to twice as many."""
     from PIL import Image
 
     if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
@@ -152,7 +164,7 @@ def _check_size(size: tuple[int, int], called: str) -> None:
 
 
 def _unreadable(called: str, error: Exception) -> DataError:
-    """What Pillow said, with the picture's name."""
+    """The `DataError` for an exception of Pillow's, with the image's name."""
     if isinstance(error, FileNotFoundError):
         return DataError(f"there is no file {called}")
     cause = str(error).splitlines()[0].split(" <_io.")[0] if str(error) else type(error).__name__
@@ -162,26 +174,29 @@ def _unreadable(called: str, error: Exception) -> DataError:
 
 
 def _upright(image: Any) -> Any:
+    """The image rotated by its EXIF orientation."""
     from PIL import ImageOps
 
     return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
 
 
 def _size(image: Any) -> tuple[int, int]:
-    """Height and width as they will be once the image is upright. Pillow says those of a TIFF so already."""
+    """Height and width after rotation by the EXIF orientation. Pillow reports a TIFF as rotated already."""
     from PIL import Image
 
     if image.format == "TIFF":
         return image.height, image.width
-    header = image.format == "PNG" and not _turned_behind(image.fp)  # where a PNG's own method decodes the whole
+    header = image.format == "PNG" and not _turned_behind(image.fp)  # PNG's own getexif decodes the whole image
     exif = Image.Image.getexif(image) if header else image.getexif()
     turned = exif.get(ORIENTATION, 1) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _turned_behind(file: Any) -> bool:
-    """Whether an orientation may follow the pixels of a PNG, by its last bytes: Pillow would decode the whole to find
-    out. The file is None once Pillow has done so: it knows then."""
+    """Whether a PNG may have its orientation after its pixels, judged by its last `TAIL` bytes.
+
+    Pillow would decode the whole image to find out. True if the file is None: Pillow has decoded it already then.
+    """
     if file is None:
         return True
     at = file.tell()
@@ -192,10 +207,11 @@ def _turned_behind(file: Any) -> bool:
 
 
 def _scale_key(image: Any, called: str) -> None:
-    """Pillow gives the pixels of a PNG 8 bits, and leaves the value that means "transparent" in the file's.
+    """Scale the value that means "transparent" in a PNG to 8 bits, as Pillow scales its pixels but not this value.
 
     Raises:
-        DataError: the image is loaded already, so that it no longer says how many bits those were, and it matters.
+        DataError: the image is loaded already, so it no longer says how many bits the file had, and the result depends
+            on that.
     """
     key = image.info.get("transparency") if image.format == "PNG" and not image.tile else None
     if image.mode == "L" and isinstance(key, int) and 0 < key < 16 and not np.any(np.asarray(image) % 17):
@@ -213,7 +229,10 @@ def _scale_key(image: Any, called: str) -> None:
 
 
 def _seen(image: Any, called: str) -> Any:
-    """The image as it is seen, in mode L or RGB."""
+    """Convert an image to mode L or RGB as a viewer shows it: transparency on white, 16 bits scaled to 8.
+
+    Raises `DataError` for 32-bit numbers.
+    """
     from PIL import Image
 
     key = image.info.get("transparency")
@@ -225,7 +244,7 @@ def _seen(image: Any, called: str) -> Any:
     mode = "L" if image.mode in GREY else "RGB"
     if not image.has_transparency_data:
         return image if image.mode == mode else image.convert(mode)
-    if image.mode in ("La", "RGBa"):  # multiplied by alpha already
+    if image.mode in ("La", "RGBa"):  # premultiplied alpha
         image = image.convert(image.mode.upper())
     layer = image.convert("RGBA")
     seen = Image.new("RGB", image.size, "white")
@@ -234,9 +253,10 @@ def _seen(image: Any, called: str) -> Any:
 
 
 def _of_16_bits(image: Any, key: int | None) -> np.ndarray:
-    """Grey of 16 bits in the nearest of 8; Pillow's conversion would take all above 255 for white.
+    """Scale 16-bit gray to 8 bits, rounded, uint8 `(height, width)`. Pillow's conversion clips all above 255 to white.
 
-    Pillow leaves values of 12 bits in a TIFF as they are, and those that count down from white, too.
+    Pillow neither scales 12-bit values of a TIFF nor inverts a TIFF whose 0 is white; both are done here. A pixel equal
+    to `key`, the transparent value, becomes white.
     """
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", {})

@@ -1,1 +1,1 @@
-"""One file for each kind of place that examples come from; `sapwood.data.load` chooses among them."""
+"""Sources of examples, one kind per file. `sapwood.data.load` chooses among them."""

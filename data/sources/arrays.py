@@ -1,4 +1,7 @@
-"""Arrays in memory: a dict of them, or a tuple (inputs, labels) or (inputs, labels, weights)."""
+"""Arrays as a source: a dict of arrays, a tuple (inputs, labels) or (inputs, labels, weights), or an .npz file.
+
+An array may also be a list of Pillow images or a data frame. An `np.memmap` is not loaded.
+"""
 
 import zipfile
 from collections.abc import Mapping
@@ -18,8 +21,15 @@ from sapwood.data.sources.table import inputs_of, is_frame
 
 
 def from_arrays(arrays: Mapping[str, Any], target: str | None, classes: Classes) -> ArraySource:
-    """Examples along the first dimension of each array. `target` names the entry that becomes "label", in place
-    of one that is called so already.
+    """A source of a dict of arrays `(examples, ...)`.
+
+    Args:
+        arrays: the entries by name.
+        target: the entry that becomes "label", in place of an entry called "label".
+        classes: the names of the label's classes or their number; None finds them out (`labels.encode`).
+
+    Raises:
+        DataError: there are no arrays, or they differ in their number of examples.
 
     Example:
         >>> source = from_arrays({"x": np.zeros((3, 2)), "y": [0, 2, 1]}, "y", None)
@@ -42,8 +52,11 @@ def from_arrays(arrays: Mapping[str, Any], target: str | None, classes: Classes)
 
 
 def from_tuple(parts: tuple, classes: Classes) -> ArraySource:
-    """(inputs, labels) or (inputs, labels, weights). Inputs of shape `(examples, height, width, channels)` are called
-    "image", others "features". The columns of a data frame keep their names."""
+    """A source of a tuple (inputs,), (inputs, labels) or (inputs, labels, weights).
+
+    Pillow images and inputs of shape `(examples, height, width, channels)` become "image", others "features". If inputs
+    are a data frame, the feature keeps the names of its columns.
+    """
     if not 1 <= len(parts) <= 3:
         raise ConfigError(
             f"a tuple of {len(parts)} was given; (inputs, labels) or (inputs, labels, weights) is expected"
@@ -55,7 +68,7 @@ def from_tuple(parts: tuple, classes: Classes) -> ArraySource:
 
 
 def _entry(name: str, values: Any) -> tuple[np.ndarray | Pictures, Feature]:
-    """One entry with its feature. What lies in a file is not read, so it keeps the dtype that it has there."""
+    """One entry with its feature. An array in a file is not loaded, so it keeps its dtype."""
     if _are_pictures(values):
         pictures = Pictures(values, lambda index: f"{name} of example {index}")
         return pictures, pictures.feature
@@ -69,10 +82,12 @@ def _entry(name: str, values: Any) -> tuple[np.ndarray | Pictures, Feature]:
 
 
 def _are_pictures(values: Any) -> bool:
+    """Whether this is a list of Pillow images, judged by its first value."""
     return isinstance(values, list | tuple) and any(map(is_picture, values[:1]))
 
 
 def _check_lengths(arrays: Mapping[str, Any]) -> None:
+    """Raise `DataError` if arrays differ in their number of examples."""
     lengths = {name: len(a) for name, a in arrays.items()}
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"{n} has {length}" for n, length in lengths.items())
@@ -80,7 +95,10 @@ def _check_lengths(arrays: Mapping[str, Any]) -> None:
 
 
 def from_file(path: Path, target: str | None, classes: Classes) -> ArraySource:
-    """The arrays of an .npz file; never unpickles."""
+    """A source of the arrays of an .npz file. Pickled objects are never read.
+
+    Raises `DataError` if the file is damaged, or would unpack to far more memory than its size.
+    """
     try:
         with zipfile.ZipFile(path) as packed:
             size = sum(part.file_size for part in packed.infolist())
@@ -92,7 +110,7 @@ def from_file(path: Path, target: str | None, classes: Classes) -> ArraySource:
             raise DataError(f"{empty} of {path} has {len(arrays[empty]):,} examples that hold nothing")
     except DataError:
         raise
-    except Exception as error:  # zipfile, zlib and the parser of NumPy's headers raise all kinds on a damaged file
+    except Exception as error:  # zipfile, zlib and NumPy raise exceptions of many types on a damaged file
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} cannot be read as npz: {cause}") from error
     return from_arrays(arrays, target, classes)

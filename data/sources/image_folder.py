@@ -1,4 +1,4 @@
-"""A folder of images, one folder a class inside it, read when they are asked for."""
+"""`Folder`: a source of images in one folder per class. Images are decoded when they are read."""
 
 import warnings
 from collections.abc import Sequence
@@ -16,23 +16,33 @@ SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".jxl", ".bmp", ".dib", ".gif", ".webp",
     ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".psd", ".dds", ".avif", ".heic", ".heif",
 )  # fmt: skip
-"""Files that are images. What Pillow cannot read of them is an error when it is read; none is passed over."""
+"""Suffixes of image files. A file with one of them that Pillow cannot read raises an error; none is skipped."""
 
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""What a folder of a split is called, in small letters or capitals."""
+"""Names of the folder of each split; upper and lower case are equal."""
 
 
 class Folder(Source):
-    """Images by class: `root/cat/1.png` has label "cat"; or `root/train/cat/1.png` with split "train", which may
-    be called "Train" or "training" there.
+    """A source of images by class: `root/cat/1.png` has the label "cat".
 
-    Images are "image", uint8 `(height, width, channels)`, as `sapwood.data.decode_image` reads them: with 1 channel
-    where those of all splits are grey and 3 otherwise, and resized to `size` (bilinear) where that is given. Classes
-    are the folders' names in order, those of all splits, so that a class has one number in each.
+    With splits it reads `root/train/cat/1.png`; the folder of a split may also be called "Train" or "training", for
+    example. Entry "image" is uint8 `(height, width, channels)`, decoded by `sapwood.data.decode_image`: 1 channel if
+    the images of all splits are gray, else 3. Entry "label" is int32. The classes are the sorted names of the folders
+    of all splits, so a class has the same number in each split.
+
+    Args:
+        root: the folder.
+        split: the split to read; None is "train" if there are splits.
+        classes: the names of the classes, in order; None takes the folders' names.
+        size: (height, width) to resize to, bilinear; None keeps each image's size.
+
+    Raises:
+        DataError: there are no images, no such split, or a folder that is not among the classes.
+        ConfigError: `classes` is a number.
     """
 
     def __init__(self, root: Path, split: str | None, classes: Classes, size: tuple[int, int] | None):
@@ -77,14 +87,18 @@ class Folder(Source):
 
 
 def _homes(root: Path, split: str | None, classes: Sequence[str] | None) -> tuple[Path, list[Path]]:
-    """The folder in which each folder is a class, and those of all splits, of which it is one."""
+    """The folder whose folders are the classes, and the list of such folders of all splits, which includes it.
+
+    Without splits both are `root`. Raises `DataError` for an unknown split, or if it is unclear whether folders are
+    splits or classes.
+    """
     folders = _folders(root)
     splits = [d for d in folders if _kind(d.name)]
     others = [d.name for d in folders if not _kind(d.name) and _has_images(d)]
-    if others:  # beside them "valid" is a split where it has classes in it, and else a class itself
+    if others:  # beside folders of images, "valid" is a split if it has folders of images in it, else a class
         splits = [d for d in splits if _classes(d)]
     if classes is not None and {*others, *(d.name for d in splits)} <= set(classes):
-        splits = []  # "train" may be a kind of vehicle
+        splits = []  # "train" may be a class, the vehicle
     if splits and not others:
         return _of_split(root, splits, split or "train"), splits
     mixed = [d.name for d in splits if _has_images(d)]
@@ -100,12 +114,12 @@ def _homes(root: Path, split: str | None, classes: Sequence[str] | None) -> tupl
 
 
 def _kind(name: str) -> str | None:
-    """The split that a folder of this name holds, if it is the name of one."""
+    """The key of `SPLITS` that a folder of this name belongs to, or None."""
     return next((kind for kind, names in SPLITS.items() if name.lower() in names), None)
 
 
 def _of_split(root: Path, splits: list[Path], wanted: str) -> Path:
-    """The folder of a split: the one of that very name, else the one of another name for it."""
+    """The folder of a split: the one with exactly that name, else the one with another name for the same split."""
     there = ", ".join(d.name for d in splits)
     found = [d for d in splits if d.name == wanted] or [d for d in splits if _kind(d.name) == _kind(wanted)]
     if len(found) > 1:
@@ -116,8 +130,10 @@ def _of_split(root: Path, splits: list[Path], wanted: str) -> Path:
 
 
 def _refuse_others(homes: list[Path]) -> None:
-    """A `DataError` for a folder among the classes that has files but no image: its class would vanish, and the numbers
-    of those after it would change."""
+    """Raise `DataError` if a folder among the classes has files but no image.
+
+    Without this error its class would be missing, and the numbers of the classes after it would change.
+    """
     for folder in (d for home in homes for d in _folders(home)):
         files = [] if _has_images(folder) else [p for p in folder.rglob("*") if p.is_file() and p.name[0] != "."]
         if files:
@@ -129,7 +145,7 @@ def _refuse_others(homes: list[Path]) -> None:
 
 
 def _warn_of_others(folders: list[Path]) -> None:
-    """One warning for the files beside images that are not known as such: they are passed over."""
+    """Warn, once for all, of files in the folders of classes that are not images; they are skipped."""
     files = [p for folder in folders if folder.is_dir() for p in folder.rglob("*") if p.is_file() and not _is_image(p)]
     files = [path for path in files if not path.name.startswith(".") and path.name not in ("Thumbs.db", "desktop.ini")]
     if files:
@@ -142,10 +158,12 @@ def _warn_of_others(folders: list[Path]) -> None:
 
 
 def _folders(root: Path) -> list[Path]:
+    """The folders in a folder, sorted, without hidden ones."""
     return sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
 
 
 def _classes(home: Path) -> list[str]:
+    """The names of the folders in a folder that have images, at any depth."""
     return [d.name for d in _folders(home) if _has_images(d)]
 
 
@@ -154,6 +172,7 @@ def _has_images(folder: Path) -> bool:
 
 
 def _images(folder: Path) -> list[Path]:
+    """The images in a folder, at any depth, sorted."""
     return sorted(filter(_is_image, folder.rglob("*"))) if folder.is_dir() else []
 
 

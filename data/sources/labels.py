@@ -1,4 +1,4 @@
-"""Labels: which entry they are, and from what is stored to class numbers with their names."""
+"""Labels and weights: the choice of the label entry, and the encoding of labels as class numbers with names."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +17,13 @@ WEIGHT = Feature((), "float32", low=0)
 def rename(
     entries: Mapping[str, Any], target: str | None, classes: Classes = None, where: str = "the data"
 ) -> dict[str, Any]:
-    """`entries` with `target` called "label", and without a "label" of their own beside it.
+    """Rename the entry `target` to "label", and drop another entry called "label".
+
+    Args:
+        entries: the entries by name.
+        target: the entry to rename; None changes nothing.
+        classes: the `classes` option of the source, which needs a label.
+        where: what the message calls the data.
 
     Raises:
         ConfigError: there is no such entry, or `classes` are given and there is no label.
@@ -39,18 +45,22 @@ def rename(
 def encode(
     values: Any, classes: Classes, name: str = "label", where: Callable[[int], str] = "example {}".format
 ) -> tuple[np.ndarray, Feature]:
-    """Labels and their feature. Text becomes the number of its class, int32; integers are class numbers already;
-    floats are targets of a regression and stay, and so do the signs -1 and 1 of the hinge loss, which are no class
-    numbers.
+    """Encode labels, and return them with their feature.
+
+    Text becomes the number of its class, int32. Integers are class numbers already, and become int32. Floats are
+    targets of a regression and are not encoded. Integers that are all -1 or 1 are the signs of the hinge loss, not
+    class numbers.
 
     Args:
-        values: labels `(examples, ...)`.
-        classes: the names of the classes in order, or their number; default what the values tell: the sorted
-            texts, or the integers 0 to the largest.
-        where: how to name example i.
+        values: labels `(examples, ...)`, or a list of Pillow images such as segmentation masks.
+        classes: the names of the classes in order, or their number. By default they are the categories of a pandas
+            categorical, the sorted texts, or the integers from 0 to the largest label.
+        name: the entry, for messages.
+        where: a function from an index to the name of the example, for messages.
 
     Raises:
-        DataError: a label is no class: below 0, unknown, or an empty text that no one named.
+        DataError: a label is negative, unknown, or an empty text that `classes` does not list.
+        ConfigError: `classes` does not go with the dtype of the labels.
 
     Example:
         >>> encode(["dog", "cat", "dog"], None)[0].tolist(), encode(["dog", "cat"], None)[1].classes
@@ -58,14 +68,14 @@ def encode(
     """
     if isinstance(values, list | tuple) and any(map(is_picture, values[:1])):
         values = [class_numbers(value, f"{name} of example {i}") for i, value in enumerate(values)]
-    if classes is None:  # pandas' are in an order of their own, and may have no example
+    if classes is None:  # pandas categories have an order, and may have no example
         classes = categories(values)
     values = rows(name, values)
     if values.dtype == bool and classes is None:
         classes = 2
     if values.dtype.kind in "UOST" and values.size:
         return _encode_text(narrow(name, values), classes, name, where)
-    kept = on_disk(values)  # the source makes them int32 as they are read
+    kept = on_disk(values)  # the source converts them to int32 when it reads them
     values = values if kept else narrow(name, values, where)
     if values.dtype.kind not in "biu":
         if classes is not None:
@@ -86,13 +96,13 @@ def encode(
 
 
 def categories(values: Any) -> list[str] | None:
-    """The categories of a pandas categorical of text, None for anything else."""
+    """The categories of a pandas categorical of text, in order; None for anything else."""
     words = getattr(getattr(values, "cat", values), "categories", None)
     return list(words) if words is not None and all(isinstance(word, str) for word in words) else None
 
 
 def weights(values: Any) -> tuple[np.ndarray, Feature]:
-    """Weights of examples, float32, and their feature; a `DataError` where they are no numbers."""
+    """The weights of examples as float32, and their feature. `DataError` if one is not a number."""
     try:
         return np.asarray(values).astype(np.float32), WEIGHT
     except (TypeError, ValueError) as error:
@@ -101,6 +111,7 @@ def weights(values: Any) -> tuple[np.ndarray, Feature]:
 
 
 def _is_number(value: Any) -> bool:
+    """Whether NumPy converts the value to float32."""
     try:
         np.float32(value)
     except (TypeError, ValueError):
@@ -109,7 +120,7 @@ def _is_number(value: Any) -> bool:
 
 
 def weighing(features: dict[str, Feature]) -> dict[str, Feature]:
-    """`features`, of which a number called "weight" is the weight of an example: float32, and not below 0."""
+    """Replace the feature of a numeric entry "weight" by that of an example's weight: float32, 0 or more."""
     weight = features.get("weight")
     if weight is None or weight.shape != () or np.dtype(weight.dtype).kind not in "biuf":
         return features
@@ -117,6 +128,7 @@ def weighing(features: dict[str, Feature]) -> dict[str, Feature]:
 
 
 def _feature(values: np.ndarray, classes: int | Sequence[str]) -> Feature:
+    """The feature of encoded labels with these classes."""
     shape, dtype = values.shape[1:], "int32"
     if isinstance(classes, int):
         return Feature(shape, dtype, num_classes=classes)
@@ -126,10 +138,11 @@ def _feature(values: np.ndarray, classes: int | Sequence[str]) -> Feature:
 def _encode_text(
     values: np.ndarray, classes: Classes, name: str, where: Callable[[int], str]
 ) -> tuple[np.ndarray, Feature]:
+    """Encode labels that are text; the arguments are those of `encode`."""
     if isinstance(classes, int):
         raise ConfigError(f"{name} holds text; give the names of the classes, not their number {classes}")
     texts = values.reshape(-1).tolist()
-    each = len(texts) // len(values) if values.ndim else 1  # labels an example
+    each = len(texts) // len(values) if values.ndim else 1  # labels per example
     for i, value in enumerate(texts):
         if not isinstance(value, str):
             raise DataError(

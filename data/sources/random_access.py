@@ -1,4 +1,8 @@
-"""Anything with `__len__` and `__getitem__`: lists, PyTorch data sets, `grain.MapDataset`, classes of one's own."""
+"""`Indexed`: a source of any object with `__len__` and `__getitem__`.
+
+Such objects are lists, PyTorch data sets, `grain.MapDataset` and custom classes. Nothing declares what their examples
+are, so the features are inferred from a few of them.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,19 +16,28 @@ from sapwood.data.image.decode import GREY, class_numbers, decode, is_picture
 from sapwood.data.sources.labels import Classes, rename, weighing
 from sapwood.data.sources.source import Source
 
-PROBES = 8  # examples looked at to learn which dimensions vary
+PROBES = 8  # examples that are read to infer the features
 
 
 class Indexed(Source):
-    """Examples by `rows[i]`: a dict of arrays, a tuple (inputs, label), or the inputs alone ("features").
+    """A source of `rows[i]`: a dict of arrays, a tuple (inputs, label), or only the inputs ("features").
 
-    Shapes and dtypes are learnt from a few examples spread over the set: a dimension in which those differ is None, and
-    the dtype is one that holds them all. Images of Pillow's become pixels, as `decode_image` says, with 1 channel where
-    those few are all grey. `target` is called "label", in place of an entry that has that name.
-    An object with `__getitems__(list)` is asked for many examples at once. Examples are read in one thread, since
-    nothing says that the object would bear more. Those of a list or of tensors are remembered, and all others read anew
-    each time, since they may be drawn at random: `remember` says otherwise. Class numbers are called what the object's
-    `classes` say, as torchvision's data sets have them.
+    Shapes and dtypes are inferred from `PROBES` examples spread over the data set: a dimension in which they differ is
+    None, and the dtype is one that holds the values of all. Pillow images are decoded by `decode_image`, with 1 channel
+    if the probed ones are all gray. `rows.__getitems__(list)` is used, if there is one, to read many examples at once.
+    Examples are read in one thread, since the object may not be thread-safe.
+
+    Args:
+        rows: the object.
+        target: the entry that becomes "label", in place of an entry called "label".
+        classes: the names of the label's classes or their number. By default the names are the object's `classes`, an
+            attribute of torchvision's data sets.
+        remember: whether examples are cached. By default those of a list or of tensors are; others are read each time,
+            since they may be random.
+
+    Raises:
+        DataError: the data set is empty, or its examples have different dimensions or types.
+        ConfigError: `classes` without a label, or `remember` with examples that change when they are read again.
     """
 
     threads = 1
@@ -69,7 +82,7 @@ class Indexed(Source):
         return stack(rows, numbers, self.where)
 
     def _named(self, row: Any, index: int) -> dict[str, Any]:
-        """An example as it comes, its entries by name."""
+        """An example as a dict of its entries, without any conversion of their values."""
         if isinstance(row, tuple):
             if len(row) > 2:
                 raise DataError(
@@ -83,6 +96,7 @@ class Indexed(Source):
         return dict(row) if self.target is None else rename(row, self.target, where=f"example {index}")
 
     def _typed(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """The entries of an example converted to arrays: images decoded, labels that are text encoded."""
         entries = {n: self._pixels(n, v, index) if is_picture(v) else _value(n, v) for n, v in row.items()}
         label = entries.get("label")
         if self._number is not None and isinstance(label, str):
@@ -93,6 +107,7 @@ class Indexed(Source):
         return entries
 
     def _refuse_changing(self, probes: list[dict[str, Any]], numbers: list[int]) -> None:
+        """Raise `ConfigError` if a probed example differs when it is read again."""
         for probe, i in zip(probes, numbers, strict=True):
             if _differ(probe, self.read(i)):
                 raise ConfigError(
@@ -101,6 +116,7 @@ class Indexed(Source):
                 )
 
     def _pixels(self, name: str, picture: Any, index: int) -> np.ndarray:
+        """Decode a Pillow image: class numbers for the label, else pixels with the channels of the probed images."""
         if name == "label":
             return class_numbers(picture, f"{name} of example {index}")
         grey = self._grey.get(name, False)
@@ -113,7 +129,7 @@ class Indexed(Source):
 
 
 def _lies_there(rows: Any) -> bool:
-    """Whether examples are what is in memory, and nothing is made of them when they are read."""
+    """Whether the object returns examples that are in memory, without computing anything when they are read."""
     if _is_subset(rows):
         return _lies_there(rows.dataset)
     kind = type(rows)
@@ -121,18 +137,21 @@ def _lies_there(rows: Any) -> bool:
 
 
 def _is_subset(rows: Any) -> bool:
-    """Whether this is a `torch.utils.data.Subset`, which hands out the examples of another data set as they are."""
+    """Whether this is a `torch.utils.data.Subset`, which returns examples of another data set unchanged."""
     return type(rows).__name__ == "Subset" and hasattr(rows, "indices") and hasattr(rows, "dataset")
 
 
 def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two readings of an example give other values."""
+    """Whether two readings of an example have different values. Python objects are not compared."""
     pairs = [(np.asarray(one[name]), np.asarray(other[name])) for name in one.keys() & other.keys()]
     return any(a.shape != b.shape or (a.dtype != object and a.tobytes() != b.tobytes()) for a, b in pairs)
 
 
 def _classes_of(rows: Any) -> list[str] | None:
-    """The names of the classes that a data set, or the one that it is a part of, has in its `classes`."""
+    """The names in the attribute `classes` of a data set, or of the data set that it is a `Subset` of.
+
+    None if there is no list of different names, or a `target_transform` may change the class numbers.
+    """
     names = getattr(rows, "classes", None)
     if names is None:
         return _classes_of(rows.dataset) if _is_subset(rows) else None
@@ -143,10 +162,12 @@ def _classes_of(rows: Any) -> list[str] | None:
 
 
 def _value(name: str, value: Any) -> Any:
+    """The value as an array of a device's dtype; text, bytes and None unchanged."""
     return value if isinstance(value, str | bytes) or value is None else narrow(name, value)
 
 
 def _probe(name: str, values: list) -> Feature:
+    """The feature of an entry, inferred from its values in a few examples."""
     if isinstance(values[0], str | bytes):
         return Feature((), TEXT)
     arrays = [array(name, v) for v in values]
@@ -162,7 +183,7 @@ def _probe(name: str, values: list) -> Feature:
 
 
 def _common(name: str, dtypes: set[np.dtype]) -> np.dtype:
-    """The dtype that holds values of all of these, as the device has it."""
+    """The device's dtype that holds the values of all these dtypes; `DataError` if there is none."""
     try:
         if np.dtype(object) in dtypes or not any(d.kind in "US" for d in dtypes):
             return narrow(name, np.zeros(0, np.result_type(*dtypes))).dtype

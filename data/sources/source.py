@@ -1,4 +1,8 @@
-"""Where examples come from (`Source`), and the reader that checks each one once and remembers what fits in memory."""
+"""`Source`: the base class of all sources of examples, and `ArraySource` for arrays in memory or in a file.
+
+A source only reads what is stored. `Reader` (data/reader.py) checks and caches examples; `Dataset` slices, maps and
+weights them.
+"""
 
 import itertools
 import math
@@ -15,28 +19,36 @@ from sapwood.data.check import stack
 from sapwood.data.feature import RAW, TEXT, Feature, narrow
 from sapwood.data.image.column import Pictures
 
-ALIGNMENT = 64  # bytes: what XLA asks of memory that it is to use in place
-THREADS = 8  # reading files, decompressing and decoding images release Python's lock
+ALIGNMENT = 64  # bytes: XLA uses memory with this alignment without a copy
+THREADS = 8  # reading files, decompressing and decoding images release the GIL
 
 
 class Source:
-    """Random access to examples: subclasses give `__len__`, `features` and `read` (or `gather`, if faster).
+    """Base class for random access to examples.
 
-    A source says what is stored. Checking, remembering, slicing, mapping and shuffling are done around it.
+    A subclass defines `__len__`, `features` and `read`, or `gather` if reading many at once is faster. A source only
+    reads what is stored; checks, caches, slices, maps and shuffling are outside it.
+
+    Attributes:
+        features: the feature of each entry of an example.
+        threads: threads that read; 1 if reading holds the GIL or is not thread-safe.
+        remember: whether a reader may cache examples; False if reading one costs no more than the cache.
+        apart: examples whose indices differ by less than this overlap, so a random split would leak.
+        changes: whether an example may differ each time it is read, as with random augmentation.
     """
 
     features: dict[str, Feature]
-    threads = THREADS  # 1 where reading holds Python's lock or is not thread-safe
-    remember = True  # False where an example costs no more to read than to remember
-    apart = 1  # examples fewer places apart overlap, so that a split at random would leak
-    changes = False  # True where an example may be another each time it is read, as one that is augmented
-    _asked, _short = 0, False  # how often `in_parts` was called, and what it saw when it looked
+    threads = THREADS
+    remember = True
+    apart = 1
+    changes = False
+    _asked, _short = 0, False  # calls of `in_parts` with many examples; whether reading was fast when it was last timed
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def read(self, index: int) -> dict[str, Any]:
-        """Example `index`, decoded."""
+        """Example `index` as a dict of decoded entries."""
         raise NotImplementedError
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -45,9 +57,15 @@ class Source:
         return stack(self.in_parts(lambda part: [self.read(i) for i in part], numbers), numbers, self.where)
 
     def in_parts(self, read: Callable[[list[int]], list[Any]], numbers: list[int]) -> list[Any]:
-        """`read(numbers)`, by several threads where that is allowed and examples take long; now and then it looks.
+        """`read(numbers)`, split over several threads if `threads` allows it and examples are slow to read.
 
-        A source that reads from another runs in those threads already: were they to wait for each other, all would.
+        Every `LOOK` calls it times the first two examples; below `SHORT` seconds each, threads are not used. Within a
+        thread of the pool, as for a source that reads from another source, it does not use threads, since threads that
+        wait for the pool they run in would deadlock.
+
+        Args:
+            read: a function from a list of indices to the list of their examples.
+            numbers: the indices.
         """
         if self.threads < 2 or len(numbers) < 2 * self.threads or getattr(_thread, "reads", False):
             return read(numbers)
@@ -63,12 +81,12 @@ class Source:
         return found + [example for part in parts for example in part]
 
     def column(self, name: str) -> np.ndarray:
-        """Entry `name` of all examples; override where it can be had without decoding the rest."""
+        """Entry `name` of all examples. Override it if that is possible without decoding the other entries."""
         chunks = np.array_split(np.arange(len(self)), max(1, len(self) // CHUNK))
         return np.concatenate([self.gather(c)[name] for c in chunks])
 
     def where(self, index: int) -> str:
-        """How an error names example `index`."""
+        """The name of example `index` in error messages."""
         return f"example {index}"
 
 
@@ -77,13 +95,14 @@ _thread = threading.local()  # `reads` is True in the threads of the pool
 
 @cache
 def _pool() -> ThreadPoolExecutor:
+    """The pool of threads that all sources share."""
     return ThreadPoolExecutor(THREADS, "sapwood-read", lambda: setattr(_thread, "reads", True))
 
 
 class ArraySource(Source):
-    """Examples that lie in memory or in a file as arrays `(examples, ...)`, one an entry, or as `Pictures`.
+    """Examples whose entries are arrays `(examples, ...)` in memory or in a file (`np.memmap`), or `Pictures`.
 
-    What lies in a file stays there: its rows get the dtype of their feature when they are read.
+    An array in a file is not loaded; its rows are converted to the dtype of their feature when they are read.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray | Pictures], features: dict[str, Feature]):
@@ -105,7 +124,7 @@ class ArraySource(Source):
         return values
 
     def _rows(self, name: str, values: np.ndarray | Pictures, indices: np.ndarray) -> np.ndarray:
-        """Rows in the dtype of their feature; an integer that does not fit is an error (`narrow`)."""
+        """Rows of an entry in the dtype of its feature. `DataError` for an integer that does not fit (`narrow`)."""
         if isinstance(values, Pictures):
             numbers = [int(i) for i in indices]
             examples = self.in_parts(lambda part: [{name: values[i]} for i in part], numbers)
@@ -114,27 +133,30 @@ class ArraySource(Source):
         return narrow(name, rows).astype(self._turned[name], copy=False) if name in self._turned else rows
 
 
-SHORT = 1.5e-4  # seconds; where an example takes less, threads lose more by taking turns at that lock than they gain
+SHORT = 1.5e-4  # seconds; for examples that are read faster, threads lose more by waiting for the GIL than they gain
 
 
-LOOK = 16  # batches from one look at how long an example takes to the next
+LOOK = 16  # batches between two timings of how long an example takes
 
 
-CHUNK = 1024  # examples of one reading, where one entry of all examples is wanted
+CHUNK = 1024  # examples that are read at once when one entry of all examples is needed
 
 
 def take(array: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """``array[indices]`` in memory that begins at a multiple of 64 bytes: JAX on a CPU uses such memory as it is, where
-    it would copy any other (the copy took three times as long as this)."""
-    if array.dtype.kind not in "biufcV":  # text and Python objects go to no device
+    """``array[indices]`` in memory that starts at a multiple of `ALIGNMENT` bytes.
+
+    JAX on a CPU uses such memory in place and copies any other (the copy took three times as long as this).
+    """
+    if array.dtype.kind not in "biufcV":  # no device takes text and Python objects
         return array[indices]
     shape = (len(indices), *array.shape[1:])
     size = math.prod(shape) * array.dtype.itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     rows = memory[start : start + size].view(array.dtype).reshape(shape)
-    return np.take(array, indices, axis=0, out=rows, mode="clip")  # the indices are inside; "raise" would buffer
+    return np.take(array, indices, axis=0, out=rows, mode="clip")  # indices are in range; "raise" would buffer
 
 
 def dtypes(features: dict[str, Feature]) -> dict[str, np.dtype]:
+    """The dtype of each feature that is neither text nor other Python objects."""
     return {n: np.dtype(f.dtype) for n, f in features.items() if f.dtype not in (TEXT, RAW)}

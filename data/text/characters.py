@@ -1,4 +1,4 @@
-"""Character-level language-model data: windows over one text."""
+"""Character-level language-model data: `characters` makes windows over one text, `encode` and `decode` map to ids."""
 
 import numpy as np
 
@@ -9,7 +9,16 @@ from sapwood.data.sources.source import Source
 
 
 class Windows(Source):
-    """Window i is the `length` characters from i * stride on, as "tokens", and the ones after each, as "targets"."""
+    """Windows of a text as examples.
+
+    Window i has "tokens", the `length` characters from i * stride on, and "targets", the character after each of them.
+
+    Args:
+        ids: the ids of all characters of the text, int32 `(characters,)`.
+        length: characters per window.
+        stride: characters from the start of one window to the start of the next.
+        vocabulary: the character of each id.
+    """
 
     remember = False
 
@@ -33,19 +42,20 @@ def characters(text: str, length: int, *, stride: int = 1, vocabulary: str | tup
 
     Args:
         text: at least `length` + 1 characters.
-        length: characters a window.
-        stride: characters from one window's start to the next's: 1 gives every window there is, `length` those that
-            share no target, for evaluation.
-        vocabulary: the characters that have ids, in order; default those of the text, sorted. Give the training
-            text's, `data.features["tokens"].vocabulary`, for a text to evaluate.
+        length: characters per window.
+        stride: characters from the start of one window to the start of the next. 1 gives all windows; `length` gives
+            windows that share no target, for evaluation.
+        vocabulary: the characters that have ids, in order; default those of the text, sorted. For an evaluation text,
+            give the vocabulary of the training text, `data.features["tokens"].vocabulary`.
 
     Returns:
         A data set of windows: "tokens" and "targets", int32 `(length,)`, where each target is the character after its
-        token. The vocabulary is in the features. Windows overlap
-        unless `stride` is `length`: to hold some text out, cut the text; a `split` of the windows is an error.
+        token. The features hold the vocabulary. Windows overlap if `stride` is less than `length`, and their `split` is
+        an error then: to hold some text out, cut the text.
 
     Raises:
-        DataError: the text is too short, or holds a character outside the vocabulary.
+        DataError: the text is too short, or has a character outside the vocabulary.
+        ConfigError: the length or the stride is less than 1.
 
     Source: A. Karpathy, The Unreasonable Effectiveness of Recurrent Neural Networks, 2015.
 
@@ -66,10 +76,10 @@ def characters(text: str, length: int, *, stride: int = 1, vocabulary: str | tup
 
 
 def encode(text: str, vocabulary: tuple[str, ...] | str) -> np.ndarray:
-    """The ids of the characters of `text`, int32 `(characters,)`.
+    """Encode a text as the ids of its characters, int32 `(characters,)`.
 
     Raises:
-        DataError: a character is outside the vocabulary; names the first and where it stands. The vocabulary is empty.
+        DataError: a character is outside the vocabulary (the message gives its position), or the vocabulary is empty.
 
     Example:
         >>> encode("cab", "abc").tolist()
@@ -94,7 +104,7 @@ def encode(text: str, vocabulary: tuple[str, ...] | str) -> np.ndarray:
 
 
 def decode(ids: np.ndarray, vocabulary: tuple[str, ...] | str) -> str:
-    """The text that ids `(characters,)` stand for.
+    """Decode ids `(characters,)` to a text.
 
     Raises:
         DataError: an id is outside the vocabulary.
