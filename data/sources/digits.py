@@ -1,4 +1,7 @@
-"""`digits`: scikit-learn's 1,797 handwritten digits, as a TensorFlow data set prepared once.
+"""`digits`: scikit-learn's 1,797 handwritten digits, prepared once as a TensorFlow data set.
+
+Preparing writes array_record files with their checksums. If they cannot be written or read back, the digits come from
+scikit-learn instead.
 
 Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998,
 https://doi.org/10.24432/C50P49 (CC BY 4.0); the part that scikit-learn ships as `load_digits`.
@@ -28,18 +31,25 @@ FEATURES = {
     "image": Feature((8, 8, 1), "uint8", low=0, high=16),
     "label": Feature((), "int32", classes=tuple("0123456789")),
 }
-STALE_SECONDS = 3600  # what a killed preparation left behind is removed after this
+STALE_SECONDS = 3600  # the age at which the files of an interrupted preparation are removed
 
 
 def digits(split: str | None = None, data_dir: str | Path | None = None) -> Source:
     """The digits as a source: "image", uint8 `(8, 8, 1)` with values 0..16, and "label", int32, 0..9.
 
-    1,437 examples in "train" and 360 in "test": scikit-learn's
+    "train" has 1,437 examples and "test" 360: scikit-learn's
     `train_test_split(X, y, test_size=0.2, stratify=y, random_state=0)`, in that order.
 
-    They are prepared once into `data_dir` in array_record format, as `digits/1.0.0`. Where array_record is not
-    installed (it has no wheel for Windows), or the directory cannot be written, they come from scikit-learn each time;
-    so they do, with a warning, where a prepared file is damaged.
+    They are prepared once into `data_dir` in array_record format, as `digits/1.0.0`. If array_record is not installed
+    (it has no wheel for Windows), they come from scikit-learn each time. The same happens, with a warning, if the
+    directory cannot be written or a prepared file is damaged.
+
+    Args:
+        split: "train" (the default), "test", or slices of them as in TFDS, such as "train[:80%]+test".
+        data_dir: the directory of prepared data sets; default `data_directory()`.
+
+    Raises:
+        DataError: there is no such split, or scikit-learn is not installed.
     """
     if find_spec("array_record") is None:
         return _in_memory(split)
@@ -66,10 +76,11 @@ def digits(split: str | None = None, data_dir: str | Path | None = None) -> Sour
 
 
 def prepare(place: Path) -> Path:
-    """The folder of the prepared digits inside `place`, preparing them if they are not there.
+    """The folder of the prepared digits inside `place`. It prepares them if they are not there.
 
-    The folder appears whole or not at all: it is written under another name, and renamed when all of it is on the disk.
-    So a killed preparation leaves nothing that is taken for data, and of two at once the first one stays.
+    The folder is written under another name, and renamed once all files are on disk, so it is never incomplete. An
+    interrupted preparation leaves no files that are read as data. If two processes prepare at once, the first one's
+    files stay.
     """
     final = place / "digits" / VERSION
     if final.exists():
@@ -82,7 +93,7 @@ def prepare(place: Path) -> Path:
         try:
             os.rename(made, final)
         except OSError:
-            if not final.exists():  # else another process was first
+            if not final.exists():  # if it exists, another process was first
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -90,6 +101,7 @@ def prepare(place: Path) -> Path:
 
 
 def _write(work: Path) -> Path:
+    """Prepare the digits below `work`, with checksums, and wait until they are on disk; returns their folder."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
@@ -106,7 +118,7 @@ def _write(work: Path) -> Path:
 
 
 def _changed(folder: Path) -> list[str]:
-    """The prepared files that are not as they were written, by their sums; what 0.1 prepared has none."""
+    """The names of prepared files whose checksum is wrong. Files prepared by version 0.1 have no checksums and pass."""
     try:
         lines = (folder / SUMS).read_text().splitlines()
         return [name for total, _, name in (line.partition("  ") for line in lines) if total != _sum(folder / name)]
@@ -117,16 +129,19 @@ def _changed(folder: Path) -> list[str]:
 
 
 def _sum(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal; empty if there is no file."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _stdout(target: Any) -> Any:
+    """A context in which standard output goes to `target`."""
     from contextlib import redirect_stdout
 
     return redirect_stdout(target)
 
 
 def _sweep(folder: Path) -> None:
+    """Remove what interrupted preparations left, once it is `STALE_SECONDS` old."""
     for left in folder.glob("incomplete.*"):
         try:
             if time.time() - left.stat().st_mtime > STALE_SECONDS:
@@ -137,7 +152,7 @@ def _sweep(folder: Path) -> None:
 
 @cache
 def _builder_class() -> Any:
-    """The builder; a class of TFDS, which is imported only when a set has to be prepared or read."""
+    """The TFDS builder class of the digits. It is made inside a function because TFDS is imported on first use."""
     import tensorflow_datasets as tfds
 
     class Digits(tfds.core.GeneratorBasedBuilder):
@@ -145,7 +160,7 @@ def _builder_class() -> Any:
 
         VERSION = tfds.core.Version(VERSION)
         RELEASE_NOTES: ClassVar = {str(VERSION): "scikit-learn's digits, split 80/20 by class."}
-        pkg_dir_path = tfds.core.Path(__file__).parent  # TFDS looks there for metadata files of its own, and finds none
+        pkg_dir_path = tfds.core.Path(__file__).parent  # TFDS looks for metadata files there, and finds none
 
         def _info(self) -> Any:
             image = tfds.features.Tensor(
@@ -190,6 +205,7 @@ def _from_sklearn() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _in_memory(split: str | None) -> ArraySource:
+    """The digits from scikit-learn, without prepared files."""
     splits = _from_sklearn()
     parts = [(name, slice(None)) for name in splits if name == (split or "train")] or _slices(split or "train", splits)
     images, labels = (np.concatenate([splits[name][i][cut] for name, cut in parts]) for i in (0, 1))
@@ -197,7 +213,7 @@ def _in_memory(split: str | None) -> ArraySource:
 
 
 def _slices(split: str, splits: dict[str, Any]) -> list[tuple[str, slice]]:
-    """What TFDS's "train[:80%]+test" asks for."""
+    """The splits and their slices that a TFDS text such as "train[:80%]+test" stands for."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.splits import SplitInfo
 

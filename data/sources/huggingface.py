@@ -1,4 +1,8 @@
-"""A data set of the Hugging Face `datasets` library, recognised by how it looks; the library is not imported here."""
+"""A source of a `datasets.Dataset` of Hugging Face.
+
+The library is not imported here; its objects are recognized by their attributes. `Hub` reads plain rows; rows with a
+transform are read by `Indexed`, because the transform may return anything.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,11 +19,11 @@ from sapwood.data.sources.source import THREADS, Source
 
 TEXTS = ("string", "large_string")
 LISTS = ("Sequence", "List", "LargeList")
-KNOWN = 64  # classes of which an example is looked at, to see whether a transform leaves the label as it is stored
+KNOWN = 64  # at most so many classes are probed for whether a transform changes the label
 
 
 def is_hub(value: Any) -> bool:
-    """Whether `value` is a `datasets.Dataset`, or a dict of them by split."""
+    """Whether `value` is a `datasets.Dataset` or a dict of them by split, judged by its attributes."""
     if isinstance(value, Mapping):
         return bool(value) and all(is_hub(v) for v in value.values())
     return hasattr(value, "column_names") and hasattr(value, "features") and hasattr(value, "with_format")
@@ -28,8 +32,21 @@ def is_hub(value: Any) -> bool:
 def from_hub(
     rows: Any, split: str | None, target: str | None, classes: Classes, remember: bool | None = None
 ) -> Source:
-    """The rows of a `datasets.Dataset`, or of a split of a dict of them: of the columns that `set_format` chose, and as
-    the transform gives them where there is one (`set_transform`, `with_transform`)."""
+    """A source of the rows of a `datasets.Dataset`, or of one split in a dict of them.
+
+    It has the columns that `set_format` chose. A transform (`set_transform`, `with_transform`) is applied.
+
+    Args:
+        rows: the data set, or a dict of data sets by split.
+        split: the split of a dict, default "train"; for one data set, its own split or None.
+        target: the column that becomes "label"; default "label", if there is one.
+        classes: the names of the label's classes or their number; None takes those of its `ClassLabel`, or finds them
+            out from the values.
+        remember: whether examples are cached; None caches them unless there is a transform, which may be random.
+
+    Raises:
+        DataError: there is no such split, or the data set is streamed.
+    """
     others = [r for r in rows.values() if hasattr(r, "__len__")] if isinstance(rows, Mapping) else []
     rows = _split(rows, split)
     if not hasattr(rows, "__len__"):
@@ -44,8 +61,11 @@ def from_hub(
 
 
 def _transformed(rows: Any, target: str | None, classes: Classes, remember: bool) -> Indexed:
-    """Rows as their transform gives them, made anew each time they are read, since it may draw at random. A label that
-    it leaves as it is stored keeps the names of its `ClassLabel`, or those of all texts stored."""
+    """A source of rows with a transform. It is applied each time a row is read, unless `remember`, as it may be random.
+
+    If the transform leaves the label as it is stored, the classes have the names of the `ClassLabel`, or are the sorted
+    texts of the column.
+    """
     source = Indexed(rows, target, classes, remember)
     label, kind = source.features.get("label"), rows.features.get(target or "label")
     if classes is None and label is not None and label.shape == () and (label.dtype == TEXT or "int" in label.dtype):
@@ -58,7 +78,7 @@ def _transformed(rows: Any, target: str | None, classes: Classes, remember: bool
 
 
 def _as_stored(source: Indexed, rows: Any, name: str) -> bool:
-    """Whether the first example of each class has the label that is stored: what is made of a label shows there."""
+    """Whether a transform leaves the label unchanged, judged by the first example of each of up to `KNOWN` classes."""
     stored = np.asarray(rows.with_format("numpy", columns=[name])[name][:])
     firsts = np.unique(stored, return_index=True)[1]
     looked_at = firsts[np.unique(np.linspace(0, len(firsts) - 1, KNOWN).astype(int))]
@@ -66,10 +86,17 @@ def _as_stored(source: Indexed, rows: Any, name: str) -> bool:
 
 
 class Hub(Source):
-    """Rows of a `datasets.Dataset`, as NumPy. The column `target` (default "label", if there) is "label", with the
-    classes of its `ClassLabel`, else those that its values tell; another column of that name is left out. Images are
-    read as `decode_image` says, with 1 channel where all are grey, those of other splits too; `Image(mode=...)` says
-    otherwise."""
+    """A source of the rows of a `datasets.Dataset`, as NumPy arrays.
+
+    Images are decoded by `decode_image`, with 1 channel if the images of all splits are gray, else 3; `Image(mode=...)`
+    overrides that. The label has the classes of its `ClassLabel`, else those that `labels.encode` finds out.
+
+    Args:
+        rows: the data set.
+        target: the column that becomes "label", in place of a column called "label"; default "label", if there is one.
+        classes: the names of the label's classes or their number; None as above.
+        others: the data sets of all splits, for the channels of images.
+    """
 
     def __init__(self, rows: Any, target: str | None, classes: Classes, others: Sequence[Any] = ()):
         self.target = target or ("label" if "label" in rows.column_names else None)
@@ -89,6 +116,7 @@ class Hub(Source):
             self._label(rows.features[self.target], classes)
 
     def _pictures(self, name: str, mode: str | None) -> Pictures:
+        """A column of images; `mode` is that of its `Image` feature."""
         cells = _Cells(self.cells, name)
         others = (_stored(r, name) for r in self.others if _is_image(r.features.get(name)))
         beside = (cell for other in others for cell in other)
@@ -96,9 +124,10 @@ class Hub(Source):
         return Pictures(cells, lambda i: f"{name} of example {i}", grey=grey, beside=beside)
 
     def _label(self, kind: Any, classes: Classes) -> None:
+        """Read and encode all labels; `kind` is the feature of their column."""
         values = np.asarray(self.rows[self.target][:]) if len(self.rows) else np.zeros(0, np.int32)
         if type(kind).__name__ == "ClassLabel" and classes is None:
-            self.labels = values.astype(np.int32)  # -1 stands for "unlabelled" there: the check says so
+            self.labels = values.astype(np.int32)  # a ClassLabel uses -1 for "unlabelled"; the check refuses it
         else:
             self.labels, self.features["label"] = encode(values, classes)
 
@@ -118,6 +147,7 @@ class Hub(Source):
         return batch | self._seen([int(i) for i in indices])
 
     def _seen(self, numbers: list[int]) -> dict[str, np.ndarray]:
+        """The decoded images of these rows."""
         if not self.pictures:
             return {}
         cells = self.cells[numbers]
@@ -137,7 +167,7 @@ class Hub(Source):
 
 
 class _Cells:
-    """One column of a data set as it is stored."""
+    """One column of a data set as a sequence, without decoding."""
 
     def __init__(self, rows: Any, name: str):
         self.rows, self.name = rows, name
@@ -153,17 +183,18 @@ class _Cells:
 
 
 def _stored(rows: Any, name: str) -> _Cells:
-    """A column of images, not decoded."""
+    """A column of images, encoded as they are stored."""
     rows = rows.with_format(None).select_columns([name])
     return _Cells(rows.cast_column(name, type(rows.features[name])(decode=False)), name)
 
 
 def _is_image(kind: Any) -> bool:
-    """Whether a feature is an image to read as it is seen; one of another mode is left to `datasets`."""
+    """Whether a feature is an image that `decode_image` reads. Modes other than L and RGB are left to `datasets`."""
     return type(kind).__name__ == "Image" and getattr(kind, "decode", True) and kind.mode in (None, "L", "RGB")
 
 
 def _refuse_lists_of_images(name: str, kind: Any) -> None:
+    """Raise `DataError` if a column holds lists of images."""
     inner = kind
     while type(inner).__name__ in LISTS:
         inner = inner.feature
@@ -176,6 +207,7 @@ def _refuse_lists_of_images(name: str, kind: Any) -> None:
 
 
 def _split(rows: Any, split: str | None) -> Any:
+    """The data set of a split; `DataError` if there is no such split."""
     if isinstance(rows, Mapping):
         wanted = split or "train"
         if wanted not in rows:
@@ -190,7 +222,7 @@ def _split(rows: Any, split: str | None) -> Any:
 
 
 def _feature(kind: Any) -> Feature:
-    """What a `datasets` feature says: Value, ClassLabel, Image, Sequence or List, ArrayND."""
+    """Convert a feature of `datasets`: Value, ClassLabel, Image, Sequence or List, ArrayND. Others become `RAW`."""
     name = type(kind).__name__
     if name == "Value":
         return Feature((), _dtype(kind.dtype))
@@ -208,6 +240,7 @@ def _feature(kind: Any) -> Feature:
 
 
 def _dtype(name: str) -> str:
+    """The device's dtype for a dtype of `datasets`; `TEXT` for text, `RAW` for one that NumPy does not have."""
     if name in TEXTS:
         return TEXT
     try:

@@ -54,7 +54,7 @@ def encode(
     Args:
         values: labels `(examples, ...)`, or a list of Pillow images such as segmentation masks.
         classes: the names of the classes in order, or their number. By default they are the categories of a pandas
-            categorical, the sorted texts, or the integers from 0 to the largest label.
+            categorical, the sorted texts, the integers from 0 to the largest label, or 0 and 1 for bool.
         name: the entry, for messages.
         where: a function from an index to the name of the example, for messages.
 

@@ -1,4 +1,8 @@
-"""Tables, in memory: CSV and Parquet files by pyarrow, and data frames of any library that speaks Arrow."""
+"""`Table`: a source of CSV and Parquet files, read by pyarrow, and of data frames of any library that exports Arrow.
+
+The whole table is in memory. Every source of rows becomes a pyarrow table first (`from_file`, `from_frame`), and
+`Table` turns its columns into entries.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,23 +19,33 @@ from sapwood.data.image.decode import is_picture
 from sapwood.data.sources.labels import Classes, encode, weights
 from sapwood.data.sources.source import ArraySource
 
-EXACT = 2**24  # every whole number up to it is a float32
-COLUMNS = 1 << 15  # of a file; pyarrow takes 10 kB for each, whatever is in it
+EXACT = 2**24  # float32 represents every integer up to this exactly
+COLUMNS = 1 << 15  # most columns of a file; pyarrow takes 10 kB for each, even an empty one
 CELL = 8  # bytes of a number in a table
-LINE = 8 << 20  # bytes of a first line, at most
-BLOCK = 1 << 20  # what pyarrow reads at once, and no less than the first line
+LINE = 8 << 20  # most bytes of the first line of a CSV file
+BLOCK = 1 << 20  # bytes that pyarrow reads at once; more if the first line is longer
 
 
 class Table(ArraySource):
-    """Rows of a pyarrow table, and beside them columns of `pictures`.
+    """A source of the rows of a pyarrow table.
 
-    Numeric columns together are "features", float32 `(columns,)`; the target column is "label"; a column of lists of
-    one length, and one of text or pictures, stays an entry of its own, whose name must not be one of those; `weight`
-    names the column of weights.
+    All numeric columns together become "features", float32 `(columns,)`. The target becomes "label", the weights
+    "weight". A column of lists of one length, of text or of images becomes an entry of its own name, which must not be
+    one of those three.
 
-    The target is the column named by `target`, else the one called "label" or "target", else there is none. `columns`
-    are those that are read beside target and weight; default all. The classes of a label are sorted; those of a pandas
-    categorical are its categories.
+    Args:
+        table: the pyarrow table.
+        name: the name of the table in error messages.
+        target: the column that becomes "label"; default the column "label" or else "target", if there is one.
+        classes: the names of the label's classes or their number. By default they are the sorted texts, the integers
+            from 0 to the largest, or the categories of a pandas categorical.
+        weight: the column of weights; None for no weights.
+        columns: the columns to read besides target and weight, in order; default all.
+        pictures: columns of images that are not in the table, by name.
+
+    Raises:
+        ConfigError: there is no such column, or `classes` are given and there is no target.
+        DataError: the table is empty, or a column cannot be converted.
     """
 
     def __init__(
@@ -82,7 +96,7 @@ class Table(ArraySource):
         super().__init__(arrays, features)
 
     def _as_float32(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Numbers as float32; a `DataError` for a whole number that is none: its neighbours become equal to it."""
+        """Convert a column to float32. `DataError` for an integer that this rounds to the same number as another."""
         made = values.astype(np.float32)
         if values.dtype.kind in "iu" and values.size and (values.max() > EXACT or values.min() < -EXACT):
             large = np.flatnonzero((values > EXACT) | (values < -EXACT))
@@ -109,7 +123,15 @@ def from_file(
     columns: Sequence[str] | None,
     header: bool | None,
 ) -> Table:
-    """The rows of a CSV, TSV or Parquet file."""
+    """A source of the rows of a CSV, TSV or Parquet file.
+
+    The arguments are those of `Table`, and `header`: whether the first line of a CSV or TSV file names the columns. Its
+    default is True; `_read_csv` raises an error if that is doubtful.
+
+    Raises:
+        DataError: the file is missing, damaged or too large for a table.
+        ConfigError: `header` is given for a Parquet file.
+    """
     import pyarrow as pa
 
     kind = path.suffix.lower()
@@ -136,7 +158,7 @@ def from_file(
 
 
 def _read_parquet(path: Path) -> Any:
-    """The table of a Parquet file, of which a few bytes may stand for many rows."""
+    """The table of a Parquet file. A few bytes may stand for many rows, so its size in memory is checked first."""
     from pyarrow import parquet
 
     about = parquet.read_metadata(path)
@@ -149,6 +171,7 @@ def _read_parquet(path: Path) -> Any:
 
 
 def _check_columns(path: Path, count: int) -> None:
+    """Raise `DataError` for more than `COLUMNS` columns."""
     if count > COLUMNS:
         raise DataError(
             f"{path} has {count:,} columns, and at most {COLUMNS:,} are read from a table; keep so many numbers in an "
@@ -157,7 +180,10 @@ def _check_columns(path: Path, count: int) -> None:
 
 
 def is_frame(value: Any) -> bool:
-    """Whether `value` is a data frame, or a pyarrow table: it has columns, and types or Arrow's stream."""
+    """Whether `value` is a data frame or a pyarrow table, judged by its class's attributes.
+
+    It has `columns`, and either `dtypes` or an Arrow stream (`__arrow_c_stream__`).
+    """
     kind = type(value)
     return hasattr(kind, "columns") and (hasattr(kind, "__arrow_c_stream__") or hasattr(kind, "dtypes"))
 
@@ -165,7 +191,10 @@ def is_frame(value: Any) -> bool:
 def from_frame(
     frame: Any, target: str | None, classes: Classes, weight: str | None, columns: Sequence[str] | None
 ) -> Table:
-    """The rows of a data frame, of pandas' without its index, or of a pyarrow table."""
+    """A source of the rows of a data frame or a pyarrow table; the index of a pandas frame is left out.
+
+    The other arguments are those of `Table`. Raises `DataError` for a lazy or distributed frame.
+    """
     import pyarrow as pa
 
     pictures = {}
@@ -186,19 +215,20 @@ def from_frame(
 
 
 def _of_pandas(frame: Any) -> Any:
+    """A pandas data frame as a pyarrow table, without its index."""
     import pyarrow as pa
 
     if not len(frame.columns):
         return pa.table({})
     try:
         return pa.Table.from_pandas(frame, preserve_index=False)
-    except (pa.ArrowException, TypeError, ValueError) as error:  # columns of mixed types, sparse ones, two of one name
+    except (pa.ArrowException, TypeError, ValueError) as error:  # mixed types, sparse columns, duplicate names
         said = "; ".join(str(part) for part in error.args)
         raise DataError(f"the data frame cannot be read: {said}") from error
 
 
 def _apart(table: Any, name: str, pictures: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A pyarrow table without its columns of pictures, and all columns of pictures."""
+    """Split a pyarrow table: the table without columns of images, and all columns of images, `pictures` included."""
     if not table.num_rows and not pictures:
         raise DataError(f"{name} has no rows; at least one example is needed")
     if len(set(table.column_names)) != table.num_columns:
@@ -208,14 +238,17 @@ def _apart(table: Any, name: str, pictures: Mapping[str, Any]) -> tuple[Any, dic
 
 
 def _is_encoded(kind: Any) -> bool:
-    """Whether a column holds pictures as the Parquet files of Hugging Face do: their bytes, or where they lie."""
+    """Whether a column holds images as in Parquet files of Hugging Face: a struct of "bytes" and "path"."""
     import pyarrow as pa
 
     return pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} == {"bytes", "path"}
 
 
 def inputs_of(frame: Any, name: str) -> tuple[np.ndarray, Feature]:
-    """The columns of a frame that holds nothing but inputs, float32 `(rows, columns)`, and their names."""
+    """The columns of a frame of numbers as one array, float32 `(rows, columns)`, and its feature with their names.
+
+    Raises `DataError` if the frame has other columns than numbers.
+    """
     table = from_frame(frame, None, None, None, None)
     others = [column for column in table.arrays if column != "features"]
     if others:
@@ -227,7 +260,18 @@ def inputs_of(frame: Any, name: str) -> tuple[np.ndarray, Feature]:
 
 
 def _read_csv(path: Path, delimiter: str, header: bool | None, roles: set[str | None]) -> Any:
-    """The table of a file of text, whose first line is names if `header` or one of them is among `roles`."""
+    """The table of a CSV or TSV file.
+
+    Args:
+        path: the file.
+        delimiter: what separates columns.
+        header: whether the first line names the columns; None is True, but raises an error for a line with numbers.
+        roles: names that show that the first line does name the columns, numbers or not.
+
+    Raises:
+        DataError: the file is not UTF-8, has another delimiter, too long a first line or too many columns, or it is not
+            clear whether its first line names the columns.
+    """
     import pyarrow as pa
     from pyarrow import csv
 
@@ -236,7 +280,7 @@ def _read_csv(path: Path, delimiter: str, header: bool | None, roles: set[str | 
     if len(first) == LINE:
         raise DataError(f"{path} is no table: its first line has more than {LINE:,} bytes")
     _check_columns(path, first.count(delimiter.encode()) + 1)
-    block = max(BLOCK, 2 * len(first))  # a line that is longer than one is no error, but lost
+    block = max(BLOCK, 2 * len(first))  # pyarrow silently loses a line longer than a block
     options = csv.ReadOptions(autogenerate_column_names=header is False, block_size=block)
     try:
         if first[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -264,6 +308,7 @@ def _read_csv(path: Path, delimiter: str, header: bool | None, roles: set[str | 
 
 
 def _is_number(text: str) -> bool:
+    """Whether Python reads the text as a float."""
     try:
         float(text)
     except ValueError:
@@ -274,7 +319,20 @@ def _is_number(text: str) -> bool:
 def _chosen(
     table: Any, there: list[str], name: str, target: str | None, weight: str | None, columns: Sequence[str] | None
 ) -> list[str]:
-    """The names of the columns to read, `target` and `weight` among them, and no index of pandas'."""
+    """The names of the columns to read, including `target` and `weight`, without the index of a pandas frame.
+
+    Args:
+        table: the pyarrow table without columns of images.
+        there: the names of all columns.
+        name: the name of the table in messages.
+        target: the column of labels, or None.
+        weight: the column of weights, or None.
+        columns: the other columns to read; None for all.
+
+    Raises:
+        ConfigError: there is no such column.
+        DataError: a column has no name.
+    """
     asked = [("columns", column) for column in columns or ()] + [("target", target), ("weight", weight)]
     for role, column in asked:
         if column is not None and column not in there:
@@ -293,7 +351,7 @@ def _chosen(
 
 
 def _refuse_pictures(pictures: Mapping[str, Any], name: str, target: str | None, weight: str | None) -> None:
-    """A `DataError` for a column of pictures that would be the label or the weights."""
+    """Raise `DataError` if the label or the weights are a column of images."""
     role, column = next(((r, c) for r, c in (("target", target), ("weight", weight)) if c in pictures), (None, None))
     if column is not None:
         raise DataError(
@@ -304,7 +362,10 @@ def _refuse_pictures(pictures: Mapping[str, Any], name: str, target: str | None,
 
 
 def _refuse_taken(own: list[str], name: str, numeric: list[str], target: str | None, weight: str | None) -> None:
-    """A `DataError` for a column whose name is that of an entry made of others: one of the two would be lost."""
+    """Raise `DataError` if a column keeps its name, and that is the name of an entry made of other columns.
+
+    One of the two would be lost. `own` are the columns that keep their names, `numeric` those of "features".
+    """
     made = {
         "features": ", ".join(map(repr, numeric)),
         "label": target and repr(target),
@@ -319,7 +380,10 @@ def _refuse_taken(own: list[str], name: str, numeric: list[str], target: str | N
 
 
 def _categories(table: Any, target: str) -> list[str] | None:
-    """The categories of a pandas categorical of text, in their order. (Other dictionaries are but a way to store.)"""
+    """The categories of a target that is a pandas categorical of text, in order; else None.
+
+    Dictionary columns of other libraries are only a storage format, so their order has no meaning.
+    """
     import pyarrow as pa
 
     kind = table.schema.field(target).type
@@ -330,8 +394,8 @@ def _categories(table: Any, target: str) -> list[str] | None:
 
 
 def _columns(table: Any, name: str) -> dict[str, np.ndarray]:
-    """The columns as arrays; a `DataError` that names all those that are neither numbers nor text."""
-    names = table.column_names  # a column by its name is looked for among all, each time
+    """The columns as arrays. `DataError`, naming all of them, for columns that are not numbers, text or lists."""
+    names = table.column_names  # zipped with columns, since pyarrow searches all columns for a name
     found = {n: _column(column.combine_chunks(), n, name) for n, column in zip(names, table.columns, strict=True)}
     odd = [column for column, values in found.items() if values is None]
     if odd:
@@ -349,8 +413,10 @@ def _columns(table: Any, name: str) -> dict[str, np.ndarray]:
 
 
 def _column(column: Any, name: str, table: str) -> np.ndarray | None:
-    """A pyarrow array as numbers or text, None where it is neither; empty cells of numbers are NaN, so that the check
-    names them."""
+    """A pyarrow array as a NumPy array of numbers, text or lists of numbers; None for any other type.
+
+    Empty cells of numbers become NaN, so the check of the examples names them.
+    """
     import pyarrow as pa
 
     types = pa.types
@@ -389,7 +455,10 @@ def _column(column: Any, name: str, table: str) -> np.ndarray | None:
 
 
 def _of_decimals(column: Any, name: str, table: str) -> Any:
-    """Decimals without fractions as whole numbers, which are checked as such, and others as floats."""
+    """Convert decimals without fractional digits to int64, so that they are checked as integers, others to float64.
+
+    Raises `DataError` for a decimal beyond 64 bits.
+    """
     import pyarrow as pa
 
     if column.type.scale > 0:
@@ -401,5 +470,5 @@ def _of_decimals(column: Any, name: str, table: str) -> Any:
 
 
 def _empty(column: Any) -> int:
-    """The first row without a value."""
+    """The number of the first row without a value."""
     return next(i for i, cell in enumerate(column) if not cell.is_valid)

@@ -1,4 +1,8 @@
-"""TensorFlow Datasets: prepared sets are read by random access, without TensorFlow."""
+"""A source of TensorFlow Datasets (TFDS): prepared data sets are read by random access, without TensorFlow.
+
+A data set that is not prepared yet is downloaded and prepared if that is possible here; else the error says how to get
+it. The files of a prepared set name Python classes; only those of TFDS and of trusted packages are imported.
+"""
 
 import contextlib
 import difflib
@@ -21,26 +25,35 @@ from sapwood.data.prepared_directory import data_directory
 from sapwood.data.sources.labels import rename
 from sapwood.data.sources.source import CHUNK, THREADS, Source
 
-# TensorFlow encodes these when a set is prepared; reading them needs only Pillow, and takes time
+# preparing these features needs TensorFlow, to encode them; reading them needs only Pillow, but is slow
 NEED_TENSORFLOW = ("Image", "LabeledImage", "Video", "Audio", "BBoxFeature")
 PROBE_SECONDS = 5.0
 FEATURES = "tensorflow_datasets.core.features"
 
 
 class Catalog(Source):
-    """One split of a prepared set. Nested entries are named by their path, "objects/bbox"; the entry `target` is
-    called "label", in place of one that has that name."""
+    """A source of one split of a prepared data set. Nested entries are named by their path, such as "objects/bbox".
+
+    Args:
+        builder: the TFDS builder.
+        split: the split, also as "train[:80%]" or "train+test"; None is "train".
+        target: the entry that becomes "label", in place of an entry called "label".
+
+    Raises:
+        DataError: there is no such split, the files are damaged, or their format has no random access.
+    """
 
     def __init__(self, builder: Any, split: str | None, target: str | None):
         self.builder, self.split, self.target = builder, split or "train", target
         self.rows = self._open()
         features = _describe("", builder.info.features)
-        # sorted, since TFDS reads the features of a prepared set from a protobuf map, in another order each time
+        # sorted, since TFDS reads the features from a protobuf map, whose order varies
         self.features = rename(dict(sorted(features.items())), target, where=builder.name)
         self._text = [n for n, f in features.items() if f.dtype == TEXT]
         self.threads = THREADS if any(_is_large_image(f) for f in features.values()) else 1
 
     def _open(self, **options: Any) -> Any:
+        """The rows of the split; errors of TFDS become `DataError`."""
         try:
             return self.builder.as_data_source(self.split, **options)
         except NotImplementedError as error:
@@ -57,6 +70,7 @@ class Catalog(Source):
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> DataError:
+        """The error for files that cannot be read."""
         return DataError(
             f"the files of {self.builder.name} in {self.builder.data_dir} cannot be read "
             f"({_first_line(error)}); delete that folder and prepare it again"
@@ -74,13 +88,15 @@ class Catalog(Source):
         return stack(parts, numbers, self.where)
 
     def _examples(self, rows: Any, numbers: list[int]) -> list[dict[str, Any]]:
+        """The examples of these numbers, each a flat dict of its entries."""
         try:
             found = rows.__getitems__(numbers)
-        except Exception as error:  # whatever protobuf, TFDS and Pillow raise on what is no example
+        except Exception as error:  # protobuf, TFDS and Pillow raise exceptions of many types on damaged examples
             raise self._damaged(error) from error
         return [self._entries(example) for example in found]
 
     def _entries(self, example: Any) -> dict[str, Any]:
+        """An example as a flat dict, with text decoded and the target renamed."""
         flat = _flat("", example)
         for name in self._text:
             if isinstance(flat.get(name), bytes):
@@ -96,7 +112,7 @@ class Catalog(Source):
         entries = self.builder.info.features
         others = [n for n in entries if n != stored and type(entries[n]).__name__ in NEED_TENSORFLOW]
         rows = self._open(decoders={n: tfds.decode.SkipDecoding() for n in others})
-        parts = np.array_split(np.arange(len(self)), -(-len(self) // CHUNK))  # the other entries of so many at once
+        parts = np.array_split(np.arange(len(self)), -(-len(self) // CHUNK))  # bounds the memory of the other entries
         values = [{name: e[name]} for part in parts for e in self._examples(rows, part.tolist())]
         return stack(values, range(len(self)), self.where)[name]
 
@@ -108,14 +124,28 @@ def from_catalog(
     data_dir: str | Path | None,
     trust: Trust | None = None,
 ) -> Catalog:
-    """The set of that TFDS name, "mnist", "glue/cola" or "mnist:3.0.1"; prepared first where that can be done here."""
+    """A source of the data set with a TFDS name. It is prepared first if necessary.
+
+    Args:
+        name: a TFDS name, such as "mnist", "glue/cola" or "mnist:3.0.1".
+        split: as in `Catalog`.
+        target: as in `Catalog`.
+        data_dir: the directory of prepared data sets; default `data_directory()`.
+        trust: packages, besides TFDS's own, from which feature classes may be imported.
+
+    Raises:
+        DataError: there is no such data set, or it cannot be prepared here.
+    """
     names = trusted(trust or ())
     found = _find(name, data_dir, names) or _prepare(name, data_directory(data_dir), names)
     return Catalog(found, split, target)
 
 
 def from_prepared(folder: Path, split: str | None, target: str | None, trust: Trust | None = None) -> Catalog:
-    """The prepared set in `folder`, the one with `dataset_info.json`."""
+    """A source of the prepared data set in `folder`, which has the file `dataset_info.json`.
+
+    The other arguments are those of `from_catalog`. Raises `DataError` if the folder holds no prepared data set.
+    """
     import tensorflow_datasets as tfds
 
     names = trusted(trust or ())
@@ -128,7 +158,7 @@ def from_prepared(folder: Path, split: str | None, target: str | None, trust: Tr
         return Catalog(builder, split, target)
     except SapwoodError:
         raise
-    except Exception as error:  # whatever TFDS, protobuf and JSON raise on files that are not theirs
+    except Exception as error:  # TFDS, protobuf and JSON raise exceptions of many types on other files
         raise DataError(f"{folder} holds no prepared data set: {_first_line(error)}") from error
 
 
@@ -137,13 +167,14 @@ _opening = threading.RLock()
 
 @contextlib.contextmanager
 def _only_features_of(trust: Sequence[str]) -> Iterator[None]:
-    """Within the block, TFDS imports no class of features but its own and those of trusted packages.
+    """A context in which TFDS imports feature classes only from its own and from trusted packages.
 
-    A prepared set names the class of each feature, and TFDS imports the module of any that it does not know yet.
+    A prepared data set names the class of each feature, and TFDS would import the module of any class that it does not
+    know yet. The context replaces the method of TFDS that looks classes up; a lock keeps it to one thread at a time.
     """
     from tensorflow_datasets.core.features.feature import FeatureConnector
 
-    connector: Any = FeatureConnector  # to the types, the method that is replaced is fixed
+    connector: Any = FeatureConnector  # Any, since type checkers refuse to replace a method
     known = connector.__dict__["cls_from_name"]
 
     def cls_from_name(cls: Any, name: str) -> Any:
@@ -161,13 +192,15 @@ def _only_features_of(trust: Sequence[str]) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
+    """The first line of an exception's message, or its type if it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _find(name: str, data_dir: str | Path | None, trust: Sequence[str]) -> Any:
+    """The builder of a data set that is prepared already, or None. `DataError` if its files cannot be read."""
     from tensorflow_datasets.core import read_only_builder, registered
 
-    # without data_dir=, sets prepared by TFDS itself are found too
+    # without data_dir=, data sets that TFDS prepared in its default directory are found, too
     places = [data_directory(data_dir)] if data_dir else [data_directory(), Path.home() / "tensorflow_datasets"]
     for place in dict.fromkeys(places):
         try:
@@ -177,13 +210,13 @@ def _find(name: str, data_dir: str | Path | None, trust: Sequence[str]) -> Any:
             continue
         except SapwoodError:
             raise
-        except Exception as error:  # whatever TFDS, protobuf and JSON raise on files that are not theirs
+        except Exception as error:  # TFDS, protobuf and JSON raise exceptions of many types on other files
             raise DataError(f"the files of {name} in {place} cannot be read: {_first_line(error)}") from error
     return None
 
 
 def _prepare(name: str, place: Path, trust: Sequence[str]) -> Any:
-    """Download and prepare a set, or a DataError that says how to get it."""
+    """Download and prepare a data set, and return its builder. A `DataError` says how to get it if that fails."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.registered import DatasetNotFoundError
 
@@ -191,7 +224,7 @@ def _prepare(name: str, place: Path, trust: Sequence[str]) -> Any:
         builder = tfds.builder(name, data_dir=str(place), file_format=_format())
     except DatasetNotFoundError:
         raise _unknown(name) from None
-    except Exception as error:  # a builder's own code runs here, and may raise anything
+    except Exception as error:  # the builder's own code runs here, and may raise any exception
         raise DataError(f"{name} cannot be opened: {_first_line(error)}") from error
     how = _how(name, place)
     if _needs_tensorflow(builder) and find_spec("tensorflow") is None:
@@ -203,7 +236,7 @@ def _prepare(name: str, place: Path, trust: Sequence[str]) -> Any:
         raise DataError(f"{name} is not prepared in {place}, and its source cannot be reached ({reason}). {how}")
     try:
         builder.download_and_prepare()
-    except Exception as error:  # a builder's own code runs here, and may raise anything
+    except Exception as error:  # the builder's own code runs here, and may raise any exception
         found = _find(name, place, trust)  # another process may have finished first
         if found is not None:
             return found
@@ -212,10 +245,12 @@ def _prepare(name: str, place: Path, trust: Sequence[str]) -> Any:
 
 
 def _format() -> str:
+    """The file format to prepare data sets in: one with random access that can be written here."""
     return "array_record" if find_spec("array_record") is not None else "parquet"
 
 
 def _how(name: str, place: Path) -> str:
+    """Instructions, for messages, to prepare a data set on another machine."""
     return (
         f"On a connected machine with TensorFlow, run `tfds build {name} --file_format={_format()} --data_dir=DIR`, "
         f"copy DIR/{name.split(':')[0].split('/')[0]} to {place}, or give data_dir=DIR (or set SAPWOOD_DATA_DIR)"
@@ -223,6 +258,7 @@ def _how(name: str, place: Path) -> str:
 
 
 def _unknown(name: str) -> DataError:
+    """The error for a name that TFDS does not have, with the nearest names."""
     import tensorflow_datasets as tfds
 
     known = ["digits", *tfds.list_builders(with_community_datasets=False)]
@@ -232,6 +268,7 @@ def _unknown(name: str) -> DataError:
 
 
 def _needs_tensorflow(builder: Any) -> bool:
+    """Whether preparing a data set needs TensorFlow, judged by its features."""
     try:
         return any(name in repr(builder.info.features) for name in NEED_TENSORFLOW)
     except Exception:  # some builders read files to describe their features
@@ -239,7 +276,7 @@ def _needs_tensorflow(builder: Any) -> bool:
 
 
 def _unreachable(builder: Any) -> str | None:
-    """Why the builder's first download cannot be reached, or None: asked before TFDS would wait and try for minutes."""
+    """Why the builder's first download cannot be reached, or None if it can. TFDS itself would retry for minutes."""
     urls = list(builder.url_infos or {})
     if not urls:
         return None
@@ -255,7 +292,7 @@ def _unreachable(builder: Any) -> str | None:
 
 
 def _describe(path: str, feature: Any) -> dict[str, Feature]:
-    """TFDS's description of the entries, nested ones by their path."""
+    """Convert the features of TFDS to `Feature`s; nested entries are named by their path, which starts with `path`."""
     name = type(feature).__name__
     if name == "FeaturesDict":
         found: dict[str, Feature] = {}
@@ -273,6 +310,7 @@ def _describe(path: str, feature: Any) -> dict[str, Feature]:
 
 
 def _leaves(path: str, info: Any, doc: Any) -> dict[str, Feature]:
+    """The features of the tensors in a TFDS feature; `doc` is its documentation, which may give a range."""
     if isinstance(info, Mapping):
         found: dict[str, Feature] = {}
         for key, inner in info.items():
@@ -286,13 +324,13 @@ def _leaves(path: str, info: Any, doc: Any) -> dict[str, Feature]:
 
 
 def _is_large_image(feature: Feature) -> bool:
-    """Whether decoding one takes so long that several threads are faster: from 64 x 64 on, and where that varies."""
+    """Whether an image is slow enough to decode that threads pay off: at least 64 x 64 pixels, or of unknown size."""
     shape = feature.shape
     return len(shape) >= 3 and (None in shape or math.prod(d or 0 for d in shape[:-1]) >= 64 * 64)
 
 
 def _range(doc: Any) -> tuple[float | None, float | None]:
-    """A feature's documented value range, where it reads "0..16"."""
+    """The value range in a feature's documentation, if it reads like "0..16"; else (None, None)."""
     number = r"(-?\d+(?:\.\d+)?)"
     match = re.fullmatch(rf"{number}\.\.{number}", getattr(doc, "value_range", None) or "")
     if match is None:
@@ -302,6 +340,7 @@ def _range(doc: Any) -> tuple[float | None, float | None]:
 
 
 def _flat(path: str, value: Any) -> dict[str, Any]:
+    """Flatten a nested dict; keys become paths that start with `path`."""
     if isinstance(value, Mapping):
         found: dict[str, Any] = {}
         for key, inner in value.items():
