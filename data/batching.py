@@ -15,7 +15,7 @@ from sapwood.data.dataset import Batch, Dataset
 from sapwood.data.shuffle import Order
 
 REMAINDERS = ("wrap", "drop", "pad")
-LARGE, TIMES = 1 << 20, 100  # a larger batch than LARGE is refused if it would hold each example more than TIMES times
+LARGE, TIMES = 1 << 20, 100  # a batch above LARGE is refused if it holds each example more than TIMES times
 
 
 @dataclass(frozen=True)

@@ -106,14 +106,17 @@ def _divides(shape: tuple[int, ...], sharding: NamedSharding | None) -> None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _summed(chunk: Any, sharding: Any, x: Any, kernel: Any, bias: Any, labels: Any, weight: Any) -> LinearCrossEntropy:
+    """`linear_cross_entropy` of checked arguments. Outside differentiation it computes no gradients."""
     return _everywhere(chunk, sharding, False, x, kernel, bias, labels, weight)[0]
 
 
 def _forward(chunk: Any, sharding: Any, x: Any, kernel: Any, bias: Any, labels: Any, weight: Any) -> tuple[Any, Any]:
+    """The forward pass of the custom gradient. Its residuals are the finished gradients of x, kernel and bias."""
     return _everywhere(chunk, sharding, True, x, kernel, bias, labels, weight)
 
 
 def _backward(chunk: Any, sharding: Any, gradients: Any, cotangent: LinearCrossEntropy) -> tuple[Any, ...]:
+    """The backward pass: the gradients times the cotangent of the total. Labels and weight have no gradient."""
     scaled = jax.tree.map(lambda g: (g.astype(jnp.float32) * cotangent.total).astype(g.dtype), gradients)
     return *scaled, None, None
 

@@ -15,7 +15,7 @@ from sapwood.metrics.shapes import labels, lead
 
 
 def accuracy(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None) -> Mean:
-    """The fraction of examples whose largest output is the labelled class.
+    """The fraction of examples whose largest output is the labeled class.
 
     >>> float(accuracy(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1])).compute())
     0.5
@@ -24,7 +24,7 @@ def accuracy(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = N
 
 
 def top_5_accuracy(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None) -> Mean:
-    """The fraction of examples whose labelled class is among the five largest outputs."""
+    """The fraction of examples whose labeled class is among the five largest outputs."""
     right = labels(outputs, target)[..., None]
     return Mean.of(jnp.any(jax.lax.top_k(outputs, min(5, outputs.shape[-1]))[1] == right, -1), weight)
 

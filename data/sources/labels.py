@@ -68,7 +68,7 @@ def encode(
     """
     if isinstance(values, list | tuple) and any(map(is_picture, values[:1])):
         values = [class_numbers(value, f"{name} of example {i}") for i, value in enumerate(values)]
-    if classes is None:  # pandas categories have an order, and may have no example
+    if classes is None:  # pandas categories are ordered, and one may have no example
         classes = categories(values)
     values = rows(name, values)
     if values.dtype == bool and classes is None:
