@@ -80,7 +80,8 @@ def meet(name: str, here: Feature, there: Feature, data: Any) -> tuple[Feature, 
         name: the entry.
         here: its feature in `data`.
         there: its feature in training.
-        data: the data set that is converted. Its labels are read only if it has a class that training did not have.
+        data: the data set that is converted. The values of the entry are read only if it has a class that training did
+            not have.
 
     Raises:
         DataError: the values cannot be converted.

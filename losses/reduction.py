@@ -32,6 +32,9 @@ def example_weight(batch: Mapping[str, Any]) -> jax.Array | None:
     """The weight of each example: ``batch["mask"] * batch["weight"]``, or the one that is there; None for neither.
 
     If their shapes differ, such as `(batch, length)` and `(batch,)`, the product has the shape of more dimensions.
+
+    >>> example_weight({"mask": jnp.array([True, False]), "weight": jnp.array([2.0, 3.0])}).tolist()
+    [2.0, 0.0]
     """
     mask, weight = batch.get("mask"), batch.get("weight")
     if mask is None or weight is None:

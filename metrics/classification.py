@@ -24,7 +24,11 @@ def accuracy(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = N
 
 
 def top_5_accuracy(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None) -> Mean:
-    """The fraction of examples whose labeled class is among the five largest outputs."""
+    """The fraction of examples whose labeled class is among the five largest outputs.
+
+    >>> float(top_5_accuracy(jnp.arange(12.0).reshape(2, 6), jnp.array([0, 1])).compute())
+    0.5
+    """
     right = labels(outputs, target)[..., None]
     return Mean.of(jnp.any(jax.lax.top_k(outputs, min(5, outputs.shape[-1]))[1] == right, -1), weight)
 

@@ -129,17 +129,29 @@ def check_name(name: Any, allowed: Sequence[str] = ()) -> None:
 
 
 def default(kind: str | None) -> tuple[str, ...]:
-    """The names of the default metrics for a loss of this kind; none for an unknown kind."""
+    """The names of the default metrics for a loss of this kind; none for an unknown kind.
+
+    >>> default("numbers"), default(None)
+    (('mean_absolute_error',), ())
+    """
     return (DEFAULT[kind],) if kind in DEFAULT else ()
 
 
 def plain(function: Any) -> Any:
-    """The function inside `functools.partial`, however deeply nested; any other function unchanged."""
+    """The function inside `functools.partial`, however deeply nested; any other function unchanged.
+
+    >>> plain(functools.partial(f1, average="micro")) is f1
+    True
+    """
     while isinstance(function, functools.partial):
         function = function.func
     return function
 
 
 def kind(metric: Callable[..., Any]) -> str | None:
-    """The key of `KINDS` that a metric belongs to; None for a custom function."""
+    """The key of `KINDS` that a metric belongs to; None for a custom function.
+
+    >>> kind(r2)
+    'numbers'
+    """
     return next((name for name, metrics in KINDS.items() if plain(metric) in metrics), None)

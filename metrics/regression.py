@@ -16,13 +16,21 @@ from sapwood.metrics.shapes import column_weight, columns, namespace, same_shape
 
 
 def mean_squared_error(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None) -> Mean:
-    """The mean of ``(outputs - target) ** 2``."""
+    """The mean of ``(outputs - target) ** 2``.
+
+    >>> float(mean_squared_error(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0])).compute())
+    2.0
+    """
     same_shape("mean_squared_error", outputs, target)
     return Mean.of(_error(outputs, target) ** 2, weight)
 
 
 def mean_absolute_error(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None) -> Mean:
-    """The mean of ``|outputs - target|``."""
+    """The mean of ``|outputs - target|``.
+
+    >>> float(mean_absolute_error(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0])).compute())
+    1.0
+    """
     same_shape("mean_absolute_error", outputs, target)
     return Mean.of(abs(_error(outputs, target)), weight)
 

@@ -16,6 +16,9 @@ def lead(weight: Any, shape: tuple[int, ...]) -> jax.Array:
     """Append axes of size 1 to ``weight`` (batch, ...), so that it broadcasts over ``shape`` (batch, ..., features).
 
     Raises `DataError` if ``shape`` does not start with the weight's shape.
+
+    >>> lead(jnp.ones(2), (2, 3)).shape
+    (2, 1)
     """
     weight = jnp.asarray(weight)
     if weight.shape != tuple(shape[: weight.ndim]):
