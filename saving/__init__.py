@@ -1,6 +1,6 @@
-"""Saving and loading: artifacts (a model in a directory), checkpoints (a run's state), digests of what was saved.
+"""Saving and loading: artifacts (a model in a directory), checkpoints (the state of a run) and digests of arrays.
 
-`sw.save` and `sw.load` are the same as here.
+`sw.save` and `sw.load` are the `save` and `load` of this package.
 """
 
 from sapwood.saving.artifact import Artifact, load, save

@@ -1,7 +1,8 @@
-"""How arrays of any dtype are put into formats that know fewer: as their bits.
+"""Encode arrays of any dtype for file formats that know only the plain dtypes.
 
-Orbax's array driver and safetensors both hold the plain dtypes. What they lack is stored as unsigned integers under the
-name of its real dtype: PRNG keys as the words of their data, floats of 8 bits and all of 4 or 2 bits in bytes.
+Orbax's array driver and safetensors both hold the plain dtypes. Other dtypes are stored as unsigned integers, under the
+name of the real dtype: PRNG keys as the words of their data, 8-bit floats and all 4-bit and 2-bit dtypes as bytes.
+complex128 is stored as float64 with a last dimension of size 2.
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ _KEYS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg
 
 
 def kind(dtype: str, shape: Any) -> str:
-    """`float32[3,4]`, as messages show it.
+    """Dtype and shape as messages show them.
 
     >>> kind("float32", (3, 4))
     'float32[3,4]'
@@ -28,7 +29,10 @@ def kind(dtype: str, shape: Any) -> str:
 
 
 def as_array(name: str, leaf: Any) -> jax.Array:
-    """A leaf as a `jax.Array` of the same dtype. ConfigError, naming it, where it is no array or would change."""
+    """Convert a leaf to a `jax.Array` of the same dtype.
+
+    Raises ConfigError, which names the leaf, if it is not an array or if JAX would change its dtype.
+    """
     if isinstance(leaf, jax.Array):
         return leaf
     if not isinstance(leaf, (np.ndarray, np.generic, bool, int, float, complex)):
@@ -42,9 +46,10 @@ def as_array(name: str, leaf: Any) -> jax.Array:
 
 
 def as_struct(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and sharding (else the default device) of an array, a `Param` or a `jax.ShapeDtypeStruct`.
+    """Shape, dtype and sharding of an array, a `Param` or a `jax.ShapeDtypeStruct`.
 
-    ConfigError, naming it, where its sharding does not divide its shape.
+    A leaf without sharding gets the default device. Raises ConfigError, which names the leaf, if its sharding does not
+    divide its shape.
     """
     if isinstance(leaf, Param):
         leaf = leaf.struct
@@ -60,7 +65,9 @@ def as_struct(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def struct(dtype: str, shape: Any) -> jax.ShapeDtypeStruct:
-    """The array that `describe` described, on the default device.
+    """The `jax.ShapeDtypeStruct` of an array that `digest.describe` described, on the default device.
+
+    Raises CheckpointError if JAX needs `jax_enable_x64` for the dtype and it is off.
 
     >>> struct("key<fry>", [3]).dtype
     key<fry>
@@ -83,7 +90,7 @@ def _is_key(dtype: Any) -> bool:
 
 
 def encode(x: jax.Array) -> jax.Array:
-    """The array in a dtype that can be stored.
+    """Encode an array in a dtype that the file formats can hold.
 
     >>> encode(jnp.array([1, -1], "int4"))
     Array([ 1, 15], dtype=uint8)
@@ -98,7 +105,7 @@ def encode(x: jax.Array) -> jax.Array:
 
 
 def decode(x: jax.Array, real: jax.ShapeDtypeStruct) -> jax.Array:
-    """The inverse of `encode`, for an array of `real`'s dtype.
+    """The inverse of `encode`: the array in the dtype of `real`.
 
     >>> decode(jnp.array([1, 15], "uint8"), jax.ShapeDtypeStruct((2,), "int4"))
     Array([1, -1], dtype=int4)
@@ -113,12 +120,15 @@ def decode(x: jax.Array, real: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def stored_struct(real: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """What `encode` makes of such an array, under the same sharding (a last dimension it adds is not split)."""
+    """Shape and dtype that `encode` gives an array like `real`, with the same sharding.
+
+    A last dimension that `encode` adds is not sharded.
+    """
     stored = jax.eval_shape(encode, jax.ShapeDtypeStruct(real.shape, real.dtype))
     return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=real.sharding)
 
 
 def empty(real: jax.ShapeDtypeStruct) -> jax.Array:
-    """The stored form of an array without elements, which Orbax does not store."""
+    """The encoded form of an array without elements. Orbax does not store such arrays, so they are made here."""
     stored = stored_struct(real)
     return jnp.zeros(stored.shape, stored.dtype, device=stored.sharding)

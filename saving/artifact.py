@@ -1,9 +1,12 @@
-"""Artifacts: a trained model as a portable directory, written by `sw.save` and read, whole or in part, by `sw.load`.
+"""Artifacts: a trained model in a portable directory, written by `sw.save` and read, fully or partly, by `sw.load`.
 
-`weights.safetensors` holds the arrays by path, in the format that the field exchanges weights in (the `safetensors`
-package: a few kB of code that cannot run any). `artifact.json` holds the rest under a checksum: which function the
-model is and its options, what it learned of its features, the class names, the preprocessing, and a digest for each
-array.
+The directory holds two files. `weights.safetensors` holds the arrays by path, in the common exchange format for weights
+(the `safetensors` package: a few kB of code, and its files cannot run code). `artifact.json` holds everything else
+under a checksum: the reference to the model and its options, the learned features, the class names, the preprocessing,
+and a digest of each array.
+
+`load` also reads run directories and checkpoints. Each kind of source becomes a `_Source`, so that the rest of `load`
+is the same for all of them.
 """
 
 import math
@@ -36,17 +39,25 @@ from sapwood.saving.digest import RULE, describe, digests, named_leaves
 from sapwood.saving.match_paths import Report, match
 
 WEIGHTS, ABOUT = "weights.safetensors", "artifact.json"
-_FORMAT = 2  # 1: up to 0.1, whose digests are of rule 1
+_FORMAT = 2  # Sapwood 0.1 wrote format 1, with digests of rule 1
 _OURS = {"format": _FORMAT, "digest": RULE}
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model from disk: nested dicts `params` and `state`, and what was saved beside them.
+    """A model that `load` read.
 
-    `reference` names the model and its options; `model` imports it, from Sapwood or from a package that `sw.load` was
-    told to `trust`. `features` is what training learned of its data: `Dataset.held_to` holds other data to it. `report`
-    says what a partial restore did.
+    Args:
+        params: the parameters, nested dicts of arrays.
+        state: the model state (such as batch statistics), nested dicts of arrays.
+        reference: the import name of the model and its options, as JSON types. The property `model` imports it. None
+            if it was saved without a model, or was read from a checkpoint.
+        features: what training learned of its data; `Dataset.held_to` matches other data with it.
+        classes: the class names.
+        preprocessing: the `preprocessing` passed to `save`.
+        extra: the `extra` passed to `save`; for a checkpoint, the info of the run and its step.
+        report: the result of a partial restore (`load(into=)`); None otherwise.
+        trust: the packages that `load(trust=)` named.
     """
 
     params: dict
@@ -63,8 +74,10 @@ class Artifact:
 
     @property
     def model(self) -> Callable[..., Any]:
-        """The model, a function of `(v, *inputs)`, imported now. CheckpointError where it cannot be, and where it is of
-        a package that is not trusted."""
+        """The model, a function of `(v, *inputs)`. Each access imports it by its reference.
+
+        Raises CheckpointError if there is no reference, if it cannot be imported, or if its package is not trusted.
+        """
         if self.reference is None:
             raise CheckpointError("this was saved without its model; call your own with its params and state")
         return model_reference.read(self.reference, self.trust)
@@ -82,16 +95,29 @@ def save(
     preprocessing: Any = None,
     extra: Any = None,
 ) -> Path:
-    """Write a model to the directory `path`, which appears whole or not at all, and return the path.
+    """Write a model to the directory `path`, atomically.
 
-    `model` is what `sw.apply` is given: a top-level function, a `Layer`, a method of a recipe, or one of these by name,
-    "package.module:name", with its `options`. `features` is what training learned of its data, `TrainState.features`;
-    `classes` are those of its "label" unless others are given. `preprocessing` and `extra` are anything that JSON
-    holds. An artifact that is there already is replaced. On several processes all of them call it, and the first one
-    writes.
+    An existing artifact is replaced. With several processes all of them call it, and the first one writes.
 
-    Raises ConfigError for a model that cannot be imported by name, for what JSON cannot hold, and where `path` holds
-    something else; CheckpointError where it cannot be written.
+    Args:
+        path: the directory to write.
+        params: the parameters, nested dicts of arrays.
+        state: the model state, nested dicts of arrays; None for a model without state.
+        model: the model as passed to `sw.apply`: a top-level function, a `Layer`, a method of a recipe, or the name of
+            one of these as "package.module:name". None saves the arrays without a model.
+        options: keyword arguments or fields of a model that is named by a string.
+        features: what training learned of its data, `TrainState.features`.
+        classes: the class names; by default those of the feature "label".
+        preprocessing: any value that JSON can hold.
+        extra: any value that JSON can hold.
+
+    Returns:
+        The absolute path of the directory.
+
+    Raises:
+        ConfigError: the model cannot be imported by its name, JSON cannot hold a value, `params` or `state` is not a
+            tree of nested dicts of arrays, or `path` holds something that is not an artifact.
+        CheckpointError: the directory cannot be written.
 
     >>> import tempfile
     >>> from sapwood import layers as L
@@ -135,13 +161,16 @@ def save(
     if jax.process_index() == 0:
         try:
             _write(path, host, text)
-        except Exception as error:  # safetensors has an exception of its own for a full disk
+        except Exception as error:  # safetensors raises its own exception for a full disk
             raise CheckpointError(f"{path} could not be written: {error}") from error
     return path
 
 
 def _check_names(where: str, tree: Any) -> None:
-    """ConfigError for what would come back as another tree: a name is a string without a slash, a leaf an array."""
+    """Raise ConfigError for a tree that would change by saving and loading it.
+
+    Each name must be a non-empty string without a slash, and each leaf must be an array.
+    """
     for name, x in tree.items():
         if not isinstance(name, str) or not name or "/" in name:
             raise ConfigError(
@@ -171,7 +200,7 @@ def _write(path: Path, host: dict[str, np.ndarray], text: str) -> None:
         part.mkdir(parents=True)
         save_file(host, part / WEIGHTS, metadata={"format": "sapwood"})
         (part / ABOUT).write_text(text)
-        (part / WEIGHTS).chmod((part / ABOUT).stat().st_mode)  # safetensors lets nobody else read it
+        (part / WEIGHTS).chmod((part / ABOUT).stat().st_mode)  # safetensors makes it readable by its owner only
         if path.exists():
             path.rename(old)
         part.rename(path)
@@ -180,7 +209,7 @@ def _write(path: Path, host: dict[str, np.ndarray], text: str) -> None:
 
 
 def _clear(path: Path, part: Path, old: Path) -> None:
-    """Remove what a write leaves; where it ended between its two renames, the old model is back in its place."""
+    """Remove temporary directories of a write. If it stopped between its two renames, the old model is put back."""
     if old.exists() and not path.exists():
         old.rename(path)
     for left in (part, old):
@@ -196,26 +225,38 @@ def load(
     step: int | str | None = None,
     trust: Trust = (),
 ) -> Artifact:
-    """Read a model from what `save` wrote, from a run directory, or from a run's checkpoints.
+    """Read a model from an artifact that `save` wrote, from a run directory, or from the checkpoints of a run.
 
-    Of a run that is the model that was saved at its end, unless that is damaged or the run has gone on since. Else it
-    is its best checkpoint where it keeps one (`fit(best="min:validation_loss")`), else the newest that is whole.
-    `step` names another one: a number, "best" or "last". Where training kept running means (`Trainer(ema=)`), those
-    are read, which evaluation uses, too.
+    From a run directory it reads the model saved at the end of the run. If that model is damaged, missing, or older
+    than the checkpoints because the run has continued, it reads a checkpoint: the best one if the run keeps one
+    (`fit(best="min:validation_loss")`), else the newest intact one. If training kept running means (`Trainer(ema=)`),
+    it reads those, as evaluation does.
 
-    With `into`, a `Spec` or any pair `(params, state)` of nested dicts of `Param`, arrays or `jax.ShapeDtypeStruct`,
-    the arrays are brought into that structure, onto its shardings and into its floating dtypes. `match` maps patterns
-    of paths in the file to paths in `into`: `{"backbone/**": "encoder/**"}`; the first that fits decides, None leaves
-    out: `{"head/**": None, "**": "**"}`. What nothing is loaded into stays as it is where `into` has arrays and is
-    drawn with `key` where it has `Param`s. The result's `report` lists what was loaded, what is fresh, what is unused.
-    Where that is nothing at all, without a `match` that says so, it is an error.
+    The file is data: its arrays are verified by digest, and nothing in it is run. The model is imported only when
+    `.model` is read. Imported code may do everything that you may, so a package other than Sapwood must be named in
+    `trust`.
 
-    A shape that differs is an error, never a skip: leave the path out of `match` if it is meant to be fresh. The file
-    is data: it is checked by digest, and nothing in it is run. Its model is imported when `.model` is asked for: one of
-    Sapwood's layers or models at once, one of another package only where `trust` names that package, as in
-    `trust="my_project"` (or several, or the imported package itself): what is imported may do all that you may.
+    Args:
+        path: the directory of an artifact, a run, its checkpoints, or one checkpoint.
+        into: a `Spec`, or a pair `(params, state)` of nested dicts of `Param`s, arrays or `jax.ShapeDtypeStruct`s. The
+            arrays are loaded into this structure, with its shardings and its floating dtypes. An entry that nothing is
+            loaded into keeps its value if it is an array, and is drawn with `key` if it is a `Param`. None loads all
+            arrays as they were saved.
+        match: maps patterns of paths in the file to paths in `into`, such as `{"backbone/**": "encoder/**"}`. The first
+            pattern that fits decides. None as a value leaves paths out: `{"head/**": None, "**": "**"}`. By default
+            equal paths match.
+        key: a `jax.random.key` or an integer seed, for `Param`s that are drawn.
+        step: the checkpoint to read from a run: a number, "best" or "last". None reads as described above.
+        trust: packages that the model may be imported from: a name such as "my_project", an imported package, or
+            several of these.
 
-    Raises CheckpointError for a missing, damaged or unfitting file; ConfigError for a `match` that does nothing.
+    Returns:
+        The `Artifact`. With `into`, its `report` lists the paths that were loaded, fresh and unused.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or does not fit `into`. A differing shape is an error and never
+            skipped: exclude the path with `match` if it is meant to be fresh.
+        ConfigError: a pattern of `match` has no effect, or nothing at all is loaded and `match` does not say so.
 
     >>> import tempfile
     >>> path = save(tempfile.mkdtemp() + "/model", {"backbone": {"w": jnp.ones(2)}, "head": {"w": jnp.ones((2, 9))}})
@@ -238,7 +279,13 @@ def load(
 
 
 class _Source(NamedTuple):
-    """Something to load from: its arrays by path ("params/stem/kernel"), and how to read some, with what is beside."""
+    """A source that `load` reads from.
+
+    Args:
+        structs: shape, dtype and default sharding of each array by path, such as "params/stem/kernel".
+        read: a function that reads the arrays of the structs it gets, with their shardings. It returns the arrays by
+            path, and the other fields of the `Artifact` by name.
+    """
 
     structs: dict[str, jax.ShapeDtypeStruct]
     read: Callable[[dict[str, jax.ShapeDtypeStruct]], tuple[dict[str, jax.Array], dict[str, Any]]]
@@ -261,8 +308,10 @@ def _open(path: Path, step: int | str | None) -> _Source:
 
 
 def _open_ended(run: Path) -> _Source:
-    """The model that was saved at the end of a run; its checkpoints where it has gone on since or the model is damaged,
-    which is said."""
+    """The model saved at the end of a run.
+
+    If the run has continued since, or the model is damaged, it falls back to the run's checkpoints with a warning.
+    """
     model, checkpoints = run / "model", Checkpoints(run / "checkpoints")
 
     def instead(why: object) -> _Source:
@@ -289,7 +338,10 @@ def _open_ended(run: Path) -> _Source:
 
 
 def _overtaken(model: Path, checkpoints: Checkpoints) -> str | None:
-    """That a run has gone on since its model was saved: its checkpoints are newer. None where it has not."""
+    """A message if the run has continued after its model was saved, so that its checkpoints are newer; else None.
+
+    A model of the best checkpoint may be older than the newest checkpoint.
+    """
     extra, latest = _about(model).get("extra"), checkpoints.latest()
     saved = extra.get("step") if isinstance(extra, dict) else None
     if not isinstance(saved, int) or latest is None or saved >= latest or saved == checkpoints.best():
@@ -298,7 +350,11 @@ def _overtaken(model: Path, checkpoints: Checkpoints) -> str | None:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    """What stands beside the weights, each part of the kind that `save` writes; what an older one lacks is None."""
+    """The content of `artifact.json`. The type of each part is checked.
+
+    Parts that older versions did not write get their default. Raises CheckpointError if the file is damaged or was
+    written by a newer Sapwood.
+    """
     try:
         about = {"features": None, "digest": 1, **checksummed_json.read(path / ABOUT)}
         if any(isinstance(x := about.get(name), int) and x > ours for name, ours in _OURS.items()):
@@ -314,8 +370,11 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def _described(arrays: Any) -> bool:
-    """Whether this maps paths to dtype, shape and digest. An array without elements may have no huge dimension: what
-    the file says costs it nothing there."""
+    """Whether `arrays` maps paths to `[dtype, shape, digest]`.
+
+    The non-zero sizes of an array without elements may have a product of at most `_EMPTY`: such an array takes no bytes
+    in the file, so a file of any size could name a huge one.
+    """
 
     def is_path(name: str) -> bool:
         names = name.split("/")
@@ -343,7 +402,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "preprocessing": lambda x: True,
     "extra": lambda x: True,
 }
-"""What `save` writes beside the weights, and whether something is of that kind."""
+"""The parts of `artifact.json`, each with a function that checks its type."""
 
 
 def _open_artifact(path: Path) -> _Source:
@@ -354,7 +413,7 @@ def _open_artifact(path: Path) -> _Source:
     beside |= {"classes": classes, "features": _learned(about["features"], path)}
     try:
         structs = {name: array_bits.struct(dtype, shape) for name, (dtype, shape, _) in arrays.items()}
-    except (TypeError, ValueError) as error:  # no dtype
+    except (TypeError, ValueError) as error:  # not the name of a dtype
         raise CheckpointError(f"{path} is damaged: {ABOUT}: {error}") from error
 
     def read(structs: dict[str, jax.ShapeDtypeStruct]) -> tuple[dict[str, jax.Array], dict[str, Any]]:
@@ -374,17 +433,17 @@ def _read_weights(path: Path, structs: dict[str, jax.ShapeDtypeStruct]) -> dict[
     found = {}
     try:
         if (path / WEIGHTS).exists() and not (path / WEIGHTS).is_file():
-            raise ValueError("it is no file")  # a pipe would be waited for
+            raise ValueError("it is no file")  # reading a pipe would block
         with safe_open(path / WEIGHTS, framework="numpy") as file:
             for name, real in structs.items():
                 stored = array_bits.stored_struct(real)
                 array = file.get_tensor(name) if np.prod(real.shape) else np.zeros(stored.shape, stored.dtype)
                 if describe(array) != describe(stored):
                     raise ValueError(f"{name} is no longer {array_bits.kind(*describe(stored))}")
-                with jax.transfer_guard_host_to_device("allow"):  # who loads a model asks for that
+                with jax.transfer_guard_host_to_device("allow"):  # loading a model asks for this transfer
                     placed = jax.make_array_from_callback(stored.shape, stored.sharding, array.__getitem__)
                 found[name] = array_bits.decode(placed, real)
-    except Exception as error:  # safetensors raises its own, OSError and ValueError for what a file can be
+    except Exception as error:  # safetensors raises its own errors, OSError and ValueError for bad files
         raise CheckpointError(f"{path} is damaged: {WEIGHTS}: {error}") from error
     return found
 
@@ -410,7 +469,7 @@ def _open_checkpoints(checkpoints: Checkpoints, wanted_step: int | str | None) -
     def read(structs: dict[str, jax.ShapeDtypeStruct]) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         stored = {there[name]: _like(contents[there[name]], x) for name, x in structs.items()}
         nested = paths.nest((tuple(name.split("/")), x) for name, x in stored.items())
-        tree, found = checkpoints.restore(nested, step=step, subset=True)  # another one where that is damaged
+        tree, found = checkpoints.restore(nested, step=step, subset=True)  # falls back if it is damaged
         arrays, info = (
             named_leaves(tree),
             {name: x for name, x in found.info.items() if name not in ("identity", "rows")},
@@ -425,7 +484,7 @@ def _open_checkpoints(checkpoints: Checkpoints, wanted_step: int | str | None) -
 
 
 def _averaged(name: str, contents: Mapping[str, Any]) -> str:
-    """Where a checkpoint has what evaluation uses: the running mean, where it keeps one."""
+    """The path in a checkpoint of the array that evaluation uses: the running mean if there is one, else `name`."""
     kind, _, rest = name.partition("/")
     mean = f"{'ema' if kind == 'params' else 'ema_state'}/{rest}"
     return mean if mean in contents else name
@@ -473,7 +532,10 @@ def _into(source: _Source, wanted: Spec, patterns: Mapping[str, str | None] | No
 
 
 def _pairs(there: list[str], here: list[str], patterns: Mapping[str, str | None] | None) -> dict[str, str]:
-    """`match` over the bare paths, so that one pattern serves parameters and state; each stays what it is."""
+    """`match` over paths without "params/" or "state/", so that one pattern serves parameters and state.
+
+    Returns full paths. A target keeps the collection (params or state) that it has in `here`.
+    """
     kinds = {_bare(name): name.split("/")[0] for name in here}
     same = [_bare(name) for name in there]
     found = match(same, [_bare(name) for name in here], patterns)
@@ -515,7 +577,7 @@ def _check(source: _Source, pairs: dict[str, str], targets: dict[str, jax.ShapeD
 
 
 def _fresh(leaves: dict[str, Any], loaded: dict[str, jax.Array], key: Any) -> dict[str, jax.Array]:
-    """Every entry in `into`'s order: what stays as it is, and what is drawn; loaded ones are written over it."""
+    """Every entry in the order of `into`: loaded arrays, drawn `Param`s, and values that `into` keeps."""
     drawn = {name: leaf for name, leaf in leaves.items() if name not in loaded and isinstance(leaf, Param)}
     params, state = draw(Spec(*_trees(drawn)), as_key(key)) if drawn else ({}, {})
     born = named_leaves({"params": params, "state": state})

@@ -1,4 +1,7 @@
-"""By which metric something is best, spelled alike in Python and on the command line: "min:loss", "max:accuracy"."""
+"""`Goal`: the metric that decides which checkpoint is best, and whether its smallest or its largest value is best.
+
+`fit(best=)` in Python and `--best` on the command line spell it the same way: "min:loss" or "max:accuracy".
+"""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +13,11 @@ from sapwood.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Goal:
-    """A metric, and which of its values is best: the smallest ("min") or the largest ("max").
+    """A metric, and whether its smallest or its largest value is best.
+
+    Args:
+        mode: "min" or "max".
+        metric: the name of the metric.
 
     >>> str(Goal("min", "validation_loss")), Goal("max", "accuracy").best({1: 0.5, 2: 0.75, 3: 0.75, 4: float("nan")})
     ('min:validation_loss', 2)
@@ -23,14 +30,19 @@ class Goal:
         return f"{self.mode}:{self.metric}"
 
     def best(self, values: Mapping[int, float]) -> int | None:
-        """The step of the best value, the first of equals; None where there is no number."""
+        """The step with the best of ``values``, which maps steps to numbers.
+
+        Among equal values the first one in ``values`` wins. NaN is ignored. None if no number is left.
+        """
         numbers = {step: x for step, x in values.items() if not math.isnan(x)}
         choose = max if self.mode == "max" else min
         return choose(numbers, key=numbers.__getitem__, default=None)
 
 
 def goal(best: Any) -> Goal | None:
-    """What ``best=`` and ``--best`` say; `ConfigError` for anything but "min:METRIC" and "max:METRIC".
+    """Parse the value of ``best=`` or ``--best``. None gives None.
+
+    Raises `ConfigError` for anything other than "min:METRIC" and "max:METRIC".
 
     >>> goal("min:validation_loss")
     Goal(mode='min', metric='validation_loss')

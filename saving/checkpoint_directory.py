@@ -1,8 +1,8 @@
-"""The directory of a run's checkpoints: which there are, where each one lies, what is put aside and what is removed.
+"""The directory of a run's checkpoints: lists, locates, sets aside and removes them.
 
-A checkpoint of step 120 is the folder `00000120`. One that is written anew lies aside meanwhile, as
-`00000120.replaced`, and counts until the new one is there. What is to be removed is renamed first, to
-`00000120.removed-0`, so that no half of it is ever trusted.
+The checkpoint of step 120 is the folder `00000120`. When step 120 is saved again, the old folder is renamed to
+`00000120.replaced` and remains valid until the new one is complete. A folder to be removed is first renamed to
+`00000120.removed-0`, so a partly removed checkpoint is never read.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _STEP = re.compile(rf"(\d{{8,}})({_ASIDE})?")
 
 
 class Directory:
-    """The checkpoints in ``path``, which need not exist yet. One process alone may change what is there.
+    """The checkpoints in ``path``, a directory that need not exist yet. Only one process may change its contents.
 
     >>> Directory(Path("no/such/directory")).steps()
     []
@@ -37,7 +37,7 @@ class Directory:
         self._told: set[str] = set()
 
     def steps(self) -> list[int]:
-        """The steps with a checkpoint, ascending. CheckpointError where the directory cannot be listed."""
+        """The steps that have a checkpoint, ascending. Raises CheckpointError if the directory cannot be listed."""
         try:
             names = os.listdir(self.path)
         except (FileNotFoundError, NotADirectoryError):
@@ -47,7 +47,7 @@ class Directory:
         return sorted({int(match[1]) for match in map(_STEP.fullmatch, names) if match})
 
     def own(self, step: int) -> Path:
-        """Where checkpoint ``step`` belongs.
+        """The regular folder of checkpoint ``step``, whether it exists or not.
 
         >>> Directory(Path("run")).own(120).name
         '00000120'
@@ -55,19 +55,25 @@ class Directory:
         return self.path / f"{step:08d}"
 
     def place(self, step: int) -> Path:
-        """Where checkpoint ``step`` is: aside, where the one that replaces it is not written yet."""
+        """The folder to read checkpoint ``step`` from.
+
+        It is `own(step)`, unless only the set-aside folder exists because the replacement is not complete yet.
+        """
         own, aside = self.own(step), self._aside(step)
         return aside if aside.exists() and not own.exists() else own
 
     def check_name(self) -> None:
-        r"""ConfigError for a path that Orbax would take for a pattern, and leave out the file that says where all is,
-        for one that is no UTF-8, which its files cannot name, and for a bucket, which would be a folder called "gs:".
+        r"""Raise ConfigError for a path that cannot hold checkpoints.
+
+        - A path with a wildcard: Orbax takes it for a glob pattern and omits the file that locates the arrays.
+        - A path that is not UTF-8: Orbax's files cannot name it.
+        - A bucket address such as `gs://bucket`: it would become a local folder called "gs:".
 
         >>> Directory(Path("runs/a[1]")).check_name()
         Traceback (most recent call last):
         sapwood.core.errors.ConfigError: checkpoints cannot be written to runs/a[1]: rename what has a * ? [ ] \ in it
         """
-        if _ADDRESS.match(str(self.path)):  # `Path` makes one slash of two
+        if _ADDRESS.match(str(self.path)):  # `Path` turns two slashes into one
             raise ConfigError(
                 f"checkpoints go to a directory, not to {self.path}; mount the bucket (gcsfuse) and name the mount"
             )
@@ -82,21 +88,27 @@ class Directory:
             raise ConfigError(f"checkpoints cannot be written to {said}: rename what is no UTF-8 in it") from None
 
     def make_room(self, step: int) -> None:
-        """Create the directory, clear what a killed run left half-written, move the checkpoint of ``step`` aside."""
+        """Prepare for writing checkpoint ``step``.
+
+        Creates the directory, removes what a killed run left unfinished, and sets an old checkpoint ``step`` aside.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         self._sweep()
         if self.own(step).exists():
             self.own(step).rename(self._aside(step))
 
     def put_back(self) -> None:
-        """Give what was moved aside its name again where nothing was written under it."""
+        """Rename each set-aside checkpoint back to its regular folder, unless a new checkpoint is there."""
         for step in self.steps():
             if not self.own(step).exists():
                 self._aside(step).rename(self.own(step))
 
     def keep_only(self, choose: Callable[[list[int]], set[int | None]]) -> None:
-        """Remove the checkpoints whose steps are not chosen, and what was replaced. What cannot be removed stays, with
-        a warning."""
+        """Remove all checkpoints except the chosen ones, and all replaced ones.
+
+        ``choose`` maps the list of steps to the set of steps to keep. A folder that cannot be removed stays, with a
+        warning.
+        """
         with self._lets_stay("what is no longer needed"):
             steps = self.steps()
             kept = choose(steps)
@@ -109,7 +121,7 @@ class Directory:
         return self.path / f"{step:08d}{_ASIDE}"
 
     def _sweep(self) -> None:
-        """Remove what was replaced or given up, and what a write that did not end has left."""
+        """Remove replaced checkpoints, folders marked as removed, and the remains of interrupted writes."""
         self.put_back()
         for path in [self.path / name for name in os.listdir(self.path)]:
             if path.suffix == _ASIDE or _REMOVED in path.name or _UNFINISHED in path.name:
@@ -118,7 +130,7 @@ class Directory:
 
     @contextlib.contextmanager
     def _lets_stay(self, what: str) -> Iterator[None]:
-        """Go on where something cannot be removed, and say so once."""
+        """Turn a failed removal of ``what`` into a warning, given once per ``what``."""
         try:
             yield
         except (OSError, CheckpointError) as error:
@@ -132,6 +144,6 @@ class Directory:
 
 
 def _removed(path: Path) -> Path:
-    """A name for what is to be removed that nothing has, should the one before it still be there."""
+    """An unused name for a folder to be removed: `00000120.removed-0`, or the next free number."""
     names = (path.with_name(f"{path.name.partition('.')[0]}{_REMOVED}-{i}") for i in itertools.count())
     return next(name for name in names if not name.exists())

@@ -1,10 +1,10 @@
-"""Checkpoints: any pytree of arrays, written by Orbax while training goes on, and checked when it is read.
+"""Checkpoints: pytrees of arrays that Orbax writes in the background and that are verified when they are read.
 
-A checkpoint is a directory `00000120`, named after its step: Orbax's files (every array by its path), and
-`sapwood.json`: step, information and metrics of the run, each array's path, dtype, shape and digest, and a checksum
-over all that. Orbax writes under another name and renames when all is there, so a run that is killed leaves whole
-checkpoints or none. Orbax 0.12 reads a damaged file without a word; here each array's digest is taken before it is
-written and again after it is read. Nothing on disk is unpickled.
+A checkpoint is a directory such as `00000120`, named after its step. It holds Orbax's files (each array by its path)
+and `sapwood.json`: the step, the info and metrics of the run, the path, dtype, shape and digest of each array, and a
+checksum over all of it. Orbax writes to a temporary directory and renames it when all files are there, so a killed run
+leaves only complete checkpoints. Orbax 0.12 reads a damaged file without an error, so the digest of each array is
+computed before it is written and again after it is read. Nothing on disk is unpickled.
 """
 
 import contextlib
@@ -33,14 +33,22 @@ from sapwood.saving.checksummed_json import seal, unseal
 from sapwood.saving.digest import RULE, describe, digests, named_leaves
 
 INDEX = "sapwood.json"
-_FORMAT = 2  # 1: up to 0.1, whose digests are of rule 1
+_FORMAT = 2  # Sapwood 0.1 wrote format 1, with digests of rule 1
 _Structs = dict[str, jax.ShapeDtypeStruct]
 
 
 @dataclass(frozen=True)
 class Info:
-    """What a checkpoint says of itself: `step`, the `info` and `metrics` given to `save`, the arrays' `digests` by
-    path, by which metric the run keeps its `best`, and the `rule` of the digests (1 in what Sapwood 0.1 wrote)."""
+    """The metadata of a checkpoint.
+
+    Args:
+        step: the step of the checkpoint.
+        info: the `info` passed to `Checkpoints.save`.
+        metrics: the metrics passed to `Checkpoints.save`, by name.
+        digests: the digest of each array by its path.
+        best: the metric by which the run keeps its best checkpoint, such as "min:loss"; None if it keeps none.
+        rule: the rule of the digests; 1 for what Sapwood 0.1 wrote.
+    """
 
     step: int
     info: dict[str, Any]
@@ -51,19 +59,28 @@ class Info:
 
 
 class _Damaged(CheckpointError):
-    """This checkpoint is not whole; another one may be."""
+    """This checkpoint is damaged; another one may be intact."""
 
 
-_together = functools.partial(together, mild=_Damaged)  # for which there may be another checkpoint
+_together = functools.partial(together, mild=_Damaged)  # mild: another checkpoint can replace a damaged one
 
 
 class Checkpoints:
-    """The checkpoints of one run in `directory`: the newest `keep` and, with `best="max:accuracy"`, the one where
-    that metric was largest (`best="min:loss"`: smallest).
+    """The checkpoints of one run in a directory: the newest ones, and the best one by a metric.
 
-    `save` copies the arrays to the host, starts to write and returns; the arrays may be donated at once. Use it as a
-    context manager, or call `close`, so that the last one is written out. On several processes every process makes
-    the same calls, over a directory that all of them see. Nothing is created or removed before the first `save`.
+    `save` copies the arrays to the host, starts to write and returns; the arrays may be donated at once. Use the object
+    as a context manager, or call `close`, so that the last checkpoint is written completely. With several processes
+    every process makes the same calls, and all of them must see the directory. Nothing is created or removed before the
+    first `save`.
+
+    Args:
+        directory: the directory of the run's checkpoints; it need not exist.
+        keep: how many of the newest checkpoints are kept, at least 1.
+        best: "max:METRIC" or "min:METRIC" also keeps the checkpoint where that metric was largest or smallest. None
+            keeps only the newest ones.
+
+    Raises:
+        ConfigError: `directory` is the address of a bucket, `keep` is below 1, or `best` has another form.
 
     >>> import tempfile
     >>> directory = tempfile.mkdtemp()
@@ -89,9 +106,9 @@ class Checkpoints:
         self._disk = Directory(self.directory)
         self.keep = keep
         self._goal = goal(best)
-        # The step this run restored or saved last; whatever is later is not of this run.
+        # The step that this run restored or saved last. Later checkpoints do not belong to this run.
         self._newest: int | None = None
-        self._passed: set[int] = set()  # the steps that were found damaged on the way to that one
+        self._passed: set[int] = set()  # the steps of damaged checkpoints that `restore` skipped
         self._writing: int | None = None
         self._known: dict[int, Info] = {}
 
@@ -102,8 +119,7 @@ class Checkpoints:
         self.close()
 
     def steps(self) -> list[int]:
-        """The steps with a checkpoint, ascending, as this process sees them; whether each is whole shows when it is
-        read.
+        """The steps that have a checkpoint, ascending, as this process sees them. Damage is found only by reading.
 
         >>> Checkpoints("no/such/directory").steps()
         []
@@ -111,7 +127,7 @@ class Checkpoints:
         return self._disk.steps()
 
     def candidates(self) -> list[int]:
-        """`steps`, the same on several processes, all of which must call it: those that any of them sees.
+        """The steps that any process sees, ascending. All processes must call it, and all get the same list.
 
         >>> Checkpoints("no/such/directory").candidates()
         []
@@ -119,19 +135,24 @@ class Checkpoints:
         return union(_together(self.steps))
 
     def latest(self) -> int | None:
-        """The newest step, or None where nothing was saved yet."""
+        """The newest step; None if there is no checkpoint."""
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step with the best metric (the earlier of equals); None where no checkpoint has that metric.
+        """The step with the best metric (the earliest of equals); None if no checkpoint has that metric.
 
-        Where this object was made without `best=`, what the newest checkpoint was saved with counts.
+        Without `best=` in the constructor, the `best` that the newest checkpoint was saved with is used.
         """
         return self._best_of(self.steps())
 
     def choose(self, step: int | str | None = None) -> int | None:
-        """The step of the checkpoint that is meant: by its number, "best", or "last", which is None, as `restore` takes
-        it: the newest that is whole. None is the best where the run keeps one, and the last where it does not.
+        """Resolve the `step` that a user asks for to a step number, or to None for the newest intact checkpoint.
+
+        A number stays a number. "best" gives the step of the best checkpoint, "last" gives None. None gives the best
+        step if the run keeps a best checkpoint, else None. The result is a `step` for `restore`.
+
+        Raises CheckpointError for "best" if there is no best checkpoint, and ConfigError for any other value that is
+        not an integer from 0 on.
 
         >>> Checkpoints("no/such/directory").choose("last")
         """
@@ -146,8 +167,11 @@ class Checkpoints:
         return _step(step)
 
     def order(self, step: int | str | None = None) -> list[int]:
-        """The steps that `restore` tries, one after the other: a number alone; from "best" on, by the metric; else from
-        the newest on. Of a checkpoint that cannot be read nobody knows whether it is the best: it comes first.
+        """The steps that `restore` tries, in order.
+
+        A number gives only that step. None and "last" give all steps from the newest to the oldest. "best" gives the
+        steps from the best to the worst metric, then those without the metric from the newest on. A checkpoint whose
+        index cannot be read comes first, because it may be the best one.
         """
         if step not in (None, "best", "last"):
             return [_step(step)]
@@ -160,13 +184,13 @@ class Checkpoints:
         return ranked + [n for n in left[::-1] if n not in ranked]
 
     def info(self, step: int) -> Info:
-        """What checkpoint `step` says of itself, without reading its arrays; CheckpointError if it is damaged."""
+        """The metadata of checkpoint `step`. Reads no arrays. Raises CheckpointError for a damaged index."""
         if step not in self._known:
             self._known[step] = _info(self._read_index(step))
         return self._known[step]
 
     def contents(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """The arrays of checkpoint `step` by path: shape and dtype. CheckpointError if it is damaged."""
+        """Shape and dtype of each array of checkpoint `step`, by path. Raises CheckpointError for a damaged index."""
         return _structs(self._read_index(step))
 
     def save(
@@ -176,14 +200,22 @@ class Checkpoints:
         info: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
     ) -> None:
-        """Start to write `tree`, any pytree of arrays, as checkpoint `step`, and return.
+        """Start to write a checkpoint in the background, and return.
 
-        `info` is anything that JSON holds (the position in the data, the seed); `metrics` maps names to numbers.
-        A failure of the write in the background is raised by the next `save`, `wait` or `close`.
+        It first waits for the previous write. A write that fails in the background raises its error in the next
+        `save`, `wait` or `close`.
 
-        Raises CheckpointError where the disk is full, the directory cannot be written or belongs to an earlier run
-        that was not restored; ConfigError for leaves that are no arrays, an `info` that is no JSON, a `step` that is
-        no integer from 0 on, or a directory with one of * ? [ ] in its path.
+        Args:
+            step: the step of the checkpoint, an integer from 0 on. An existing checkpoint of this step is replaced.
+            tree: any pytree of arrays.
+            info: any dictionary that JSON can hold, such as the position in the data and the seed.
+            metrics: maps names to numbers; the metric of `best=` is read from here.
+
+        Raises:
+            CheckpointError: the disk is full, the directory cannot be written, or it holds checkpoints of an earlier
+                run that was not restored.
+            ConfigError: a leaf is not an array, JSON cannot hold `info`, `step` is not an integer from 0 on, the
+                metrics lack the one of `best=`, or the path of the directory contains one of * ? [ ].
         """
         step = _step(step)
         self._disk.check_name()
@@ -197,7 +229,7 @@ class Checkpoints:
             "metrics": {name: float(value) for name, value in (metrics or {}).items()},
         }
         self._check_metrics(index["metrics"])
-        marks = digests(arrays)  # before the write: these are the arrays as they were, whatever the disk makes of them
+        marks = digests(arrays)  # before the write, so that they describe the arrays and not what reached the disk
         index["arrays"] = {name: [*describe(x), marks[name]] for name, x in arrays.items()}
         if self._goal is not None:
             index["best"] = str(self._goal)
@@ -214,7 +246,7 @@ class Checkpoints:
         self._writing = step
 
     def wait(self) -> None:
-        """Wait until all is written, then drop what need not be kept. Raises CheckpointError if a write failed."""
+        """Wait until the write is complete, then remove old checkpoints. Raises CheckpointError if the write failed."""
         if self._writing is None:
             return
         step, self._writing = self._writing, None
@@ -227,7 +259,7 @@ class Checkpoints:
             self._disk.keep_only(self._kept)
 
     def close(self) -> None:
-        """`wait`, and let go of Orbax's threads."""
+        """`wait`, then stop Orbax's threads."""
         try:
             self.wait()
         finally:
@@ -236,16 +268,25 @@ class Checkpoints:
                 del self.__dict__["_writer"]
 
     def restore(self, target: Any = None, *, step: int | str | None = None, subset: bool = False) -> tuple[Any, Info]:
-        """Read the newest whole checkpoint (with `step="best"` the best whole one; or that of a number) into the
-        structure and shardings of `target`.
+        """Read a checkpoint into the structure and shardings of `target`.
 
-        `target` is a pytree of arrays, `jax.ShapeDtypeStruct`s (their shardings are used, on any mesh) or `Param`s;
-        None gives nested dicts by path on the default device. With `subset=True` the checkpoint may hold more than
-        `target` asks for. A damaged checkpoint is passed over with a warning that names the arrays.
+        A damaged checkpoint is skipped with a warning that names its damaged arrays, and the next one is read. With
+        several processes all of them must call it, and all get the same checkpoint.
 
-        Raises CheckpointError if there is none, none is whole, or it is of another model: then with the differing
-        paths; ConfigError for a sharding that does not divide its array. A `step` asked for by number is never
-        replaced by another. Several processes, which all must call it, end with the same checkpoint.
+        Args:
+            target: a pytree of arrays, of `jax.ShapeDtypeStruct`s (their shardings are used, on any mesh) or of
+                `Param`s. None gives nested dicts by path on the default device.
+            step: None or "last" reads the newest intact checkpoint, "best" the best intact one. A number reads only
+                that checkpoint and never another one.
+            subset: the checkpoint may hold arrays that `target` does not ask for.
+
+        Returns:
+            The restored tree, and the `Info` of its checkpoint.
+
+        Raises:
+            CheckpointError: there is no checkpoint, none is intact, or it belongs to another model; then the message
+                lists the paths that differ.
+            ConfigError: a sharding does not divide its array.
         """
         wanted = None
         if target is not None:
@@ -273,7 +314,11 @@ class Checkpoints:
     # Reading
 
     def _restore(self, step: int, wanted: _Structs | None, subset: bool) -> tuple[dict[str, jax.Array], Info]:
-        """One checkpoint. Reading it is up to each process; the programs that run over its arrays are up to all."""
+        """Read and verify one checkpoint.
+
+        Each process reads its shards by itself. Decoding and digests run programs that all processes must enter, so the
+        processes agree before and after them.
+        """
         index, structs, stored = _together(lambda: self._read_stored(step, wanted, subset))
         arrays = {
             name: array_bits.decode(stored.pop(name) if name in stored else array_bits.empty(x), x)
@@ -283,7 +328,7 @@ class Checkpoints:
         return arrays, _info(index)
 
     def _read_stored(self, step: int, wanted: _Structs | None, subset: bool) -> tuple[dict[str, Any], _Structs, dict]:
-        """The index, what arrays there shall be, and those as they are stored."""
+        """The index, the structs of the arrays to restore, and the arrays in their stored form."""
         index = self._read_index(step)
         if wanted is None:
             if "slashed" in index:
@@ -316,7 +361,7 @@ class Checkpoints:
     def _read_index(self, step: int) -> dict[str, Any]:
         place = self._disk.place(step)
         odd = next((path for path in place.rglob("*") if not path.is_file() and not path.is_dir()), None)
-        if odd is not None:  # a pipe would be waited for
+        if odd is not None:  # reading a pipe would block
             raise self._damage(step, f"{odd.name} is no file")
         try:
             index = unseal((place / INDEX).read_bytes())
@@ -361,7 +406,10 @@ class Checkpoints:
         return orbax_arrays.Writer(INDEX)
 
     def _make_room(self, step: int) -> None:
-        """Make room for a new checkpoint, but not among those of a run that this one knows nothing of."""
+        """Prepare the directory for a new checkpoint.
+
+        Raises CheckpointError if it holds checkpoints of an earlier run that this run did not restore.
+        """
         steps = self.steps()
         if steps and self._newest is None:
             raise CheckpointError(
@@ -374,20 +422,21 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writes(self, step: int) -> Iterator[None]:
-        """Raise what goes wrong as what it means; the checkpoint that was to be replaced is back in its place then."""
+        """Turn an error of a write into a `CheckpointError` that explains it, and put the old checkpoint back."""
         try:
             yield
         except Exception as error:
             if jax.process_index() == 0:
-                with contextlib.suppress(OSError, CheckpointError):  # then the next save puts it back
+                with contextlib.suppress(OSError, CheckpointError):  # if this fails, the next save puts it back
                     self._disk.put_back()
             raise self._failure(step, error) from error
 
     def _kept(self, steps: list[int]) -> set[int | None]:
-        """Which of these checkpoints are new or best, now that the newest is whole.
+        """The steps to keep: the newest `keep`, the best one, and damaged ones that the run has not reached again.
 
-        Those later than the newest belong to what the run was before it went back, but for those that were found
-        damaged on the way back: they are all there is of their steps until the run has come that far again.
+        A checkpoint later than `_newest` was written before the run went back to an earlier step, so it is removed. The
+        exception is a damaged one that `restore` skipped: nothing else is left of its step until the run has come that
+        far again.
         """
         newest = self._newest or 0
         ours = [step for step in steps if step <= newest and step not in self._passed]
@@ -400,7 +449,7 @@ class Checkpoints:
         return wanted and wanted.best({step: info.metrics.get(wanted.metric, math.nan) for step, info in found.items()})
 
     def _said(self, step: int) -> Info | None:
-        """`info`; None where it is damaged."""
+        """`info(step)`; None if the index is damaged."""
         try:
             return self.info(step)
         except CheckpointError:
@@ -428,7 +477,7 @@ class Checkpoints:
 
 
 def _arrays(tree: Any) -> dict[str, Any]:
-    """The tree's leaves by path, all of them `jax.Array`s."""
+    """The leaves of the tree by path, as `jax.Array`s."""
     try:
         arrays = {name: array_bits.as_array(name, leaf) for name, leaf in named_leaves(tree).items()}
     except ValueError as error:
@@ -439,7 +488,7 @@ def _arrays(tree: Any) -> dict[str, Any]:
 
 
 def _slashed(tree: Any) -> list[str]:
-    """The leaves by path that have a slash in one of their names."""
+    """The paths of the leaves that have a slash inside one of their names."""
     found = jax.tree_util.tree_flatten_with_path(tree)[0]
     simple = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
     return [simple(path) for path, _ in found if any("/" in simple((name,)) for name in path)]
@@ -451,12 +500,12 @@ def _info(index: dict[str, Any]) -> Info:
 
 
 def _rule(index: dict[str, Any]) -> int:
-    """How its digests were made."""
+    """The rule of the digests in an index."""
     return index.get("digest", 1)
 
 
 def _step(step: Any) -> int:
-    """An integer of Python, NumPy or JAX as Python's."""
+    """Convert an integer of Python, NumPy or JAX to a Python int. Raises ConfigError if it is not an integer >= 0."""
     try:
         number = operator.index(step)
     except TypeError:
@@ -467,7 +516,7 @@ def _step(step: Any) -> int:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether there was too little memory here, which says nothing of what is on the disk."""
+    """Whether the error says that memory ran out here, which does not mean that the checkpoint is damaged."""
     return isinstance(error, MemoryError) or (
         isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     )
@@ -478,7 +527,10 @@ def _structs(index: dict[str, Any]) -> _Structs:
 
 
 def _tree(target: Any, arrays: dict[str, jax.Array]) -> Any:
-    """Arrays by path in the structure of `target`, NumPy's where it has such; nested dicts where it is None."""
+    """Put arrays by path into the structure of `target`, or into nested dicts if `target` is None.
+
+    A leaf that is a NumPy array in `target` becomes a NumPy array.
+    """
     if target is None:
         return paths.nest((tuple(name.split("/")), x) for name, x in arrays.items())
     leaves = [

@@ -1,4 +1,8 @@
-"""JSON that shows when it was changed: an object beside the checksum of its canonical text, and who wrote it."""
+"""JSON files with a checksum: reading one fails if its content was changed.
+
+A file holds `content` (a JSON object), `sha256` (the checksum of its canonical text) and `sapwood` (the version that
+wrote it).
+"""
 
 import hashlib
 import json
@@ -9,21 +13,21 @@ from typing import Any
 from sapwood.core.version import __version__
 
 MOST = 16 << 20
-"""Bytes of a file that `read` takes: what JSON makes of it takes twenty times as much memory."""
+"""The largest file that `read` accepts, in bytes. Parsed JSON takes twenty times as much memory."""
 
 
 def seal(content: dict[str, Any]) -> str:
-    """The text to write. Raises TypeError or ValueError where `content` is nothing that JSON holds.
+    """The text of a file that holds `content`. Raises TypeError or ValueError if JSON cannot hold `content`.
 
     >>> unseal(seal({"step": 3}))
     {'step': 3}
     """
-    content = json.loads(json.dumps(content))  # as it will be read: keys are text, and 10 sorts before 2
+    content = json.loads(json.dumps(content))  # as it is read back: keys are strings, so "10" sorts before "2"
     return json.dumps({"sapwood": __version__, "sha256": _checksum(content), "content": content}, indent=1)
 
 
 def unseal(text: str | bytes) -> dict[str, Any]:
-    """What was sealed. Raises ValueError where the text is not what `seal` wrote.
+    """The content of a text that `seal` made. Raises ValueError if the text was changed or `seal` did not make it.
 
     >>> unseal(seal({"step": 3}).replace("3", "4"))
     Traceback (most recent call last):
@@ -41,13 +45,14 @@ def _opened(said: Any) -> dict[str, Any]:
 
 
 def read(path: Path, *, unsealed: bool = False) -> dict[str, Any]:
-    """The content of a sealed file; with `unsealed`, of one from before such files were sealed, too.
+    """The content of a sealed file. With `unsealed=True` also of a file without checksum, as early versions wrote.
 
-    Raises OSError where it cannot be read, FileNotFoundError where it is not there; ValueError where it is no file,
-    larger than `MOST`, or not what was written.
+    Raises:
+        OSError: the file cannot be read; FileNotFoundError if it does not exist.
+        ValueError: it is not a regular file, is larger than `MOST` bytes, or was changed.
     """
     if path.exists() and not path.is_file():
-        raise ValueError("it is no file")  # a pipe would be waited for
+        raise ValueError("it is no file")  # reading a pipe would block
     if (size := path.stat().st_size) > MOST:
         raise ValueError(f"it has {size:,} bytes, and {MOST:,} is the most that is read")
     said = _parsed(path.read_bytes())
@@ -57,7 +62,10 @@ def read(path: Path, *, unsealed: bool = False) -> dict[str, Any]:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Seal `content` into a file, whole or not at all, also when killed. Raises OSError where it cannot be written."""
+    """Write `content` as a sealed file, atomically: a killed process leaves the old file or the new one.
+
+    Raises OSError if the file cannot be written.
+    """
     part = path.with_name(f"{path.name}.part")
     part.write_text(seal(content) + "\n")
     os.replace(part, path)

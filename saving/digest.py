@@ -1,32 +1,33 @@
-"""Digests: 128 bits per array that name its bits, its shape and its dtype, and no sharding.
+"""Digests: 128 bits per array that depend on its bits, shape and dtype, and not on its sharding.
 
-A digest is a sum, so it may be taken in any order and on any mesh: each element's bits are mixed with a key of
-its place and the results added up in four lanes of 32 bits (JAX has no 64-bit integers by default). On a mesh
-every device adds up what it holds and four numbers per array cross devices; no array is gathered. With
-arithmetic modulo 2^32, in lane s:
+A digest is a sum, so it can be computed in any order and on any mesh. The bits of each element are mixed with a key of
+the element's place, and the results are added up in four lanes of 32 bits (JAX has no 64-bit integers by default). On a
+mesh each device sums its own shards, and four numbers per array cross devices; no array is gathered. All arithmetic is
+modulo 2^32. In lane s:
 
     key[i, j, ...] = 1 + even(mix(i + seed(s, 0))) + even(mix(j + seed(s, 1))) + ...     one table per dimension
     w              = (bits XOR bits >> 16) * odd                                         the same in every lane
     h              = ((w XOR w >> (16 - s)) XOR key) * key
     lane[s]        = sum over elements of (h XOR h >> 16)
 
-`mix` is the finaliser of MurmurHash3 (Appleby, 2011), `even` clears the lowest bit, so keys are odd. The family is that
-of Zobrist's and of additive incremental hashes (Bellare and Micciancio, 1997): what a sum cannot see is changes that
-cancel, so what counts is how seldom the changes of two elements cancel.
+`mix` is the finalizer of MurmurHash3 (Appleby, 2011). `even` clears the lowest bit, so keys are odd. The hash belongs
+to the family of Zobrist hashing and of additive incremental hashes (Bellare and Micciancio, 1997). A sum misses changes
+that cancel, so its quality is how rarely the changes of two elements cancel.
 
-- One element that changes is seen for certain, in every lane: at a given place each step is a bijection.
-- Two elements that change alike, such as two signs that flip, two numbers that change places: each lane changes twice
-  by amounts that depend on the keys of both places. With random keys all four lanes cancel for about one pair of places
-  in 2^108 for usual values, and in 2^72 for the worst values found.
-- Of more changes the same holds; of keys that no rule of the change can know, that is. Who knows the keys can forge a
-  digest: this finds accidents, it is no signature.
+- One changed element is always detected, in every lane: at a given place each step is a bijection.
+- Two elements that change alike (two flipped signs, two numbers that swap places): each lane changes twice, by amounts
+  that depend on the keys of both places. With random keys all four lanes cancel for about one pair of places in 2^108
+  for usual values, and in 2^72 for the worst values found.
+- The same holds for more than two changes, if the changes do not depend on the keys. Anyone who knows the keys can
+  forge a digest: a digest detects accidents and is not a signature.
 
-Nothing comes after the last XOR: an odd factor there would only multiply the sum, and see no more. Where that step is
-missing, or the factor is one for all places, as in rule 1 (Sapwood 0.1), a flipped sign bit moves each lane by one of
-two amounts, and one pair of them in 16 cancels. Rule 1 stays for what was written by it.
+The last XOR is the final step: an odd factor after it would only multiply the sum and detect nothing more. Without that
+XOR, or with the same factor for all places as in rule 1 (Sapwood 0.1), a flipped sign bit changes each lane by one of
+two amounts, and one pair of flipped signs in 16 cancels. Rule 1 stays for reading what it wrote.
 
 An index is mixed per dimension, so arrays of more than 2^32 elements need no wider integer. Elements wider than 32 bits
-are a last dimension of 32-bit words, narrower ones are widened: -0.0 differs from 0.0, and one NaN from another.
+become a last dimension of 32-bit words, and narrower ones are widened. So -0.0 differs from 0.0, and NaNs with
+different bits differ.
 """
 
 import functools
@@ -40,25 +41,25 @@ import jax.numpy as jnp
 import numpy as np
 
 RULE = 2
-"""How digests are made now. What holds digests says by which rule they were made; what says nothing is of rule 1."""
+"""The current rule for computing digests. Files store the rule of their digests; a file without one uses rule 1."""
 
 LANES = 4
-# Odd, so that multiplying by them can be undone modulo 2^32; else all that matters is that they differ.
+# Odd, so that multiplying by them is invertible modulo 2^32. Otherwise they only need to differ.
 _SEED = np.array([0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F], np.uint32)
 _ODD = np.array([0x2545F491, 0x165667B1, 0xCC9E2D51, 0x1B873593], np.uint32)
 _MULTIPLIER = np.uint32(0x85EBCA6B)
 _ODD2 = np.array([0x85EBCA77, 0xC2B2AE3D, 0x9E3779B1, 0x27D4EB2D], np.uint32)
 
-# A tree with fewer elements than this is done by NumPy before XLA has compiled its program.
+# Trees with at most this many elements on devices are hashed by NumPy, which ends before XLA has compiled a program.
 HOST_ELEMENTS = 1 << 20
-# A longer dimension is mixed inside the program: its table would weigh as much as the array.
+# A longer dimension is mixed inside the program, because its table could be as large as the array.
 _TABLE = 1 << 16
-# So many words NumPy mixes at once: they stay in a processor's cache, which takes half the time.
+# Words that NumPy mixes at once. They fit into the CPU's cache, which halves the time.
 _BLOCK = 1 << 16
 
 
 def describe(x: Any) -> tuple[str, tuple[int, ...]]:
-    """The dtype's name and the shape of an array as a digest sees them; a typed key is `key<impl>`.
+    """The dtype's name and the shape of an array, as they enter its digest. The dtype of a typed key is `key<impl>`.
 
     >>> describe(np.zeros((2, 3), "float32")), describe(jax.random.key(0))
     (('float32', (2, 3)), ('key<fry>', ()))
@@ -77,24 +78,24 @@ def _seeds(dim: int) -> np.ndarray:
 
 
 def _rows(index: Any, seeds: Any, rule: int) -> Any:
-    """What an index of one dimension adds to the key of a place."""
+    """The part of the key that the index along one dimension contributes."""
     mixed = _mix(index + seeds)
     return mixed if rule == 1 else mixed & np.uint32(0xFFFFFFFE)
 
 
 @functools.lru_cache(maxsize=256)
 def _table(dim: int, size: int, rule: int) -> np.ndarray:
-    """The rows of one dimension, (lanes, size)."""
+    """The key parts of all indices of one dimension, uint32 `(lanes, size)`."""
     return _rows(np.arange(size, dtype=np.uint32), _seeds(dim)[:, None], rule)
 
 
 def _spread(words: Any, rule: int) -> Any:
-    """What is done to the bits before the lanes part."""
+    """The first mixing step, which all lanes share: `w` of the formula."""
     return words if rule == 1 else (words ^ (words >> 16)) * _MULTIPLIER
 
 
 def _hashed(words: Any, key: Any, lane: int, rule: int) -> Any:
-    """What each element adds to a lane. In place where these are NumPy's."""
+    """The number that each element adds to a lane. For NumPy arrays it computes in place."""
     if rule == 1:
         h = words ^ key
         h *= _ODD[lane]
@@ -124,8 +125,8 @@ def _words(x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="rule")
 def _device_lanes(x: jax.Array, tables: list[np.ndarray | None], rule: int) -> list[jax.Array]:
-    # What waits in host memory (an offloaded optimizer's state) is brought here by the program that reads it. Programs
-    # run one after the other, so the device holds one such array at a time; nothing moves what is there already.
+    # Arrays in host memory (an offloaded optimizer state) are copied to the device by the program that reads them.
+    # Programs run one after the other, so the device holds one such array at a time. Arrays on the device do not move.
     words = _spread(_words(jax.device_put(x, jax.memory.Space.Device)), rule)
     mixed = []
     for lane in range(LANES):
@@ -134,8 +135,8 @@ def _device_lanes(x: jax.Array, tables: list[np.ndarray | None], rule: int) -> l
             row = _rows(jnp.arange(size, dtype=jnp.uint32), _seeds(dim)[lane], rule) if table is None else table[lane]
             key = key + row.reshape([-1 if d == dim else 1 for d in range(words.ndim)])
         mixed.append(_hashed(words, key, lane, rule))
-    # One reduction of four operands: XLA's CPU compiler fuses it with what feeds it (64 MB in 12 ms, no
-    # memory), where four reductions each write their operand out first (260 ms, four arrays' memory).
+    # One reduction of four operands: XLA's CPU compiler fuses it with the operations before it (64 MB in 12 ms, no
+    # memory). Four reductions would each write their operand out first (260 ms, the memory of four arrays).
     return jax.lax.reduce(mixed, [np.uint32(0)] * LANES, _add, tuple(range(words.ndim)))
 
 
@@ -156,7 +157,7 @@ def _host_words(x: np.ndarray) -> np.ndarray:
     if x.dtype.itemsize > 4:
         return np.ascontiguousarray(x[..., None]).view(np.uint32)
     words = x.view(f"uint{8 * x.dtype.itemsize}").astype(np.uint32)
-    # Below 8 bits NumPy gives each element a byte whose upper bits are not the element's.
+    # NumPy stores an element below 8 bits in a byte whose upper bits do not belong to it.
     bits = jax.dtypes.itemsize_bits(x.dtype)
     return words & np.uint32((1 << bits) - 1) if bits < 8 else words
 
@@ -179,7 +180,7 @@ def _host_lanes(x: np.ndarray, rule: int) -> np.ndarray:
 
 
 def _whole(x: Any) -> Any:
-    """The array, or a shard that is all of it, for `jax.device_get`; None where no process has all of it."""
+    """The array, or a shard that holds all of it, for `jax.device_get`; None if no process holds all of it."""
     if not isinstance(x, jax.Array) or x.is_fully_addressable:
         return x
     return x.addressable_data(0) if x.is_fully_replicated else None
@@ -192,8 +193,8 @@ def _lanes(arrays: list[Any], rule: int = RULE) -> list[np.ndarray]:
     size = sum(x.size for x in itertools.compress(arrays, on_device))
     if size <= HOST_ELEMENTS and all(x is not None for x in whole):
         return [_host_lanes(np.asarray(x), rule) for x in jax.device_get(whole)]
-    # A program per kind of array, not one per tree: compiling is what costs, and the layers of a network
-    # share theirs (and their moments').
+    # One program per shape and dtype, not one per tree: compilation dominates, and the layers of a network share
+    # programs with each other and with their moments.
     pairs = zip(arrays, on_device, strict=True)
     lanes = [
         _device_lanes(x, _tables(x, rule), rule) if there else _host_lanes(np.asarray(x), rule) for x, there in pairs
@@ -204,10 +205,13 @@ def _lanes(arrays: list[Any], rule: int = RULE) -> list[np.ndarray]:
 def digests(arrays: Mapping[str, Any], rule: int = RULE) -> dict[str, str]:
     """The digest of each array: 32 hexadecimal digits over its bits, shape and dtype.
 
-    Takes `jax.Array`s under any sharding (typed PRNG keys too) and NumPy arrays. Arrays on devices are read
-    there and not gathered; small trees are done on the host, where no program needs compiling. The numbers
-    are the same. In a run of several processes all of them must call it. ``rule`` is 1 for what Sapwood 0.1 wrote;
-    the digests of two rules are not to be compared.
+    Arrays on devices are hashed there and not gathered. Trees with at most `HOST_ELEMENTS` elements on devices are
+    hashed on the host, which compiles no program; the digests are the same. In a run of several processes all of them
+    must call it.
+
+    Args:
+        arrays: maps names to `jax.Array`s with any sharding (typed PRNG keys too) or NumPy arrays.
+        rule: the rule of the digests, 1 for what Sapwood 0.1 wrote. Digests of different rules must not be compared.
 
     >>> digests({"w": np.ones(3, "float32")}) == digests({"w": jnp.ones(3)})
     True
@@ -225,9 +229,9 @@ def _hex(x: Any, lanes: np.ndarray) -> str:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of any pytree by path, `"opt_state/0/mu/stem/kernel"`, in the pytree's order.
+    """The leaves of a pytree by path, such as `"opt_state/0/mu/stem/kernel"`, in the order of the pytree.
 
-    Raises ValueError where two leaves have the same path (a name with a slash in it, `1` beside `"1"`).
+    Raises ValueError if two leaves have the same path (because of a slash in a name, or keys `1` and `"1"`).
 
     >>> list(named_leaves({"stem": {"kernel": 1, "bias": 2}, "blocks": [3]}))
     ['blocks/0', 'stem/bias', 'stem/kernel']
@@ -242,7 +246,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def tree_digest(tree: Any) -> str:
-    """One digest for a whole pytree: its paths and the digest of each leaf, 32 hexadecimal digits.
+    """One digest for a whole pytree: 32 hexadecimal digits over its paths and the digest of each leaf.
 
     >>> tree_digest({"w": jnp.ones(3)}) == tree_digest({"kernel": jnp.ones(3)})
     False
@@ -251,7 +255,7 @@ def tree_digest(tree: Any) -> str:
 
 
 def combine(parts: Mapping[str, str]) -> str:
-    """The digest of a tree from the digests of its leaves by path; their order does not matter.
+    """The digest of a tree, computed from the digests of its leaves by path. Their order does not matter.
 
     >>> combine({"a": "1", "b": "2"}) == combine({"b": "2", "a": "1"})
     True

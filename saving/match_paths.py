@@ -1,4 +1,7 @@
-"""Matching the paths of a file to the paths of a model, for restoring a part of one into a part of the other."""
+"""Match paths of arrays in a file with paths in a model, to restore a part of one into a part of the other.
+
+`match` applies the patterns of `sw.load(match=)`; `Report` lists what a partial restore did.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -13,8 +16,13 @@ _SPLIT = re.compile(f"({_WILD.pattern})")
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What a partial restore did: `loaded` maps a path of the model to the path in the file that it came from;
-    `fresh` are paths of the model that nothing was loaded into; `unused` are paths of the file that went nowhere."""
+    """The result of a partial restore.
+
+    Args:
+        loaded: maps each path of the model that was loaded to its path in the file.
+        fresh: paths of the model that nothing was loaded into.
+        unused: paths of the file that were not loaded.
+    """
 
     loaded: dict[str, str]
     fresh: tuple[str, ...]
@@ -36,15 +44,21 @@ def _short(names: tuple[str, ...]) -> list[str]:
 
 
 def match(there: Iterable[str], here: Iterable[str], patterns: Mapping[str, str | None] | None) -> dict[str, str]:
-    """For each path of the model, `here`, the path in the file, `there`, that is loaded into it.
+    """Map each path of the model that is loaded to the path in the file that it is loaded from.
 
-    `patterns` maps patterns of paths in the file to paths in the model. What `*` (within one name), `**` (any number
-    of names, also none) and `?` stand for on the left is put in their place on the right, in order. The first pattern
-    that fits a path decides, as in `Trainer(trainable=)`; None leaves the path out. Without patterns each path is its
-    own.
+    The wildcards of a pattern are `*` (any characters within one name), `**` (any number of names, including zero) and
+    `?` (one character). The text that a wildcard matches on the left replaces the same wildcard on the right, in order.
+    The first pattern that fits a path decides, as in `Trainer(trainable=)`.
 
-    Raises ConfigError for a pattern that fits nothing, or nothing that an earlier one has not decided; whose wildcards
-    differ; or that leads two arrays to one place.
+    Args:
+        there: the paths in the file.
+        here: the paths of the model.
+        patterns: maps patterns of paths in the file to patterns of paths in the model. A value of None leaves the
+            path out. `patterns=None` maps each path to itself.
+
+    Raises:
+        ConfigError: a pattern fits no path of the file, or only paths that an earlier pattern decides; it leads to no
+            path of the model; its two sides have different wildcards; or it maps two arrays to one path.
 
     >>> match(["backbone/0/w", "head/w"], ["encoder/0/w", "head/w"], {"backbone/**": "encoder/**"})
     {'encoder/0/w': 'backbone/0/w'}
@@ -70,7 +84,7 @@ def match(there: Iterable[str], here: Iterable[str], patterns: Mapping[str, str 
 
 
 def _check(table, led, there, here, patterns) -> None:
-    """Each pattern that was written must have done something."""
+    """Raise ConfigError for a pattern that has no effect."""
     for left, right, regex in table if patterns else []:
         if not any(regex.fullmatch(path) for path in there):
             near = messages.nearest(left, _scopes(there))
@@ -96,7 +110,7 @@ def _compile(left: str, right: str | None) -> re.Pattern:
     for name in left.split("/"):
         wild = {"**": "([^/]*)", "*": "([^/]*)", "?": "([^/])"}
         parts.append("(.*)" if name == "**" else "".join(wild.get(x, re.escape(x)) for x in _SPLIT.split(name)))
-    # As in `paths.matches`: `**` may be no name at all, and its slash goes with it.
+    # As in `paths.matches`: if `**` matches zero names, its slash is dropped too.
     return re.compile("/".join(parts).replace("/(.*)", "(?:/(.*))?").replace("(.*)/", "(?:(.*)/)?"))
 
 

@@ -1,15 +1,15 @@
-"""References: a model written down as the name it is imported by and its options, so that data can name code.
+"""Model references: a model written to JSON as its import name and its options, and read back safely.
 
-A file that was handed over by a stranger may say anything, so a name is believed only where
+A saved file may come from a stranger, so `read` accepts a name only under three conditions:
 
-- its module is Sapwood's own (layers, models, recipes), JAX's (`jax.nn`, and functions that are jitted), or in a
-  package that the caller trusts (`sw.load(trust="my_project")`); nothing is imported before that is known;
-- it is a function or a class that a trusted module itself defines, under that name: no attribute of an attribute, and
-  nothing that the module has only imported;
-- its options are fields of a frozen dataclass (every `Layer` and `Recipe` is one) or parameters of a function.
+- Its module belongs to Sapwood (layers, models, recipes), to JAX (`jax.nn`, and functions that are jitted), or to a
+  package that the caller trusts (`sw.load(trust="my_project")`). Nothing is imported before this is checked.
+- It names a function or a class that a trusted module defines itself at its top level. Attributes of attributes and
+  names that the module only imports are refused, unless the module that defines them is trusted too.
+- Its options are fields of a frozen dataclass (every `Layer` and `Recipe` is one) or parameters of a function.
 
-A recipe file that is no module of a package is named by its path, and found where this process has run that file itself
-(`sapwood.experiment.find`): to read a saved model runs no file.
+A recipe file outside every package is named by its path. `read` finds its module only if this process has run the file
+already (`sapwood.experiment.find`). Reading a saved model never runs a file.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from sapwood.core.trusted_packages import covers, is_dotted, refusal
 Plain = None | bool | int | float | str
 
 RECIPE = "sapwood_recipe_"
-"""What the module of a recipe file is called that is in no package, before the file's own name."""
+"""Prefix of the module name of a recipe file outside every package. The file's own name follows."""
 
 MOVED = {
     **{f"sapwood.layers.{old}": "sapwood.layers" for old in (
@@ -40,7 +40,10 @@ MOVED = {
     "sapwood.recipes.digits_mlp": "sapwood.recipes.vision.digits_mlp",
     "sapwood.recipes.text": "sapwood.recipes.language.text",
 }  # fmt: skip
-"""Modules that Sapwood 0.1 wrote into artifacts, and where their names are now. What moves later is added here."""
+"""Maps modules that Sapwood 0.1 wrote into artifacts to the modules that hold their names now.
+
+Add an entry for each module that moves.
+"""
 
 _CLASSES = ("sapwood.recipes",)
 _MODELS = ("sapwood.layers", "sapwood.models", "sapwood.core.layer", "sapwood.core.initializers")
@@ -49,13 +52,17 @@ _JITTED = ("jax.numpy", "jax.lax", "jax._src.numpy", "jax._src.lax")
 
 
 def write(model: Any, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What JSON can hold of a model.
+    """Write a model as JSON types: its import name, its options and its method.
 
-    `model` is a function, a frozen dataclass such as a `Layer`, a method of one, or the name of one of these,
-    "package.module:name". `options` are keyword arguments of a function or the fields of a dataclass.
+    Args:
+        model: a function, a frozen dataclass such as a `Layer`, a method of one, or the name of one of these as
+            "package.module:name".
+        options: keyword arguments of a function or fields of a dataclass. Only for a model that is named by a string.
 
-    Raises ConfigError for what cannot be imported by a name (a lambda, a function inside another or in `__main__`), and
-    for options that cannot be written down.
+    Raises:
+        ConfigError: the model cannot be imported by a name (a lambda, a function inside another function or in
+            `__main__`), or JSON cannot hold an option.
+        CheckpointError: `model` is a string that names nothing that can be imported here.
 
     >>> from sapwood import layers as L
     >>> write(L.Dense(10, bias=False))["options"]["features"]
@@ -76,9 +83,9 @@ def write(model: Any, options: Mapping[str, Any] | None = None) -> dict[str, Any
 
 
 def read(written: Mapping[str, Any], trust: Iterable[str] = ()) -> Callable[..., Any]:
-    """The model that `write` wrote down; `trust` names packages that it may come from.
+    """The model of a reference that `write` made. `trust` names packages that it may come from.
 
-    Raises CheckpointError where it is of a package that is not trusted, cannot be imported here, or is no model.
+    Raises CheckpointError if its package is not trusted, if it cannot be imported here, or if it is not a model.
     """
     try:
         return _read(written, tuple(trust))
@@ -101,7 +108,7 @@ def _read(written: Any, trust: tuple[str, ...]) -> Callable[..., Any]:
     if isinstance(target, type):
         try:
             target = target(**values)
-        except Exception as error:  # what its own checks say of values that were changed
+        except Exception as error:  # its own checks refuse values that were changed
             raise CheckpointError(f"{name} cannot be made with its options: {error}") from error
         if method is not None:
             target = _method(name, target, method)
@@ -115,7 +122,7 @@ def _read(written: Any, trust: tuple[str, ...]) -> Callable[..., Any]:
 
 
 def _declared(name: str, target: Any) -> list[str]:
-    """The options that something takes by name: a dataclass's fields, a function's parameters."""
+    """The names of the options that `target` takes: fields of a dataclass, or parameters of a function."""
     if not isinstance(target, type):
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         parameters = inspect.signature(getattr(target, "function", target)).parameters
@@ -132,7 +139,7 @@ def _method(name: str, owner: Any, method: str) -> Callable[..., Any]:
 
 
 def _home(name: str) -> dict[str, Any]:
-    """The reference of what the caller names, which may be imported there from where it is defined."""
+    """The reference of an object that the caller names, written with the module that defines the object."""
     module, _, attribute = name.partition(":")
     if not is_dotted(module) or not attribute.isidentifier():
         raise ConfigError(f'model={name!r}: write "package.module:name"')
@@ -147,7 +154,11 @@ def _home(name: str) -> dict[str, Any]:
 
 
 def _by_name(model: Any) -> dict[str, Any] | None:
-    """The reference of something that stands in its module under its own name."""
+    """The reference of a function or class that its module holds under its own name.
+
+    None for an object without a name, and for a `Layer` that is not a function. Raises ConfigError for a function or
+    class that cannot be imported by its name.
+    """
     named = _named(model)
     module, name = getattr(named, "__module__", None), getattr(named, "__qualname__", None)
     if module is None or name is None:
@@ -165,7 +176,11 @@ def _by_name(model: Any) -> dict[str, Any] | None:
 
 
 def _public(module: str, found: Any) -> str:
-    """The room that exports something of Sapwood's, whose name stays when files move; else the module itself."""
+    """The module to write into a reference to `found`, which `module` defines.
+
+    It is the package of Sapwood that exports `found`, such as `sapwood.layers`: its name stays when files move.
+    Otherwise it is `module`.
+    """
     room = ".".join(module.split(".")[:2])
     exports = getattr(sys.modules.get(room), "__all__", ()) if module.startswith("sapwood.") else ()
     name = _named(found).__qualname__
@@ -173,12 +188,12 @@ def _public(module: str, found: Any) -> str:
 
 
 def _named(model: Any) -> Any:
-    """What has the name: a function that `sw.layer` made a layer of has its own."""
+    """The object that carries the name: for a layer that `sw.layer` made, its function; else the model."""
     return model.function if isinstance(model, Function) else model
 
 
 def _importable(module: str) -> bool:
-    """Whether another program finds the module by its name; not where it was made of a file by its path."""
+    """Whether another program can import the module by its name. False for a module made from the path of a file."""
     return "." in module or any(finder.find_spec(module, None) is not None for finder in sys.meta_path)
 
 
@@ -222,7 +237,7 @@ def _read_value(value: Any, trust: tuple[str, ...]) -> Any:
 
 
 def _resolve(name: Any, file: Any, trust: tuple[str, ...]) -> Any:
-    """The function or class of that name; nothing is imported of what is not trusted."""
+    """The function or class called `name`. Its module is imported only if it is trusted."""
     module, _, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
     module = MOVED.get(module, module)
     if not is_dotted(module) or not attribute.isidentifier():
@@ -233,7 +248,7 @@ def _resolve(name: Any, file: Any, trust: tuple[str, ...]) -> Any:
         _allow(name, module, trust)
         try:
             found = vars(importlib.import_module(module)).get(attribute)
-        except Exception as error:  # whatever a module that is imported raises
+        except Exception as error:  # a module may raise anything while it is imported
             raise CheckpointError(f"the model {name} cannot be imported here: {error}") from error
     if found is None:
         raise CheckpointError(f"the model {name} cannot be imported here: {module} has no {attribute}")
@@ -250,14 +265,21 @@ def _resolve(name: Any, file: Any, trust: tuple[str, ...]) -> Any:
 
 
 def _is_part(home: str, found: Any) -> bool:
-    """Whether something that is Sapwood's or JAX's is made to be part of a model. What is jitted reaches no file."""
+    """Whether an object of Sapwood or JAX may be part of a model.
+
+    In `sapwood.recipes` only classes may, and in `jax.numpy` and `jax.lax` only jitted functions, because these access
+    no file.
+    """
     if covers(_CLASSES, home):
         return isinstance(found, type)
     return hasattr(found, "lower") if covers(_JITTED, home) else True
 
 
 def _ran(module: str, file: Any) -> ModuleType:
-    """The module of a recipe file that this process has run; one of that name where the file is not here any more."""
+    """The module of a recipe file that this process has run.
+
+    If the file no longer exists, a module of the same name is accepted. Otherwise raises CheckpointError.
+    """
     ran = sys.modules.get(module) if module.startswith(RECIPE) else None
     if ran is None or not isinstance(file, str) or (ran.__file__ != file and Path(file).exists()):
         raise CheckpointError(
@@ -268,7 +290,7 @@ def _ran(module: str, file: Any) -> ModuleType:
 
 
 def _allow(name: str, module: str, trust: tuple[str, ...]) -> None:
-    """CheckpointError for a module that code is not imported from because a file says so."""
+    """Raise CheckpointError unless the module may be imported because a file names it."""
     top = module.split(".")[0]
     if top not in sys.stdlib_module_names and covers((*trust, *_MODELS, *_CLASSES, *_MATH, *_JITTED), module):
         return
