@@ -1,4 +1,8 @@
-"""``sapwood COMMAND ...``, also as ``python -m sapwood``."""
+"""The command line: ``sapwood COMMAND ...`` or ``python -m sapwood COMMAND ...``.
+
+`COMMANDS` lists the commands; the module `sapwood.command.NAME` implements each one. Only the module of the chosen
+command is imported.
+"""
 
 import contextlib
 import importlib
@@ -27,8 +31,12 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; an expected error is one line and exit code 2, with ``--debug`` a traceback."""
-    if arguments is None:  # a process of its own
+    """Run one command and return its exit code.
+
+    An expected error (`SapwoodError`, OSError) prints one line and gives exit code 2; ``--debug`` also prints its
+    traceback. Ctrl-C gives 130. ``arguments=None`` takes those of the process.
+    """
+    if arguments is None:  # called as the main program
         starting.ready()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
@@ -43,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = "; --resume goes on from the last checkpoint" if arguments[:1] == ["train"] else ""
         _say(f"\nsapwood: stopped{hint}")
         return 130
-    except BrokenPipeError:  # the reader of a pipe went away; training goes on without, see `train.output`
+    except BrokenPipeError:  # the reader of a pipe is gone; training continues without one, see `runtime.terminal`
         return 0
     except (SapwoodError, OSError) as error:
         if debug:
@@ -74,13 +82,13 @@ def _run(arguments: list[str]) -> int:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # where nobody reads it, the exit code says it
+    with contextlib.suppress(OSError, ValueError):  # if nobody reads it, the exit code remains
         if sys.stderr is not None:
             print(text, file=sys.stderr, flush=True)
 
 
 def _let_go(out: Any) -> None:
-    """Send what is left of a stream whose reader went away to nowhere, or Python would complain of it at the end."""
+    """Redirect a stream whose reader is gone to the null device. Otherwise Python reports an error at exit."""
     if out is None:
         return
     try:
@@ -101,7 +109,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _warning(message: Warning | str, category: type[Warning], *where: Any) -> str:
-    """Sapwood's own are about what was asked for, and say it themselves; others are about a line of code."""
+    """Format a warning: Sapwood's own in one line without the line of code, others as Python does."""
     if category.__module__.startswith("sapwood"):
         return f"sapwood: warning: {message}\n"
     return _PLAIN(message, category, *where)

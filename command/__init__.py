@@ -1,1 +1,1 @@
-"""The command line's commands, one a file; `sapwood.__main__` chooses among them."""
+"""The commands of the command line, one per file. `sapwood.__main__` dispatches to their ``main``."""

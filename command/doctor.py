@@ -1,4 +1,7 @@
-"""``sapwood doctor``: versions, devices, and what is missing with the command that mends it."""
+"""``sapwood doctor``: prints versions, devices and the data directory, and for each problem the command that fixes it.
+
+Each check prints what it finds and returns its problems as pairs ``(problem, command that fixes it)``.
+"""
 
 import importlib.metadata
 import importlib.util
@@ -16,7 +19,7 @@ PACKAGES = (
 
 
 def main(arguments: list[str]) -> int:
-    """Print what is here; exit code 1 where something is missing."""
+    """Run all checks and print their results. Returns exit code 1 if something is missing, else 0."""
     parser = options.Parser("doctor", "versions, devices, and what is missing with the command that mends it")
     options.add_machine(parser)
     found = parser.read(arguments)
@@ -35,7 +38,7 @@ def main(arguments: list[str]) -> int:
 
 
 def packages() -> list[tuple[str, str]]:
-    """Print the versions; what is not installed."""
+    """Print the versions of `PACKAGES`. Returns those that are not installed."""
     missing = []
     for name in PACKAGES:
         try:
@@ -48,7 +51,7 @@ def packages() -> list[tuple[str, str]]:
 
 
 def devices() -> list[tuple[str, str]]:
-    """Print the devices; an accelerator that JAX does not see."""
+    """Print JAX's devices. Returns a problem if JAX finds no device, or misses an accelerator of this machine."""
     import jax
 
     try:
@@ -76,7 +79,7 @@ def devices() -> list[tuple[str, str]]:
 
 
 def nvidia() -> bool:
-    """Whether an NVIDIA driver with a GPU is here."""
+    """Whether this machine has an NVIDIA driver."""
     return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
 
 
@@ -86,7 +89,7 @@ def tpu() -> bool:
 
 
 def data() -> list[tuple[str, str]]:
-    """Print where data lies; a directory that cannot be written."""
+    """Print the data directory and its prepared data sets. Returns a problem if the directory cannot be written."""
     from sapwood.data import data_directory
 
     place = data_directory()

@@ -1,4 +1,4 @@
-"""``sapwood evaluate RUN``: the test metrics of a run's best checkpoint, or of its last."""
+"""``sapwood evaluate RUN``: prints the test metrics of a run's best checkpoint, or of its last if it keeps no best."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from sapwood.command import options
 
 
 def main(arguments: list[str]) -> None:
-    """Print every test metric of the run, one a line."""
+    """Print each test metric of the run on its own line."""
     parser = options.Parser(
         "evaluate", "the test metrics of a run: of its best checkpoint where it keeps one, else of its last"
     )

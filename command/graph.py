@@ -1,4 +1,4 @@
-"""``sapwood graph RECIPE``: the model drawn by layer path."""
+"""``sapwood graph RECIPE``: draws the model by layer path as SVG or HTML."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from sapwood.command.summary import read
 
 
 def main(arguments: list[str]) -> None:
-    """Write the picture, ``RECIPE.html`` unless said otherwise, and say where it is."""
+    """Write the picture to ``--out``, by default ``RECIPE.html``, and print its path."""
     import sapwood as sw
 
     out = ("--out", {"metavar": "FILE", "type": file, "help": "FILE.html, where groups open and close, or FILE.svg"})
@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> None:
 
 
 def file(name: str) -> Path:
-    """The file to draw into."""
+    """Parse ``--out``: a path that ends in .html or .svg."""
     if Path(name).suffix not in (".html", ".svg"):
         raise argparse.ArgumentTypeError(f"a name that ends in .html or .svg is expected, not {name!r}")
     return Path(name).expanduser()

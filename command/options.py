@@ -1,6 +1,6 @@
-"""Options of a command: argparse, with a recipe's fields as options and every mistake as one line.
+"""Parse the options of a command with argparse: a recipe's fields become options, and each error is one line.
 
-argparse and not a larger library: it costs no import time, and its errors can be one line each.
+argparse is used instead of a larger library because it costs no import time and its errors can be one line each.
 """
 
 import argparse
@@ -17,7 +17,13 @@ from sapwood.core.messages import nearest
 
 
 class Parser(argparse.ArgumentParser):
-    """An `argparse.ArgumentParser` whose errors are `ConfigError`, with the nearest names for an unknown option."""
+    """An `argparse.ArgumentParser` that raises `ConfigError`, and names the nearest options for an unknown one.
+
+    Args:
+        command: the name of the command.
+        about: the description for ``--help``.
+        options: further arguments of `argparse.ArgumentParser`.
+    """
 
     def __init__(self, command: str, about: str, **options: Any):
         super().__init__(
@@ -32,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} ({self.help_command} shows the options)")
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """The parsed options; `ConfigError` for any that is unknown."""
+        """Parse the words of a command line. Raises `ConfigError` for an unknown option or argument."""
         found, unknown = self.parse_known_args(arguments)
         if unknown:
             known = [word for action in self._actions for word in action.option_strings]
@@ -43,7 +49,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_fields(parser: argparse.ArgumentParser, config: type) -> None:
-    """Each field of a dataclass as an option of the same name."""
+    """Add an option for each field of a dataclass: ``learning_rate`` becomes ``--learning-rate``.
+
+    Fields with ``init=False`` are omitted. A field's metadata "default" replaces its default in the help text. Raises
+    `ConfigError` for a field whose type cannot be read from a command line, or whose name is an option already.
+    """
     group = parser.add_argument_group("hyper-parameters of the recipe")
     try:
         hints = typing.get_type_hints(config)
@@ -75,7 +85,7 @@ def fields_of(found: argparse.Namespace) -> dict[str, Any]:
 
 
 def _converter(kind: Any, option: str) -> dict[str, Any]:
-    """What argparse needs to read a value of a type: int, float, str, bool, Literal, X | None and tuples of these."""
+    """Settings of `add_argument` for a type: int, float, str, bool, Literal, X | None, and tuples of these."""
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     inner = typing.get_args(kind)
@@ -89,7 +99,10 @@ def _converter(kind: Any, option: str) -> dict[str, Any]:
 
 
 def _reader(kind: Any, option: str) -> Callable[[str], Any]:
-    """A function from a word to a value; its name says what is expected, and argparse's errors repeat it."""
+    """A function that reads a value of a type from a word.
+
+    Its ``__name__`` says what is expected, because argparse's errors repeat it. It raises ValueError for a bad word.
+    """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if kind in (int, float, str):
         return _named(kind.__name__.upper(), kind)
@@ -107,7 +120,7 @@ def _reader(kind: Any, option: str) -> Callable[[str], Any]:
                       "Literal, X | None or tuple[X, ...]")  # fmt: skip
 
 
-_EAGER = (str,)  # takes any word, so it is tried last
+_EAGER = (str,)  # accepts any word, so it is tried last
 
 
 def _first(readers: Sequence[Callable[[str], Any]], word: str) -> Any:
@@ -139,7 +152,7 @@ def about(config: type) -> str:
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
-    """The options that say where to run: they change no number."""
+    """Add the options about where to run. They do not change the results."""
     group = parser.add_argument_group("where to run")
     group.add_argument("--devices", type=int, metavar="N", help="simulate N devices on the CPU")
     group.add_argument("--mesh", metavar="AXES", help='the mesh, such as "data=4,fsdp=2"; one axis may be -1')
@@ -148,7 +161,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:
-    """The option that says which checkpoint of a run is meant."""
+    """Add ``--step``, which chooses a checkpoint of a run."""
     parser.add_argument(
         "--step", type=step, metavar="N|best|last",
         help="which checkpoint; default: the best where the run keeps one (train --best), else the last",
@@ -156,7 +169,7 @@ def add_step(parser: argparse.ArgumentParser) -> None:
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """The option that says which recipe file of a run may be run, though a stranger may have named it there."""
+    """Add ``--trust``, which names the recipe file that may be run for a run that a stranger may have made."""
     parser.add_argument(
         "--trust", metavar="FILE",
         help="the run's recipe file, or a copy of it elsewhere, which is run: needed once where another trained it, or "
@@ -165,14 +178,18 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def step(word: str) -> int | str:
-    """A whole number, "best" or "last", as `sw.load(step=)` takes it."""
+    """Parse ``--step``: an integer, "best" or "last", as `sw.load(step=)` takes it."""
     if word not in ("best", "last") and not word.isdecimal():
         raise argparse.ArgumentTypeError(f"the number of a step, best or last is expected, not {word!r}")
     return int(word) if word.isdecimal() else word
 
 
 def machine(found: argparse.Namespace) -> dict[str, Any]:
-    """The trainer's options for that place: its mesh and rules, once the simulated devices are there."""
+    """The options of the `Trainer` that depend on the machine: ``mesh`` and ``rules``; empty without ``--mesh``.
+
+    It first creates the simulated devices of ``--devices``. Raises `ConfigError` if JAX finds no device, or if the
+    options do not fit together.
+    """
     import jax
 
     import sapwood as sw
@@ -195,5 +212,5 @@ def machine(found: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError("--rules needs --mesh")
         return {}
     mesh = sw.mesh(found.mesh)
-    sw.parallel.batch_sharding(mesh, found.rules)  # says what is wrong with the rules before any data is loaded
+    sw.parallel.batch_sharding(mesh, found.rules)  # raises for wrong rules before any data is loaded
     return {"mesh": mesh, "rules": found.rules}

@@ -1,4 +1,8 @@
-"""``sapwood predict RUN FILES...``: class and probability of image files."""
+"""``sapwood predict RUN FILES...``: prints the class and its probability for image files, by the model of a run.
+
+The probability is the softmax of the model's outputs, so the loss must be one of `SOFTMAX`, or one that is not
+Sapwood's. The run must be an image classifier: one input of shape (height, width, channels), and one output per class.
+"""
 
 import functools
 import os
@@ -10,11 +14,11 @@ from sapwood.command import options
 from sapwood.core.errors import CheckpointError, ConfigError
 
 SOFTMAX = ("softmax_cross_entropy", "kl_divergence")
-"""The losses whose outputs are, by softmax, the probabilities of classes."""
+"""The losses for which the softmax of the model's outputs gives class probabilities."""
 
 
 def main(arguments: list[str]) -> None:
-    """Print file, class and probability, one file a line, in the order given."""
+    """Print file, class and probability on one line per file, in the order of the arguments."""
     parser = options.Parser("predict", "class and probability of image files, by a run's best checkpoint, or its last")
     parser.add_argument("run", help="the run directory")
     parser.add_argument("files", nargs="+", help="image files; resized, and made grey where the model wants that")
@@ -37,7 +41,7 @@ def main(arguments: list[str]) -> None:
         raise ConfigError(f"{found.run} is no image classifier: its model takes {takes}")
     check_loss(found.run, objective)
     state = experiment.restore(found.step)
-    features = {**experiment.features, **(state.features or {})}  # what the state learned goes before what is written
+    features = {**experiment.features, **(state.features or {})}  # the checkpoint's override the config's
     feature = features[names[0]]
     low, high = limits(names[0], feature)
     images = np.stack([read(file, feature, low, high, invert=found.invert) for file in found.files])
@@ -53,12 +57,12 @@ def main(arguments: list[str]) -> None:
     for file, row in zip(found.files, logits.astype(np.float64), strict=True):
         odds = np.exp(row - row.max())
         best = int(row.argmax())
-        name = classes[best] if best < len(classes) else best  # a model may have outputs to spare
+        name = classes[best] if best < len(classes) else best  # a model may have more outputs than class names
         print(f"{file}\t{name}\t{odds[best] / odds.sum():.4f}")
 
 
 def check_loss(run: str, objective: Any) -> None:
-    """Refuse a loss of the library that has no classes, or no probabilities of them; others are taken at their word."""
+    """Raise `ConfigError` for a loss of Sapwood that is not one of `SOFTMAX`. Losses from elsewhere are accepted."""
     from sapwood.losses.registry import LOSSES
 
     loss = getattr(objective, "loss", None)
@@ -72,7 +76,10 @@ def check_loss(run: str, objective: Any) -> None:
 
 
 def limits(name: str, feature: Any) -> tuple[float, float]:
-    """The values of black and white in the model's input."""
+    """The values of black and white in the model's input. Raises `ConfigError` if the feature does not define them.
+
+    Without ``low`` and ``high`` a uint8 feature has 0 and 255.
+    """
     if feature.dtype != "uint8" and (feature.low is None or feature.high is None):
         raise ConfigError(
             f"nothing says which values of {name}, {feature.dtype}, are black and white; in the recipe's data() write "
@@ -83,7 +90,18 @@ def limits(name: str, feature: Any) -> tuple[float, float]:
 
 
 def read(file: str, feature: Any, low: float, high: float, *, invert: bool) -> np.ndarray:
-    """An image file as the model's input feature: its size, channels and dtype, from `low` to `high`."""
+    """Read an image file as an array `(height, width, channels)` in the size and dtype of the model's input.
+
+    Args:
+        file: the path of the image file.
+        feature: the input feature, whose shape is (height, width, channels) with 1 or 3 channels.
+        low: the value of black.
+        high: the value of white.
+        invert: swap black and white.
+
+    Raises:
+        ConfigError: the feature has no fixed size, or another number of channels.
+    """
     from sapwood.data import decode_image
 
     height, width, channels = feature.shape

@@ -1,4 +1,4 @@
-"""``sapwood profile RECIPE``: the time of a training step by layer path."""
+"""``sapwood profile RECIPE``: measures the time of a training step by layer path."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from sapwood.command import options
 
 
 def main(arguments: list[str]) -> None:
-    """Profile some steps, write the page, print the table, and say where page and raw trace are."""
+    """Profile some steps, write the page, and print the table and the paths of the page and of the raw trace."""
     from sapwood.experiment.finding import find
 
     parser = options.Parser("profile", "where the time of a recipe's training step goes, by layer path")
@@ -37,14 +37,18 @@ def main(arguments: list[str]) -> None:
 
 
 def levels(word: str) -> int:
-    """How deep the table goes."""
+    """Parse ``--levels``: the depth of the table, a number of at least 1."""
     if not word.isdigit() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"a number of at least 1 is expected, not {word!r}")
     return int(word)
 
 
 def places(out: Path) -> tuple[Path, Path]:
-    """The page, and the directory of the raw trace: both in a directory, or a page with the directory beside it."""
+    """The paths of the page and of the directory of the raw trace, from ``--out``.
+
+    For an ``out`` that ends in .html that is the page, and the directory lies beside it. Otherwise ``out`` is the
+    directory, and the page lies in it.
+    """
     if out.suffix == ".html":
         return out, out.with_name(f"{out.stem}-trace")
     return out / "profile.html", out

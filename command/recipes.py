@@ -1,10 +1,10 @@
-"""``sapwood recipes``: the recipes there are."""
+"""``sapwood recipes``: lists the built-in recipes."""
 
 from sapwood.command import options
 
 
 def main(arguments: list[str]) -> None:
-    """Print each recipe's name and what it does."""
+    """Print the name of each recipe and the first line of its docstring."""
     options.Parser("recipes", "the recipes there are").read(arguments)
     from sapwood.experiment.finding import BUILT_IN, find
 

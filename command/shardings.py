@@ -1,4 +1,4 @@
-"""``sapwood shardings RECIPE --mesh AXES``: where everything lives on a mesh, before any device is there."""
+"""``sapwood shardings RECIPE --mesh AXES``: shows the sharding of each array on a mesh, without the mesh's devices."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from sapwood.core.errors import ConfigError
 
 
 def main(arguments: list[str]) -> None:
-    """Print the table of parameters, optimizer state, batch and activations; write the page where asked."""
+    """Print the table of parameters, optimizer state, batch and activations, or write it as a page to ``--out``."""
     from sapwood.experiment.finding import find
 
     parser = options.Parser("shardings", "where parameters, optimizer state and activations of a recipe live on a mesh")
@@ -31,11 +31,14 @@ def main(arguments: list[str]) -> None:
     from rich.console import Console
 
     wide = "COLUMNS" in os.environ or Console().is_terminal
-    Console(width=None if wide else 160).print(shown)  # a file or a pipe has no width of its own
+    Console(width=None if wide else 160).print(shown)  # a file or a pipe has no width
 
 
 def layout(recipe, found: argparse.Namespace):
-    """The layout of the recipe's training on the mesh asked for."""
+    """The layout of the recipe's training on the mesh of the options.
+
+    A batch size that the batch axes of the mesh do not divide is rounded up, with a note.
+    """
     import jax
 
     from sapwood import parallel
@@ -46,7 +49,7 @@ def layout(recipe, found: argparse.Namespace):
     if found.devices is not None and found.devices < 1:
         raise ConfigError(f"--devices {found.devices}: at least one device is needed")
     mesh = abstract(found.mesh, found.devices)
-    split = parallel.shards(parallel.batch_sharding(mesh, found.rules))  # says what is wrong with mesh and rules
+    split = parallel.shards(parallel.batch_sharding(mesh, found.rules))  # raises if mesh and rules do not fit
     experiment = Experiment(found.recipe, recipe, Path("."))
     rows, notes = -(-experiment.batch_size // split) * split, []
     if rows != experiment.batch_size:
@@ -62,7 +65,7 @@ def layout(recipe, found: argparse.Namespace):
 
 
 def page(name: str) -> Path:
-    """The file of the page."""
+    """Parse ``--out``: a path that ends in .html."""
     if Path(name).suffix != ".html":
         raise argparse.ArgumentTypeError(f"a name that ends in .html is expected, not {name!r}")
     return Path(name).expanduser()

@@ -1,4 +1,8 @@
-"""What a command needs before its first import, which takes a second: Ctrl-C is a line then, too, and no traceback."""
+"""Process setup of a command, before the first slow import: Ctrl-C then prints one line and no traceback.
+
+Importing this module calls `begin`, so `sapwood` imports it first: the imports after it take a second. `ready` ends
+this phase.
+"""
 
 import itertools
 import os
@@ -8,7 +12,7 @@ from types import FrameType
 
 
 def is_command(words: list[str]) -> bool:
-    """Whether a process that was started so is a command of Sapwood's, ``sapwood ...`` or ``python -m sapwood ...``.
+    """Whether these words start a command of Sapwood: ``sapwood ...`` or ``python -m sapwood ...``.
 
     >>> is_command(["python", "/usr/bin/sapwood", "train"]), is_command(["python", "-m", "sapwood"])
     (True, True)
@@ -20,9 +24,10 @@ def is_command(words: list[str]) -> bool:
 
 
 def begin() -> None:
-    """Let Ctrl-C end a command at once, until `ready`: nothing is there yet that would have to be put in order.
+    """Make Ctrl-C end a command immediately until `ready` is called. There is nothing to clean up yet.
 
-    (An exception in the middle of an import may be caught there, or printed with all that led to it.)
+    A `KeyboardInterrupt` in the middle of an import could be caught there, or printed with a long traceback. In a
+    process that is not a Sapwood command nothing changes.
     """
     if is_command(sys.orig_argv) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         try:
@@ -32,15 +37,18 @@ def begin() -> None:
 
 
 def ready() -> None:
-    """Let Ctrl-C be a `KeyboardInterrupt` again; give each closed one of stdin, stdout and stderr a place that takes
-    all, or the next file that is opened would get its number, and what libraries print would be written into it."""
+    """Restore `KeyboardInterrupt` for Ctrl-C, and open the null device for each closed one of stdin, stdout and stderr.
+
+    Otherwise the next file that is opened would get the number of the closed stream, and the output of libraries would
+    be written into it.
+    """
     if signal.getsignal(signal.SIGINT) is _stop:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""``sapwood summary RECIPE``: its layers, shapes, parameters and FLOPs."""
+"""``sapwood summary RECIPE``: prints the layers, shapes, parameters and FLOPs of a recipe's model."""
 
 import sys
 from pathlib import Path
@@ -17,12 +17,27 @@ def main(arguments: list[str]) -> None:
     table = sw.summary(recipe.model, *inputs, policy=policy)
     if sys.stdout.isatty():
         table.show()
-    else:  # a file or a pipe has no width, to which rich would cut the numbers
+    else:  # a file or a pipe has no width; rich would truncate the numbers
         print(table)
 
 
 def read(command: str, about: str, arguments: list[str], *more: tuple[str, dict]) -> tuple[Any, tuple, Any, Any]:
-    """A recipe with its hyper-parameters, shapes of one batch of its model's inputs, the precision, and the options."""
+    """Parse the options of a command about a recipe's model.
+
+    Args:
+        command: the name of the command.
+        about: the description for ``--help``.
+        arguments: the words of the command line after the command.
+        more: further options of the command, each ``(name, settings of add_argument)``.
+
+    Returns:
+        The recipe with its hyper-parameters, a `jax.ShapeDtypeStruct` of one batch for each of its model's inputs, the
+        policy of its precision, and the parsed options.
+
+    Raises:
+        ConfigError: an option is wrong, or the objective does not name the model's inputs.
+        DataError: the data has no entry for an input.
+    """
     import jax
 
     from sapwood.experiment.experiment import Experiment

@@ -1,4 +1,4 @@
-"""``sapwood train RECIPE``: train it, test it, and leave everything in a run directory."""
+"""``sapwood train RECIPE``: trains and tests a recipe, and writes everything into a run directory."""
 
 import argparse
 import contextlib
@@ -14,7 +14,10 @@ from sapwood.core.errors import ConfigError
 
 
 def main(arguments: list[str]) -> None:
-    """Train a recipe; the last three lines are ``run``, ``test accuracy`` and ``digest``."""
+    """Train a recipe. The last three lines of output start with ``run``, ``test accuracy`` and ``digest``.
+
+    ``test loss`` stands for ``test accuracy`` if the recipe has no accuracy.
+    """
     kind, name, found = read(arguments)
     from sapwood.experiment.experiment import Experiment
     from sapwood.experiment.finding import full_name
@@ -33,18 +36,18 @@ def main(arguments: list[str]) -> None:
         with compile_cache(found.compile_cache), experiment.writer:
             finish(experiment, experiment.train(found.resume, **more))
     finally:
-        with contextlib.suppress(OSError):  # a run that never began leaves nothing behind
+        with contextlib.suppress(OSError):  # removes the directory only if it is empty
             experiment.directory.rmdir()
             if not found.run:
                 experiment.directory.parent.rmdir()
 
 
 FOR_FIT = ("checkpoint_every", "log_every", "keep", "best", "steps_per_call", "grace", "save_nonfinite")
-"""The options that `fit` takes under the same names."""
+"""The options that are passed to `fit` under the same names."""
 
 
 def read(arguments: list[str]) -> tuple[type, str, argparse.Namespace]:
-    """The recipe class, its name, and the options."""
+    """Parse the command line. Returns the recipe class, its name as given, and the options."""
     from sapwood.experiment.finding import BUILT_IN, find
 
     name = next((word for word in arguments[:1] if not word.startswith("-")), None)
@@ -60,7 +63,7 @@ def read(arguments: list[str]) -> tuple[type, str, argparse.Namespace]:
 
 
 def parser(recipe: Any) -> options.Parser:
-    """The options of the command, and those of a recipe."""
+    """The parser for the options of the command and of ``recipe``; None makes it for the command only."""
     made = options.Parser("train", options.about(recipe) if recipe else "train a recipe")
     made.add_argument("recipe", help="a recipe's name, or the path of a Python file that defines one")
     made.add_argument(
@@ -118,7 +121,7 @@ def parser(recipe: Any) -> options.Parser:
 
 
 def best(word: str) -> str:
-    """``max:accuracy`` or ``min:loss``, as `fit` takes it."""
+    """Parse ``--best``: ``max:METRIC`` or ``min:METRIC``, as `fit` takes it."""
     from sapwood.saving.best_metric import goal
 
     try:
@@ -128,7 +131,7 @@ def best(word: str) -> str:
 
 
 def seconds(word: str) -> float:
-    """A number of seconds from 0 on."""
+    """Parse ``--grace``: a finite number of seconds, at least 0."""
     try:
         number = float(word)
     except ValueError:
@@ -139,16 +142,18 @@ def seconds(word: str) -> float:
 
 
 def steps_per_call(word: str) -> int | str:
-    """A whole number, or "auto", as `fit` takes it."""
+    """Parse ``--steps-per-call``: an integer of at least 1, or "auto", as `fit` takes it."""
     if word != "auto" and not (word.isdecimal() and int(word) > 0):
         raise argparse.ArgumentTypeError(f"a whole number, at least 1, or auto is expected, not {word!r}")
     return word if word == "auto" else int(word)
 
 
 def own_directory(experiment: Any, resume: bool | str) -> Path:
-    """``runs/RECIPE-NNN``, made: the next free number, or the newest run of just this recipe and hyper-parameters where
-    one is to be resumed ("anyway": of this recipe). (A command killed before it had a directory goes on in a new one,
-    not in another's.)
+    """Choose the run directory ``runs/RECIPE-NNN``; a new one is created with the next free number.
+
+    With ``resume=True`` the newest run with the same recipe and equal hyper-parameters is chosen, and with "anyway" the
+    newest run of the same recipe. A run directory without a config is chosen too. If there is no such run, a new
+    directory is created, so a command that was killed before it had a directory does not continue another one's run.
     """
     from sapwood.experiment.experiment import read_config, same_recipe
 
@@ -164,9 +169,9 @@ def own_directory(experiment: Any, resume: bool | str) -> Path:
         if same or not (differences := experiment.differences(config)):
             return taken[number]
         print(f"{taken[number]} is another run: {', '.join(differences)}", file=sys.stderr)
-    runs.mkdir(exist_ok=True)  # outside of the loop, which would try again for ever where this is a broken link
+    runs.mkdir(exist_ok=True)  # outside of the loop, which would never end if this is a broken link
     for number in itertools.count(max(taken, default=0) + 1):
-        with contextlib.suppress(FileExistsError):  # of two commands at once each gets its own
+        with contextlib.suppress(FileExistsError):  # two commands at once get different directories
             directory = runs / f"{stem}-{number:03}"
             directory.mkdir(parents=True)
             return directory
@@ -174,7 +179,10 @@ def own_directory(experiment: Any, resume: bool | str) -> Path:
 
 
 def finish(experiment: Any, state: Any) -> None:
-    """Test, draw, save the model, and say the result. Of several processes the first one draws and says it."""
+    """Test the state, draw the curves, save the model and print the results.
+
+    With several processes only the first one draws and prints.
+    """
     import jax
 
     from sapwood.runtime.terminal import say
@@ -197,4 +205,4 @@ def finish(experiment: Any, state: Any) -> None:
         if line is None:
             continue
         if not say(str(line), sys.stdout):
-            say(str(line))  # nobody reads stdout any more
+            say(str(line))  # if nobody reads stdout, print to stderr

@@ -1,6 +1,6 @@
-"""Experiments: a `Recipe` (model, data, optimizer, hyper-parameters), and `Experiment`, a recipe in a run directory.
+"""Experiments: `Recipe` (model, data, optimizer and hyper-parameters) and `Experiment` (a recipe in a run directory).
 
-`find` looks a recipe up by its name or by the path of its file. Ready recipes are in `sapwood.recipes`.
+`find` looks up a recipe by its name or by the path of its file. Built-in recipes are in `sapwood.recipes`.
 """
 
 from sapwood.experiment.experiment import Experiment

@@ -1,7 +1,9 @@
-"""`Experiment`: a recipe in a run directory, trained, resumed, evaluated and read back.
+"""`Experiment`: a recipe in a run directory: train, resume, evaluate, restore and save it.
 
 A run directory holds ``config.json`` (the recipe and its options), ``metrics.jsonl``, ``tensorboard/``,
-``checkpoints/``, ``curves.png`` and, when the run is over, ``model/``: the artifact that `sapwood.load` reads.
+``checkpoints/``, ``curves.png`` and, when the run is over, ``model/``: the artifact that `sapwood.load` reads. A run
+directory may come from a stranger: `Experiment.open` checks the types in its config and runs a recipe file only with
+the user's consent.
 """
 
 import dataclasses
@@ -26,7 +28,14 @@ from sapwood.saving import checksummed_json
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A recipe and the directory of its run; ``options`` say where it runs (mesh, rules, jit)."""
+    """A recipe and the directory of its run.
+
+    Args:
+        name: the name of a built-in recipe, or the absolute path of a recipe file.
+        recipe: the recipe with its hyper-parameters.
+        directory: the run directory.
+        options: options of the `Trainer` that depend on the machine: mesh, rules, jit.
+    """
 
     name: str
     recipe: Recipe
@@ -37,10 +46,17 @@ class Experiment:
     def open(
         cls, directory: str | os.PathLike, options: dict[str, Any] | None = None, trust: str | None = None
     ) -> "Experiment":
-        """The experiment of a run directory. `trust` names its recipe file, or a copy of it elsewhere, which is run.
+        """The experiment of a run directory.
 
-        Raises `CheckpointError` where there is no run, and where its recipe is a file that this user has not run as it
-        is now, and `trust` does not name it.
+        Args:
+            directory: the run directory.
+            options: options of the `Trainer` that depend on the machine: mesh, rules, jit.
+            trust: the path of the run's recipe file, or of a copy of it. The file is run.
+
+        Raises:
+            CheckpointError: there is no run, its config does not fit the recipe, or its recipe is a file that this user
+                has not run in its present version and that `trust` does not name.
+            ConfigError: the recipe cannot be found or imported.
         """
         directory = Path(directory).expanduser()
         config = read_config(directory)
@@ -60,7 +76,7 @@ class Experiment:
 
     @cached_property
     def data(self) -> tuple[Any, Any]:
-        """The recipe's data: to train on, and to test on. Raises `ConfigError` where it is not two."""
+        """The training data and the test data. Raises `ConfigError` if the recipe does not return two data sets."""
         from sapwood.train.evaluation import as_dataset
 
         found = self.recipe.data()
@@ -72,14 +88,14 @@ class Experiment:
 
     @cached_property
     def batch_size(self) -> int:
-        """Examples of a batch."""
+        """Examples in a batch. Raises `ConfigError` if it is below 1."""
         if self.recipe.batch_size < 1:
             raise ConfigError(f"batch_size is {self.recipe.batch_size}; at least 1 is expected")
         return self.recipe.batch_size
 
     @cached_property
     def steps(self) -> int:
-        """Steps of the whole run."""
+        """Steps of the whole run. Raises `ConfigError` if the recipe has no epochs."""
         if self.recipe.epochs < 1:
             raise ConfigError(f"epochs is {self.recipe.epochs}; at least 1 is expected")
         from sapwood.data.batching import batches
@@ -88,28 +104,38 @@ class Experiment:
 
     @cached_property
     def train_data(self) -> tuple[Any, Any]:
-        """What is trained on, and what is held out of it for validation (None for nothing)."""
+        """The data to train on, and the data held out of it for validation (None if nothing is held out)."""
         if not self.recipe.validation:
             return self.data[0], None
         return self.data[0].split(self.recipe.validation, seed=self.recipe.seed)
 
     @cached_property
     def trainer(self) -> Any:
-        """The recipe's trainer, where it runs."""
+        """The recipe's trainer with the options of this machine."""
         return self.recipe.trainer(self.steps, **self.options)
 
     @cached_property
     def writer(self) -> Any:
-        """What holds the directory, while it is entered, so that nobody else writes there."""
+        """A context manager that locks the run directory, so that no other process writes there."""
         from sapwood.train.record.writer_lock import Writer
 
         return Writer(self.directory)
 
     def begin(self, resume: bool | str) -> bool:
-        """Write the config, or hold a run that goes on to its own; whether it was written.
+        """Write the config of a new run, or check the config of a run that is resumed.
 
-        Raises `ConfigError` where the directory cannot be written, holds something else, or holds a run with other
-        hyper-parameters, `CheckpointError` where it holds one that is not to go on.
+        Args:
+            resume: False starts a new run, True resumes one with equal hyper-parameters. "anyway" resumes it with
+                other ones too, and prints the differences.
+
+        Returns:
+            True if the config was written, because there is no checkpoint or no config yet; False if the existing run
+            continues.
+
+        Raises:
+            ConfigError: the directory cannot be written (or is a file), or it holds a run with another recipe or other
+                hyper-parameters.
+            CheckpointError: the directory holds a run or a model and `resume` is False, or its config cannot be read.
         """
         from sapwood.runtime.processes import of_the_first, together
         from sapwood.saving.checkpoints import Checkpoints
@@ -120,7 +146,7 @@ class Experiment:
         if newest is not None and not resume:
             raise CheckpointError(f"{self.directory} already holds a run (newest checkpoint: step {newest}); --resume "
                                   f"goes on with it, --run chooses another directory")  # fmt: skip
-        if not resume and (self.directory / "model").exists():  # its checkpoints may have been cleared away
+        if not resume and (self.directory / "model").exists():  # its checkpoints may have been removed
             raise CheckpointError(f"{self.directory} already holds a model; --run chooses another directory")
         if newest is not None and of_the_first(old is not None):
             together(lambda: self._hold(old or {}, resume) if jax.process_index() == 0 else None)
@@ -131,7 +157,7 @@ class Experiment:
     def _config(self, features: dict[str, Any] | None = None) -> dict[str, Any]:
         from sapwood.train.record.run_directory import Run, new_id
 
-        saved = Run.saved(self.directory)  # the config alone may have been lost
+        saved = Run.saved(self.directory)  # if only the config was lost, the run keeps its id
         features = dict(self.data[0].features) if features is None else features
         return {
             "recipe": self.name,
@@ -155,12 +181,12 @@ class Experiment:
             self._write({**config, **self._config(self._held(config))})
 
     def _held(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The data's features as training holds them to those of the run so far: its classes, in its order."""
+        """The features of the training data, matched with those of the run so far: its classes, in its order."""
         from sapwood.data.feature import Feature
         from sapwood.train.evaluation import as_dataset
 
         data, learned = self.data[0], {name: Feature.from_json(said) for name, said in config["features"].items()}
-        tokens = {name for name, feature in data.features.items() if feature.vocabulary is not None}  # not written
+        tokens = {name for name, feature in data.features.items() if feature.vocabulary is not None}  # not saved
         return as_dataset(data, {n: f for n, f in learned.items() if n not in tokens}, "data to train on").features
 
     def _write(self, config: dict[str, Any]) -> None:
@@ -172,18 +198,31 @@ class Experiment:
                               f"with --run, or make room") from error  # fmt: skip
 
     def differences(self, config: dict[str, Any]) -> list[str]:
-        """What a run's config says of recipe and hyper-parameters, and this experiment says otherwise."""
+        """The differences in recipe and hyper-parameters between a run's config and this experiment, as messages."""
         if not same_recipe(config["recipe"], self.name):
             return [f"it is of the recipe {config['recipe']}, not of {self.name}"]
         old, new = config["options"], _plain(_options(self.recipe))
         pairs = [(name, old.get(name, _ABSENT), new.get(name, _ABSENT)) for name in {**old, **new}]
-        # NaN is not itself, but written the same.
+        # NaN is not equal to itself, but has the same repr.
         return [f"{name} was {x} and is now {y}" for name, x, y in pairs if x != y and repr(x) != repr(y)]
 
     def train(self, resume: bool | str = False, **options: Any) -> Any:
-        """Train to the end; returns the last state, or the best where that is asked for. What data and mesh refuse is
-        refused before anything is written; `CheckpointError` where another process writes to the directory,
-        `KeyboardInterrupt` where the run was stopped, once it is saved."""
+        """Train to the end of the run.
+
+        Errors of the data and the mesh are raised before anything is written.
+
+        Args:
+            resume: continue from the newest intact checkpoint; see `begin`.
+            options: options of `fit`, such as ``best`` and ``checkpoint_every``.
+
+        Returns:
+            The last state, or the best one with ``best``.
+
+        Raises:
+            CheckpointError: another process writes to the directory.
+            KeyboardInterrupt: Ctrl-C stopped the run; its state is saved.
+            SystemExit: SIGTERM stopped the run (exit code 143); its state is saved.
+        """
         with self.writer:
             return self._train(resume, options)
 
@@ -207,20 +246,23 @@ class Experiment:
             )
         except Exception:
             if not written and before is not None and jax.process_index() == 0 and resume == "anyway":
-                self._write(before)  # it did not go on
+                self._write(before)  # the run did not continue
             begun = any((self.directory / name).exists() for name in ("metrics.jsonl", "checkpoints"))
             if written and jax.process_index() == 0 and not begun:
-                (self.directory / "config.json").unlink(missing_ok=True)  # refused before it began: it is no run
+                (self.directory / "config.json").unlink(missing_ok=True)  # it failed before it began: this is no run
             raise
         if result.stopped == "Ctrl-C":
-            raise KeyboardInterrupt  # all is saved
+            raise KeyboardInterrupt  # the state is saved
         if result.stopped is not None:
             raise SystemExit(143)
         return result.state
 
     @cached_property
     def features(self) -> dict[str, Any]:
-        """What the entries of the run's examples are, as `begin` wrote it down; the data itself is not needed."""
+        """The features of the run's examples, read from its config. The data is not needed.
+
+        Raises `CheckpointError` if the config is missing or damaged.
+        """
         from sapwood.core.errors import DataError
         from sapwood.data.learned_features import Learned
 
@@ -233,8 +275,11 @@ class Experiment:
             raise CheckpointError(f"{self.directory}/config.json: {error}") from error
 
     def restore(self, step: int | str | None = None) -> Any:
-        """The state of a checkpoint, on the devices of this process: the best where the run keeps one, else the last;
-        or that of ``step``, a number, "best" or "last"."""
+        """The training state of a checkpoint, on the devices of this process.
+
+        ``step`` is the number of a step, "best" or "last". None takes the best checkpoint if the run keeps one, else
+        the last one. Warns if the model's code has changed since the checkpoint was written.
+        """
         from sapwood.data.learned_features import Learned
         from sapwood.saving.checkpoints import Checkpoints
         from sapwood.train.record import run_identity
@@ -257,13 +302,14 @@ class Experiment:
         return state.replace(features=None if features is None else Learned.from_json(features))
 
     def test(self, state: Any) -> dict[str, float]:
-        """The metrics of a state on the test data."""
+        """Evaluate a state on the test data: metrics by name."""
         return self.trainer.evaluate(state, self.data[1])
 
     def save(self, state: Any) -> Path:
-        """Write ``model/``, which `sapwood.load` reads: the weights that evaluation uses, the features, the classes.
+        """Write the artifact ``model/``: the weights that evaluation uses, the features and the classes.
 
-        The model goes with them by name, in a package or in its recipe file (`sapwood.saving.model_reference`).
+        The model is saved by its name in a package or in its recipe file (`sapwood.saving.model_reference`). Returns
+        the path of the artifact, which `sapwood.load` reads.
         """
         objective = self.trainer.objective
         target = (state.features or self.features).get(getattr(objective, "target", ""))
@@ -280,7 +326,11 @@ class Experiment:
 
 
 def same_recipe(was: str, now: str) -> bool:
-    """Whether two names are of one recipe: also where its file lies elsewhere now, moved or copied, under its name."""
+    """Whether two names are the same recipe.
+
+    Two paths of files with the same file name are, if the old file is gone or both files have the same content: the
+    file was moved or copied.
+    """
     old, new = Path(was), Path(now)
     if was == now or not was.endswith(".py") or old.name != new.name:
         return was == now
@@ -288,10 +338,10 @@ def same_recipe(was: str, now: str) -> bool:
 
 
 def read_config(directory: Path) -> dict[str, Any] | None:
-    """The config of a run directory, None where there is none; `CheckpointError` for one that cannot be read."""
+    """The config of a run directory; None if there is none. Raises `CheckpointError` if it cannot be read."""
     path = directory / "config.json"
     try:
-        config = checksummed_json.read(path, unsealed=True)  # 0.1 sealed none
+        config = checksummed_json.read(path, unsealed=True)  # Sapwood 0.1 wrote no checksum
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
@@ -303,10 +353,10 @@ def read_config(directory: Path) -> dict[str, Any] | None:
 
 
 def _check_types(directory: Path, recipe: type[Recipe], given: dict[str, Any]) -> None:
-    """`CheckpointError` for an option of a kind that the command line would not have read for that field."""
+    """Raise `CheckpointError` for an option whose type differs from that of its field of the recipe."""
     try:
         hints = typing.get_type_hints(recipe)
-    except NameError:  # imported for type checkers alone
+    except NameError:  # a type that is imported only for type checkers
         return
     for name, value in given.items():
         kind = hints.get(name, Any)
@@ -319,12 +369,12 @@ _ABSENT = "not there"
 
 
 def _written(feature: Any) -> dict[str, Any]:
-    """A feature's metadata without its vocabulary, which the recipe has."""
+    """The metadata of a feature as JSON types, without its vocabulary, which the recipe has."""
     return dataclasses.replace(feature, vocabulary=None).to_json()
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:
-    """The hyper-parameters; what a recipe makes of them itself (``field(init=False)``) is none."""
+    """The hyper-parameters of a recipe by name. Fields that it computes itself (``field(init=False)``) are omitted."""
     return {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe) if field.init}
 
 
@@ -337,7 +387,7 @@ def _from_json(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_of(kind: Any, value: Any) -> bool:
-    """Whether a value is of a type of those that recipes' fields have; of any other type it is taken as it is."""
+    """Whether a value has the type ``kind`` of a recipe's field. Types that recipes do not use accept any value."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return any(value == word and type(value) is type(word) for word in inner)

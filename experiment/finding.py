@@ -1,4 +1,8 @@
-"""Finding a recipe: by its name, or by the path of a Python file."""
+"""Find a recipe by its name or by the path of a Python file.
+
+A file is executed each time it is looked up, so a recipe is always the file as it was edited last. `find_of_run`
+executes a file that a run directory names only with the user's consent (`sapwood.experiment.consent`).
+"""
 
 import ast
 import contextlib
@@ -18,14 +22,15 @@ from sapwood.experiment.recipe import Recipe
 from sapwood.saving.model_reference import RECIPE
 
 BUILT_IN = {"digits": "vision.digits", "digits-mlp": "vision.digits_mlp", "text": "language.text"}
-"""The ready recipes, and the modules of `sapwood.recipes` that they are in."""
+"""Maps the name of each built-in recipe to its module in `sapwood.recipes`."""
 
 
 def find(name: str) -> type[Recipe]:
-    """The recipe called ``name``: a built-in one, or the one a file such as ``path/to/my_recipe.py`` defines.
+    """The recipe class called ``name``: a built-in recipe, or the one that the file ``path/to/my_recipe.py`` defines.
 
-    A file may import what lies beside it, as a script does. Raises `ConfigError` for an unknown name (with the nearest
-    ones), a missing file, one that cannot be imported, and one with no recipe in it, or several.
+    A file may import modules from its own folder, as a script does. Raises `ConfigError` for an unknown name (the
+    message names the nearest ones), a missing file, a file that cannot be imported, and a file that does not define
+    exactly one recipe.
 
     >>> find("digits").__name__
     'Digits'
@@ -42,11 +47,19 @@ def find(name: str) -> type[Recipe]:
 
 
 def find_of_run(name: str, trust: str | None, run: Path) -> type[Recipe]:
-    """The recipe that a run directory names: a built-in one, or a file that the user has run, or names now (`trust`).
+    """The recipe class of a run: a built-in recipe, or a file that the user has run before or names now.
 
-    Whatever stands in a run directory may be a stranger's, so a file is not run because it is named there, or lies
-    there (`sapwood.experiment.consent`). Raises `CheckpointError` where the user's consent is missing, `ConfigError` as
-    `find` does.
+    A run directory may come from a stranger, so a file is not run just because a run directory names or contains it.
+
+    Args:
+        name: the recipe as the run's config names it.
+        trust: the path of the recipe file to run instead; naming it here gives consent. None runs the file ``name``
+            only if the user has run this version of it before (`sapwood.experiment.consent`).
+        run: the run directory, for messages.
+
+    Raises:
+        CheckpointError: the user's consent is missing.
+        ConfigError: as `find` does.
     """
     if trust is None and (name in BUILT_IN or not name.endswith(".py")):
         return find(name)
@@ -65,26 +78,26 @@ def find_of_run(name: str, trust: str | None, run: Path) -> type[Recipe]:
 
 
 def agree(name: str) -> None:
-    """Keep that the user runs this recipe: what reads the run later may run it again."""
+    """Record the user's consent to a recipe file, so that commands that read the run later may run it again."""
     if name not in BUILT_IN:
-        with contextlib.suppress(ConfigError):  # it was removed meanwhile
+        with contextlib.suppress(ConfigError):  # the file was removed in the meantime
             consent.remember(Path(name), read(Path(name)))
 
 
 def read(file: Path) -> bytes:
-    """The source of a recipe file."""
+    """The source of a recipe file. Raises `ConfigError` if there is no such file."""
     if not file.is_file():
         raise ConfigError(f"there is no recipe file {file}")
     return file.read_bytes()
 
 
 def full_name(name: str) -> str:
-    """What a run writes down to find its recipe again: a file's absolute path, a built-in recipe's name."""
+    """The name of a recipe as a run stores it: the absolute path of a file, or the name of a built-in recipe."""
     return name if name in BUILT_IN else str(Path(name).expanduser().resolve())
 
 
 def _import(file: Path, source: bytes) -> types.ModuleType:
-    """A Python file as a module; what goes wrong in it is a `ConfigError` that names the line."""
+    """Import a Python file as a module. An error in it becomes a `ConfigError` that names the line."""
     path = file.resolve()
     try:
         return _in_package(path, source) or _alone(path, source)
@@ -100,14 +113,17 @@ def _import(file: Path, source: bytes) -> types.ModuleType:
 
 
 def _in_package(path: Path, source: bytes) -> types.ModuleType | None:
-    """A file of a package that can be imported, under its own name there, so that other programs find it, too."""
+    """Import a file that belongs to an importable package, under its name in that package.
+
+    So other programs can import it by that name too. None if the file belongs to no such package.
+    """
     names, folder = [path.stem], path.parent
     while (folder / "__init__.py").exists():
         names, folder = [folder.name, *names], folder.parent
     package = importlib.util.find_spec(names[0]) if len(names) > 1 else None
     places = (package.submodule_search_locations or ()) if package is not None else ()
     if folder in _BESIDE or folder / names[0] not in [Path(place).resolve() for place in places]:
-        return None  # none, or something else of that name
+        return None  # no package, or a different one of that name
     name = ".".join(names)
     parent = importlib.import_module(name.rpartition(".")[0])
     module = _run(name, path, source)
@@ -116,12 +132,15 @@ def _in_package(path: Path, source: bytes) -> types.ModuleType | None:
 
 
 _BESIDE: set[Path] = set()
-"""Folders from which only this process imports."""
+"""Folders that this process has added to `sys.path`. Other processes do not import from them."""
 
 
 def _alone(path: Path, source: bytes) -> types.ModuleType:
-    """A file of no package, which may import what lies beside it, also later, in its methods. What is installed goes
-    before that, so that no file there stands in for a library's; of two that the file may mean neither is taken."""
+    """Import a file outside every package. It may import modules from its own folder, also later in its methods.
+
+    The folder goes to the end of `sys.path`, so a file in it never replaces an installed library. Raises `ConfigError`
+    if the file imports a name that exists in its folder and was loaded from elsewhere.
+    """
     folder = path.parent
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
@@ -138,7 +157,7 @@ def _alone(path: Path, source: bytes) -> types.ModuleType:
 
 
 def _imports(source: bytes) -> set[str]:
-    """The names of the modules that a file imports, without what is inside them."""
+    """The top-level names of the modules that a file imports with absolute imports."""
     nodes = list(ast.walk(ast.parse(source)))
     plain = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     of = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level and node.module]
@@ -146,12 +165,15 @@ def _imports(source: bytes) -> set[str]:
 
 
 def _run(name: str, path: Path, source: bytes) -> types.ModuleType:
-    """A file as the module of that name, run anew each time, so that it is as it was edited last."""
+    """Execute a file as the module ``name``. It is executed on each call, so that edits take effect.
+
+    If it raises, the module that had the name before is put back.
+    """
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     before = sys.modules.get(name)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module here
     try:
         exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
     except BaseException:
@@ -178,7 +200,7 @@ def _only_recipe(module: types.ModuleType, name: str) -> type[Recipe]:
         raise ConfigError(f"{name}: {', '.join(sorted(typed))} of {recipe.__name__} would not be hyper-parameters; "
                           f"write @dataclass(frozen=True) above class {recipe.__name__}")  # fmt: skip
     for field in dataclasses.fields(recipe):
-        if field.name in vars(recipe) and field.name not in typed:  # a dataclass overlooks it
+        if field.name in vars(recipe) and field.name not in typed:  # a dataclass ignores it
             raise ConfigError(f"{name}: {field.name} of {recipe.__name__} would stay what it is in the class that "
                               f"{recipe.__name__} is made of; write its type, too, as in {field.name}: int = ..."
                               )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`Recipe`: one experiment as a frozen dataclass; its fields are the hyper-parameters, its methods the parts."""
+"""`Recipe`: one experiment as a frozen dataclass of hyper-parameters, whose methods make its parts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +12,15 @@ from sapwood.core.vars import Vars
 class Recipe:
     """An experiment: what to learn, from which data, how. A recipe file defines one subclass.
 
-    Each field is a hyper-parameter and an option of the command line. A subclass gives ``data``, ``model`` and
-    ``optimizer``; ``objective`` is supervised learning of "label" from "image" unless it says otherwise.
+    Each field is a hyper-parameter and an option of the command line. A subclass defines ``data``, ``model`` and
+    ``optimizer``. The default ``objective`` is supervised learning of "label" from "image".
+
+    Args:
+        epochs: passes over the training data.
+        batch_size: examples in a global batch.
+        seed: seed of the first parameters, of the order of the data, of every random draw and of the validation split.
+        policy: the dtype that layers compute in, such as "bfloat16"; "float32" sets no policy.
+        validation: the fraction of the training data that is held out for validation; 0 for none.
 
     >>> import sapwood as sw
     >>> class Mine(Recipe):
@@ -30,35 +37,38 @@ class Recipe:
     validation: float = 0.0
 
     def data(self) -> tuple[Any, Any]:
-        """The data to train on, and the data the result is tested on."""
+        """The training data and the test data. A subclass must define it."""
         raise ConfigError(f"the recipe {type(self).__name__} defines no data()")
 
     def model(self, v: Vars, *inputs: Any) -> Any:
-        """The model: a function of variables and inputs."""
+        """The model: a function of the variables and the inputs. A subclass must define it."""
         raise ConfigError(f"the recipe {type(self).__name__} defines no model(v, ...)")
 
     def objective(self) -> Any:
-        """What is minimised: ``objective(v, batch) -> (loss, metrics)``."""
+        """The objective to minimize: ``objective(v, batch) -> (loss, metrics)``."""
         from sapwood.train.objectives.supervised import supervised
 
         return supervised(self.model)
 
     def optimizer(self, steps: int) -> Any:
-        """The optax optimizer for a run of so many steps."""
+        """The optax optimizer for a run of ``steps`` steps. A subclass must define it."""
         raise ConfigError(f"the recipe {type(self).__name__} defines no optimizer(steps)")
 
     def trainer(self, steps: int, **options: Any) -> Any:
-        """How it is trained; ``options`` (mesh, rules, jit) come from where it runs, and win."""
+        """The trainer for a run of ``steps`` steps.
+
+        ``options`` (mesh, rules, jit) depend on the machine and override the recipe's own.
+        """
         from sapwood.train.trainer import Trainer
 
         return Trainer(self.objective(), self.optimizer(steps), **{"policy": self._policy(), **options})
 
     def callbacks(self) -> Sequence[Any]:
-        """What looks at the run after each row, see `sapwood.train.callbacks`: an `EarlyStopping`, say."""
+        """Callbacks to call after each row of metrics, such as `EarlyStopping`; see `sapwood.train.callbacks`."""
         return ()
 
     def report(self, params: dict, state: dict) -> str | None:
-        """What to print when the training is over."""
+        """A text to print when training is over; None prints nothing."""
 
     def _policy(self) -> str | None:
         return None if self.policy == "float32" else self.policy

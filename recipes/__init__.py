@@ -1,4 +1,7 @@
-"""Ready experiments, one a file: what ``sapwood train NAME`` runs, and what to copy when you start your own."""
+"""Built-in recipes, one per file. ``sapwood train NAME`` runs one; copy a file to start a recipe of your own.
+
+Names that were moved to `sapwood.experiment` still work, with a `DeprecationWarning`.
+"""
 
 from sapwood.core.moved import find_moved
 

@@ -1,4 +1,7 @@
-"""`text`: a character-level decoder that learns to write like Moby-Dick, and then writes."""
+"""`text`: trains a character-level decoder on Moby-Dick, then writes text with it.
+
+`SIZES` holds the hyper-parameters of each size. A field declared by `_sized` takes its default from there.
+"""
 
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -25,11 +28,11 @@ SIZES: dict[str, dict[str, Any]] = {
         "length": 2048, "stride": 2048, "batch_size": 64, "learning_rate": 3e-4, "policy": "bfloat16", "remat": "full",
     },
 }  # fmt: skip
-"""What the fields of a recipe are that were left to its size."""
+"""Maps each size to the default values of the fields that depend on it."""
 
 
 def _sized() -> Any:
-    """A field that is None until `SIZES` says what it is."""
+    """A field whose default depends on the size: None is replaced by the value in `SIZES`."""
     return field(default=None, metadata={"default": "that of the size"})
 
 
@@ -37,10 +40,29 @@ def _sized() -> Any:
 class Text(sw.Recipe):
     """A character-level transformer on a public-domain novel, sampled from when it is trained.
 
-    ``size`` names a whole set of hyper-parameters; each of them given beside it wins. "1.7b" is the size of a language
-    model for a TPU slice or several GPUs: SwiGLU, bfloat16, remat, and a vocabulary of 32,000 of which a text's
-    characters use the first few. ``vocabulary_size=0`` is as many as the text has characters, ``mlp=0`` is 4 x width.
-    ``experts=8`` makes each feed-forward part a mixture of 8 experts, 2 of them for a token.
+    Args:
+        size: the set of hyper-parameters in `SIZES` that gives the fields without a value their defaults. "1.7b" is a
+            language model for a TPU slice or several GPUs: SwiGLU, bfloat16, remat, and a vocabulary of 32,000 ids, of
+            which the characters of a text use the first few.
+        epochs: passes over the training windows.
+        batch_size: windows in a batch.
+        policy: the dtype that layers compute in.
+        file: the path of a UTF-8 text to learn from; None for Moby-Dick.
+        length: characters in a window.
+        stride: characters between the starts of two training windows.
+        depth: transformer blocks.
+        width: features of a token.
+        heads: attention heads.
+        mlp: hidden units of the feed-forward part; 0 for 4 x width.
+        gated: use SwiGLU for the feed-forward part, and no biases.
+        vocabulary_size: ids of the vocabulary; 0 for as many as the text has distinct characters.
+        remat: the part of each block that the backward pass recomputes; see `Decoder`.
+        experts: 8 makes each feed-forward part a mixture of 8 experts, 2 of them per token; 0 for no mixture.
+        dropout: the dropout rate.
+        learning_rate: the peak learning rate.
+        prompt: the text that the sample continues.
+        sample: characters to write after the training; 0 for none.
+        temperature: the temperature of the sampling, above 0; 0.1 is nearly greedy.
     """
 
     size: Literal["small", "1.7b"] = "small"
@@ -66,6 +88,7 @@ class Text(sw.Recipe):
 
     @cached_property
     def text(self):
+        """The text to learn from. Raises `DataError` if the file is empty or not UTF-8."""
         try:
             text = Path(self.file or NOVEL).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -77,10 +100,12 @@ class Text(sw.Recipe):
 
     @cached_property
     def vocabulary(self):
+        """The distinct characters of the text, sorted; the index of a character is its id."""
         return "".join(sorted(set(self.text)))
 
     @cached_property
     def start(self):
+        """The ids of the prompt's characters. Raises `ConfigError` for an empty prompt."""
         if not self.prompt:
             raise sw.ConfigError("prompt is empty; at least one character to write on from is expected")
         return sw.data.encode(self.prompt, self.vocabulary)
@@ -91,17 +116,17 @@ class Text(sw.Recipe):
         for name, value in SIZES[self.size].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        if not self.temperature > 0:  # NaN is not, either
+        if not self.temperature > 0:  # `not >` also refuses NaN
             raise sw.ConfigError(f"temperature={self.temperature}: above 0 is expected; 0.1 is nearly greedy")
         if self.sample < 0:
             raise sw.ConfigError(f"sample={self.sample}: a number of characters to write is expected; 0 for none")
-        if self.experts == 1:  # each token goes to two of them
+        if self.experts == 1:  # each token goes to two experts
             raise sw.ConfigError("experts=1: at least 2 are expected, or 0 for no mixture")
         if self.file is not None:  # so that the run can be read from any folder
             object.__setattr__(self, "file", str(Path(self.file).expanduser().absolute()))
 
     def data(self):
-        len(self.start)  # a prompt that cannot be read is an error now, not after the training
+        len(self.start)  # a bad prompt raises here, and not after the training
         cut = int(0.9 * len(self.text))
         windows = partial(sw.data.characters, vocabulary=self.vocabulary)
         train = windows(self.text[:cut], self.length, stride=self.stride)
@@ -109,7 +134,7 @@ class Text(sw.Recipe):
 
     @cached_property
     def decoder(self):
-        """The model; like Llama it has no biases where it is gated."""
+        """The model. A gated one has no biases, as in Llama."""
         ids = self.vocabulary_size or len(self.vocabulary)
         if ids < len(self.vocabulary):
             raise sw.ConfigError(f"vocabulary_size={ids} is too small: the text has {len(self.vocabulary)} characters")
@@ -123,17 +148,17 @@ class Text(sw.Recipe):
         return self.decoder(v, tokens)
 
     def objective(self):
-        if self.vocabulary_size:  # too many logits to hold
+        if self.vocabulary_size:  # the logits do not fit into memory
             return next_token(self.decoder)
         return sw.supervised(self.model, inputs="tokens", target="targets")
 
     def optimizer(self, steps):
-        warmup = min(100, steps // 10 + 1, steps - 1)  # none in a run of a single step
+        warmup = min(100, steps // 10 + 1, steps - 1)  # 0 in a run of one step
         rate = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warmup, steps)
         return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99))
 
     def report(self, params, state):
-        """Write on from the prompt, one character at a time in a window that slides."""
+        """Continue the prompt by ``sample`` characters, one at a time, with a sliding window of ``length`` of them."""
         start = self.start[-self.length :]
         window = jnp.zeros(self.length, "int32").at[: len(start)].set(start)
         key = jax.random.key(self.seed)

@@ -1,4 +1,4 @@
-"""`digits`: a small convolutional network on 1,797 real handwritten digits of 8 x 8 pixels."""
+"""`digits`: trains a small convolutional network on 1,797 real handwritten digits of 8 x 8 pixels."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,14 @@ from sapwood import layers as L
 
 @dataclass(frozen=True)
 class Digits(sw.Recipe):
-    """A small convolutional network on 1,797 handwritten digits."""
+    """A small convolutional network on 1,797 handwritten digits.
+
+    Args:
+        epochs: passes over the training data.
+        width: channels of the first block; the second block has twice as many.
+        dropout: the dropout rate before the last layer.
+        learning_rate: the first learning rate of a cosine decay.
+    """
 
     epochs: int = 15
     width: int = 32
@@ -22,7 +29,7 @@ class Digits(sw.Recipe):
         return sw.data.load("digits", "train"), sw.data.load("digits", "test")
 
     def model(self, v, image):
-        x = v.policy.cast(image.astype("float32") / 16)  # pixels are whole numbers from 0 to 16
+        x = v.policy.cast(image.astype("float32") / 16)  # pixels are integers from 0 to 16
         x = self.block(v.blocks[0], x, self.width)
         x = self.block(v.blocks[1], x, 2 * self.width)
         x = L.Dropout(self.dropout)(v.drop, L.flatten(x))

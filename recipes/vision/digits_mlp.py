@@ -1,4 +1,4 @@
-"""`digits-mlp`: two dense layers on the handwritten digits; the smallest complete example."""
+"""`digits-mlp`: trains two dense layers on the handwritten digits. It is the smallest complete example."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,12 @@ from sapwood import layers as L
 
 @dataclass(frozen=True)
 class DigitsMLP(sw.Recipe):
-    """Two dense layers on 1,797 handwritten digits."""
+    """Two dense layers on 1,797 handwritten digits.
+
+    Args:
+        hidden: units of the first layer.
+        learning_rate: the first learning rate of a cosine decay.
+    """
 
     hidden: int = 128
     learning_rate: float = 2e-3
