@@ -1,4 +1,4 @@
-"""`Experiment`: a recipe in a run directory: train, resume, evaluate, restore and save it.
+"""`Experiment`: a recipe and its run directory. It trains, resumes, evaluates, restores and saves the run.
 
 A run directory holds ``config.json`` (the recipe and its options), ``metrics.jsonl``, ``tensorboard/``,
 ``checkpoints/``, ``curves.png`` and, when the run is over, ``model/``: the artifact that `sapwood.load` reads. A run

@@ -18,7 +18,7 @@ class Recipe:
     Args:
         epochs: passes over the training data.
         batch_size: examples in a global batch.
-        seed: seed of the first parameters, of the order of the data, of every random draw and of the validation split.
+        seed: seed of the initial parameters, the order of the data, every random draw and the validation split.
         policy: the dtype that layers compute in, such as "bfloat16"; "float32" sets no policy.
         validation: the fraction of the training data that is held out for validation; 0 for none.
 

@@ -240,8 +240,8 @@ def load(
         path: the directory of an artifact, a run, its checkpoints, or one checkpoint.
         into: a `Spec`, or a pair `(params, state)` of nested dicts of `Param`s, arrays or `jax.ShapeDtypeStruct`s. The
             arrays are loaded into this structure, with its shardings and its floating dtypes. An entry that nothing is
-            loaded into keeps its value if it is an array, and is drawn with `key` if it is a `Param`. None loads all
-            arrays as they were saved.
+            loaded into keeps its value if it is an array, and is drawn with `key` if it is a `Param`; a
+            `jax.ShapeDtypeStruct` must be loaded. None loads all arrays as they were saved.
         match: maps patterns of paths in the file to paths in `into`, such as `{"backbone/**": "encoder/**"}`. The first
             pattern that fits decides. None as a value leaves paths out: `{"head/**": None, "**": "**"}`. By default
             equal paths match.
@@ -256,7 +256,8 @@ def load(
     Raises:
         CheckpointError: the file is missing, damaged, or does not fit `into`. A differing shape is an error and never
             skipped: exclude the path with `match` if it is meant to be fresh.
-        ConfigError: a pattern of `match` has no effect, or nothing at all is loaded and `match` does not say so.
+        ConfigError: a pattern of `match` has no effect, `match` is given without `into`, nothing at all is loaded and
+            `match` does not say so, or a `jax.ShapeDtypeStruct` of `into` is not loaded.
 
     >>> import tempfile
     >>> path = save(tempfile.mkdtemp() + "/model", {"backbone": {"w": jnp.ones(2)}, "head": {"w": jnp.ones((2, 9))}})
