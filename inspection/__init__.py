@@ -1,6 +1,7 @@
-"""What looks at a model or a run and changes nothing: summaries, drawings, layouts on a mesh, profiles, FLOPs.
+"""Inspection of a model or a training run: summaries, graphs, layouts on a mesh, profiles, FLOPs.
 
-`sw.summary` and `sw.graph` are the same as here. Nothing below imports this room.
+Nothing here changes the model or the run. `sw.summary` and `sw.graph` are this room's `summary` and `graph`. The rooms
+that this one imports (core, parallel, data, train) do not import it.
 """
 
 from sapwood.inspection.graphs.graph import Graph, graph

@@ -1,4 +1,9 @@
-"""The data flow of a traced model: its operations in program order, with the layer calls they are in."""
+"""The data flow of a traced model: its operations in program order, and the layer calls that each one is in.
+
+`trace_flow` walks the jaxpr of a `Program`. It enters an equation with an inner jaxpr only if that jaxpr holds layer
+calls; any other equation is one `Operation`. Each value is tracked as the set of its sources, so a loop or a branch
+disappears from the data flow and only the operations inside it remain. `summary` and `graph` are made from the result.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,15 +14,26 @@ from sapwood.core.jaxpr import holds, inner, is_literal
 from sapwood.inspection.layer_calls import Call, Program, functions, marks
 
 Instance = tuple[int, int]
-"""A call as it occurs in the program: (level, number). A jitted layer is traced once and may occur several times."""
+"""One occurrence of a call in the program: (level, number).
+
+`number` is the key in `Program.calls` or `Program.named`. `level` counts the jaxprs walked so far: a jitted layer is
+traced once but may occur several times, and each occurrence has its own level.
+"""
 
 Value = tuple
-"""Where a value comes from: an input of the program, as `Program.inputs` names it, or (operation, output)."""
+"""The source of a value: an input of the program, as `Program.inputs` names it, or (operation index, output index)."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One equation, the calls and functions it is in (outermost first), and where each of its inputs comes from."""
+    """One equation of the traced program.
+
+    Attributes:
+        equation: the equation of the jaxpr.
+        within: the layer calls it is in, outermost first.
+        functions: the functions of `Program.named` it is in, outermost first.
+        reads: the sources of each of its inputs.
+    """
 
     equation: Any
     within: tuple[Instance, ...]
@@ -26,13 +42,20 @@ class Operation:
 
     @property
     def values(self) -> frozenset[Value]:
-        """All that it reads."""
+        """The sources of all its inputs together."""
         return frozenset().union(*self.reads)
 
 
 @dataclass
 class Region:
-    """What one call does: its equations in the jaxpr that it stands in, the calls around it, how often it runs."""
+    """One occurrence of a layer call.
+
+    Attributes:
+        call: the call.
+        within: the calls around it, outermost first.
+        times: how often it runs in one run of the program.
+        equations: its equations in the jaxpr that contains it. A loop or a jitted function counts as one equation.
+    """
 
     call: Call
     within: tuple[Instance, ...]
@@ -42,17 +65,36 @@ class Region:
 
 @dataclass
 class Flow:
-    """Operations, call regions, and where each result of the program comes from."""
+    """The data flow of a program.
+
+    Attributes:
+        program: the traced program.
+        operations: all operations in program order.
+        regions: the `Region` of each occurrence of a layer call.
+        results: the sources of each result of the program.
+        levels: how many jaxprs were walked, which gives each walk its level.
+        inside: the functions of `Program.named` around the jaxpr that is being walked, outermost first.
+    """
 
     program: Program
     operations: list[Operation] = field(default_factory=list)
     regions: dict[Instance, Region] = field(default_factory=dict)
     results: list[frozenset[Value]] = field(default_factory=list)
     levels: int = 0
-    inside: tuple[Instance, ...] = ()  # the functions that the walk is in
+    inside: tuple[Instance, ...] = ()
 
     def walk(self, jaxpr: Any, given: Iterable[frozenset[Value]], within: tuple[Instance, ...], times: int) -> list:
-        """Take in a jaxpr whose inputs come from ``given``; returns where its results come from."""
+        """Add the operations of a jaxpr to the flow.
+
+        Args:
+            jaxpr: the jaxpr to walk.
+            given: the sources of each input of the jaxpr.
+            within: the layer calls around the jaxpr, outermost first.
+            times: how often the jaxpr runs in one run of the program.
+
+        Returns:
+            The sources of each result of the jaxpr.
+        """
         level, self.levels = self.levels, self.levels + 1
         source: dict[Any, frozenset[Value]] = dict(zip(jaxpr.invars, given, strict=True))
 
@@ -69,7 +111,7 @@ class Flow:
         return sources(jaxpr.outvars)
 
     def _enter(self, equation: Any, level: int, within: tuple[Instance, ...], times: int) -> tuple[Instance, ...]:
-        """Note the equation with each call that it is in at this level."""
+        """Add the equation to the regions of the calls that it is in at this level; returns them, outermost first."""
         here: list[Instance] = []
         for number in marks(equation):
             instance = (level, number)
@@ -82,7 +124,11 @@ class Flow:
         return tuple(here)
 
     def _step(self, equation: Any, reads: list, here: tuple[Instance, ...], times: int, wanted: set) -> list:
-        """Where the results of an equation come from: from inside it if there are calls in it, else from itself."""
+        """The sources of an equation's outputs.
+
+        An equation that holds layer calls (a loop, a branch or a call of one jaxpr) is walked, and the sources lie
+        inside it. Any other equation becomes an operation, which is itself the source.
+        """
         name, bodies = equation.primitive.name, list(inner(equation))
         if holds(equation, lambda e: bool(marks(e))):
             if name == "cond":
@@ -106,13 +152,19 @@ class Flow:
         return [frozenset({(len(self.operations) - 1, k)}) for k in range(len(equation.outvars))]
 
     def _deciding(self, condition: frozenset[Value], others: list, here: tuple[Instance, ...]) -> frozenset[Value]:
-        """What chooses a branch, ends a loop or begins its next round, where layers compute it that nothing else of it
-        depends on: without it they would lead nowhere. Any other condition says no more than the branch or loop."""
+        """The sources of a condition if they have to be kept, else nothing.
+
+        A condition chooses a branch, ends a loop or begins the next iteration. It is kept only if it depends on layer
+        calls that none of ``others`` depends on: without it, these layers would have no edge to any result.
+        """
         return condition if self._behind([condition]) - self._behind(others) - set(here) else frozenset()
 
     def _carried(self, loop: Any, carry: list, ends: list, here: tuple[Instance, ...], wanted: set) -> list:
-        """Where the results of a loop come from, those made of what an earlier round carried included, if that is not
-        wanted itself."""
+        """The sources of each loop output.
+
+        Sources reached through the previous iteration's carry are included, unless that carry is itself a requested
+        output (in ``wanted``). `_deciding` drops them if they add no layer call.
+        """
         body = loop.params["jaxpr" if loop.primitive.name == "scan" else "body_jaxpr"].jaxpr
         found = []
         for result, end in zip(body.outvars, ends, strict=True):
@@ -123,7 +175,7 @@ class Flow:
         return found
 
     def _behind(self, reads: list) -> set[Instance]:
-        """The calls that some values depend on."""
+        """The layer calls that some values depend on, directly or through other operations."""
         waiting = [value[0] for values in reads for value in values if isinstance(value[0], int)]
         seen: set[int] = set()
         while waiting:
@@ -133,7 +185,7 @@ class Flow:
         return {instance for k in seen for instance in self.operations[k].within}
 
     def outermost(self, path: paths.Path) -> list[Region]:
-        """The calls at a path that are not within another call at that path."""
+        """The calls at a path that are not inside another call at the same path."""
         return [
             region
             for region in self.regions.values()
@@ -141,7 +193,7 @@ class Flow:
         ]
 
     def readers(self) -> dict[paths.Path, set]:
-        """For each parameter the innermost calls that read it; None stands for code outside any layer."""
+        """The innermost calls that read each parameter, by parameter path; None stands for code outside any layer."""
         found: dict[paths.Path, set] = {}
         for operation in self.operations:
             for value in operation.values:
@@ -159,21 +211,25 @@ def trace_flow(program: Program) -> Flow:
 
 
 def _carry(scan: Any, body: Any) -> list[Any]:
-    """What a round of a scan hands to the next, as its body's inputs: constants, then these, then slices of arrays,
-    which have a dimension more outside. JAX's releases differ in what else says so."""
+    """The carry of a scan, as input variables of its body.
+
+    The body's inputs are constants, then the carry, then slices of the scanned arrays. A scanned array has one
+    dimension more outside than its slice inside, so the three groups are told apart by rank. The equation's parameters
+    that would say the same differ between releases of JAX.
+    """
     shared = sum(outside.aval.ndim == var.aval.ndim for outside, var in zip(scan.invars, body.invars, strict=True))
     handed = sum(outside.aval.ndim == var.aval.ndim for outside, var in zip(scan.outvars, body.outvars, strict=True))
     return body.invars[shared - handed : shared]
 
 
 def live(jaxpr: Any) -> list[Any]:
-    """The equations of a jaxpr that its results depend on, in order."""
+    """The equations that the results of a jaxpr depend on, in program order."""
     read = needed(jaxpr, jaxpr.outvars)
     return [equation for equation in jaxpr.eqns if any(var in read for var in equation.outvars)]
 
 
 def needed(jaxpr: Any, results: list) -> set[Any]:
-    """The variables of a jaxpr that some of them depend on, themselves included."""
+    """The variables that some results of a jaxpr depend on, the results included."""
     read = {var for var in results if not is_literal(var)}
     for equation in reversed(jaxpr.eqns):
         if any(var in read for var in equation.outvars):

@@ -1,8 +1,9 @@
 """Floating-point operations of traced equations, by XLA's own cost analysis.
 
-XLA counts the body of a loop once, however often it runs. So loops are taken apart here: a scan counts its body times
-its length, `while` its body once (nobody knows how often it runs), `cond` its costliest branch. What is left between
-them is lowered as it is, for the CPU, where every operation is one that XLA can see into.
+XLA counts the body of a loop once, however often it runs, so `FlopCounter` splits loops itself. A `scan` counts its
+body times its length. A `while` counts its condition and body once, since the number of iterations is unknown. A `cond`
+counts its costliest branch. The equations between loops are lowered for the CPU: there no kernel hides its operations
+from XLA.
 """
 
 from collections.abc import Sequence
@@ -17,13 +18,16 @@ _LOOPS = ("scan", "while", "cond")
 
 
 class FlopCounter:
-    """Counts equations; equal ones are lowered once."""
+    """Counts the floating-point operations of equations. Equal groups of equations are lowered only once."""
 
     def __init__(self):
         self._known: dict[str, int] = {}
 
     def count(self, equations: Sequence[Any]) -> int:
-        """The operations of some equations of one jaxpr, run once."""
+        """The floating-point operations of some equations of one jaxpr, each run once.
+
+        Raises `ConfigError` for symbolic dimensions.
+        """
         plain = [e for e in equations if not self._is_loop(e)]
         return self._lowered(plain) + sum(self._loop(e) for e in equations if self._is_loop(e))
 
@@ -32,7 +36,7 @@ class FlopCounter:
         return is_loop(equation) or holds(equation, is_loop)
 
     def _loop(self, equation: Any) -> int:
-        """An equation that is a loop, or a function with a loop somewhere in it."""
+        """The operations of an equation that is a loop or holds one at any depth."""
         bodies = [self.count(jaxpr.eqns) for jaxpr in inner(equation)]
         name = equation.primitive.name
         if name == "cond":
@@ -50,7 +54,7 @@ class FlopCounter:
 
 
 def _region(equations: list[Any]) -> Any:
-    """Some equations of a jaxpr as a jaxpr of their own."""
+    """A jaxpr of some equations: its inputs are the variables made outside, its results those that none of them reads."""
     from jax.extend.core import DebugInfo, Jaxpr
 
     made = {var for e in equations for var in e.outvars}
@@ -73,4 +77,4 @@ def _cost(region: Any) -> int:
     structs = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in region.invars]
     run = jax.jit(jaxpr_as_fun(ClosedJaxpr(region, ())))
     cost = run.trace(*structs).lower(lowering_platforms=("cpu",)).cost_analysis()
-    return max(0, round((cost or {}).get("flops", 0)))  # XLA counts a call of what it does not know as -1
+    return max(0, round((cost or {}).get("flops", 0)))  # XLA gives -1 for a call that it cannot look into

@@ -1,8 +1,12 @@
-"""Which functions a model is in while it is traced: those with a cursor, and those of arrays, of `layers` and `jax.nn`.
+"""Plain functions that a model calls while it is traced, found with Python's profiling hook (`sys.setprofile`).
 
-A layer says itself that it is called. A plain function does not, so Python's profiling hook looks. A function whose
-first or second argument is a cursor computes in the scope of that cursor, whatever it computes. A function of arrays
-counts where the model or a layer calls it. The operations of either kind carry its number in their name stacks.
+A layer reports its own calls (`layer_calls`); a plain function does not. Two kinds of functions are found:
+
+- A function of the model whose first or second argument is a cursor (`Vars`). All that it computes belongs to the
+  cursor's scope.
+- A public array function of `sapwood.layers` or `jax.nn`, if the model or a layer's `__call__` calls it directly.
+
+The operations of both kinds carry the number of the call in their name stacks.
 """
 
 import contextlib
@@ -23,7 +27,8 @@ _ARRAYS = (_LAYERS, str(Path(jax.__file__).parent / "_src" / "nn"))
 
 
 class Named(NamedTuple):
-    """A function that was called: with a cursor at ``path``, or one of arrays by its ``name``."""
+    """A called function: one with a cursor at ``path`` (its name is empty), or an array function ``name`` (its path is
+    empty)."""
 
     path: paths.Path
     name: str
@@ -31,7 +36,10 @@ class Named(NamedTuple):
 
 @contextlib.contextmanager
 def watching(note: Callable[[Named], str]) -> Iterator[None]:
-    """Within the block operations are named by the functions that they are in; ``note`` gives each call its name."""
+    """Put the operations traced in the block into a named scope for each function that they are in.
+
+    ``note`` is called at the start of each call and returns the name of its scope.
+    """
     opened: dict[int, Any] = {}
     before = sys.getprofile()
 
@@ -50,7 +58,7 @@ def watching(note: Callable[[Named], str]) -> Iterator[None]:
 
 
 def _named(frame: Any) -> Named | None:
-    """What a function is called with, or as; None where it is neither."""
+    """The `Named` of a frame, or None if it is neither of the two kinds of functions."""
     code = frame.f_code
     names = code.co_varnames[: min(code.co_argcount, 2)]
     if code.co_filename.startswith(_ARRAYS):
@@ -64,5 +72,5 @@ def _named(frame: Any) -> Named | None:
 
 
 def _own(code: Any) -> bool:
-    """Whether code is of a model, not of what models are made with."""
+    """True for code of a model, which is code outside Python, installed packages, and the rooms core and layers."""
     return not (installed(code.co_filename, "") or code.co_filename.startswith((_CORE, _LAYERS)))

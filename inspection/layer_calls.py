@@ -1,4 +1,9 @@
-"""The layer calls of a model, found again in its traced program: what `summary` and `graph` are made from."""
+"""The layer calls of a model and its traced program, from which `summary`, `graph` and `profile` are made.
+
+`trace_calls` gives every layer call a number and runs it in a named scope ``sapwood.call.NUMBER``. The scope's name
+stays in the name stacks of the equations, where `marks` finds it. Watched functions have scopes
+``sapwood.function.NUMBER``, which `functions` finds.
+"""
 
 import contextlib
 import dataclasses
@@ -28,7 +33,16 @@ _NAMED = re.compile(r"sapwood\.function\.(\d+)")
 
 @dataclass(frozen=True)
 class Call:
-    """One layer call: where, which layer, inside which other one, on what, giving what, and how many copies of it."""
+    """One layer call.
+
+    Attributes:
+        path: the path of the layer's scope.
+        layer: the layer.
+        parent: the number of the call around it, or None.
+        inputs: dtypes and shapes of the arguments, as `describe` writes them.
+        output: dtypes and shapes of the result.
+        copies: how many copies of it a stack of layers (`L.Scan`, `L.Vmap`) makes; 1 outside stacks.
+    """
 
     path: paths.Path
     layer: Layer
@@ -40,19 +54,29 @@ class Call:
 
 @dataclass(frozen=True)
 class Program:
-    """A model traced on shapes: its jaxpr, its layer calls by number, and what its inputs and results are."""
+    """A model traced on shapes.
+
+    Attributes:
+        jaxpr: the jaxpr of the model.
+        calls: the layer calls by number.
+        spec: the parameters and state that the model declares.
+        inputs: the name of each input: ("params" or "state", *path), ("key",) or ("input", name).
+        results: the name of each result: ("output", *place), ("loss", *path) or ("state", *path).
+        output: the shapes of what the model returns, as a pytree.
+        named: the watched functions by number; empty unless `trace_calls` was called with ``watch=True``.
+    """
 
     jaxpr: Any
     calls: dict[int, Call]
     spec: Spec
-    inputs: tuple[tuple[str, ...], ...]  # what each is: ("params" or "state", *path), ("key",) or ("input", name)
-    results: tuple[tuple[str, ...], ...]  # and each result: ("output", *place), ("loss", *path) or ("state", *path)
-    output: Any  # the shapes of what the model returns
-    named: dict[int, Named]  # the functions it was in by number, where they were watched
+    inputs: tuple[tuple[str, ...], ...]
+    results: tuple[tuple[str, ...], ...]
+    output: Any
+    named: dict[int, Named]
 
 
 class Result(NamedTuple):
-    """What the traced program hands back: everything that is not dead."""
+    """The results of the traced program: the model's output, its auxiliary losses and its updated state."""
 
     output: Any
     loss: dict
@@ -60,7 +84,7 @@ class Result(NamedTuple):
 
 
 class _Recording:
-    """Numbers every layer call, and notes it when it is done."""
+    """Gives every layer call and watched function a number. A layer call is noted when it returns."""
 
     def __init__(self):
         self.calls: dict[int, Call] = {}
@@ -88,10 +112,17 @@ class _Recording:
 
 
 def trace_calls(model: Callable, xs: tuple, *, train: bool, policy=None, watch: bool = False) -> Program:
-    """Trace ``model(v, *xs)`` with every layer call marked in the program, with ``watch`` plain functions, too. Nothing
-    is computed.
+    """Trace ``model(v, *xs)`` with every layer call marked in the program. Nothing is computed.
 
-    In eval mode it is traced without a random key, which would bring bookkeeping along, unless it draws from one.
+    In eval mode the model is traced without a random key first, since a key adds equations to the program. It is traced
+    again with a key if that raises `EffectError` (the model draws random numbers).
+
+    Args:
+        model: a layer or a function of a cursor and ``xs``.
+        xs: arrays or `jax.ShapeDtypeStruct`, in any pytree.
+        train: True to trace in train mode, False for eval mode.
+        policy: the precision policy, or None for the default.
+        watch: True to mark plain functions too (`function_calls.watching`).
     """
     declared = spec(model, *xs, policy=policy)
     if train:
@@ -116,7 +147,7 @@ def _trace(model: Callable, xs: tuple, declared: Spec, train: bool, policy, keye
 
     params, state = jax.tree.map(lambda param: param.struct, declared)
     key = jax.eval_shape(lambda: jax.random.key(0)) if keyed else None
-    with jax.default_device("cpu"):  # the kernels for GPU and TPU are closed boxes to what reads this
+    with jax.default_device("cpu"):  # kernels for GPU and TPU hide their operations from the jaxpr's readers
         jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(params, state, key, arrays)
     inputs = [(kind, *path) for kind in ("params", "state") for path in _places(getattr(declared, kind))]
     inputs += [("key",)] * keyed + [("input", name) for name in _input_names(model, xs)]
@@ -125,7 +156,7 @@ def _trace(model: Callable, xs: tuple, declared: Spec, train: bool, policy, keye
 
 
 def _places(tree: Any) -> list[tuple[str, ...]]:
-    """The place of each leaf of a tree, as names, in the order in which JAX flattens it."""
+    """The path of each leaf of a pytree as a tuple of names, in the order in which JAX flattens the pytree."""
     return [
         tuple(jax.tree_util.keystr((key,), simple=True) for key in place)
         for place, _ in jax.tree.leaves_with_path(tree)
@@ -133,9 +164,9 @@ def _places(tree: Any) -> list[tuple[str, ...]]:
 
 
 def _input_names(model: Callable, xs: tuple) -> tuple[str, ...]:
-    """A name for each input array: that of the model's argument, and the place in it where it is a tree."""
+    """A name for each input array: the name of the model's argument, followed by the path in it if it is a pytree."""
     given = model
-    while hasattr(given, "function") or hasattr(given, "__wrapped__"):  # a plain function made a layer, or jitted
+    while hasattr(given, "function") or hasattr(given, "__wrapped__"):  # unwrap `sapwood.layer` and `jax.jit`
         given = given.function if hasattr(given, "function") else given.__wrapped__
     call = given if hasattr(given, "__code__") else type(given).__call__
     code = getattr(getattr(call, "__wrapped__", call), "__code__", None)
@@ -150,12 +181,12 @@ def _input_names(model: Callable, xs: tuple) -> tuple[str, ...]:
 
 
 def marks(equation: Any) -> tuple[int, ...]:
-    """The numbers of the calls that an equation is in, outermost first, seen from its own jaxpr."""
+    """The numbers of the layer calls that an equation is in, outermost first, without the calls around its jaxpr."""
     return _numbers(_CALL, equation)
 
 
 def functions(equation: Any) -> tuple[int, ...]:
-    """The numbers of the functions of `Program.named` that it is in, in the same way."""
+    """The numbers of the functions in `Program.named` that an equation is in, outermost first, as in `marks`."""
     return _numbers(_NAMED, equation)
 
 
@@ -164,18 +195,22 @@ def _numbers(mark: re.Pattern, equation: Any) -> tuple[int, ...]:
 
 
 class Places(dict):
-    """For each path the different layers called there, each with the layers that it calls in its own scope."""
+    """The layers called at each path, as a list of chains of calls.
+
+    A chain is a layer call and the nested layer calls in the same scope, outermost first: `L.Scan`, then its block.
+    """
 
     @functools.cached_property
     def above(self) -> frozenset[paths.Path]:
-        """The paths that have layer calls below them."""
+        """The paths with layer calls below them."""
         return frozenset(path[:k] for path in self for k in range(len(path)))
 
 
 def places(program: Program) -> Places:
-    """The different layers at each path, each with the layers that it calls in its own scope (a scan its block).
+    """The distinct layers at each path, each with the layers that it calls in its own scope (`L.Scan` calls its block).
 
-    A layer that is called again counts once; so does what JAX traces twice, such as the body of a loop.
+    A layer that is called several times at a path counts once. So does a layer that JAX traces twice, such as one in
+    the body of a loop.
     """
     found: dict[paths.Path, dict[str, list[int]]] = {}
     for number in sorted(program.calls):
@@ -194,10 +229,11 @@ def places(program: Program) -> Places:
 
 
 def layer_label(path: paths.Path, calls: Places, copies: int = 1) -> str:
-    """The layers at a path: "Scan of 12 × Block" for one that calls another in its own scope.
+    """The layers at a path as text. A layer that calls another in its own scope reads "Scan of 12 × Block".
 
-    A layer that holds others is told by its class, the innermost one as it was written. `copies` is how many there are
-    of the surroundings, which are not said again.
+    The innermost layer is shown with its arguments (`written`). A layer around it, or one with layers at paths below,
+    is shown by its class name. `copies` is the number of copies of the surrounding group; the label counts only copies
+    beyond these.
     """
     container, labels = path in calls.above, []
     for chain in calls[path]:
@@ -212,7 +248,9 @@ def layer_label(path: paths.Path, calls: Places, copies: int = 1) -> str:
 
 
 def written(value: Any, short: bool = False) -> str:
-    """A layer much as it was written: leading options by position, functions by name; only its class if `short`.
+    """A layer as source code: leading options by position, functions by name, defaults left out.
+
+    With `short`, only the class name.
 
     >>> from sapwood import layers as L
     >>> written(L.Dense(10)), written(L.Dense(4, axes=(None, "mlp"))), written(L.Dense(10), short=True)
