@@ -54,7 +54,7 @@ class FlopCounter:
 
 
 def _region(equations: list[Any]) -> Any:
-    """A jaxpr of some equations: its inputs are the variables made outside, its results those that none of them reads."""
+    """A jaxpr of some equations: its inputs are variables made outside, its results those that none of them reads."""
     from jax.extend.core import DebugInfo, Jaxpr
 
     made = {var for e in equations for var in e.outvars}

@@ -1,1 +1,5 @@
-"""`graph`: a model as a drawing. Boxes are found in the traced program, placed on a grid, written as SVG or HTML."""
+"""`graph`: a model as a drawing.
+
+`build` makes nested boxes from the traced program, `grid` gives each box a row and a column, `svg` and `html` write the
+picture.
+"""

@@ -6,9 +6,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Node:
-    """One box. `kind` is "layer", "op" (what a model computes between its layers), "scope" (what a plain function
-    computes with a cursor and no layers, or what is computed outside of any with the parameters of a scope), "input",
-    "output", or "in" and "out", the places where values enter and leave a group."""
+    """One box of a drawing.
+
+    Attributes:
+        id: unique in the drawing.
+        kind: what the box stands for.
+            "layer": a layer with no layers inside.
+            "op": operations between layers.
+            "scope": the operations of a plain function with a cursor and no layers; or operations outside layers and
+            such functions that use the parameters of one scope.
+            "input", "output": an input or a result of the model.
+            "in", "out": a port, where values enter or leave a group.
+        path: the path of the layer or scope, joined by "/".
+        name: the title of the box; the last name of the path for a layer.
+        label: the layer with its arguments, or the operations of a scope; may be empty.
+        shape: dtypes and shapes of the output.
+        params: the number of parameters in it.
+        copies: how many copies a stack of layers makes of it, not counting copies of the groups around it.
+    """
 
     id: str
     kind: str
@@ -22,7 +37,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """Values that flow from one node or group to another one beside it; `shape` is what they are."""
+    """Values that flow between two items of one group. `shape` is their dtypes and shapes.
+
+    `source` and `target` are ids of items; "GROUP|PORT" names a port of a group among them.
+    """
 
     source: str
     target: str
@@ -31,9 +49,17 @@ class Edge:
 
 @dataclass(frozen=True)
 class Group:
-    """A box of nodes and groups, in the order of the program, with the edges between them. The root has no name.
+    """A box of nodes and groups, in program order, with the edges between them. The root has an empty name.
 
-    An edge that comes from outside or goes there ends at a node of kind "in" or "out" in the group itself.
+    An edge that enters or leaves the group ends at a port: a node of kind "in" or "out" among the group's items.
+
+    Attributes:
+        id, path, name, label, copies: as in `Node`.
+        shape: dtypes and shapes of the output of the group's layer; empty for a scope.
+        params: the number of parameters at and below the path.
+        items: ports where values enter, nodes and groups in program order, ports where values leave.
+        edges: the edges between the items.
+        kind: always "group".
     """
 
     id: str
@@ -49,18 +75,18 @@ class Group:
 
     @property
     def boxes(self) -> "list[Node | Group]":
-        """What stands in it, without the places where values enter and leave."""
+        """The items without the ports."""
         return [item for item in self.items if item.kind not in ("in", "out")]
 
     def groups(self) -> "Iterator[Group]":
-        """All groups below this one, outer ones first."""
+        """All groups inside this one at any depth, outer groups first."""
         level = [self]
         while level:
             level = [item for group in level for item in group.items if isinstance(item, Group)]
             yield from level
 
     def nodes(self) -> Iterator[Node]:
-        """All nodes in it, however deep."""
+        """All nodes inside this group at any depth, without ports."""
         for item in self.items:
             if isinstance(item, Group):
                 yield from item.nodes()
@@ -68,6 +94,6 @@ class Group:
                 yield item
 
     def form(self) -> tuple:
-        """What makes two groups alike: what stands in them, not where they stand."""
+        """A key that is equal for groups with equal contents; the groups' own names and paths play no part."""
         inside = [(b.name, b.form() if isinstance(b, Group) else (b.label, b.shape)) for b in self.boxes]
         return (self.label, self.shape, self.params, tuple(inside))

@@ -1,4 +1,10 @@
-"""From the data flow of a program to nested groups of nodes: what stands where, and where its values go."""
+"""Build the nested groups of a drawing from the data flow of a program.
+
+`_Units` gathers operations into units; each unit becomes one node. A layer without layers inside is one unit. So is a
+plain function with a cursor and no layers inside. The remaining operations are one unit each, and neighbors are then
+merged. `_Tree` nests the units into groups by their frames and draws edges. An edge that crosses a group's border goes
+through a port of the group.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,9 +20,9 @@ from sapwood.inspection.graphs.boxes import Edge, Group, Node
 from sapwood.inspection.layer_calls import layer_label, places
 
 Frame = tuple[paths.Path, Instance | None]
-"""A group: its path, and the call that it is; a scope that is no layer has no call."""
+"""One group around a unit: its path and its layer call. The call is None for a scope that is not a layer."""
 
-_TRIVIAL: dict[str, str] = {  # named only where a box holds nothing else
+_TRIVIAL: dict[str, str] = {  # used in a title only if a box holds no other operations
     "broadcast_in_dim": "broadcast", "convert_element_type": "convert", "reshape": "reshape", "squeeze": "reshape",
     "expand_dims": "reshape", "transpose": "transpose", "copy": "copy", "stop_gradient": "stop gradient",
     "sharding_constraint": "shard", "copy_p": "copy",
@@ -32,20 +38,31 @@ _NAMES = {
 
 @dataclass
 class Unit:
-    """What becomes one node: some operations, the groups they stand in, and the units they read from."""
+    """Operations that become one node. Units are numbered by their index in `_Units.units`.
+
+    Attributes:
+        kind: the `Node.kind`.
+        frames: the groups around it, outermost first.
+        path: the path of its layer, scope or input.
+        operations: indices in `Flow.operations`, in program order.
+        reads: the units it reads from, each with the shapes of what comes from it.
+        names: the names of its operations for the title.
+        shape: dtypes and shapes of its last operation's outputs.
+        merged: True if the unit was merged into another one or skipped, so that it is not drawn.
+    """
 
     kind: str
     frames: tuple[Frame, ...]
     path: paths.Path
     operations: list[int] = field(default_factory=list)
-    reads: dict[int, str] = field(default_factory=dict)  # unit -> shapes of what comes from it
+    reads: dict[int, str] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     shape: str = ""
     merged: bool = False
 
 
 def build(flow: Flow) -> Group:
-    """The root group of a drawing."""
+    """The root group of a program's drawing."""
     units = _Units(flow)
     units.skip_moves()
     units.merge_loose()
@@ -54,7 +71,11 @@ def build(flow: Flow) -> Group:
 
 
 class _Units:
-    """The operations that carry inputs to results, gathered into units."""
+    """Gathers the operations between inputs and results into units.
+
+    `scopes` are the paths of plain functions with a cursor. `closed` are the scopes that are drawn as one node, since
+    nothing else is called in them.
+    """
 
     def __init__(self, flow: Flow):
         self.flow = flow
@@ -64,7 +85,7 @@ class _Units:
         self.inputs: dict[tuple, int] = {}
         self.scopes = {named.path for named in flow.program.named.values() if not named.name} - {()}
         self.closed = self.scopes - self._opened()
-        self.params: dict[int, set] = {}  # operation -> the parameters it reads, also those that were worked on first
+        self.params: dict[int, set] = {}  # operation -> parameters it reads, directly or after preparation
         needed = self._needed()
         for name in dict.fromkeys(n for n in flow.program.inputs if n[0] == "input"):
             if any(name in flow.operations[k].values for k in needed) or any(name in r for r in self._results()):
@@ -73,7 +94,7 @@ class _Units:
         self._add_results()
 
     def _opened(self) -> set[paths.Path]:
-        """The scopes in which something else is called, so that they are groups; the others are one node each."""
+        """The scopes that are drawn as groups, because a layer or another function with a cursor is called in them."""
         found = {path[:n] for path in (*self.calls, *self.scopes) for n in range(len(path))} | set(self.calls)
         for operation in self.flow.operations:
             inside = [named.path for _, named in self._functions(operation) if not named.name]
@@ -93,8 +114,10 @@ class _Units:
         ]
 
     def _needed(self) -> list[int]:
-        """The operations that results depend on, without those that only prepare parameters and constants; all of them
-        where neither an input nor a layer matters."""
+        """The operations that results depend on, without those that only prepare parameters and constants.
+
+        If no result depends on an input or a layer, all operations that results depend on. Also fills `params`.
+        """
         operations = self.flow.operations
         wanted, stack = set(), [value for values in self._results() for value in values]
         while stack:
@@ -112,7 +135,7 @@ class _Units:
                 *(self.params[v[0]] for v in values if isinstance(v[0], int) and v[0] not in fed)
             )
         found = sorted(wanted & fed) or sorted(wanted)
-        together: dict[Any, set] = defaultdict(set)  # a call of an array function is not cut apart
+        together: dict[Any, set] = defaultdict(set)  # all operations of one call of an array function stay together
         for k in found:
             together[self._array_function(operations[k])] |= self.params[k]
         for k in found:
@@ -121,7 +144,7 @@ class _Units:
         return found
 
     def _in_leaf(self, operation: Operation) -> bool:
-        """Whether an operation is in a layer that holds no layers."""
+        """True if an operation is in a layer that has no layers inside."""
         found = [self.flow.regions[instance].call.path for instance in operation.within]
         return any(path not in self.calls.above for path in found)
 
@@ -152,8 +175,11 @@ class _Units:
         return describe(self.flow.program.jaxpr.invars[self.flow.program.inputs.index(value)].aval)
 
     def _home(self, k: int, operation: Operation) -> tuple[Any, Unit]:
-        """Which unit an operation belongs to: a layer without layers inside, a scope whose parameters it reads, or
-        one of its own."""
+        """The unit of operation ``k``: a key that is equal for operations of one unit, and a new unit for that key.
+
+        In this order: the innermost layer, if it has no layers inside; a closed scope; a scope whose parameters the
+        operation reads; the call of an array function that it is part of; else a unit of its own.
+        """
         frames: list[Frame] = []
         at: paths.Path = ()
         for instance in operation.within:
@@ -187,7 +213,7 @@ class _Units:
         return [(instance, self.flow.program.named[instance[1]]) for instance in operation.functions]
 
     def _array_function(self, operation: Operation) -> tuple[Instance, str] | None:
-        """The call of an array function that an operation is part of, and what a person calls it."""
+        """The outermost call of an array function that an operation is part of, and the function's name for a title."""
         found = ((instance, _plain(named.name)) for instance, named in self._functions(operation) if named.name)
         return next(found, None)
 
@@ -206,7 +232,7 @@ class _Units:
     # ---- operations between layers ------------------------------------------------------------------------------
 
     def consumers(self) -> dict[int, list[int]]:
-        """For each unit those that read from it."""
+        """The units that read from each unit."""
         found: dict[int, list[int]] = defaultdict(list)
         for k, unit in enumerate(self.units):
             for source in unit.reads:
@@ -214,10 +240,10 @@ class _Units:
         return found
 
     def merge_loose(self) -> None:
-        """Make neighbouring small operations one node: "add, relu" is one step to a reader.
+        """Merge neighboring small operations into one node, such as "add, relu".
 
-        In a layer that means all that hang together; outside only up to where a shape changes, since we cannot know
-        where one part of the model ends and the next one begins.
+        In a layer all connected operations of one group are merged. Outside layers a change of shape separates nodes,
+        since the borders between the model's parts are unknown there.
         """
         consumers = self.consumers()
         for k, unit in enumerate(self.units):
@@ -233,7 +259,7 @@ class _Units:
         if not in_layer and unit.names and other.names and unit.shape != other.shape:
             return False
         stack, seen = [d for d in consumers[k] if d != c], set()
-        while stack:  # no other way from one to the other, or joining them would make a circle
+        while stack:  # a second path from k to c would become a cycle if they were merged
             d = stack.pop()
             if d == c:
                 return False
@@ -243,7 +269,7 @@ class _Units:
         return True
 
     def _merge(self, k: int, into: int, consumers: dict[int, list[int]]) -> None:
-        """Join unit ``k`` to one that reads from it, and give that one its place in the program."""
+        """Merge unit ``k`` into the unit ``into``, which reads from it. ``into`` takes over its place in the program."""
         unit, other = self.units[k], self.units[into]
         for source, shape in unit.reads.items():
             other.reads.setdefault(source, shape)
@@ -258,7 +284,7 @@ class _Units:
         unit.merged, unit.reads = True, {}
 
     def skip_moves(self) -> None:
-        """Leave out what a layer only reshapes on its way from one thing to others."""
+        """Skip operations in a layer that only reshape, convert or move one unit's result on its way to others."""
         consumers = self.consumers()
         for k, unit in enumerate(self.units):
             in_layer = bool(unit.frames) and unit.frames[-1][1] is not None
@@ -271,9 +297,12 @@ class _Units:
             unit.merged, unit.reads = True, {}
 
     def settle(self) -> None:
-        """Put an operation that no layer holds into the scope where it belongs: the one that it reads from and that
-        reads from it, other operations between them or not, or the one whose result it adds to that scope's own input
-        (a residual connection)."""
+        """Move loose operations into the scope they belong to.
+
+        That is the deepest scope that an operation both reads from and is read by, directly or through other loose
+        operations. It is also a scope whose result the operation combines with that scope's own input (a residual
+        connection). Operations never move into a layer or a function, whose extent is known.
+        """
         consumers = self.consumers()
         loose = [k for k, unit in enumerate(self.units) if unit.kind == "op" and not unit.merged]
         before = self._ends(loose, {k: self.units[k].reads for k in loose})
@@ -291,7 +320,11 @@ class _Units:
                     break
 
     def _ends(self, loose: list[int], to: Mapping[int, Iterable[int]]) -> dict[int, set[tuple[Frame, ...]]]:
-        """Where one gets from each of these units by edges, through others of them: the groups there."""
+        """For each loose unit, the frames of the units that edges lead to.
+
+        ``to`` maps a unit to its neighbors, either those it reads or those that read it. Paths go through other loose
+        units.
+        """
         found: dict[int, set[tuple[Frame, ...]]] = {}
         for k in loose:
             found[k], waiting, seen = set(), [*to[k]], {k}
@@ -303,8 +336,10 @@ class _Units:
         return found
 
     def _scopes_only(self, base: tuple, frames: tuple) -> tuple:
-        """The frames as far as they lead from ``base`` through scopes that are neither layers nor a function's: the
-        extent of these is known."""
+        """The longest beginning of ``frames`` that extends ``base`` only by scopes other than layers and functions.
+
+        It is ``base`` itself if ``frames`` does not begin with it.
+        """
         if frames[: len(base)] != base:
             return base
         n = len(base)
@@ -313,7 +348,7 @@ class _Units:
         return frames[:n]
 
     def _closes(self, k: int, frames: tuple, consumers: dict[int, list[int]]) -> bool:
-        """Whether the unit brings results of this scope together with what the scope reads anyway."""
+        """True if unit ``k`` combines inputs of this scope with results of it that nothing else outside reads."""
         inside = lambda c: self.units[c].frames[: len(frames)] == frames  # noqa: E731
         mine = [s for s in self.units[k].reads if inside(s)]
         other = [s for s in self.units[k].reads if not inside(s)]
@@ -326,7 +361,7 @@ class _Units:
 
 
 def _common(of: list) -> tuple | None:
-    """The longest common beginning of some tuples; None where there are none."""
+    """The longest common beginning of some tuples; None for an empty list."""
     if not of:
         return None
     first, last = min(of, key=len), of
@@ -337,15 +372,14 @@ def _common(of: list) -> tuple | None:
 
 
 def _operation_names(operation: Operation) -> list[str]:
-    """What a person calls an operation: the function of `jax.nn` or `jax.numpy` that it comes from, else its primitive.
-
-    Nothing for one that only moves or converts numbers.
+    """The names of an operation for a title: the function of `jax.nn` or `jax.numpy` that it comes from, else its
+    primitive. Empty for an operation that only moves or converts numbers.
     """
     equation, name = operation.equation, operation.equation.primitive.name
     if name in _TRIVIAL:
         return []
     public = _public_name(equation)
-    while not public and name in _WRAPPERS:  # a jitted function, or one with a gradient of its own
+    while not public and name in _WRAPPERS:  # a jitted function, or one with a custom gradient
         public = _plain(str(equation.params.get("name", "")))
         inside = [e for body in inner(equation) for e in body.eqns]
         if public or len(inside) != 1:
@@ -364,16 +398,16 @@ def _public_name(equation: Any) -> str:
             found = frame.function_name
         elif found and "/jax/" not in file:
             break
-    return "index" if found == "rewriting_take" else _plain(found)  # what `x[...]` is called in JAX
+    return "index" if found == "rewriting_take" else _plain(found)  # the function in JAX behind `x[...]`
 
 
 def _plain(name: str) -> str:
-    """The name of a function for a reader; empty for a lambda and the like."""
+    """The name of a function with spaces for underscores; empty for a lambda and for `wrapped`."""
     return name.strip("_").replace("_", " ") if name.isidentifier() and name != "wrapped" else ""
 
 
 class _Tree:
-    """Units in nested groups."""
+    """Makes nested groups of units, by their frames."""
 
     def __init__(self, flow: Flow, units: list[Unit]):
         self.flow, self.units = flow, units
@@ -387,7 +421,7 @@ class _Tree:
                 self.consumers[source].append(k)
 
     def group(self, frames: tuple[Frame, ...], members: Any) -> Group:
-        """The group at ``frames``, and all below it."""
+        """The group at ``frames`` with all groups below it. ``members`` are the units to choose from."""
         members = [k for k in members if self.units[k].frames[: len(frames)] == frames and not self.units[k].merged]
         items: list[Node | Group] = []
         seen = set()
@@ -418,7 +452,7 @@ class _Tree:
         return {"input": 0, "output": 2}.get(unit.kind, 1), unit.operations[0] if unit.operations else k
 
     def _copies(self, frames: tuple[Frame, ...]) -> int:
-        """How many copies there are of a group."""
+        """How many copies of a group a stack of layers makes, including copies of the groups around it."""
         return max((call.copies for path, i in frames if i for c in self.calls.get(path, []) for call in c), default=1)
 
     def _params(self, path: paths.Path) -> int:
@@ -448,13 +482,13 @@ class _Tree:
         return Node(f"n{k}", unit.kind, paths.join(path), name, label, shape, params, copies)
 
     def _title(self, unit: Unit) -> str:
-        """The operations of a unit in a few words."""
+        """The names of a unit's operations; after three only how many more."""
         moves = (self.flow.operations[k].equation.primitive.name for k in unit.operations)
         few = list(dict.fromkeys(unit.names or (_TRIVIAL[move] for move in moves)))
         return ", ".join(few[:3]) + (f" and {len(few) - 3} more" if len(few) > 3 else "")
 
     def _edges(self, frames: tuple[Frame, ...], members: list[int]) -> tuple[list[Node], list[Node], list[Edge]]:
-        """The edges between what stands in a group, with its places of entry and exit."""
+        """The ports where values enter the group, the ports where they leave it, and the edges between its items."""
         depth, inside = len(frames), set(members)
         enter: dict[int, Node] = {}
         leave: dict[int, Node] = {}
@@ -480,12 +514,15 @@ class _Tree:
         return list(enter.values()), list(leave.values()), list(edges.values())
 
     def _together(self, a: int, b: int, depth: int) -> bool:
-        """Whether two units stand in one group below this depth, which then draws the edge between them."""
+        """True if a deeper group holds both units; that group draws the edge."""
         first, second = (self.units[k].frames[: depth + 1] for k in (a, b))
         return first == second and len(first) > depth
 
     def _end(self, k: int, depth: int, side: str) -> str:
-        """How an edge at this depth names a unit: itself, or its group and the place where the value passes."""
+        """The id of an edge's end for unit ``k`` at this depth: its node, or "GROUP|PORT" of the group around it.
+
+        ``side`` is "o" for an edge that leaves the unit and "iSOURCE" for one that enters it.
+        """
         deeper = self.units[k].frames[: depth + 1]
         if len(deeper) == depth:
             return f"n{k}"

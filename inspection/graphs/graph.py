@@ -1,4 +1,8 @@
-"""`graph`: a model drawn by layer path, in groups that open and close."""
+"""`graph`: a model drawn by layer path, in groups that open and close.
+
+`graph` traces the model in train mode and builds the groups (`build`). It also chooses the groups that are open at
+first. A `Graph` is written by `svg` or `html`.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +17,11 @@ from sapwood.inspection.layer_calls import trace_calls
 
 @dataclass(frozen=True)
 class Graph:
-    """The drawing of a model: `svg()` is a still picture, `html()` a page whose groups open and close."""
+    """The drawing of a model: `svg()` gives a static picture, `html()` a page whose groups open and close.
+
+    `model` is the model's name, `root` the outermost group, and `opened` holds the ids of the groups that are open at
+    first.
+    """
 
     model: str
     root: Group
@@ -26,13 +34,13 @@ class Graph:
         return svg(self)
 
     def html(self) -> str:
-        """The drawing as one HTML page that needs nothing else: a click opens or closes a group."""
+        """The drawing as one HTML page that loads no other files. A click opens or closes a group."""
         from sapwood.inspection.graphs.html import html
 
         return html(self)
 
     def save(self, file: Any) -> None:
-        """Write the drawing where the name ends in `.svg` or `.html`. Raises `ConfigError` for another ending."""
+        """Write the drawing to a file named `.svg` or `.html`. Raises `ConfigError` for another suffix."""
         file = Path(file).expanduser()
         if file.suffix not in (".svg", ".html"):
             raise ConfigError(f"graph: a drawing is written as .svg or .html, not {file.name!r}")
@@ -51,12 +59,19 @@ class Graph:
 def graph(model: Callable, *xs: Any, policy=None, limit: int = 40) -> Graph:
     """Draw ``model(v, *xs)``: a box for each layer, groups by path, and edges along which values flow.
 
-    ``xs`` are arrays or `jax.ShapeDtypeStruct`, in any pytree; nothing is computed. The edges are those of the traced
-    program in train mode. What a model computes between its layers is drawn as small boxes that name the operations, a
-    function of arrays such as `L.max_pool` as one. A plain function that takes a cursor, ``block(v.blocks[i], x)``, is
-    a group with all that it computes.
-    All groups are open where that makes at most ``limit`` boxes; otherwise as many as fit, and only the first one of
-    groups that are alike. Raises `ConfigError` for a limit below 1, and what `sw.spec` raises.
+    Nothing is computed. The edges are those of the program traced in train mode. Operations between layers are small
+    boxes with the names of the operations; an array function such as `L.max_pool` is one name. A plain function that
+    takes a cursor, ``block(v.blocks[i], x)``, is a group with all that it computes.
+
+    Args:
+        model: a layer or a function of a cursor and ``xs``.
+        xs: arrays or `jax.ShapeDtypeStruct`, in any pytree.
+        policy: the precision policy; None for the default.
+        limit: the largest number of boxes shown at first, at least 1. All groups are open if that shows at most
+            ``limit`` boxes. Otherwise as many groups are open as fit, and of equal groups only the first.
+
+    Raises:
+        ConfigError: ``limit`` is below 1. Errors of `sw.spec` are raised too.
 
     >>> import jax, jax.numpy as jnp
     >>> from sapwood import layers as L
@@ -80,7 +95,7 @@ def graph(model: Callable, *xs: Any, policy=None, limit: int = 40) -> Graph:
 
 
 def _opened(root: Group, limit: int) -> Iterator[str]:
-    """The groups that are open at first."""
+    """The ids of the groups that are open at first."""
     fits = sum(1 for _ in root.nodes()) <= limit
     shown, seen, visible = len(root.boxes), set(), {root.id}
     parents = {item.id: group.id for group in [root, *root.groups()] for item in group.items}

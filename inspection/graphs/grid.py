@@ -1,8 +1,8 @@
-"""Where things stand in a group: a row and a column for each box, and a lane for each edge that passes rows.
+"""The layout of a group: a row and a column for each box, and a lane for each edge that passes rows.
 
-Rows are those of the longest path, as in Sugiyama, Tagawa and Toda 1981, "Methods for Visual Understanding of
-Hierarchical System Structures". The longest chain of boxes is column 0, so that it stays straight; what runs beside it
-gets the nearest column that is free. Sizes play no part, so the same grid holds while groups open and close.
+Rows follow the longest path, as in Sugiyama, Tagawa and Toda 1981, "Methods for Visual Understanding of Hierarchical
+System Structures". The longest chain of boxes is in column 0, so it is drawn straight. Every other chain gets the
+nearest free column. The layout does not depend on the sizes of boxes, so it stays valid while groups open and close.
 """
 
 from collections import defaultdict
@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from sapwood.inspection.graphs.boxes import Edge, Group
 
 _TRACK = 1 / 16
-"""Lanes for edges lie between the columns of boxes, in fractions of a column."""
+"""The distance between two lanes as a fraction of a column. Lanes lie between the columns of boxes."""
 
 
 @dataclass(frozen=True)
 class Lane:
-    """The way of an edge through the rows ``first`` to ``last``."""
+    """The column in which an edge passes the rows ``first`` to ``last``."""
 
     column: float
     first: int
@@ -26,29 +26,37 @@ class Lane:
 
 @dataclass
 class Grid:
-    """Rows and columns of the boxes of one group, and lanes of its edges."""
+    """The layout of one group. Boxes are named by their ids.
+
+    Attributes:
+        rows: the row of each box, from 0 at the top.
+        columns: the column of each box; 0 is the middle, negative columns are to the left.
+        lanes: the lane of each edge that passes rows.
+        edges: the edges of the group.
+        bends: the heights at which an edge turns in the gap below its source's row and in the gap above its target's
+            row, as fractions of the gap from its top.
+    """
 
     rows: dict[str, int] = field(default_factory=dict)
     columns: dict[str, float] = field(default_factory=dict)
     lanes: dict[Edge, Lane] = field(default_factory=dict)
     edges: list[Edge] = field(default_factory=list)
     bends: dict[Edge, tuple[float, float]] = field(default_factory=dict)
-    """How far down the gap between two rows an edge turns, leaving its source and reaching its target."""
 
     @property
     def height(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return 1 + max(self.rows.values(), default=-1)
 
     @property
     def tracks(self) -> list[float]:
-        """All columns from left to right; a lane beside the middle has a twin on the other side, to keep it there."""
+        """All columns from left to right. Each fractional one has a mirror column, so column 0 stays in the middle."""
         used = {*self.columns.values(), *(lane.column for lane in self.lanes.values()), 0.0}
         return sorted(used | {-c for c in used if c != round(c)})
 
 
 def grid(group: Group) -> Grid:
-    """The grid of a group's own items; edges into a group count for the group."""
+    """The layout of a group's own items. An edge to a port of a nested group counts as an edge to that group."""
     placed = Grid(edges=list(group.edges))
     order = {item.id: k for k, item in enumerate(group.items)}
     ends = [(item_of(edge.source, group), item_of(edge.target, group)) for edge in group.edges]
@@ -62,7 +70,7 @@ def grid(group: Group) -> Grid:
     for _, k in sorted(lengths):
         a, b = ends[k]
         first, last = placed.rows[a] + 1, placed.rows[b] - 1
-        if a == b or last < first - 1:  # against the current: a scope that is entered twice
+        if a == b or last < first - 1:  # the edge leads upwards: the program enters a scope twice
             first, last = sorted((placed.rows[a], placed.rows[b]))
         if first <= last:
             column = columns.lane(order[a], columns.of[order[a]], columns.of[order[b]], first, last)
@@ -72,8 +80,8 @@ def grid(group: Group) -> Grid:
 
 
 def _bend(placed: Grid, group: Group) -> None:
-    """Let the edges of different sources turn at different heights, so that their lines do not run into each other."""
-    gaps: dict[int, list[str]] = defaultdict(list)  # below this row: the ends that lines come from
+    """Choose the heights at which edges turn. They differ by source, so lines of different sources do not overlap."""
+    gaps: dict[int, list[str]] = defaultdict(list)  # row -> the sources of the edges that turn below it
     for edge in placed.edges:
         a, b = item_of(edge.source, group), item_of(edge.target, group)
         straight = (a, b) == (edge.source, edge.target) and placed.columns[a] == placed.columns[b]
@@ -92,19 +100,19 @@ def _bend(placed: Grid, group: Group) -> None:
 
 
 def item_of(end: str, group: Group) -> str:
-    """The item of a group at an end of an edge, which may be a place of entry or exit of a group in it."""
+    """The id of the group's item at an end of an edge; for a port of a nested group, that nested group."""
     owner, _, port = end.partition("|")
     return end if not port or owner == group.id else owner
 
 
 def _rows(group: Group, forward: Iterable[tuple[int, int]]) -> list[int]:
-    """The row of each item: one below everything it reads from; places of exit last."""
+    """The row of each item: one below the lowest item that it reads from. Outputs and "out" ports come last."""
     before, after = _neighbours(forward)
     rows = [0] * len(group.items)
     inlets = any(item.kind in ("in", "input") for item in group.items)
     for k, item in enumerate(group.items):
         rows[k] = max((rows[j] + 1 for j in before[k]), default=int(inlets and item.kind not in ("in", "input")))
-    for k in reversed(range(len(rows))):  # what reads nothing stands just above its reader
+    for k in reversed(range(len(rows))):  # an item that reads nothing moves to the row above its first reader
         if not before[k] and after[k] and group.items[k].kind not in ("in", "input"):
             rows[k] = max(rows[k], min(rows[j] for j in after[k]) - 1)
     inside = [row for row, item in zip(rows, group.items, strict=True) if item.kind not in ("out", "output")]
@@ -124,7 +132,11 @@ def _neighbours(forward: Iterable[tuple[int, int]]) -> tuple[dict, dict]:
 
 
 class _Columns:
-    """Hands out columns: what is taken, from which row to which, and by which source."""
+    """Assigns columns to items and edges.
+
+    `of` is the column of each item. `taken` holds, for each column, (first row, last row, source) of what is in it. The
+    source of a box is its own index.
+    """
 
     def __init__(self, rows: list[int], forward: list[tuple[int, int]], ports: list[bool]):
         self.rows = rows
@@ -142,7 +154,7 @@ class _Columns:
         self.taken[column].append((self.rows[k], self.rows[k], k))
 
     def _longest(self) -> list[int]:
-        """The longest chain of items."""
+        """The indices of the longest chain of items, first to last."""
         length: dict[int, int] = {}
         back: dict[int, int | None] = {}
         for k in range(len(self.rows)):
@@ -156,7 +168,7 @@ class _Columns:
         return chain[::-1]
 
     def _chain(self, k: int) -> None:
-        """Place an item, and what follows it row by row, in one column."""
+        """Place an item and the items that follow it row by row in one column, near the items that they connect to."""
         chain = [k]
         while True:
             follow = [j for j in self.after[chain[-1]] if j not in self.of and self.rows[j] == self.rows[chain[-1]] + 1]
@@ -177,8 +189,8 @@ class _Columns:
         return all(last < a or first > b or by == source for a, b, by in self.taken[column])
 
     def lane(self, source: int, start: float, end: float, first: int, last: int) -> float:
-        """A way down for an edge; edges from one source share theirs."""
-        key = -2 - source  # no item's own place
+        """The column for an edge through the rows ``first`` to ``last``. Edges from one source may share a column."""
+        key = -2 - source  # differs from the index of every item
         outer = max(start, end, key=abs)
         side = -1 if outer < 0 else 1
         tracks = (outer + side * k * _TRACK for k in range(1, 8))

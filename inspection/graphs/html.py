@@ -1,4 +1,8 @@
-"""A drawing as one page: the browser lays out boxes, `<details>` opens and closes them, a script draws the lines."""
+"""A drawing as one HTML page that loads no other files.
+
+The browser lays out boxes in nested CSS grids, `<details>` elements open and close groups, and a script draws the edges
+anew after each change. `svg` has the same geometry of edges in Python: change both.
+"""
 
 import json
 from html import escape
@@ -136,7 +140,7 @@ draw();
 
 
 def html(graph: "Graph") -> str:
-    """The whole page."""
+    """The drawing as an HTML page."""
     page = _Page(graph)
     body = page.contents(graph.root)
     style = _STYLE.replace("FONT", FONT)
@@ -158,7 +162,7 @@ def html(graph: "Graph") -> str:
 
 
 def frame(graph: "Graph") -> str:
-    """The page in a frame of its own, for a notebook."""
+    """The page in an `<iframe>`, for a notebook."""
     return (
         f'<iframe srcdoc="{escape(html(graph))}" style="width:100%;height:640px;border:1px solid #c9d0d7;'
         'border-radius:8px"></iframe>'
@@ -166,7 +170,7 @@ def frame(graph: "Graph") -> str:
 
 
 class _Page:
-    """The boxes as nested elements, and the edges as data for the script."""
+    """Writes boxes as nested elements, and collects `edges` as data for the script."""
 
     def __init__(self, graph: "Graph"):
         self.graph, self.hues = graph, hues(graph)
@@ -174,7 +178,7 @@ class _Page:
         self.groups = 0
 
     def contents(self, group: Group) -> str:
-        """The items of a group in a CSS grid, with unseen marks for rows, lanes and the middle."""
+        """The items of a group in a CSS grid, with invisible elements that mark rows, lanes and the middle column."""
         placed = grid(group)
         column = {c: k + 1 for k, c in enumerate(placed.tracks)}
         parts = [f'<i class="row" id="{group.id}.row{k}" style="grid-area:{k + 1}/1/{k + 2}/-1"></i>'

@@ -1,4 +1,8 @@
-"""A drawing as a still picture: SVG that needs nothing else."""
+"""A drawing as one SVG document that loads no other files.
+
+`_layout` computes sizes from the inside out, from estimated widths of texts. `_Painter` then writes boxes and edges.
+`html` has the same geometry of edges in JavaScript: change both.
+"""
 
 from dataclasses import dataclass, field
 from html import escape
@@ -29,7 +33,11 @@ text {{ font-family: {FONT}; font-size: 11px; fill: #55606b; text-anchor: middle
 
 @dataclass
 class _Box:
-    """An item with its size, and its middle and top once it stands somewhere."""
+    """An item and its size in pixels.
+
+    `x` is its middle and `y` its top, both relative to the group around it. `header` is the height of an open group's
+    title, and `inner` its contents.
+    """
 
     item: Node | Group
     width: float
@@ -42,23 +50,26 @@ class _Box:
 
 @dataclass
 class _Inner:
-    """What stands in an open group: boxes, tracks and rows, relative to its top left corner."""
+    """The contents of an open group in pixels, relative to their top left corner.
+
+    `tracks` maps a column of the grid to its middle. `rows` holds the top and bottom of each row.
+    """
 
     grid: Grid
     boxes: dict[str, _Box]
-    tracks: dict[float, float] = field(default_factory=dict)  # column -> its middle
-    rows: list[tuple[float, float]] = field(default_factory=list)  # top and bottom
+    tracks: dict[float, float] = field(default_factory=dict)
+    rows: list[tuple[float, float]] = field(default_factory=list)
     width: float = 0
     height: float = 0
 
     @property
     def middle(self) -> float:
-        """Where the main chain of boxes stands; a group lies evenly around it, so that the chain runs straight on."""
+        """The x of column 0, the main chain. A group is symmetric around it, so the chains of nested groups align."""
         return self.tracks[0.0]
 
     @property
     def reach(self) -> float:
-        """How far the contents go from there."""
+        """The larger distance from the middle to the left or right border of the contents."""
         return max(self.middle, self.width - self.middle)
 
 
@@ -77,7 +88,7 @@ def svg(graph: "Graph") -> str:
 
 
 def _measure(text: str, size: float) -> float:
-    """About how wide a text is."""
+    """The approximate width of a text in pixels; ``size`` is the font size."""
     return sum(0.34 if c in "ijl.,:;'|[]()·f t" else 0.86 if c in "mwMW×…" else 0.6 for c in text) * size
 
 
@@ -97,7 +108,7 @@ def _box(item: Node | Group, graph: "Graph") -> _Box:
 
 
 def _layout(group: Group, graph: "Graph") -> _Inner:
-    """Boxes of a group in columns as wide as their widest and rows as high as their highest."""
+    """Place the boxes of a group. A column is as wide as its widest box, a row as high as its highest."""
     inner = _Inner(grid(group), {item.id: _box(item, graph) for item in group.items})
     widths = dict.fromkeys(inner.grid.tracks, LANE * 1.0)
     heights = [0.0] * inner.grid.height
@@ -122,13 +133,13 @@ def _layout(group: Group, graph: "Graph") -> _Inner:
 
 
 class _Painter:
-    """Boxes and lines as SVG elements."""
+    """Writes boxes and edges as SVG elements."""
 
     def __init__(self, graph: "Graph"):
         self.graph, self.hues = graph, hues(graph)
 
     def contents(self, group: Group, inner: _Inner, x: float, y: float, top: float, bottom: float) -> list[str]:
-        """What stands in a group whose contents begin at (x, y); its own border is at ``top`` and ``bottom``."""
+        """The items of a group whose contents begin at (x, y), and whose border is at ``top`` and ``bottom``."""
         parts = [self._edge(group, edge, inner, x, y, top, bottom) for edge in inner.grid.edges]
         for box in inner.boxes.values():
             if box.item.kind in ("in", "out"):
@@ -167,7 +178,7 @@ class _Painter:
         return [*parts, "</g>"]
 
     def _edge(self, group: Group, edge: Edge, inner: _Inner, x: float, y: float, top: float, bottom: float) -> str:
-        """A line from the bottom of one box to the top of another: straight past rows, bent between them."""
+        """A line from the bottom of one box to the top of another: vertical beside rows, with bends between rows."""
         x1, y1, row1 = self._end(group, edge.source, inner, x, y, top)
         x2, y2, row2 = self._end(group, edge.target, inner, x, y, bottom)
         if item_of(edge.source, group) != edge.source or inner.boxes[edge.source].item.kind != "in":
@@ -189,19 +200,22 @@ class _Painter:
         return f'<path class="edge" d="{way}"{tip}><title>{escape(edge.shape)}</title></path>'
 
     def _end(self, group: Group, end: str, inner: _Inner, x: float, y: float, border: float):
-        """Where an end of an edge is: its x, the top of its box, and its row."""
+        """The x of an edge's end, the top of its box, and its row. A port is at the group's ``border``."""
         owner = item_of(end, group)
         box = inner.boxes[owner]
         row = inner.grid.rows[owner]
         if box.item.kind in ("in", "out"):
             return x + box.x, border, row
-        if box.inner is not None and end in box.inner.boxes:  # a place of entry or exit of an open group
+        if box.inner is not None and end in box.inner.boxes:  # a port of an open group
             return x + box.x - box.inner.middle + box.inner.boxes[end].x, y + box.y, row
         return x + box.x, y + box.y, row
 
 
 def _bend(x1: float, y1: float, x2: float, y2: float, where: float) -> str:
-    """Down from (x1, y1), across between the rows with round corners, and down to (x2, y2)."""
+    """A path down from (x1, y1), across with round corners, and down to (x2, y2).
+
+    ``where`` is the height of the crossing as a fraction of the way from y1 to y2.
+    """
     across = x2 - x1
     if abs(across) < 0.5:
         return f" V{y2:.1f}"
@@ -215,7 +229,7 @@ def _bend(x1: float, y1: float, x2: float, y2: float, where: float) -> str:
 
 
 def _back(x1: float, y1: float, middle: float, x2: float, y2: float) -> str:
-    """Out below (x1, y1), up again at x ``middle``, and in from above (x2, y2): to where the program was before."""
+    """A path of an upward edge: out below (x1, y1), up at x ``middle``, and into (x2, y2) from above."""
     r, out, home = GAP_Y / 4, 1 if middle > x1 else -1, 1 if x2 > middle else -1
     turns = [f"q0,{r} {out * r},{r} H{middle - out * r:.1f} q{out * r},0 {out * r},{-r}"]
     turns.append(f"V{y2 - r:.1f} q0,{-r} {home * r},{-r} H{x2 - home * r:.1f} q{home * r},0 {home * r},{r}")
