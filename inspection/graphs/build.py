@@ -269,7 +269,7 @@ class _Units:
         return True
 
     def _merge(self, k: int, into: int, consumers: dict[int, list[int]]) -> None:
-        """Merge unit ``k`` into the unit ``into``, which reads from it. ``into`` takes over its place in the program."""
+        """Merge unit ``k`` into the unit ``into``, which reads from it. ``into`` takes its place in the program."""
         unit, other = self.units[k], self.units[into]
         for source, shape in unit.reads.items():
             other.reads.setdefault(source, shape)

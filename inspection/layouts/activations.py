@@ -1,4 +1,7 @@
-"""The activations of a model that say where they live: each `v.shard`, with its path, found without computing."""
+"""The activations of a model with logical axes: each call of `v.shard`, with its path.
+
+They are found by tracing the model on shapes, so nothing is computed. Activations without a `v.shard` are not seen.
+"""
 
 import math
 from collections.abc import Callable
@@ -12,7 +15,15 @@ from sapwood.core.spec import trace
 
 
 class Activation(NamedTuple):
-    """One array that `v.shard` was given; `copies` is how many a stack of layers makes of it."""
+    """An array that the model passes to `v.shard`.
+
+    Attributes:
+        path: the path of the cursor.
+        axes: the logical axis of each dimension; None for a dimension without one.
+        shape: the shape of one copy, of the global batch.
+        dtype: its dtype.
+        copies: how many copies a stack of layers (`L.Scan`, `L.Vmap`) makes of it; 1 outside stacks.
+    """
 
     path: str
     axes: tuple[str | None, ...]
@@ -22,9 +33,10 @@ class Activation(NamedTuple):
 
 
 def activations(f: Callable, *xs: Any, policy: Any = None) -> tuple[Activation, ...]:
-    """The activations of ``f(v, *xs)`` in a training run, in its order; those alike at one path are one.
+    """The activations of ``f(v, *xs)`` in train mode, in the order of calls. Equal ones at one path are listed once.
 
-    `xs` are arrays or `jax.ShapeDtypeStruct`, in any pytree. Nothing is computed, and no mesh is needed.
+    `xs` are arrays or `jax.ShapeDtypeStruct`, in any pytree. `policy` is the precision policy; None is the default.
+    Nothing is computed, and no mesh is needed.
 
     >>> import jax.numpy as jnp
     >>> def model(v, x):

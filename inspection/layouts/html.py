@@ -1,4 +1,8 @@
-"""A layout as one page: the mesh as a grid of devices, an array as a grid of slices, and the table of everything."""
+"""A layout as one HTML page that loads no other files.
+
+The page shows the mesh as a grid of devices, the chosen array as a grid of slices, and a table of all arrays. Its
+script draws all of it from the JSON that `html` writes into the page.
+"""
 
 import json
 from html import escape
@@ -9,7 +13,7 @@ from sapwood.inspection.page import FONT
 from sapwood.parallel.meshes import AXES
 
 HUES = {"replica": 0, "data": 205, "stage": 45, "fsdp": 150, "expert": 330, "sequence": 185, "tensor": 275}
-"""One for each mesh axis; other axes take what is left of the circle."""
+"""The hue of each mesh axis in degrees. Axes with other names get hues that are not in this table."""
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --name: #1d2733; --text: #55606b; --line: #d5dbe1; --soft: #f4f6f8;
@@ -182,7 +186,7 @@ first ? choose(...first) : mesh(null);
 
 
 def html(layout: Any) -> str:
-    """The whole page; it loads nothing."""
+    """The layout as an HTML page."""
     title = escape(layout.title or "layout")
     free = [hue for hue in range(20, 360, 37) if hue not in HUES.values()]
     hues = HUES | {a: free[k % len(free)] for k, a in enumerate(a for a in layout.mesh.axis_names if a not in HUES)}

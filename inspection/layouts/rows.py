@@ -1,4 +1,7 @@
-"""The rows of a layout: an array, its axes, its sharding, and its bytes on one device."""
+"""The rows of a layout: one array each, with its axes, its sharding, and its bytes on one device.
+
+Also the texts of a row's cells in a table.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,9 +23,18 @@ HEADINGS = ("path", "shape", "axes", "sharding", "bytes per device")
 
 
 class Row(NamedTuple):
-    """One array of a `Layout`; `nbytes` is what one device holds of it, of all `copies` together.
+    """One array of a `Layout`.
 
-    `kind` is one of `KINDS`. With `host` it lies in the memory of the device's host.
+    Attributes:
+        path: its path, joined by "/".
+        shape: its global shape, of one copy.
+        axes: the logical axis of each dimension; None if they are unknown.
+        spec: its `PartitionSpec` on the mesh.
+        nbytes: the bytes that one device holds, of all `copies` together.
+        kind: one of `KINDS`.
+        dtype: the name of its dtype.
+        copies: how many copies a stack of layers makes of an activation; 1 for every other array.
+        host: True if it lies in the memory of the device's host.
     """
 
     path: str
@@ -36,13 +48,13 @@ class Row(NamedTuple):
     host: bool = False
 
     def cells(self) -> tuple[str, ...]:
-        """The row as a table shows it."""
+        """The texts of the row in the columns `HEADINGS`."""
         shape = _tuple(self.shape) + (f", {self.copies} times" if self.copies > 1 else "")
         return self.path, shape, _tuple(self.axes), _spec(self.spec) + " on host" * self.host, _bytes(self.nbytes)
 
 
 def split(row: Row, mesh: AnyMesh) -> Sequence[tuple[str, ...]]:
-    """The mesh axes that each dimension of a row is split over."""
+    """The mesh axes that each dimension of a row is sharded over."""
     sharding = NamedSharding(mesh, row.spec)
     return [split_over(sharding, dim) for dim in range(len(row.shape))]
 
@@ -54,7 +66,7 @@ def _itemsize(dtype: Any) -> int:
 
 
 def _tuple(items: tuple | None) -> str:
-    """A shape or axis names in few characters."""
+    """A shape or axis names as text: "8 × 4"."""
     if items is None:
         return "-"
     return " × ".join("·" if item is None else str(item) for item in items) or "scalar"

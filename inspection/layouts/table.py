@@ -1,4 +1,7 @@
-"""`show`: a layout as a table, before anything is allocated."""
+"""`Layout`: the arrays on a mesh as a table; and `show`, the layout of a model's parameters.
+
+`rows` and `activation_rows` make the rows from shapes and shardings. `layout` in `training` uses them too.
+"""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -16,7 +19,14 @@ from sapwood.parallel.shardings import param_shardings
 
 
 class Layout(NamedTuple):
-    """What lives where on a mesh: rows to read in code, a table when printed, a page by `html`."""
+    """The arrays on a mesh, with their shardings and sizes. It prints as a table; `html` gives a page.
+
+    Attributes:
+        mesh: the mesh, which may be a `jax.sharding.AbstractMesh`.
+        rows: one `Row` for each array.
+        title: the title of the rich table and of the page.
+        notes: lines below the table.
+    """
 
     mesh: AnyMesh
     rows: tuple[Row, ...]
@@ -25,16 +35,16 @@ class Layout(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that one device holds: all but activations, and what lies on the host."""
+        """The bytes that one device holds, without activations and without arrays in host memory."""
         return sum(row.nbytes for row in self.rows if row.kind != ACTIVATIONS and not row.host)
 
     def of(self, kind: str) -> tuple[Row, ...]:
-        """The rows of a kind."""
+        """The rows of a kind, one of `KINDS`."""
         return tuple(row for row in self.rows if row.kind == kind)
 
     @property
     def totals(self) -> str:
-        """The last line of the table."""
+        """The last line of the table: the bytes of one device by kind, those on the host, and those of activations."""
         sizes = {kind: sum(row.nbytes for row in self.of(kind) if not row.host) for kind in KINDS if self.of(kind)}
         most = sizes.pop(ACTIVATIONS, 0)
         parts = ", ".join(f"{kind} {_bytes(size)}" for kind, size in sizes.items())
@@ -84,13 +94,13 @@ class Layout(NamedTuple):
         return table
 
     def show(self) -> None:
-        """Print the table to the terminal, with colours where it has them."""
+        """Print the table to the terminal, in color if the terminal supports it."""
         from rich.console import Console
 
         Console().print(self)
 
     def html(self) -> str:
-        """The layout as a page that loads nothing: the mesh, and who holds which slice of what."""
+        """The layout as one HTML page that loads no other files. It shows which device holds which slice."""
         from sapwood.inspection.layouts.html import html
 
         return html(self)
@@ -102,8 +112,9 @@ _COLOURS = ("green", "yellow", "magenta", "blue", "red", "cyan", "bright_green")
 def show(spec: Any, mesh: AnyMesh, rules: Rules | str | None = None) -> Layout:
     """The layout of parameters on a mesh: path, shape, axis names, sharding, and the bytes one device holds.
 
-    `mesh` may be a `jax.sharding.AbstractMesh`, so that a pod can be looked at from a laptop. `layout` shows a whole
-    training state, and activations.
+    `spec` is a pytree of `Param`, arrays or `jax.ShapeDtypeStruct`. `mesh` may be a `jax.sharding.AbstractMesh`, so the
+    layout on a pod can be shown on a laptop. `rules` are `Rules`, the name of a rule table, or None for the default
+    rules. `layout` shows a whole training state and the activations.
 
     >>> from jax.sharding import AbstractMesh
     >>> import jax, sapwood.parallel as parallel
@@ -123,9 +134,14 @@ def show(spec: Any, mesh: AnyMesh, rules: Rules | str | None = None) -> Layout:
 
 
 def rows(kind: str, tree: Any, shardings: Any, spec: Any = None) -> Iterator[Row]:
-    """The rows of a tree of parameters, shapes or arrays that lie as `shardings` say.
+    """The rows of a pytree of parameters, shapes or arrays.
 
-    Logical axes are those of the leaves, or of the leaf of `spec` that a leaf mirrors: whose path ends its own.
+    Args:
+        kind: the kind of the rows, one of `KINDS`.
+        tree: the pytree.
+        shardings: a pytree with the sharding of each leaf.
+        spec: parameters that give the leaves of `tree` their logical axes; None if the leaves have their own. A leaf
+            takes the axes of the parameter that has its shape and whose path is the end of the leaf's path.
     """
     known = _leaves(tree if spec is None else spec)
     named = {path: leaf for path, leaf in known if getattr(leaf, "axes", None) is not None}
@@ -140,7 +156,7 @@ def rows(kind: str, tree: Any, shardings: Any, spec: Any = None) -> Iterator[Row
 
 
 def activation_rows(found: Iterable[Activation], mesh: AnyMesh, rules: Rules | str | None = None) -> Iterator[Row]:
-    """The rows of activations (`activations`), as the rules place them on a mesh."""
+    """The rows of activations (from `activations`), sharded on a mesh by the rules."""
     place = placement(mesh, rules)
     for path, axes, shape, dtype, copies in found:
         sharding = place(axes, shape)

@@ -1,4 +1,7 @@
-"""Where everything of a training run lives on a mesh: parameters, optimizer state, batch and activations."""
+"""`layout`: the layout of a training run on a mesh: parameters, optimizer state, other state, batch and activations.
+
+Shapes and shardings come from the plan of the trainer's state (`sapwood.train.state.plan`), which `fit` uses too.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +18,10 @@ from sapwood.train.state import plan, trainable
 
 
 def layout(trainer: Config, batch: Mapping[str, Any]) -> Layout:
-    """What lives where when a trainer with a mesh trains on batches like this one (arrays or shapes).
+    """The layout of all arrays of a trainer that trains on batches of this shape.
 
-    Nothing is allocated, and the devices need not be there: the mesh may be a `jax.sharding.AbstractMesh`.
+    `trainer` is a `Trainer` with a mesh. `batch` is a dict of arrays or `jax.ShapeDtypeStruct` of a global batch.
+    Nothing is allocated, and no devices are needed: the mesh may be a `jax.sharding.AbstractMesh`.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from jax.sharding import AbstractMesh

@@ -1,9 +1,10 @@
-"""Which layer an operation of a compiled program belongs to, from the metadata that its HLO text carries.
+"""The layer that each operation of a compiled program belongs to, from the metadata in its HLO text.
 
 Every layer call runs under `jax.named_scope` with its path, so an instruction's ``op_name`` reads
 ``jit(train_step)/transpose(jvp(blocks))/while/body/attention/dot_general``: the path between the names of JAX's own
-transforms and loops. A fused operation does the work of several instructions and is counted once, to that of its matrix
-product or convolution, or else to that of its result; `Place.mixed` says where others had a part in it.
+transforms and loops. A fused operation does the work of several instructions but is attributed to one layer: that of
+its matrix product or convolution, else that of its result. `Place.mixed` is True if it does work of several layers. An
+operation without a name is attributed to its readers (`_served`), else to the loop around it (`_around`).
 """
 
 import functools
@@ -24,18 +25,27 @@ UNKNOWN = "(not attributed)"
 
 @dataclass(frozen=True)
 class Place:
-    """What an operation is counted to: a layer path (or one name in parentheses), a direction, a kind of operation."""
+    """The layer, the direction and the kind that the time of an operation is attributed to.
+
+    Attributes:
+        path: a layer path, or one name in parentheses such as `OPTIMIZER`.
+        direction: `FORWARD`, `BACKWARD`, `UPDATE`, or empty if unknown.
+        kind: the kind of operation: "matmul", "reduction", "elementwise", ...
+        mixed: True for a fused operation that does work of several layers.
+        container: True for a loop or a branch. Operations inside it have the time; it counts only while none of them
+            runs.
+    """
 
     path: Path
     direction: str
     kind: str
     mixed: bool = False
-    container: bool = False  # a loop or a branch, whose time is that of the operations in it
+    container: bool = False
 
 
 _CONTAINERS = ("while", "call", "conditional", "async-start", "async-done")
 
-_KINDS = (  # the first that fits what an operation, or the heaviest part of a fused one, does
+_KINDS = (  # kind, opcodes, words in custom-call targets; the first match counts, the heaviest first
     ("convolution", ("convolution",), ("conv",)),
     ("matmul", ("dot", "ragged-dot"), ("gemm", "matmul", "dot", "cublas")),
     ("communication", ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute",
@@ -51,9 +61,9 @@ _MOVES = {
 
 
 class Program:
-    """A compiled program, and the place of each of its operations.
+    """A compiled program and the `Place` of each of its operations.
 
-    ``layers`` are the paths that the model's layer calls have; other scopes in a name are not layers.
+    ``text`` is the HLO text. ``layers`` are the paths of the model's layer calls; other scopes in a name are no layers.
 
     >>> text = '''HloModule jit_step
     ... ENTRY %main (x: f32[2,2]) -> f32[2,2] {
@@ -69,7 +79,7 @@ class Program:
         self.layers = {path[:k] for path in layers for k in range(1, len(path) + 1)}
         self.bodies = hlo.Program(text).computations
         self.instructions: dict[str, Instruction] = {}
-        self.homes: dict[str, str] = {}  # the computation that each is in
+        self.homes: dict[str, str] = {}  # instruction -> its computation
         self.callers: dict[str, Instruction] = {}
         self.users: dict[str, list[Instruction]] = {}
         for computation, instructions in self.bodies.items():
@@ -83,7 +93,7 @@ class Program:
         self._places: dict[str, Place] = {}
 
     def place(self, name: str) -> Place:
-        """Where an operation of the program belongs; to `UNKNOWN` where its metadata does not say."""
+        """The place of an operation of the program. The path is `UNKNOWN` if the metadata names no part of it."""
         if name not in self._places:
             self._places[name] = self._find(name)
         return self._places[name]
@@ -103,7 +113,7 @@ class Program:
         return Place(path, direction, _kind(heavy), len(others) > 1, container)
 
     def _inside(self, instruction: Instruction) -> Iterable[Instruction]:
-        """The instructions that a fused one stands for, or itself."""
+        """The instructions in a fused instruction; any other instruction itself."""
         bodies = instruction.calls if instruction.opcode == "fusion" else ()
         if not bodies:
             yield instruction
@@ -112,10 +122,10 @@ class Program:
                 yield from self._inside(part)
 
     def _served(self, instruction: Instruction) -> tuple[Path, str] | None:
-        """The place of what reads a nameless operation, where all readers are of one.
+        """Path and direction of a nameless operation, from its readers; None if the readers differ.
 
-        A copy that the compiler added serves its reader. What computes the gradient of a parameter is read by the
-        optimizer, together with that parameter, whose layer it is.
+        A copy that the compiler added belongs to its reader. An operation that computes and is read by the optimizer is
+        a gradient. It belongs to the layer of the parameter that the optimizer reads with it.
         """
         computes = any(part.opcode not in _MOVES for part in self._inside(instruction))
         found, waiting, seen = set(), [instruction], {instruction.name}
@@ -133,20 +143,20 @@ class Program:
         return found.pop() if len(found) == 1 else None
 
     def _owner(self, operand: str) -> Path:
-        """The layer of a parameter of the program that is a parameter of the model, or the optimizer's of one."""
+        """The layer of a program input that is a model parameter or its optimizer state; () for other inputs."""
         op_name = self.instructions[operand].op_name if operand in self.instructions else ""
         names = tuple(re.findall(r"\['([^']*)'\]", op_name.replace("\\", "")))
         return max((names[:k] for k in range(len(names) + 1) if names[:k] in self.layers), key=len, default=())
 
     def _around(self, instruction: Instruction) -> tuple[Path, str]:
-        """The place of the loop or branch that a nameless operation is in."""
+        """Path and direction of the loop or branch that a nameless operation is in."""
         caller = self.callers.get(self.homes[instruction.name])
         if caller is None:
             return (UNKNOWN,), ""
         return self.label(caller.op_name) or self._around(caller)
 
     def label(self, op_name: str) -> tuple[Path, str] | None:
-        """Path and direction in a name; None for a name that says nothing."""
+        """Path and direction in an ``op_name``; None for a name without scopes."""
         name = op_name.partition(";")[0]
         if "/" not in name or name.startswith("args["):
             return None
@@ -161,7 +171,7 @@ class Program:
         return path or (OBJECTIVE,), BACKWARD if "transpose(" in name else FORWARD
 
 
-_HEAVY = len(_KINDS) + 1  # matrix products and convolutions are what a fused operation is about
+_HEAVY = len(_KINDS) + 1  # a part of at least this weight decides the place of a fused operation
 
 
 @functools.cache

@@ -1,4 +1,7 @@
-"""A profile as one page: a flame chart of nested boxes, a click away from any part of it, and the table below."""
+"""A profile as one HTML page that loads no other files: a flame chart of nested boxes, and the table below it.
+
+A click on a box enlarges it to the full width; a click on the box of the step shows all again.
+"""
 
 from html import escape
 from typing import Any
@@ -7,7 +10,7 @@ from sapwood.core.paths import Path
 from sapwood.inspection.page import FONT
 from sapwood.inspection.profiles.table import ITSELF, cells, lines, ms, notes, percent, total
 
-_ROW = 26  # height of a level of the chart
+_ROW = 26  # height of a level of the chart in pixels
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --name: #1d2733; --text: #55606b; --line: #d5dbe1;
@@ -47,7 +50,7 @@ for (const box of boxes) box.onclick = () => show(+box.dataset.x, +box.dataset.w
 
 
 def html(profile: Any) -> str:
-    """The whole page; it loads nothing."""
+    """The profile as an HTML page."""
     title = escape(f"{ms(profile.seconds)} ms per step on {profile.device}, {profile.steps} steps")
     said = "".join(f"<p>{escape(note)}</p>" for note in notes(profile))
     return (
@@ -61,7 +64,7 @@ def html(profile: Any) -> str:
 
 
 def frame(profile: Any) -> str:
-    """The page in a frame of its own, for a notebook."""
+    """The page in an `<iframe>`, for a notebook."""
     levels = max(len(row.path) for row in profile.rows)
     return (
         f'<iframe srcdoc="{escape(html(profile))}" style="width:100%;height:{340 + _ROW * levels}px;'
@@ -70,7 +73,7 @@ def frame(profile: Any) -> str:
 
 
 def _chart(profile: Any) -> str:
-    """The step as a box, and below each box those of the paths in it, as wide as their time."""
+    """The flame chart: the step as a box, and below each box the boxes of the paths in it. Width is time."""
     starts: dict[Path, float] = {(): 0.0}  # where the next box below a path begins
     top = [row for row in profile.rows if len(row.path) == 1]
     passes = sum(row.forward for row in top), sum(row.backward for row in top)

@@ -1,4 +1,8 @@
-"""`profile`: where the time of a training step goes, by layer path."""
+"""`profile`: the time of a training step by layer path.
+
+`profile` compiles the trainer's step, runs it without and then with `jax.profiler`, reads the trace (`trace`) and
+attributes each operation to a layer (`attribution`). `_profile` averages the devices; `_rows` adds up the paths.
+"""
 
 import contextlib
 import dataclasses
@@ -25,15 +29,21 @@ from sapwood.train.state import plan as state_plan
 from sapwood.train.trainer import Trainer
 
 WARM = 3
-"""Steps before any is timed: the first ones touch memory that later ones find."""
+"""The number of steps before any is timed. The first steps are slower: they touch their memory for the first time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The seconds a step spends at a layer path: ``seconds`` with all below it, ``own`` without.
+    """The time that a step spends at a layer path, in seconds.
 
-    ``forward`` and ``backward`` are what of it lies in either pass, ``kinds`` the seconds by kind of operation. A path
-    of one name in parentheses is no layer but the optimizer, the time between operations and the like.
+    Attributes:
+        path: the layer path. One name in parentheses stands for something else than a layer: the optimizer, the time
+            between operations, waiting for data.
+        seconds: the time at and below the path.
+        own: the time at the path without the paths below it.
+        forward: the part of ``seconds`` in the forward pass.
+        backward: the part of ``seconds`` in the backward pass.
+        kinds: ``seconds`` by kind of operation, the slowest kind first.
     """
 
     path: Path
@@ -45,22 +55,24 @@ class Row:
 
     @property
     def layer(self) -> bool:
-        """Whether it is of the model's layers."""
+        """True if the path is that of a layer."""
         return not self.path[0].startswith("(")
 
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Where the time of a training step went; made by `profile`. A notebook draws it.
+    """The time of a training step by layer path; made by `profile`. It prints as a table; a notebook shows a page.
 
     Attributes:
-        rows: one for each layer path, those below a path after it, the slowest first.
-        seconds: wall time of a step while it was traced, which the rows at the top of the tree add up to.
-        untraced: wall time of a step with the profiler off.
-        steps: how many were traced.
-        device: where it ran, and ``devices``, how many of them (the rows are their mean).
-        shared: share of the time in fused operations that span several rows, counted to one of them.
-        concurrency: how many operations ran at once on a device, on average, while any ran.
+        rows: one `Row` for each layer path. Rows below a path follow it, the slowest first.
+        seconds: wall time of a traced step in seconds; the sum of the rows whose paths have one name.
+        untraced: wall time of a step with the profiler off, in seconds.
+        steps: how many steps were traced.
+        device: the platform and the kind of the devices.
+        devices: how many devices there are; the rows are their mean.
+        shared: the share (0 to 1) of the time in fused operations that do work of several rows. The time of such an
+            operation is attributed to one row.
+        concurrency: how many operations ran at once on a device, on average over the time when any ran.
         trace: the directory of the raw trace.
     """
 
@@ -76,27 +88,28 @@ class Profile:
 
     @property
     def unattributed(self) -> float:
-        """Share of the time in operations whose metadata names no part of the program."""
+        """The share (0 to 1) of the time in operations whose metadata names no part of the program."""
         return sum(row.seconds for row in self.rows if row.path == (UNKNOWN,)) / self.seconds
 
     def row(self, path: str) -> Row:
-        """The row of a path such as "blocks/0/conv" or "(optimizer)". Raises `KeyError` where there is none."""
+        """The row of a path such as "blocks/0/conv" or "(optimizer)". Raises `KeyError` if there is none."""
         for row in self.rows:
             if "/".join(row.path) == path:
                 return row
         raise KeyError(f"{path!r}; the rows are {', '.join('/'.join(row.path) for row in self.rows)}")
 
     def table(self, levels: int | None = None) -> str:
-        """The rows as text, paths of at most ``levels`` names; no line is longer than 100 letters.
+        """The rows as text, in lines of at most 100 characters.
 
-        Raises `ConfigError` for levels below 1.
+        Only rows whose paths have at most ``levels`` names are shown; None shows all. Raises `ConfigError` for levels
+        below 1.
         """
         from sapwood.inspection.profiles.table import table
 
         return table(self, levels)
 
     def html(self) -> str:
-        """A page with the flame chart and the table, complete in itself."""
+        """One HTML page with the flame chart and the table; it loads no other files."""
         from sapwood.inspection.profiles.html import html
 
         return html(self)
@@ -113,22 +126,26 @@ class Profile:
 def profile(
     trainer: Trainer, data: Any, *, steps: int = 20, batch_size: int | None = None, seed: int = 0, out: Any = None
 ) -> Profile:
-    """Run training steps under `jax.profiler` and say which layers their time went to.
+    """Run training steps under `jax.profiler` and attribute their time to layers.
+
+    Times are wall time. A moment in which several operations run at once is shared among them, so the rows add up to
+    the time of a step. Only layers called as layers (`Layer`, `sapwood.layer`) have rows.
 
     Args:
-        trainer: a `Trainer`; its state is made anew and thrown away.
-        data: a dict of arrays, which is one batch that every step sees; or a data set, or anything else that
+        trainer: a `Trainer` with ``jit=True``. A new training state is made for the profile and then discarded.
+        data: a dict of arrays, used as the batch of every step; or a data set, or anything else that
             `sapwood.data.load` takes, read as `fit` reads it.
-        steps: how many to trace, after a few to warm up and as many without the profiler.
-        batch_size: examples of a batch of a data set, 32 by default; with it a dict of arrays is a data set too.
-        seed: of the first parameters and the order of the data.
-        out: directory for the raw trace, which Perfetto and XProf read; a temporary one by default.
+        steps: how many steps to trace. Before them run 3 warm-up steps, and ``steps`` steps without the profiler.
+        batch_size: examples in a batch of a data set; None means 32. If it is set, a dict of arrays is a data set too.
+        seed: the seed of the initial parameters and of the order of the data.
+        out: the directory for the raw trace, which Perfetto and XProf read; None means a temporary directory.
 
-    Times are wall time: a moment in which several operations run at once is shared among them, so that the rows add up
-    to what a step takes. Layers are those that are called as layers (`Layer`, `sapwood.layer`).
+    Returns:
+        A `Profile`.
 
-    Raises `ConfigError` for steps below 1, a batch without examples along its first dimension, a trainer that is not
-    compiled (``jit=False``), and while another profile is being taken.
+    Raises:
+        ConfigError: ``steps`` is below 1, a batch has no examples along its first dimension, the trainer is not
+            compiled (``jit=False``), or another profile is being taken.
 
     >>> import numpy as np, optax
     >>> from sapwood import layers as L
@@ -144,7 +161,7 @@ def profile(
     if not trainer.jit:
         raise ConfigError("profile: Trainer(jit=False) runs every operation by itself; profile a trainer with jit=True")
     directory = File(tempfile.mkdtemp(prefix="sapwood-profile-") if out is None else out).expanduser()
-    directory.mkdir(parents=True, exist_ok=True)  # where that cannot be, it is said before anything compiles
+    directory.mkdir(parents=True, exist_ok=True)  # fails here, before anything compiles, if it cannot be made
     with _feed(trainer, data, batch_size, seed) as following:
         batch = following()
         plan = state_plan.plan(trainer, batch)
@@ -162,7 +179,7 @@ def profile(
 
 @contextlib.contextmanager
 def _feed(trainer: Trainer, data: Any, batch_size: int | None, seed: int) -> Iterator[Callable[[], dict[str, Any]]]:
-    """A function that gives the next batch on the devices."""
+    """A context with a function that returns the next batch on the devices."""
     if isinstance(data, Mapping) and batch_size is None:
         shapes = [np.shape(leaf) for leaf in jax.tree.leaves(dict(data))]
         if not shapes or not shapes[0]:
@@ -184,7 +201,10 @@ def _feed(trainer: Trainer, data: Any, batch_size: int | None, seed: int) -> Ite
 
 @contextlib.contextmanager
 def _names_kept() -> Iterator[None]:
-    """Let no program of other names come from JAX's persistent cache, which otherwise finds it by its operations."""
+    """Put metadata into the keys of JAX's persistent compilation cache while the step is compiled.
+
+    Otherwise the cache could return a program with equal operations but other layer names.
+    """
     before = jax.config.jax_compilation_cache_include_metadata_in_key  # type: ignore[attr-defined]
     jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     try:
@@ -194,13 +214,13 @@ def _names_kept() -> Iterator[None]:
 
 
 class _Loop:
-    """Steps sent as `fit` sends them, so many ahead of the device."""
+    """Runs steps as `fit` does: up to `AHEAD` steps are dispatched before the oldest is waited for."""
 
     def __init__(self, step: Callable[..., Any], state: Any, following: Callable[[], dict[str, Any]]):
         self.step, self.state, self.following = step, state, following
 
     def run(self, steps: int) -> float:
-        """Seconds of so many steps, from the first being sent to the last being done."""
+        """Run steps; returns the seconds from the dispatch of the first to the end of the last."""
         pending: deque[Any] = deque()
         jax.block_until_ready(self.state)
         begin = time.perf_counter()
@@ -218,9 +238,9 @@ class _Loop:
 
 
 def _traced(loop: _Loop, steps: int, directory: File) -> File:
-    """Run steps under the profiler; the file that it wrote."""
+    """Run steps under the profiler; returns the file that it wrote."""
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # it would slow the host down, and names no layer
+    options.python_tracer_level = 0  # Python's tracer slows the host down and names no layers
     before = set(directory.rglob("*.xplane.pb"))
     try:
         jax.profiler.start_trace(str(directory), profiler_options=options)
@@ -235,7 +255,7 @@ def _traced(loop: _Loop, steps: int, directory: File) -> File:
 
 
 def _profile(program: Program, trace: profiles_trace.Trace, steps: int, untraced: float, directory: str) -> Profile:
-    """The mean of the devices as rows."""
+    """The `Profile` of a trace: the mean of its devices. ``untraced`` is in seconds a step."""
     shares = [profiles_trace.share(spans, trace, lambda name: program.place(name).container)
               for spans in trace.devices.values()]  # fmt: skip
     if not shares:
@@ -266,7 +286,7 @@ def _profile(program: Program, trace: profiles_trace.Trace, steps: int, untraced
 
 
 def _rows(parts: Mapping[Place, float]) -> list[Row]:
-    """Parents before their children, the slowest first among those of one parent."""
+    """One row for each path and each beginning of it. Parents precede their children; siblings are slowest first."""
     under: dict[Path, dict[Place, float]] = {}
     for place, seconds in parts.items():
         for k in range(1, len(place.path) + 1):

@@ -1,4 +1,7 @@
-"""A profile as text: a tree of layer paths with the time of each, the slowest first."""
+"""A profile as text: a tree of layer paths with the time of each, the slowest first.
+
+`lines`, `cells`, `notes` and `total` are the parts of the table; the HTML page uses them too.
+"""
 
 import dataclasses
 from collections import Counter
@@ -8,12 +11,14 @@ from sapwood.core.errors import ConfigError
 
 WIDTH = 100
 ITSELF = "(itself)"
-_NAME = 44  # letters of a name with its indent, at most
+_NAME = 44  # the largest number of characters of a name with its indent
 
 
 def lines(profile: Any, levels: int | None = None) -> list[Any]:
-    """The rows of a table: those of paths of at most ``levels`` names, and after one with others below it what is its
-    own, as "(itself)"."""
+    """The rows of a table: those whose paths have at most ``levels`` names, or all for None.
+
+    A row with rows below it is followed by a row "(itself)" with its own time, if that is at least 0.05 % of the step.
+    """
     found = []
     for row in profile.rows:
         if levels is not None and len(row.path) > levels:
@@ -26,7 +31,7 @@ def lines(profile: Any, levels: int | None = None) -> list[Any]:
 
 
 def _itself(row: Any, below: list[Any]) -> Any:
-    """A row without those below it."""
+    """The "(itself)" row of ``row``: its time without the rows ``below`` it."""
     kinds = Counter(row.kinds)
     for other in below:
         kinds.subtract(other.kinds)
@@ -41,7 +46,7 @@ def _itself(row: Any, below: list[Any]) -> Any:
 
 
 def cells(row: Any, whole: float) -> list[str]:
-    """What the columns after the name say of a row."""
+    """The texts of a row in the columns after its name. ``whole`` is the time of the step in seconds."""
     passes = [ms(row.forward), ms(row.backward)] if row.forward + row.backward > 0 else ["", ""]
     return [ms(row.seconds), percent(row.seconds / whole), *passes, mostly(row)]
 
@@ -53,7 +58,7 @@ def mostly(row: Any) -> str:
 
 
 def notes(profile: Any) -> list[str]:
-    """What there is to know about the figures."""
+    """Lines above the table that explain its figures."""
     several = f", the mean of {profile.devices} devices" if profile.devices > 1 else ""
     first = f"wall time per step{several}; a moment in which several operations run is shared among them"
     if profile.concurrency > 1.05:
@@ -67,7 +72,7 @@ def notes(profile: Any) -> list[str]:
 
 
 def table(profile: Any, levels: int | None = None) -> str:
-    """The whole table; see `Profile.table`."""
+    """The table as text; see `Profile.table`."""
     if levels is not None and levels < 1:
         raise ConfigError(f"profile: a table has at least 1 level of paths, or None for all, got {levels}")
     shown = lines(profile, levels)
@@ -80,7 +85,7 @@ def table(profile: Any, levels: int | None = None) -> str:
 
 
 def total(profile: Any) -> list[str]:
-    """What the columns say of the whole step: its time, forward and backward, and where it ran."""
+    """The texts of the last row: the time of the step, its share, forward, backward, and where it ran."""
     top = [row for row in profile.rows if len(row.path) == 1]
     forward, backward = sum(row.forward for row in top), sum(row.backward for row in top)
     return [ms(profile.seconds), percent(1.0), ms(forward), ms(backward), f"{profile.device}, {profile.steps} steps"]
@@ -93,7 +98,7 @@ def _line(name: str, width: int, columns: list[str]) -> str:
 
 
 def ms(seconds: float) -> str:
-    """Milliseconds as the table writes them.
+    """Seconds as milliseconds with three decimals.
 
     >>> ms(0.0000123), ms(1.23)
     ('0.012', '1230.000')
@@ -102,7 +107,7 @@ def ms(seconds: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as the table writes it.
+    """A share (0 to 1) as a percentage.
 
     >>> percent(0.1234)
     '12.3%'

@@ -1,7 +1,8 @@
-"""What ran when: the operations of a trace of `jax.profiler`, and how long each took of the time that passed.
+"""Read a trace of `jax.profiler`, and divide its wall time among the operations.
 
-Operations overlap: a CPU runs several threads, an accelerator several streams. So that the parts of a profile add up to
-the time that a clock on the wall shows, each moment is shared equally among the operations that run in it.
+Operations overlap: a CPU runs several threads, an accelerator several streams. Each moment is shared equally among the
+operations that run in it, so the parts of a profile add up to wall time. Times in a trace are in nanoseconds; `share`
+gives seconds.
 """
 
 from collections import defaultdict
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-STEPS, FEED = "sapwood.steps", "sapwood.feed"  # what the traced loop marks: itself, and its waiting for data
+STEPS, FEED = "sapwood.steps", "sapwood.feed"  # annotations of the traced loop: all steps, and waiting for data
 
 BETWEEN = "(between operations)"
 HOST = "(waiting for the host)"
@@ -18,7 +19,11 @@ OTHER = "(other programs)"
 
 
 class Span(NamedTuple):
-    """One execution of an operation, in ns: in which run of its program; its name, None for one of another program."""
+    """One execution of an operation.
+
+    `start` and `end` are in nanoseconds. `name` is None for an operation of another program. `run` identifies the run
+    of the program, or is None if the trace does not say.
+    """
 
     start: float
     end: float
@@ -27,7 +32,8 @@ class Span(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The operations by device, when the steps began and ended, and when they waited for data."""
+    """The operations by device, the start and end of all steps, and the intervals of waiting for data, in
+    nanoseconds."""
 
     devices: dict[Any, list[Span]]
     window: tuple[float, float]
@@ -35,7 +41,10 @@ class Trace(NamedTuple):
 
 
 def read(file: Path, module: str) -> Trace:
-    """Read an ``.xplane.pb``; ``module`` is the HLO name of the program whose operations have names."""
+    """Read an ``.xplane.pb`` file.
+
+    ``module`` is the HLO module name of the training step. Operations of other programs get no name.
+    """
     from jax.profiler import ProfileData
 
     devices: dict[Any, list[Span]] = {}
@@ -64,7 +73,7 @@ def read(file: Path, module: str) -> Trace:
                         open_.append(
                             (plane.name if accelerator else stats.get("device_ordinal"), span, stats.get("_p"))
                         )
-    for device, span, producer in open_:  # an operation that goes on in other threads ends where its "end:" says
+    for device, span, producer in open_:  # an operation that continues in other threads ends at its "end:" event
         devices.setdefault(device, []).append(span._replace(end=max(span.end, ends.get(producer, 0.0))))
     return Trace(devices, window, waits)
 
@@ -74,7 +83,11 @@ _HOST_NOISE = frozenset(("ThreadpoolListener::Record", "ThunkExecutor::Execute")
 
 
 class Shares(NamedTuple):
-    """Seconds by operation, and by what else there was, in the time of the steps; and those of all threads together."""
+    """The time of the steps on one device, in seconds.
+
+    `seconds` is by operation, `rest` by kind of idle time and for other programs (`BETWEEN`, `HOST`, `DATA`, `OTHER`).
+    `threads` is the sum of the durations of all operations, so overlapping ones count more than once.
+    """
 
     seconds: dict[str, float]
     rest: dict[str, float]
@@ -82,10 +95,11 @@ class Shares(NamedTuple):
 
 
 def share(spans: list[Span], trace: Trace, container: Callable[[str], bool]) -> Shares:
-    """Divide the time of the steps among the operations of one device; they and the rest add up to it.
+    """Divide the time of the steps among the operations of one device. The parts of the result add up to that time.
 
-    Loops and branches count only while nothing in them runs. Where nothing runs, it is `BETWEEN` the operations of a
-    run of the program, or the device waits for the host, and that perhaps for data.
+    A loop or a branch (``container(name)`` is True) counts only while no operation inside it runs. While nothing runs,
+    the time is `BETWEEN` within a run of the program. Outside runs it is `DATA` while the host waits for data, else
+    `HOST`.
 
     >>> spans = [Span(0, 4e9, "a"), Span(2e9, 4e9, "b"), Span(0, 6e9, "while")]
     >>> share(spans, Trace({}, (0, 10e9), [(7e9, 10e9)]), "while".__eq__)[:2]
@@ -93,7 +107,7 @@ def share(spans: list[Span], trace: Trace, container: Callable[[str], bool]) -> 
     """
     first, last = trace.window
     spans = [s._replace(start=max(s.start, first), end=min(s.end, last)) for s in spans]
-    spans = [s for s in spans if s.end > s.start]  # of no length outside of the steps, or by the clock of the trace
+    spans = [s for s in spans if s.end > s.start]  # drop spans outside the steps, and spans of length 0
     events = sorted(event for k, s in enumerate(spans) for event in ((s.start, 1, k), (s.end, 0, k)))
     loop = [s.name is not None and container(s.name) for s in spans]
     runs = _runs(spans)
@@ -120,7 +134,7 @@ def share(spans: list[Span], trace: Trace, container: Callable[[str], bool]) -> 
 
 
 def _runs(spans: Iterable[Span]) -> list[tuple[float, float]]:
-    """When each run of the program began and ended, where the trace says which run an operation was in."""
+    """Start and end of each run of the program, in order. Empty if the trace does not name runs."""
     runs: dict[Any, tuple[float, float]] = {}
     for span in spans:
         if span.run is not None and span.name is not None:
@@ -130,7 +144,7 @@ def _runs(spans: Iterable[Span]) -> list[tuple[float, float]]:
 
 
 def _idle(start: float, end: float, runs: list, waits: list) -> Iterable[tuple[str, float]]:
-    """What a stretch in which nothing ran was: within a run of the program, for data, or for the rest of the host."""
+    """The kinds of idle time in an interval in which nothing ran, and how long each took, in nanoseconds."""
     if any(first <= start and end <= last for first, last in runs):
         return [(BETWEEN, end - start)]
     waiting = sum(max(0.0, min(end, b) - max(start, a)) for a, b in waits)

@@ -1,4 +1,4 @@
-"""The rows of a summary, and how their cells are written."""
+"""The rows of a summary, and the texts of their cells in a table."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,20 @@ HEADINGS = ("path", "layer", "output", "parameters", "bytes", "FLOPs")
 
 @dataclass(frozen=True)
 class Row:
-    """One place of a model. The numbers are those of everything at and below it, all copies and calls together.
+    """One path of a model. Numbers are totals of everything at and below the path, over all copies and calls.
 
-    `layer` says how many copies a scan or `L.Vmap` makes of it. It is empty for a scope, and "parameter" or "state" for
-    a variable that belongs to no layer, whose shape stands under `output`. `calls` is how often the model calls the
-    layer, `flops` None where no layer is called, `shared` says that its parameters are used in more than one place.
+    Attributes:
+        path: names joined by "/".
+        layer: the layer with its arguments and the number of copies that a scan or `L.Vmap` makes of it. Empty for a
+            scope; "parameter" or "state" for a variable that belongs to no layer.
+        output: dtypes and shapes of the layer's output, or of the variable.
+        copies: how many copies a stack of layers makes; 1 outside stacks.
+        calls: how often the model calls the layer.
+        params: numbers in the parameters.
+        state: numbers in the state.
+        nbytes: bytes of parameters and state.
+        flops: floating-point operations; None if no layer is called at or below the path.
+        shared: True if its parameters are used in more than one place.
     """
 
     path: str
@@ -27,12 +36,12 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The layer, how often it is called, and whether its parameters are used elsewhere too."""
+        """The layer, with the number of calls if above 1, and "(shared)" if its parameters are used elsewhere too."""
         calls = f", {self.calls} calls" if self.calls > 1 else ""
         return self.layer + calls + (" (shared)" if self.shared else "")
 
     def cells(self) -> tuple[str, ...]:
-        """The row as a table shows it."""
+        """The texts of the row in the columns `HEADINGS`."""
         return (
             self.path,
             _short(self.label, 60),
@@ -44,7 +53,7 @@ class Row:
 
 
 def size(n: int) -> str:
-    """Bytes as a person reads them, in powers of 1000.
+    """A number of bytes with a unit, in powers of 1000.
 
     >>> size(999), size(49_380), size(3_100_000_000)
     ('999 B', '49.4 kB', '3.1 GB')

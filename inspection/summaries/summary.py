@@ -1,4 +1,8 @@
-"""`summary`: what a model is made of, as a table in the terminal and as a tree in a notebook."""
+"""`summary`: layers, shapes, parameters, bytes and FLOPs of a model, as a table or, in a notebook, a tree.
+
+The model is traced in eval mode. Rows are the paths with layer calls and the variables that belong to no layer. A scope
+that only leads to one other row has no row of its own.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,9 +20,20 @@ from sapwood.inspection.summaries.rows import Row, size
 
 @dataclass(frozen=True)
 class Summary:
-    """What `summary` found: a `Row` for each place, and the totals of the whole model.
+    """The result of `summary`: a `Row` for each path, and the totals of the model.
 
-    Printing it gives a plain table, `show()` a rich one in the terminal; a notebook shows an expandable tree.
+    It prints as a plain table; `show()` prints a rich one; a notebook shows a tree that opens and closes.
+
+    Attributes:
+        model: the name of the model.
+        inputs: dtypes and shapes of the inputs.
+        output: dtypes and shapes of the output.
+        rows: one `Row` for each path, in the order in which the model first uses them.
+        params: numbers in all parameters.
+        state: numbers in all state.
+        param_bytes: bytes of all parameters as they are stored.
+        state_bytes: bytes of all state as it is stored.
+        flops: floating-point operations of one call in eval mode.
     """
 
     model: str
@@ -42,7 +57,7 @@ class Summary:
         return rich_table(self)
 
     def show(self) -> None:
-        """Print the table to the terminal, with colours where it has them."""
+        """Print the table to the terminal, in color if the terminal supports it."""
         from rich.console import Console
 
         Console().print(self)
@@ -59,7 +74,7 @@ class Summary:
 
     @property
     def totals(self) -> str:
-        """The last line of the table."""
+        """The last line of the table: parameters, state and FLOPs of the model."""
         parts = [f"{self.params:,} parameters ({size(self.param_bytes)})"]
         if self.state:
             parts.append(f"{self.state:,} numbers of state ({size(self.state_bytes)})")
@@ -69,11 +84,18 @@ class Summary:
 def summary(model: Callable, *xs: Any, policy=None, depth: int | None = None) -> Summary:
     """A table of ``model(v, *xs)``: path, layer, output, parameters, bytes and FLOPs, and the totals.
 
-    ``xs`` are arrays or `jax.ShapeDtypeStruct`, in any pytree; nothing is computed. ``depth`` keeps the rows whose
-    paths have at most that many names. FLOPs are those of one call in eval mode by XLA's cost analysis of the traced
-    program (a multiply-add is two; the body of a scan counts for each step, that of ``while`` once). A parameter that
-    is used in several places counts once. Bytes are those of parameters and state as they are stored. Raises
-    `ConfigError` for a depth below 1 and for symbolic sizes, and what `sw.spec` raises.
+    Nothing is computed. FLOPs are those of one call in eval mode, by XLA's cost analysis of the traced program: a
+    multiply-add is two, the body of a scan counts for each step, that of ``while`` once. A parameter that is used in
+    several places counts once. Bytes are those of parameters and state as they are stored.
+
+    Args:
+        model: a layer or a function of a cursor and ``xs``.
+        xs: arrays or `jax.ShapeDtypeStruct`, in any pytree.
+        policy: the precision policy; None for the default.
+        depth: show only rows whose paths have at most this many names, at least 1; None shows all.
+
+    Raises:
+        ConfigError: ``depth`` is below 1, or a dimension is symbolic. Errors of `sw.spec` are raised too.
 
     >>> import jax, jax.numpy as jnp
     >>> from sapwood import layers as L
@@ -108,7 +130,7 @@ def summary(model: Callable, *xs: Any, policy=None, depth: int | None = None) ->
 
 
 def model_name(model: Callable) -> str:
-    """What the model is called: a function's name, a layer's class."""
+    """The name of a model: that of its function, or of its layer's class."""
     while hasattr(model, "function"):
         model = model.function  # type: ignore[attr-defined]
     return getattr(model, "__name__", type(model).__name__)
@@ -135,7 +157,7 @@ def _rows(program: Program, flow: Flow, counter: FlopCounter, depth: int | None)
 
 
 def _corridors(shown: set[paths.Path], calls: Places) -> set[paths.Path]:
-    """The scopes that only lead to one other row: that row's path says as much."""
+    """The scopes with exactly one row below them. They need no row, since the path of that row contains them."""
     inside: dict[paths.Path, int] = {}
     for path in shown:
         if path:
@@ -144,7 +166,10 @@ def _corridors(shown: set[paths.Path], calls: Places) -> set[paths.Path]:
 
 
 def _order(flow: Flow) -> dict[paths.Path, tuple[int, int]]:
-    """When each path is first used: at which operation, and in which call for those that compute nothing."""
+    """The first use of each path, as (operation index, call number). Rows are sorted by it.
+
+    The call number orders layers that compute nothing. Paths that only training uses come last.
+    """
     at: dict[int, int] = {}  # the first operation of each call
     first: dict[paths.Path, tuple[int, int]] = {}
 
@@ -163,20 +188,20 @@ def _order(flow: Flow) -> dict[paths.Path, tuple[int, int]]:
         latest = at.get(number, latest)
         note(call.path, (latest, number))
     for tree in flow.program.spec:
-        for path, _ in paths.leaves(tree):  # those that only training uses
+        for path, _ in paths.leaves(tree):  # only training uses it
             note(path, (len(flow.operations), 0))
     return first
 
 
 def _in_leaf(scope: paths.Path, calls: Places) -> bool:
-    """Whether a scope belongs to a layer that has no layers inside: its variables are the layer's own business."""
+    """True if a scope is in a layer that has no layers inside. Such a layer's variables have no rows of their own."""
     inside = next((scope[:k] for k in range(len(scope), -1, -1) if scope[:k] in calls), None)
     return inside is not None and inside not in calls.above
 
 
 def _row(path, calls, variables: dict[Any, Param], loose, shared, flow: Flow, counter: FlopCounter) -> Row:
     below = {where: param for where, param in variables.items() if where[1][: len(path)] == path}
-    own = next((where for where in loose if where[1] == path), None)  # the path is that of a variable
+    own = next((where for where in loose if where[1] == path), None)  # set if the path is that of a variable
     here = calls.get(path, [])
     regions = [region for region in flow.regions.values() if region.call.path[: len(path)] == path]
     top = [r for r in regions if not any(flow.regions[i].call.path[: len(path)] == path for i in r.within)]

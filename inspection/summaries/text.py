@@ -1,4 +1,4 @@
-"""A `Summary` as a table: plain text, or rich in the terminal."""
+"""A `Summary` as a table: plain text, or a rich table for the terminal."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,11 +7,11 @@ from sapwood.inspection.summaries.rows import HEADINGS
 if TYPE_CHECKING:
     from sapwood.inspection.summaries.summary import Summary
 
-_NUMBERS = 3  # the columns from here on are numbers, and stand to the right
+_NUMBERS = 3  # columns from this index on are numbers, aligned to the right
 
 
 def title(summary: "Summary") -> str:
-    """The first line: the model as a function of shapes."""
+    """The first line of the table: the model as a function of shapes."""
     return f"{summary.model}({summary.inputs}) -> {summary.output}"
 
 

@@ -1,4 +1,4 @@
-"""A `Summary` as a tree to open and close: by treescope where it is installed, in plain HTML elsewhere."""
+"""A `Summary` as a tree that opens and closes in a notebook: by treescope if it is installed, else in plain HTML."""
 
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 _STYLE = (
     "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:13px;line-height:1.55;text-align:left"
 )
-_OPEN = 12  # a tree of up to so many rows is shown whole
+_OPEN = 12  # a tree with at most this many rows is shown fully open
 
 
 class _Node(NamedTuple):
-    """A row with the rows below it."""
+    """A row with the nodes of the rows below it."""
 
     row: Row
     children: list
@@ -58,7 +58,7 @@ def html(summary: "Summary") -> str:
 
 
 def plain_html(summary: "Summary") -> str:
-    """The tree as nested `<details>`; needs nothing."""
+    """The tree as nested `<details>` elements; it needs no treescope."""
     nodes = _nodes(summary)
     is_open = len(summary.rows) <= _OPEN
     body = "".join(_plain_node(node, "", is_open) for node in nodes)
@@ -82,7 +82,10 @@ def _plain_node(node: _Node, above: str, is_open: bool) -> str:
 
 
 class Tree(NamedTuple):
-    """A summary as treescope draws it (a thing of its own, since treescope asks a `Summary` for its HTML too)."""
+    """A summary for treescope to render.
+
+    It is a class of its own, since treescope would also ask a `Summary` for its `_repr_html_`, which calls treescope.
+    """
 
     summary: "Summary"
 
