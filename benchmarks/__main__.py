@@ -1,4 +1,4 @@
-"""The benchmarks, run from the root of the repository; docs/benchmarks.md explains them."""
+"""The command `python -m benchmarks`: run races and studies from the root of the repository. See docs/benchmarks.md."""
 
 import argparse
 import datetime
@@ -43,7 +43,7 @@ def arguments(words=None) -> argparse.Namespace:
 
 
 def takes_part(system: str, against) -> bool:
-    """Whether a system runs: a peer only where it was asked for ("linen-scan" with "linen")."""
+    """True if a system takes part. A peer takes part only if it was asked for; "linen" includes "linen-scan"."""
     return not system.startswith(PEERS) or system in against or system.removesuffix("-scan") in against
 
 
@@ -53,7 +53,7 @@ def refuse(message: str, code: int = 2):
 
 
 def machine() -> dict:
-    """Where and with what it was measured."""
+    """The machine, the date and the versions of packages that a result is stored with."""
     cpu = platform.processor()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -92,12 +92,12 @@ def main(words=None) -> int:
 
 
 def races(name: str) -> tuple[Suite, ...]:
-    """The races of a suite, or the one of that name."""
+    """The races of the suite of this name, or the one race of this name."""
     return tuple(suite for known in NAMES for suite in suites(known) if name in (known, suite.name))
 
 
 def hold(suite: Suite, options: argparse.Namespace) -> dict:
-    """Hold a race among those who were asked for, and show it."""
+    """Run a race among the systems that were asked for and are installed, and print it."""
     systems = [system for system in suite.systems if takes_part(system, options.against) and installed(system)]
     measured = race(suite, systems, options.rounds or suite.rounds, options.threads)
     print(report.text(suite, measured), flush=True)
@@ -105,12 +105,12 @@ def hold(suite: Suite, options: argparse.Namespace) -> dict:
 
 
 def keep(out: Path, name: str, **measured: dict) -> None:
-    """Write what was measured, and where, as soon as it is there."""
+    """Write a result and its machine to `NAME.json`."""
     (out / f"{name}.json").write_text(json.dumps({"machine": machine(), **measured}, indent=1) + "\n")
 
 
 def study(name: str, options: argparse.Namespace) -> dict:
-    """Measure memory or growth in a process of its own, and show it."""
+    """Run the study of memory or growth in a new process, and print it."""
     module = page.STUDIES[name]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found = pool.apply(module.measure, (options.rounds or 5, tell_stderr))

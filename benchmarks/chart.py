@@ -1,4 +1,4 @@
-"""The chart of the results: a panel a race, a dot a system, its ratio to the floor with its interval."""
+"""The chart of the results: one panel for each race, with each system's ratio to the floor and its interval."""
 
 import statistics
 from pathlib import Path
@@ -13,7 +13,7 @@ OURS, PEER, FLOOR = "#3f7d4e", "#8d8778", "#b5482f"
 
 
 def draw(results: list[tuple[Suite, dict]], path: Path) -> None:
-    """Write the chart of these races, as SVG or what the path's ending says."""
+    """Draw the chart of these races to a file; the path's suffix is the format."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -37,7 +37,7 @@ def draw(results: list[tuple[Suite, dict]], path: Path) -> None:
 
 
 def points(suite: Suite, found: dict, measure: str) -> list[tuple]:
-    """Every system but the floor with its interval, the fastest first."""
+    """Each system except the floor with its ratio to the floor, the fastest first."""
     rounds = found["rounds"]
     there = [s for s in suite.systems if s != suite.floor_of(s) and all(measure in r.get(s, ()) for r in rounds)]
     return sorted(((s, ratio(rounds, s, suite.floor_of(s), measure)) for s in there), key=lambda point: point[1].median)

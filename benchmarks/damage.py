@@ -1,20 +1,22 @@
-"""Damage a run, its compiled programs and its prepared data, one file at a time, and use all of it.
+"""Damage files of a run, of its compiled programs and of its data, one at a time, and check what its uses give.
 
     python -m benchmarks.damage [--cases 300] [--seed 0]
 
-Trains `digits-mlp` to its end, and once more until it is killed half-way. Each case takes a fresh copy, damages one
-file in one way (a bit flipped, cut, removed, another file of its kind in its place, a block of zeros), and then loads
-and evaluates the run, or resumes the killed one with no program in memory. What comes out is held to the whole run:
+Trains `digits-mlp` to its end, and a second run until it is killed half-way. Each case takes a fresh copy and damages
+one file in one way: a flipped bit, truncation, deletion, another file of its folder in its place, or a block of zeros.
+It then loads and evaluates the finished run, or resumes the killed one with no program in memory. The results are
+compared with those of the undamaged run:
 
-    right      the same numbers, under the right step; from another whole checkpoint, or with other rows of metrics,
-               only with a warning
-    refused    one line and exit code 2, where no whole copy of it is there
-    silent     other numbers, or a wrong step, without a word
-    gave up    an error, although a whole copy is there
-    traceback  on stderr, or an exception that is no error of Sapwood's
-    crash      the process was gone
+    right      the same numbers, under the right step; numbers of another undamaged checkpoint, or other rows of
+               metrics, only with a warning
+    refused    one line and exit code 2, and there is no undamaged copy of the content
+    silent     other numbers, or a wrong step, without a warning
+    gave up    an error, although there is an undamaged copy
+    traceback  a traceback on stderr, or an exception that is not Sapwood's
+    crash      the process ended
 
-Prints the table, writes `benchmarks/results/damage.json`; exit code 1 where anything but right and refused came out.
+Prints the table and writes `benchmarks/results/damage.json`. The exit code is 1 if any result is other than right or
+refused.
 """
 
 import argparse
@@ -42,7 +44,7 @@ BAD = ("silent", "gave up", "traceback", "crash")
 
 
 def damaged(file: Path, way: str, draw: random.Random) -> str:
-    """Damage a file; what was done, in words."""
+    """Damage a file; returns a description of the damage."""
     data = bytearray(file.read_bytes())
     if way == "deletion":
         file.unlink()
@@ -71,7 +73,7 @@ def damaged(file: Path, way: str, draw: random.Random) -> str:
 
 @contextlib.contextmanager
 def captured() -> Iterator[list[str]]:
-    """What is written to stdout and stderr meanwhile, by whatever writes there."""
+    """Capture stdout and stderr at the level of file descriptors. The list holds both texts after the block."""
     texts: list[str] = []
     kept = [os.dup(number) for number in (1, 2)]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -89,7 +91,7 @@ def captured() -> Iterator[list[str]]:
 
 
 def command(*words: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command in this process."""
+    """Run a command of Sapwood in this process; returns its exit code, stdout and stderr."""
     from sapwood.__main__ import main
 
     with captured() as texts:
@@ -104,7 +106,7 @@ def command(*words: str) -> tuple[int, str, str]:
 
 
 def loaded(path: Path) -> dict[str, Any]:
-    """What `sw.load` gives: step and digest of the parameters, whether it warned, or its error."""
+    """The result of `sw.load`: step, digest of the parameters and classes, or its error; and warnings and stderr."""
     import sapwood as sw
     from sapwood.saving.digest import tree_digest
 
@@ -126,7 +128,7 @@ def rows(run: Path) -> list[dict]:
 
 
 def uses(root: Path, group: str) -> dict[str, Any]:
-    """What comes out of the uses of one group of files."""
+    """The result of each use of a group of files ("run", "killed", "cache" or "data")."""
     import jax
 
     jax.clear_caches()
@@ -144,7 +146,14 @@ def uses(root: Path, group: str) -> dict[str, Any]:
 
 
 def verdicts(found: dict[str, Any], whole: dict[str, Any], truth: dict[int, str], copies: set[str]) -> dict[str, str]:
-    """Of each use, in a word."""
+    """The verdict on each use, as the head of this file lists them.
+
+    Args:
+        found: the results of `uses` with the damage.
+        whole: the results without damage.
+        truth: the digest of the parameters of each checkpoint, by step.
+        copies: the uses that have an undamaged copy of the damaged file's content.
+    """
     said = {}
     for use in ("load", "checkpoints"):
         if (one := found.get(use)) is None:
@@ -176,12 +185,12 @@ def verdicts(found: dict[str, Any], whole: dict[str, Any], truth: dict[int, str]
 
 
 def numbers(out: str) -> list[str]:
-    """The results that a command prints at its end."""
+    """The results of a command: the last two lines that it prints."""
     return out.splitlines()[-2:]
 
 
 def prepared(root: Path) -> None:
-    """A run that ended, one that was killed half-way, the data and the programs of both."""
+    """Make the finished run, the run killed half-way, and the data and programs of both."""
     for name, more in (("run", BEST), ("killed", ())):
         at = kill.Place(root, ("train", *COMMAND, *more, "--run", name), root / name)
         half = (lambda at=at: (at.run / "checkpoints" / "00000120").exists()) if name == "killed" else None
@@ -191,7 +200,7 @@ def prepared(root: Path) -> None:
 
 
 def copies_of(file: Path, group: str) -> set[str]:
-    """Which uses have a whole copy of what is in a file of that group."""
+    """The uses that have an undamaged copy of the content of a file of this group."""
     parts = set(file.parts)
     if group == "cache":
         return {"resume"}
@@ -203,7 +212,7 @@ def copies_of(file: Path, group: str) -> set[str]:
 
 
 def worker(pristine: Path) -> None:
-    """Read cases, one a line, and answer each with what its uses gave."""
+    """Read cases from stdin, one JSON line each, and answer each with the results of its uses."""
     from sapwood.train.record import curves
 
     nothing = subprocess.Popen([sys.executable, "-c", ""], stderr=subprocess.PIPE)
@@ -227,7 +236,7 @@ def worker(pristine: Path) -> None:
 
 
 class Worker:
-    """The process that does the cases; a new one after a crash."""
+    """The process that runs the cases. A new one is started after a crash."""
 
     def __init__(self, pristine: Path):
         self.words = [sys.executable, "-m", "benchmarks.damage", "--worker", str(pristine)]
@@ -288,7 +297,7 @@ def main() -> None:
 
 
 def known(run: Path) -> dict[int, str]:
-    """The digest of the parameters of each checkpoint of a whole run."""
+    """The digest of the parameters of each checkpoint of the undamaged run, by step."""
     import sapwood as sw
     from sapwood.saving.checkpoints import Checkpoints
     from sapwood.saving.digest import tree_digest

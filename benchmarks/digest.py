@@ -1,9 +1,10 @@
-"""What a digest costs, beside that of Sapwood 0.1 (rule 1), in turns.
+"""The cost of a digest of arrays (rule 2) compared with the digest of Sapwood 0.1 (rule 1).
 
     python -m benchmarks.digest [--rounds 30]
 
-Prints for the host and the device, by shape and dtype, bytes a second and the ratio of processor time, rule 1 against
-itself beside it, and writes `benchmarks/results/digest.json`. Ratios are medians of rounds in which each has a turn.
+Prints, for host and device by shape and dtype, the throughput of rule 2 in GB/s and its processor time relative to rule
+1. Rule 1 is also compared with itself, which shows the noise. Each round runs every rule once; ratios are ratios of
+medians over rounds. Writes `benchmarks/results/digest.json`.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def on_host(x: np.ndarray, block: int, rule: int) -> None:
 
 
 def raced(where: str, dtype: str, call: Callable[..., None], x: Any, rounds: int) -> dict[str, Any]:
-    """One line of the table: `call(x, rule=)` for each rule, in turns."""
+    """One row of the table: time `call(x, rule=...)` for each rule, in turns."""
     times: dict[str, list[float]] = {name: [] for name in RULES}
     fastest = float("inf")
     for i in range(rounds + 1):

@@ -1,8 +1,8 @@
-"""The network of the recipe `digits` in Keras on its JAX backend: same layers, split, optimizer, epochs and batches.
+"""The recipe `digits` written in Keras on its JAX backend: same layers, split, optimizer, epochs and batch size.
 
     python benchmarks/digits_keras.py --seed 0
 
-Prints ``test accuracy <x>``. `benchmarks/digits_race.py` times whole commands of the two, interleaved.
+Prints ``test accuracy <x>``. `benchmarks/digits_race.py` times this script against the recipe.
 """
 
 import argparse

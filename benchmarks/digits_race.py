@@ -1,9 +1,9 @@
-"""The whole command `sapwood train digits` against the Keras script, interleaved: wall time and accuracy.
+"""Wall time and accuracy of the whole command `sapwood train digits` and of the Keras script, run in turns.
 
     python benchmarks/digits_race.py [--rounds 5]
 
-One round is one run of each, with the same seed; the data is prepared first and no compilation is cached. Prints the
-two medians, the ratio of each round, and the mean test accuracies.
+One round is one run of each with the same seed. The data is prepared before, and no compilation is cached. Prints the
+two median times, the ratio of each round, and the mean test accuracies.
 """
 
 import argparse
@@ -19,7 +19,7 @@ KERAS = Path(__file__).parent / "digits_keras.py"
 
 
 def run(command: list[str]) -> tuple[float, float]:
-    """Seconds and test accuracy of one whole command."""
+    """Run one whole command; returns its seconds and its test accuracy."""
     begin = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, cwd=tempfile.gettempdir())
     seconds = time.perf_counter() - begin

@@ -1,24 +1,25 @@
-"""`gpt` with about 350 million parameters on a GPU, in bfloat16: Sapwood, the hand-written floor and `torch.compile`.
+"""The race of `gpt` with about 350 million parameters on a GPU, in bfloat16, and its model FLOPs utilization.
 
     python benchmarks/gpu.py [--batch 16] [--rounds 5] [--peak TFLOPS] [--out FILE]
 
-Needs `pip install ".[cuda]"` and, for the peer, a PyTorch that was built for CUDA. The race is held as every other one
-(docs/benchmarks.md), a process at a time: same weights and batches, losses that agree, the floor twice. `Trainer.fit`
-("sapwood") and its bare step are held against the floor, whose attention is cuDNN's too, and against `torch.compile`
-with `autocast`.
+Needs `pip install ".[cuda]"` and, for the peer, a PyTorch built for CUDA. The rules are those of every race
+(docs/benchmarks.md), one process at a time: same weights and batches, losses that agree, the floor twice. `Trainer.fit`
+("sapwood") and its bare step are compared with the hand-written floor, which uses cuDNN attention too, and with
+`torch.compile` under `autocast`.
 
-Model FLOPs utilisation is the share of the chip's peak that is spent on what the model needs. For a token of a training
-step that is taken to be
+Model FLOPs utilization is the share of the chip's peak that is spent on the operations of the model. For a token of a
+training step these are
 
     6 x (weights of matrix products) + 6 x layers x width x tokens
 
-two operations a weight forward and four backward, and attention 12 x layers x width x tokens, of which a causal mask
-leaves half. Looking up embeddings counts nothing, nor does what a kernel computes again. The usual formula, 6 x (all
-parameters) + 12 x layers x width x tokens (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), gives more; the file
-has both. The peak is what the maker publishes for dense matrices; beside it stands what one large product reaches.
+The first term is two operations a weight forward and four backward. The second is attention: 12 x layers x width x
+tokens, of which a causal mask leaves half. Embedding lookups and recomputation in kernels count nothing. The usual
+formula, 6 x (all parameters) + 12 x layers x width x tokens (Chowdhery et al. 2022, arXiv:2204.02311, appendix B),
+gives more; the result file has both. The peak is the published one for dense matrices. The result file also has the
+measured speed of one large matrix product.
 
-The goals: at least 50 % of the peak, and `torch.compile` takes at least 1.1 times as long. The result is kept in
-benchmarks/results/gpu.json. No GPU has been measured yet, so that this file is not there.
+The goals: Sapwood reaches at least 50 % of the peak, and `torch.compile` takes at least 1.1 times as long. The result
+is written to benchmarks/results/gpu.json. No GPU has been measured yet, so this file does not exist.
 """
 
 import argparse
@@ -52,11 +53,14 @@ PEAKS = {
     "RTX 4090": 165.2,
     "T4": 65.0,
 }
-"""Dense bfloat16 matrix products with sums in float32, in TFLOP/s, as NVIDIA publishes them (half of what it says of
-sparse ones). The T4 has no bfloat16: this is float16. The first counts whose words are all in the chip's name."""
+"""Peak speeds by chip in TFLOP/s, as NVIDIA publishes them.
+
+They are for dense bfloat16 matrix products with float32 sums, which is half of the figure for sparse ones. The T4 has
+no bfloat16; its figure is for float16. The first entry whose words are all in the chip's name is used.
+"""
 
 GOAL = 0.5
-"""Of the peak, at least."""
+"""The goal: the least share of the peak."""
 
 
 def arguments(words=None) -> argparse.Namespace:
@@ -82,7 +86,7 @@ def arguments(words=None) -> argparse.Namespace:
 
 
 def parameters(c) -> int:
-    """All parameters of the model.
+    """The number of parameters of the model.
 
     >>> parameters(SIZES["350m"])
     353593344
@@ -93,7 +97,7 @@ def parameters(c) -> int:
 
 
 def flops_per_token(c) -> int:
-    """What a token of a training step needs: see the top of this file.
+    """The operations of a token in a training step, by the formula at the head of this file.
 
     >>> flops_per_token(SIZES["350m"])
     2113929216
@@ -103,12 +107,12 @@ def flops_per_token(c) -> int:
 
 
 def usual_flops_per_token(c) -> int:
-    """The same by the usual formula: every parameter, and attention as if without a mask."""
+    """The operations of a token by the usual formula: all parameters count, and attention counts as if unmasked."""
     return 6 * parameters(c) + 12 * c["layers"] * c["width"] * c["tokens"]
 
 
 def published(kind: str) -> float | None:
-    """The published peak of a chip by the name JAX has for it, in TFLOP/s; None where the table has none.
+    """The published peak of a chip in TFLOP/s, by its name in JAX; None if it is not in the table.
 
     >>> published("NVIDIA H100 80GB HBM3"), published("NVIDIA L40S"), published("NVIDIA A100-SXM4-80GB MIG 3g.40gb")
     (989.5, None, None)
@@ -120,7 +124,7 @@ def published(kind: str) -> float | None:
 
 
 def product(n: int, windows: int = 10, times: int = 50) -> float:
-    """TFLOP/s of a product of two n x n matrices in bfloat16, of normal numbers; the best of some windows."""
+    """TFLOP/s of a product of two n x n matrices of normal numbers in bfloat16. The fastest of ``windows`` counts."""
     import jax
 
     a, b = (jax.random.normal(key, (n, n), "bfloat16") for key in jax.random.split(jax.random.key(0)))
@@ -137,7 +141,7 @@ def product(n: int, windows: int = 10, times: int = 50) -> float:
 
 
 def chip() -> dict:
-    """What is here, and how fast it multiplies."""
+    """This machine's device, PyTorch's device, and the measured speed of a matrix product."""
     import jax
 
     device = jax.devices()[0]
@@ -151,7 +155,7 @@ def chip() -> dict:
 
 
 def ask_chip() -> dict:
-    """`chip` of a process of its own, since one that has looked at a GPU keeps memory there."""
+    """The result of `chip` in a new process, since a process that has used a GPU keeps memory there."""
     child = subprocess.run([sys.executable, __file__, "--chip"], cwd=ROOT, capture_output=True, text=True)
     if child.returncode:
         lines = [line for line in child.stderr.splitlines() if line.strip()]
@@ -160,7 +164,7 @@ def ask_chip() -> dict:
 
 
 def shares(suite: Suite, measured: dict, peak: float) -> dict[str, Interval]:
-    """Of each system, the share of a peak in TFLOP/s that it reaches, over rounds."""
+    """The share of a peak (in TFLOP/s) that each system reaches, over rounds."""
     work = flops_per_token(suite.config) * suite.config["batch"] * suite.config["tokens"] / 1e12
     rounds = measured["rounds"]
     taking_part = [system for system in suite.systems if any(system in r for r in rounds)]
@@ -168,7 +172,7 @@ def shares(suite: Suite, measured: dict, peak: float) -> dict[str, Interval]:
 
 
 def table(suite: Suite, measured: dict, peaks: dict[str, float]) -> list[list[str]]:
-    """Rows of what each system reaches, the header first; a column for each peak by its name."""
+    """The table of the utilization of each system, header first, with a column for each named peak."""
     tokens = suite.config["batch"] * suite.config["tokens"]
     rows = [["system", "step", "tokens/s", "TFLOP/s", *(f"of the {name} peak" for name in peaks)]]
     found = {name: shares(suite, measured, peak) for name, peak in peaks.items()}
@@ -180,7 +184,7 @@ def table(suite: Suite, measured: dict, peaks: dict[str, float]) -> list[list[st
 
 
 def verdict(suite: Suite, measured: dict, peaks: dict[str, float]) -> str:
-    """The goal of utilisation in words: of the published peak, or of the measured one where none is known."""
+    """The goal of utilization in words: of the published peak, or of the measured one if no published one is known."""
     name = next(iter(peaks))
     r = shares(suite, measured, peaks[name])["sapwood"]
     said = "met" if r.low >= GOAL else "not met"
@@ -188,7 +192,7 @@ def verdict(suite: Suite, measured: dict, peaks: dict[str, float]) -> str:
 
 
 def hold(suite: Suite, systems: list[str], rounds: int) -> dict:
-    """The race, with this process off the GPU, one GPU for all, and programs compiled once for all rounds."""
+    """Run the race. This process does not use the GPU, and a cache compiles each program only once for all rounds."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -225,14 +229,14 @@ def main(words=None) -> int:
 
 
 def heading(suite: Suite, peaks: dict[str, float], here: dict) -> str:
-    """What is raced, and where."""
+    """The line above the results: the chip, its peaks, and the size of the model."""
     said = ", ".join(f"{peak:.4g} TFLOP/s {name}" for name, peak in peaks.items())
     count, flops = parameters(suite.config), flops_per_token(suite.config)
     return f"{here['name']}, peak {said}; {count:,} parameters, {flops / 1e9:.4g} GFLOP a token"
 
 
 def takes_part(system: str, against: tuple[str, ...], here: dict) -> bool:
-    """Whether a system runs: PyTorch where it was asked for, and has a GPU if JAX has one."""
+    """True if a system takes part. PyTorch does if it was asked for and runs on the same kind of device as JAX."""
     if system != "torch-compile" or system not in against:
         return system != "torch-compile"
     if here["torch"] == ("cuda" if here["platform"] == "gpu" else "cpu"):
@@ -242,7 +246,7 @@ def takes_part(system: str, against: tuple[str, ...], here: dict) -> bool:
 
 
 def result(suite: Suite, measured: dict, peaks: dict[str, float], here: dict) -> dict:
-    """What is kept in the file."""
+    """The content of the result file."""
     c = suite.config
     return {
         "machine": {**machine(), "chip": here["name"], "platform": here["platform"]},

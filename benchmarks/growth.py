@@ -1,7 +1,8 @@
 """How the time and memory of a training step grow: exponents fitted to a small transformer, beside the theory's.
 
-One size is doubled again and again while the others stay. The exponent is the slope of the least squares line through
-the logarithms. Terms of lower order pull it below the theory's; above it, something grows that should not.
+One size is doubled repeatedly while the others stay constant. The exponent is the slope of the least-squares line
+through the logarithms. Terms of lower order make it lower than the theory's exponent. A higher exponent shows a cost
+that grows faster than it should. The page of the results shows the first line of this text.
 """
 
 import os
@@ -21,16 +22,19 @@ AXES = {
     "devices": (1, 2, 4, 8),
 }
 BESIDE = {"devices": {"batch": 64}}
-"""Sizes that are others while an axis grows: eight examples for each device, or a step is but waiting."""
+"""Sizes that replace those of `BASE` while an axis grows. For devices: eight examples each, else a step only waits."""
 THEORY = {"batch": 1, "width": 2, "layers": 1, "tokens": 2, "devices": 0}
-"""Exponents that neither time nor bytes may exceed: matrices are width by width, attention is length by length;
-simulated devices share the machine's cores, so the work of all of them together is to stay."""
+"""Exponents that neither time nor bytes may exceed.
+
+Matrices are width by width, and attention is length by length. Simulated devices share the machine's cores, so the
+total work must not grow with them.
+"""
 SLACK = 0.1
-"""What a fitted exponent may be above the theory's by the noise of timing."""
+"""How far a fitted exponent may exceed the theory's, for noise in timing."""
 
 
 def exponent(xs, ys) -> float:
-    """The slope of the least squares line through the logarithms.
+    """The exponent of a power law: the slope of the least-squares line through the logarithms.
 
     >>> round(exponent([1, 2, 4], [3, 12, 48]), 6)
     2.0
@@ -39,7 +43,7 @@ def exponent(xs, ys) -> float:
 
 
 def measure(rounds: int, tell) -> dict:
-    """Seconds of each round and bytes, by axis and value. Devices share one global batch; the bytes are of them all."""
+    """Seconds of each round and bytes, by axis and value. Devices share one global batch; bytes are their sum."""
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     found: dict = {}
     for axis, values in AXES.items():
@@ -53,7 +57,7 @@ def measure(rounds: int, tell) -> dict:
 
 
 def step(sizes: dict, rounds: int) -> tuple[list[float], int]:
-    """Seconds of some steps of the transformer, and its peak bytes over all devices."""
+    """The seconds of ``rounds`` training steps of the transformer, and their peak bytes summed over devices."""
     import jax
     import optax
 
@@ -88,7 +92,7 @@ def step(sizes: dict, rounds: int) -> tuple[list[float], int]:
 
 
 def fits(found: dict) -> dict[str, tuple[float, float]]:
-    """The exponents of time (the quickest round: noise only adds) and bytes, by axis."""
+    """The exponents of time and bytes, by axis. The fastest round is used, since noise only adds time."""
     out = {}
     for axis, rows in found.items():
         if len(rows) > 1:
@@ -108,7 +112,7 @@ def tables(found: dict) -> list[list[list[str]]]:
 
 
 def draw(found: dict, path: Path) -> None:
-    """A panel an axis, both scales logarithmic: time and bytes over those of the smallest, with the theory's line."""
+    """Draw a panel for each axis, log-log: time and bytes relative to the smallest value, and the theory's line."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,8 @@
-"""What a system hands to the worker: how to report its first losses, and how to run rounds when told to."""
+"""`Job`: what a system gives to the worker process, which reports its first losses and runs its timed rounds.
+
+A `Job` controls its own rounds, since `fit` of some libraries is one long call. `Loop` is the job of a library that has
+only a training step.
+"""
 
 import itertools
 import time
@@ -10,29 +14,34 @@ import numpy as np
 
 
 class Channel(Protocol):
-    """The line to the parent."""
+    """The connection of a job to the parent process."""
 
     def wait(self) -> None:
-        """Return when the parent says go; the process ends where the parent is done."""
+        """Block until the parent starts the next round. The process ends if the parent closed the connection."""
 
     def report(self, **message: Any) -> None:
-        """Answer the parent."""
+        """Send a message to the parent."""
 
 
 class Job(Protocol):
     def losses(self, steps: int) -> list[float]:
-        """The losses of the first steps from the first weights."""
+        """The losses of the first ``steps`` steps from the initial weights."""
 
     def rounds(self, channel: Channel, steps: int) -> None:
-        """For ever: wait, run so many steps, report their seconds."""
+        """Forever: wait, run ``steps`` steps, report the seconds a step. Does not return."""
 
 
 @dataclass
 class Loop:
-    """The loop of a library without one: ``step(*batch)`` updates and gives the loss, ``wait(loss)`` blocks on it.
+    """The job of a library without a training loop of its own.
 
-    The batches are on the device already, and are cycled through. Where there is one program, ``lower()`` lowers it and
-    ``program()`` is what runs.
+    Attributes:
+        step: ``step(*batch)`` updates the model and returns the loss.
+        batches: batches that are on the device already; they are used in a cycle.
+        wait: ``wait(loss)`` blocks until the loss is computed.
+        value: converts a loss to a float.
+        lower: lowers the program of a step; None if there is no single program.
+        program: returns the compiled program of a step; None if there is no single program.
     """
 
     step: Callable[..., Any]
@@ -57,7 +66,7 @@ class Loop:
 
 
 def jax_loop(step: Callable, state: Any, batches: list[tuple]) -> Loop:
-    """A `Loop` over a pure ``step(state, *batch) -> (state, loss)``, jitted by the caller."""
+    """A `Loop` over a pure function ``step(state, *batch) -> (state, loss)``, which the caller has jitted."""
     import jax
 
     held = [state]
@@ -74,7 +83,7 @@ def jax_loop(step: Callable, state: Any, batches: list[tuple]) -> Loop:
 
 
 def reader(batches: Iterator[Mapping[str, Any]]) -> Loop:
-    """The job of reading images: its losses are the means of the first batches, so that all must read the same."""
+    """The job of reading images. Its losses are the means of batches, so systems must read the same images."""
     return Loop(
         lambda: next(batches)["image"], [()] * 16, lambda last: last, lambda images: float(np.asarray(images).mean())
     )

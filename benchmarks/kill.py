@@ -1,12 +1,12 @@
-"""Kill `sapwood train` at moments drawn uniformly from its whole time, resume it, and hold it to an unbroken run.
+"""Kill `sapwood train` at random moments, resume it, and compare the result with an uninterrupted run.
 
     python benchmarks/kill.py [--moments 10] [--seed 0] [RECIPE [its options]]
 
-Every command begins with an empty data directory and no compiled programs, so importing, preparing the data, the first
-compilation, writing checkpoints, the final evaluation and drawing are all part of its time. A moment is a fraction of
-that time; where the command, whose time varies, ends before it is killed, the same fraction of the shorter time is
-tried. Prints a table of the moments, what the kill found the command doing, and the digests; exit code 1 unless all are
-equal.
+Moments are drawn uniformly from the whole time of the command. Every command begins with an empty data directory and no
+compiled programs, so its time includes importing, preparing the data, the first compilation, writing checkpoints, the
+final evaluation and drawing. A moment is a fraction of that time. If the command, whose time varies, ends before it is
+killed, the same fraction of the shorter time is tried. Prints a table of the moments, what the command was doing, and
+the digests. The exit code is 1 unless all digests and rows of metrics are equal.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Run:
-    """One process: its exit code (negative: the signal), its seconds and what it printed."""
+    """A finished process: its exit code (negative for a signal), its seconds, its stdout and its stderr."""
 
     code: int
     seconds: float
@@ -34,14 +34,14 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """The digest of its last line; the end of its errors where it has none."""
+        """The digest in the last line of stdout; without one, the end of stderr."""
         last = self.out.splitlines()[-1:]
         return last[0].removeprefix("digest ") if last and last[0].startswith("digest ") else f"none: {self.err[-300:]}"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A directory of its own for one experiment: the working directory of its commands, their data and their run."""
+    """The directory of one experiment: the working directory of its command, its data, its cache and its run."""
 
     root: Path
     command: tuple[str, ...]
@@ -50,7 +50,7 @@ class Place:
     def start(
         self, *more: str, kill: float | Callable[[], bool] | None = None, by: signal.Signals = signal.SIGKILL
     ) -> Run:
-        """Run the command; send it a signal after so many seconds, or as soon as a condition holds."""
+        """Run the command, and send it the signal ``by`` after ``kill`` seconds or as soon as ``kill()`` is True."""
         self.root.mkdir(parents=True, exist_ok=True)
         own = {"SAPWOOD_DATA_DIR": str(self.root / "data"), "SAPWOOD_CACHE": str(self.root / "cache")}
         environment = {**os.environ, **own, "PYTHONUNBUFFERED": "1"}
@@ -70,13 +70,13 @@ class Place:
         return Run(process.returncode, seconds, *texts)
 
     def rows(self) -> list[dict]:
-        """The rows of ``metrics.jsonl`` without what differs from run to run: the clock's number, and the run's id."""
+        """The rows of ``metrics.jsonl`` without the fields that differ between runs: speed and run id."""
         varies = ("steps_per_second", "run")
         lines = (self.run / "metrics.jsonl").read_text().splitlines()
         return [{name: x for name, x in json.loads(line).items() if name not in varies} for line in lines]
 
     def doing(self) -> str:
-        """What a command that was killed was about, as far as what it left tells."""
+        """What a killed command was doing, judged by the files that it left."""
         names = [path.name for path in (self.run / "checkpoints").glob("*")]
         whole = [name for name in names if name.isdigit()]
         if (self.run / "model").exists() or (self.run / "curves.png").exists():
@@ -95,16 +95,17 @@ class Place:
 
 
 def place(root: Path, command: Sequence[str], run: str | None = "run") -> Place:
-    """A place for ``train *command``; without ``run`` the command chooses the directory: the first of its recipe."""
+    """The `Place` of ``train *command``. With ``run=None`` the command chooses its first run directory."""
     where = ("--run", run) if run is not None else ()
     chosen = run or f"runs/{Path(command[0]).stem}-001"
     return Place(root, ("train", *command, *where), root / chosen)
 
 
 def killed(root: Path, command: Sequence[str], fraction: float, seconds: float) -> tuple[Place, Run]:
-    """A command that was killed at a fraction of its time, and the place it left.
+    """Run a command and kill it at a fraction of its time; returns its place and the killed run.
 
-    Its time varies from run to run: one that ends before its moment is tried again, by its own time.
+    ``seconds`` is the time of a whole run. The time varies: a command that ends before it is killed is tried again with
+    the same fraction of its own time, up to five times.
     """
     for attempt in range(5):
         at = place(root / str(attempt), command)

@@ -1,10 +1,10 @@
-"""What each layout sends: the training step of one small decoder, compiled for each, and its collectives counted.
+"""The collectives of each layout: the training step of one small decoder is compiled for each, and its HLO is counted.
 
     python -m benchmarks.layouts [cpu|tpu ...] [--only NAME ...]     # measure: benchmarks/results/layouts.json
     python -m benchmarks.layouts --page                              # docs/parallelism.md and its pictures, from that
 
-On a CPU it takes 8 simulated devices, for a TPU the 16 chips of v5e:4x4, which need not be there (`parallel.topology`,
-the extra `plan`). Each platform is compiled for in a process of its own; nothing runs.
+The CPU has 8 simulated devices. The TPU is the 16 chips of v5e:4x4, which need not exist (`parallel.topology`, the
+extra `plan`). Each platform is compiled in a new process; nothing runs.
 """
 
 import argparse
@@ -22,7 +22,7 @@ TOPOLOGY = "v5e:4x4"
 
 
 class Layout(NamedTuple):
-    """A rule table, its mesh on 8 and on 16 devices, and what the model needs to have for it."""
+    """A rule table, its mesh on 8 CPU and on 16 TPU devices, and extra fields of the model that it needs."""
 
     rules: str
     cpu: str
@@ -51,7 +51,7 @@ BATCH = {"cpu": (16, 64), "tpu": (32, 1024)}
 
 
 def compiled(layout: Layout, platform: str, devices: list) -> tuple[Any, Any]:
-    """The compiled training step, and its mesh."""
+    """The compiled training step of a layout, and its mesh."""
     import jax
     import optax
 
@@ -71,7 +71,7 @@ def compiled(layout: Layout, platform: str, devices: list) -> tuple[Any, Any]:
 
 
 def measure(platform: str, name: str, devices: list) -> dict[str, Any]:
-    """The rows of a layout's collectives, and what a device holds of the state."""
+    """The collectives of a layout and the bytes of one device: arguments (state and batch) and temporaries."""
     from sapwood.parallel import collectives
 
     program, mesh = compiled(LAYOUTS[name], platform, devices)
@@ -90,7 +90,7 @@ def measure(platform: str, name: str, devices: list) -> dict[str, Any]:
 
 
 def child(platform: str, names: list[str], kind: str = TOPOLOGY) -> dict[str, Any]:
-    """`measure` of some layouts, in a process of its own whose environment is right."""
+    """The result of `here` in a new process with the environment that the platform needs."""
     from sapwood.parallel.topologies import ENVIRONMENT
 
     if platform == "cpu":
@@ -108,7 +108,7 @@ def child(platform: str, names: list[str], kind: str = TOPOLOGY) -> dict[str, An
 
 
 def here(platform: str, names: list[str], kind: str) -> dict[str, Any]:
-    """`measure` of some layouts in this process."""
+    """The result of `measure` for some layouts, in this process."""
     import jax
 
     from sapwood.parallel import topology

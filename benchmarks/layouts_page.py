@@ -1,4 +1,4 @@
-"""docs/parallelism.md between its markers, and its pictures, from what `python -m benchmarks.layouts` measured."""
+"""Write the tables and pictures of docs/parallelism.md from the results of `python -m benchmarks.layouts`."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ SIGNS = {"=": "", ">=": "≥ ", "<=": "≤ ", "~": "~ "}
 
 
 def write(found: dict[str, Any], docs: Path = ROOT / "docs") -> None:
-    """Fill in the page's tables, and draw a picture for each layout."""
+    """Write the tables into the page, and draw a picture for each layout."""
     page = docs / "parallelism.md"
     page.write_text(filled(page.read_text(encoding="utf-8"), found), encoding="utf-8")
     for name in LAYOUTS:
@@ -19,7 +19,7 @@ def write(found: dict[str, Any], docs: Path = ROOT / "docs") -> None:
 
 
 def filled(text: str, found: dict[str, Any]) -> str:
-    """The page with what was measured between its markers."""
+    """The text of the page with new tables between its markers."""
     for name in LAYOUTS:
         begin = BEGIN.format(name)
         head, marked, rest = text.partition(begin)
@@ -30,7 +30,7 @@ def filled(text: str, found: dict[str, Any]) -> str:
 
 
 def section(name: str, found: dict[str, Any]) -> str:
-    """The tables of a layout, one for each platform it was compiled for."""
+    """The tables of a layout, one for each platform, in Markdown."""
     measured = {platform: found.get(platform, {}).get("layouts", {}) for platform in ("cpu", "tpu")}
     return "\n\n".join(table(platform, some[name]) for platform, some in measured.items() if name in some)
 
@@ -51,7 +51,7 @@ def table(platform: str, one: dict[str, Any]) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as a person reads them."""
+    """A number of bytes with a unit."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -60,7 +60,7 @@ def size(count: float) -> str:
 
 
 def models() -> str:
-    """What was compiled, in words."""
+    """The sizes of the compiled models, in words."""
     said = []
     for platform, where in (("cpu", "8 CPU devices in float32"), ("tpu", "16 TPU chips in bfloat16")):
         sizes, (rows, length) = SIZES[platform], BATCH[platform]
@@ -81,7 +81,7 @@ SAID = {"W": "kernel", "m": "momentum", "x": "batch × length", "h": "batch × h
 
 
 def held(name: str) -> tuple[Any, dict[str, Any]]:
-    """The mesh of eight devices, and the shardings of what is drawn: (rows, columns) of each."""
+    """The mesh of eight devices, and the sharding and shape of each array in the picture, by its letter in `SAID`."""
     from sapwood.core.param import Param, Stacked
     from sapwood.parallel import moment_shardings, param_shardings, placement
     from sapwood.parallel.meshes import abstract
@@ -107,7 +107,7 @@ def held(name: str) -> tuple[Any, dict[str, Any]]:
 
 
 def picture(name: str) -> str:
-    """The devices of a mesh in two rows, each with the part it holds of every array."""
+    """The picture of a layout as SVG: devices in two rows, each with the part of every array that it holds."""
     mesh, found = held(name)
     per_row = mesh.size // 2
     width, height = per_row * (CELL + GAP) + GAP, 2 * (CELL + 22 + GAP) + 34
@@ -130,7 +130,7 @@ def picture(name: str) -> str:
 
 
 def coordinates(mesh: Any, device: int) -> dict[str, int]:
-    """Where a device is in the mesh."""
+    """The index of a device along each mesh axis."""
     at = {}
     for axis, size in reversed(mesh.shape.items()):
         device, at[axis] = divmod(device, size)
@@ -138,7 +138,10 @@ def coordinates(mesh: Any, device: int) -> dict[str, int]:
 
 
 def icon(letter: str, sharding: Any, shape: tuple[int, ...], at: dict[str, int], x: float, y: float) -> str:
-    """An array as a square, the part that the device holds coloured: its first two dimensions, or the split ones."""
+    """An array as a square with the device's part colored.
+
+    Two dimensions are shown: the first, and the one of the others that is split most.
+    """
     from sapwood.parallel.place_activations import split_over
 
     parts = []

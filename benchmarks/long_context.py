@@ -1,9 +1,9 @@
-"""Causal attention over a sequence that no device could attend to alone: ring attention, forward and backward.
+"""Causal ring attention, forward and backward, over a sequence too long for one device.
 
     python benchmarks/long_context.py [--length 131072] [--devices 8] [--heads 1] [--head-dim 64] [--way ring]
 
-Simulated CPU devices in one process; float32. Prints seconds, FLOP/s, and the peak of the resident memory of the
-process, all devices together. The scores alone would be 64 GiB at the default length.
+Runs in float32 on simulated CPU devices in one process. Prints seconds, FLOP/s, and the peak resident memory of the
+process, which is that of all devices together. The attention scores would be 64 GiB at the default length.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def peak() -> float:
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """One compilation, one run. The gradient is that of the output weighted by a fixed array."""
+    """Compile once and run once. The gradient is for the output weighted by a random array."""
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 

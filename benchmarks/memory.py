@@ -1,6 +1,7 @@
 """What a training step holds at its peak, beside the floor's, and what remat trades for it.
 
-The bytes are those of the compiled program: arguments, outputs and temporaries, less what is shared by donation.
+The bytes are those of the compiled program: arguments, outputs and temporaries, less the bytes that outputs share with
+donated arguments. The page of the results shows the first line of this text.
 """
 
 import dataclasses
@@ -19,13 +20,13 @@ POLICIES = ("everything_saveable", "dots_saveable", "minimal", "full")
 
 
 def peak(compiled) -> int:
-    """Bytes that live at the peak of a compiled step."""
+    """The bytes of a compiled step at its peak."""
     m = compiled.memory_analysis()
     return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
 
 
 def measure(rounds: int, tell) -> dict:
-    """The peaks by suite and system, and bytes and seconds of `gpt` scanned, by remat policy."""
+    """The peak bytes by suite and system, and the bytes and seconds of scanned `gpt` by remat policy."""
     found: dict = {"peaks": {}, "remat": []}
     for name in RACES:
         found["peaks"][name] = {}
@@ -56,7 +57,7 @@ def _job(name: str, system: str, **config):
 
 
 def tables(found: dict) -> list[list[list[str]]]:
-    """The peaks, and the trade-off, as rows with a header."""
+    """Two tables, header first: the peaks, and the trade-off of remat."""
     peaks = [["suite", "floor", "sapwood", "more, in bytes", "of the floor", "goal, to three digits"]]
     for name, by in found["peaks"].items():
         more, ratio = by["sapwood-step"] - by["floor"], round(by["sapwood-step"] / by["floor"], 3)
@@ -72,7 +73,7 @@ def tables(found: dict) -> list[list[list[str]]]:
 
 
 def size(count: int) -> str:
-    """A number of bytes.
+    """A number of bytes in MB.
 
     >>> size(1_250_000)
     '1.2 MB'
@@ -81,7 +82,7 @@ def size(count: int) -> str:
 
 
 def draw(found: dict, path: Path) -> None:
-    """The trade-off: bytes across, seconds up."""
+    """Draw the trade-off of remat: bytes on the x axis, seconds on the y axis."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,10 +1,12 @@
-"""Every optimizer of optax on a stacked tree against the unrolled one: `python -m benchmarks.optimizers`.
+"""Every optimizer of optax on stacked parameters, compared with the same optimizer on the unrolled parameters.
 
-No model: gradients are drawn (for line searches, those of a function of the parameters). The tree has matrices,
-vectors, kernels of three dimensions and single numbers in a stack, a stack in a stack, and parameters outside. Each
-optimizer makes five steps through `train.blockwise` on the stacks, on one device and on ``fsdp=4,tensor=2``, and by
-itself on the unrolled tree, in float64 and float32. The difference is that of the updates, against the largest of the
-leaf. What was found is in benchmarks/results/optimizers.json.
+    python -m benchmarks.optimizers [NAME ...]
+
+There is no model: gradients are drawn at random, except for line searches, which get the gradients of a function of the
+parameters. The tree has a stack of matrices, vectors, three-dimensional kernels and scalars, a stack in a stack, and
+parameters outside stacks. Each optimizer makes five steps through `train.blockwise` on the stacks, on one device and on
+``fsdp=4,tensor=2``, and five steps without it on the unrolled tree, in float64 and float32. The difference is that of
+the updates, relative to the largest update of the leaf. The results are in benchmarks/results/optimizers.json.
 """
 
 import functools
@@ -42,7 +44,7 @@ ROUNDED = {
     "lbfgs, no line search": "divides by products of differences: of the unrolled tree, float32 is 8e-4 from float64",
     "schedule_free": "subtracts what is nearly equal: of the unrolled tree, float32 is 2e-4 from float64",
 }
-"""Optimizers whose float32 is held to 1e-4 only, and why; in float64 they are as all others."""
+"""Optimizers with a bound of 1e-4 in float32, and why. In float64 they have the bound of all others."""
 
 LAYOUT = {  # path: (stack's depths and sizes, one block's shape, how the whole leaf lies on fsdp=4,tensor=2)
     "embed/table": ((), (12, 8), (None, "fsdp")),
@@ -68,7 +70,7 @@ def _labels(params: Any) -> Any:
 
 
 def _third(params: Any) -> Any:
-    """A mask by path: what the last block of a stack has, which is treated otherwise than the others."""
+    """A mask by path that is False for the last of the blocks, so one block of a stack is treated differently."""
     last = str(BLOCKS - 1)
     return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[1], "key", "") != last, params)
 
@@ -87,7 +89,7 @@ GIVEN: dict[str, Any] = {
     "transforms": GROUPS, "param_labels": _labels, "tx": optax.lamb(1e-2),
     "measure": lambda updates, *_, **__: optax.global_norm(updates), "measure_name": "norm",
 }  # fmt: skip
-"""What an optimizer must be given, by the parameter's name."""
+"""Values of the required arguments of optimizers, by the argument's name."""
 
 SPECIAL: dict[str, Callable[[], Any]] = {
     "add_noise": lambda: optax.add_noise(0.01, 0.5, 0),
@@ -126,7 +128,7 @@ MORE: dict[str, Callable[[], Any]] = {
 
 
 def _scaled_by(measure: Any) -> Any:
-    """Gradients times what is measured of them, which is a number."""
+    """An optimizer that multiplies gradients by the number that ``measure`` gives for them."""
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple:
         number, state = measure.update(grads, state, params)
@@ -140,7 +142,7 @@ def _is_matrix(x: Any) -> bool:
 
 
 def _arrays(params: Any) -> Any:
-    """All but single numbers, for which some have no rule."""
+    """A mask that leaves out scalars, for which some optimizers have no rule."""
     return jax.tree.map(lambda x: jnp.ndim(x) > 0, params)
 
 
@@ -156,7 +158,7 @@ def _dimensions(params: Any) -> Any:
 
 
 def optimizers() -> dict[str, Callable[[], Any]]:
-    """All that optax and optax.contrib offer, but for `EXCEPTIONS`, and some that are made with options, by name."""
+    """All optimizers of optax and optax.contrib except `EXCEPTIONS`, and those of `MORE` with options, by name."""
     found: dict[str, Callable[[], Any]] = {}
     for module in (optax, optax.contrib):
         for name, function in inspect.getmembers(module, inspect.isfunction):
@@ -177,7 +179,7 @@ def _made(function: Callable[..., Any]) -> Any:
 
 
 def declared() -> dict:
-    """The stacked tree of `Param`."""
+    """The stacked tree, with a `Param` at each leaf."""
     tree: dict = {}
     for path, (stack, block, _) in LAYOUT.items():
         levels = tuple(Stacked(depth, size, "layers") for depth, size in stack)
@@ -192,7 +194,7 @@ def _put(tree: dict, path: list[str], x: Any) -> None:
 
 
 def stacked(draw: np.random.Generator, dtype: str) -> dict:
-    """A drawn tree of stacks, in which blocks differ in size."""
+    """A random stacked tree. The blocks of a stack have different scales."""
     tree: dict = {}
     for path, (stack, block, _) in LAYOUT.items():
         sizes = tuple(size for _, size in stack)
@@ -202,7 +204,7 @@ def stacked(draw: np.random.Generator, dtype: str) -> dict:
 
 
 def unrolled(tree: dict) -> dict:
-    """The same as the unrolled model has it."""
+    """The unrolled tree of a stacked tree: each block has a path of its own."""
     out: dict = {}
     for path, (stack, _, _) in LAYOUT.items():
         x = functools.reduce(lambda node, name: node[name], path.split("/"), tree)
@@ -224,15 +226,24 @@ def _shardings(mesh: Any) -> dict:
 # ---- the comparison --------------------------------------------------------------------------------------------------
 
 SEARCHES = ("linesearch", "lbfgs", "polyak")
-"""What needs the gradients of a function."""
+"""Parts of the names of optimizers that need the gradients of a function."""
 TAKES = {"sam": (), "sophia": ("obj_fn",)}
-"""What takes other arguments beside the parameters than a trainer gives."""
+"""Optimizers whose extra arguments of `update` differ from those that a trainer passes."""
 
 
 def updates(
     optimizer: Any, trees: tuple, search: bool, takes: Sequence[str], places: Any = None, state_places: Any = None
 ) -> Any:
-    """The updates of all steps of an optimizer, each leaf with a dimension for the steps."""
+    """The updates of all steps of an optimizer. Each leaf has a leading dimension for the steps.
+
+    Args:
+        optimizer: the optimizer.
+        trees: the parameters, the minimum and the curvature of a quadratic function, and the gradients of all steps.
+        search: True to use the gradients of that function instead of the given ones.
+        takes: the extra arguments of `update`: "value", "grad", "value_fn", "obj_fn".
+        places: the shardings of the parameters; None on one device.
+        state_places: the shardings of the optimizer state; None on one device.
+    """
     params, goal, curve, gradients = trees
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -257,7 +268,7 @@ def updates(
 
 
 def differences(name: str, make: Callable[[], Any], dtype: str, where: Sequence[str] = WHERE) -> dict[str, float]:
-    """The largest difference of the updates, on one device and on a mesh; infinite where one of them is not finite."""
+    """The largest relative difference of the updates, on one device and on a mesh; infinite if one is not finite."""
     how = {"search": any(word in name for word in SEARCHES), "takes": TAKES.get(name, ("value", "grad", "value_fn"))}
     with jax.enable_x64(dtype == "float64"):
         draw = np.random.default_rng(0)
@@ -301,7 +312,7 @@ def _difference(a: dict, b: dict) -> float:
 
 
 def table(names: Iterable[str] | None = None) -> dict[str, dict[str, dict[str, float]]]:
-    """`differences` of each optimizer, by name and dtype."""
+    """The `differences` of each optimizer, by name and dtype."""
     every = optimizers()
     found: dict = {}
     for name in every if names is None else names:
@@ -316,7 +327,7 @@ def table(names: Iterable[str] | None = None) -> dict[str, dict[str, dict[str, f
 
 
 def failed(found: dict) -> list[str]:
-    """The names of those beyond the bound."""
+    """The names of the optimizers with a difference beyond their bound."""
 
     def bound(name: str, dtype: str) -> float:
         return 1e-4 if name in ROUNDED and dtype == "float32" else BOUNDS[dtype]

@@ -1,4 +1,4 @@
-"""The page of the results: docs/benchmarks.md between its markers, and its chart, from the JSON that was measured."""
+"""Write the results in docs/benchmarks.md, between its markers, and its charts, from the JSON of measurements."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,11 @@ from benchmarks.work import ROOT
 BEGIN, END = "<!-- measured: written by `python -m benchmarks --page` -->", "<!-- end of measured -->"
 
 STUDIES = {"memory": memory, "growth": growth}
-"""What is measured without peers."""
+"""Studies that are measured without peers."""
 
 
 def write(results: Path, docs: Path = ROOT / "docs") -> None:
-    """Fill in the page and draw its chart from the files in ``results``."""
+    """Write the page and draw its charts from the files in ``results``."""
     page = docs / "benchmarks.md"
     head, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, tail = rest.partition(END)
@@ -35,7 +35,7 @@ def write(results: Path, docs: Path = ROOT / "docs") -> None:
 
 
 def section(suite, race: dict, machine: dict) -> list[str]:
-    """A race in Markdown."""
+    """The section of a race, as lines of Markdown."""
     lines = [f"### {suite.name}", "", f"{suite.what[0].upper()}{suite.what[1:]}.", ""]
     for measure in suite.measures:
         lines += [*markdown(table(suite, race, measure)), ""]
@@ -43,7 +43,7 @@ def section(suite, race: dict, machine: dict) -> list[str]:
 
 
 def study(name: str, found: dict, docs: Path) -> list[str]:
-    """Memory or growth in Markdown; its chart is drawn into the folder of the page."""
+    """The section of a study as lines of Markdown. Its chart is drawn into the folder of the page."""
     module = STUDIES[name]
     module.draw(found["found"], docs / f"{name}.svg")
     lines = [f"### {name}", "", (module.__doc__ or "").partition("\n")[0], "", f"![{name}]({name}.svg)", ""]

@@ -1,8 +1,8 @@
-"""The parent: starts the systems, holds them to the same work, runs the rounds.
+"""The parent process of a race: start the systems, check that they do the same work, run the rounds.
 
-A race of steps sets up each system once, in a fresh process, one after the other; then, in each round, every process
-runs its steps while the others are blocked, in an order drawn anew. A race of fresh processes starts each system anew
-in each round. All have the same number of threads.
+A race of steps starts each system once, one after the other, each in a new process. In each round every process then
+runs its steps while the others are blocked, in a new random order. A race of fresh processes starts each system again
+in each round. All systems have the same number of threads.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ from benchmarks.systems import NEEDS
 from benchmarks.work import ROOT, prepare
 
 WARM = 2
-"""Rounds of a race of steps that are run and not counted; a race of fresh processes has one such round."""
+"""The number of warm-up rounds in a race of steps. A race of fresh processes has one warm-up round."""
 
 
 class Refused(Exception):
-    """A race that cannot be held, in one line."""
+    """A race is impossible or invalid; the message is one line."""
 
 
 class Failed(Exception):
-    """A process that ended where an answer was expected."""
+    """The process of a system ended without an answer."""
 
 
 class Child:
-    """A system in its process."""
+    """The process of one system."""
 
     def __init__(self, suite: Suite, system: str, directory: Path, threads: int):
         self.system = system
@@ -52,7 +52,7 @@ class Child:
             )  # fmt: skip
 
     def ask(self) -> dict:
-        """Say go, and wait for the answer."""
+        """Start the next round, and wait for the answer."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write("go\n")
@@ -81,7 +81,7 @@ class Child:
 
 
 def available() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -90,7 +90,7 @@ def installed(system: str) -> bool:
 
 
 def agree(suite: Suite, losses: dict[str, list[float]]) -> None:
-    """Raise `Refused` where a system's first losses are not the floor's: it does other work."""
+    """Raise `Refused` if a system's first losses differ from the floor's, since it then does other work."""
     floor = losses[suite.systems[0]]
     for system, found in losses.items():
         for step, (a, b) in enumerate(zip(floor, found, strict=True), 1):
@@ -106,9 +106,21 @@ def tell_stderr(line: str) -> None:
 
 
 def race(suite: Suite, systems: Sequence[str], rounds: int, threads: int, tell=tell_stderr) -> dict:
-    """Hold a race; gives what was measured: seconds by round, system and measure, and the first losses.
+    """Run a race.
 
-    A system that fails is told and left out; a floor that fails, or losses that disagree, raise `Refused`.
+    Args:
+        suite: the race.
+        systems: the systems that take part; the floor is among them.
+        rounds: the number of timed rounds.
+        threads: the number of threads of each process, unless the suite sets it.
+        tell: receives lines of progress.
+
+    Returns:
+        A dict with the name, the threads, the first losses by system, the seconds by round, system and measure, and
+        the errors of failed systems.
+
+    Raises:
+        Refused: the floor fails, or losses disagree. Another system that fails is reported and left out.
     """
     with tempfile.TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
@@ -168,7 +180,7 @@ def _fresh(suite, systems, rounds, threads, directory, tell) -> dict:
 
 @contextlib.contextmanager
 def _may_fail(suite: Suite, system: str, failed: dict, running: dict, tell):
-    """Leave a system that fails out of the race; the floor may not."""
+    """Remove a system that fails in the block from the race. Raises `Refused` if it is the floor."""
     try:
         yield
     except Failed as error:

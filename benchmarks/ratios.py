@@ -1,4 +1,4 @@
-"""The statistics of a race: ratios within rounds, their median with an interval, and when a goal is met."""
+"""The statistics of a race: ratios within rounds, their median and interval, and whether a goal is met."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.suite import Goal, Suite
 
 Rounds = Sequence[Mapping[str, Mapping[str, float]]]
-"""Of each round, of each system, seconds by measure."""
+"""For each round, the seconds by system and measure."""
 
 
 class Interval(NamedTuple):
@@ -35,23 +35,23 @@ def interval(ratios: Sequence[float]) -> Interval:
 
 
 def ratio(rounds: Rounds, system: str, to: str, measure: str) -> Interval:
-    """What a system costs, over what another one costs in the same round."""
+    """The time of a system divided by that of another one in the same round."""
     return interval([r[system][measure] / r[to][measure] for r in rounds if system in r and to in r])
 
 
 def outcome(goal: Goal, rounds: Rounds, measure: str) -> Interval:
-    """What a goal is about: a ratio, or seconds."""
+    """The quantity that a goal limits: a ratio, or seconds if it has no ``against``."""
     if goal.against is None:
         return interval([r[goal.system][measure] for r in rounds if goal.system in r])
     return ratio(rounds, goal.system, goal.against, measure)
 
 
 NOISE = 0.1
-"""What noise may excuse, at most: a race that was noisier says nothing, and shall not be won."""
+"""The largest noise that `met` allows for. A noisier race says nothing, so noise must not win it."""
 
 
 def noise(suite: Suite, rounds: Rounds, measure: str) -> float:
-    """Half the width of the A/A interval, up to `NOISE`; 0 where the race has none."""
+    """Half the width of the A/A interval, at most `NOISE`; 0 if the race does not run the floor twice."""
     floor = suite.systems[0]
     if not any(f"{floor} again" in r for r in rounds):
         return 0.0
@@ -59,8 +59,9 @@ def noise(suite: Suite, rounds: Rounds, measure: str) -> float:
 
 
 def met(goal: Goal, found: Interval, noise: float) -> bool:
-    """Whether a goal is met: the median is at most the limit, the upper bound under that and the half-width of the A/A
-    interval. (Without the first, a noisy machine would meet every goal.)
+    """True if a goal is met: the median is at most the limit, and the upper bound is below the limit plus ``noise``.
+
+    The condition on the median keeps a noisy machine from meeting every goal.
 
     >>> met(Goal("sapwood", "floor", 1.0), Interval(0.99, 0.97, 1.01), noise=0.02)
     True

@@ -7,7 +7,7 @@ from benchmarks.suite import Goal, Suite
 
 
 def table(suite: Suite, found: dict, measure: str) -> list[list[str]]:
-    """Rows of one measure, the header first: the cost, its ratio to the floor with its interval, the goal."""
+    """The table of one measure, header first: time, ratio to the floor with its interval, and goal of each system."""
     rounds = found["rounds"]
     rows = [["system", measure, "of the floor", "95 % interval", "goal"]]
     for system in [s for s in suite.systems if all(measure in r.get(s, ()) for r in rounds)]:
@@ -26,7 +26,7 @@ def table(suite: Suite, found: dict, measure: str) -> list[list[str]]:
 
 
 def verdict(suite: Suite, found: dict, goal: Goal) -> str:
-    """The goal in words, and whether it is met; nothing where one of its systems took no part."""
+    """The goal in words, and whether it is met; empty if one of its systems did not take part."""
     measure = goal.measure or suite.measures[0]
     rounds = found["rounds"]
     taking_part = [system for system in (goal.system, goal.against) if system is not None]
@@ -48,7 +48,7 @@ def _short(r: Interval) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in a unit that suits them.
+    """Seconds as text, in s or ms.
 
     >>> duration(0.00025), duration(0.5), duration(12)
     ('0.250 ms', '500 ms', '12.0 s')
@@ -59,7 +59,7 @@ def duration(seconds: float) -> str:
 
 
 def plain(rows: list[list[str]]) -> str:
-    """Rows in columns, for a terminal."""
+    """A table in aligned columns, for a terminal."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  " + "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -67,14 +67,14 @@ def plain(rows: list[list[str]]) -> str:
 
 
 def markdown(rows: list[list[str]]) -> list[str]:
-    """Rows as the lines of a table in Markdown; numbers are to the right."""
+    """A table as lines of Markdown. All columns but the first and the last are aligned to the right."""
     header, *rest = rows
     head = [f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 2) + "---|"]
     return head + [f"| {' | '.join(row)} |" for row in rest]
 
 
 def text(suite: Suite, found: dict) -> str:
-    """Everything of a race, for a terminal."""
+    """The result of a race for a terminal: its tables, and the errors of systems that failed."""
     lines = [f"\n{suite.name}: {suite.what}; {len(found['rounds'])} rounds, {found['threads']} thread(s)"]
     lines += [plain(table(suite, found, measure)) for measure in suite.measures]
     lines += [f"  {message}" for message in found["failed"].values()]

@@ -1,11 +1,11 @@
-"""The training step of `text`, compiled ahead of time for TPUs that are not here, beside MaxText's of the same model.
+"""The training step of the recipe `text`, compiled for TPUs without having them, compared with MaxText's.
 
     python benchmarks/tpu.py [--topology v5e:4x4] [--mesh fsdp=-1] [--size 1.7b] [--policy full] [--set depth=6 ...]
 
-Needs libtpu (`pip install ".[plan]"`) and no TPU: the step that `Trainer.fit` runs is lowered with the shardings of
-its state and compiled by the TPU's own compiler, in a process of its own. Prints what each chip holds (arguments: the
-training state and the batch; temporaries: all else that lives at the peak), the collectives and kernels of the
-compiled program, and how long that took; keeps it in benchmarks/results/tpu.json.
+Needs libtpu (`pip install ".[plan]"`) but no TPU. The step that `Trainer.fit` runs is lowered with the shardings of its
+state and compiled by the TPU's compiler, in a new process. Prints the bytes of each chip (arguments: the training state
+and the batch; temporaries: everything else at the peak), the collectives and kernels of the compiled program, and the
+time to compile it. The result is written to benchmarks/results/tpu.json.
 """
 
 import argparse
@@ -44,7 +44,10 @@ def arguments(words=None) -> argparse.Namespace:
 
 
 def compiled(options: argparse.Namespace) -> dict:
-    """What the compiled training step takes. Runs in the child, where libtpu thinks itself on a TPU machine."""
+    """Compile the training step; returns its bytes, collectives, kernels and seconds.
+
+    It runs in the child, whose environment makes libtpu work without a TPU.
+    """
     import jax
 
     import sapwood as sw
@@ -94,7 +97,7 @@ def _version() -> str:
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """`compiled` in a process of its own; its errors are ours."""
+    """The result of `compiled` in a new process. An error there ends this process too."""
     from sapwood.parallel.topologies import ENVIRONMENT
 
     words = [
@@ -120,7 +123,7 @@ def measure(options: argparse.Namespace) -> dict:
 
 
 def show(found: dict, theirs: dict | None) -> str:
-    """What was found, as lines to read; MaxText's figures beside it where it is the model they are for."""
+    """The result as text. ``theirs`` are MaxText's figures in GiB, or None if they are for another model."""
     lines = [f"{found['parameters']:,} parameters, batch {' x '.join(map(str, found['batch']))}, "
              f"{found['chips']} chips of {found['device']}", "", f"{'GiB per chip':26}{'Sapwood':>9}"]  # fmt: skip
     lines[-1] += f"{'MaxText':>9}" if theirs else ""

@@ -1,4 +1,4 @@
-"""`Work`: what the parent prepared for a race, as a child reads it: first weights, examples and their order."""
+"""`Work`: the files that the parent prepares for a race and each child reads: initial weights, examples, batches."""
 
 import functools
 from pathlib import Path
@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 class Work:
     """The files of one race in a directory.
 
-    ``data`` are the examples as `fit` takes them, ``batches`` the first epoch that ``fit(seed=0)`` makes of them, as
-    arrays `(epoch, batch, ...)`; ``weights`` the first weights as nested dicts.
+    ``weights`` holds the initial weights as nested dicts. ``data`` holds the examples as `fit` takes them. ``batches``
+    is the first epoch that ``fit(seed=0)`` makes of the examples, as arrays of shape `(epoch, batch, ...)`.
     """
 
     def __init__(self, suite: Suite, system: str, directory: Path):
@@ -45,7 +45,7 @@ class Work:
         return {name: values[order] for name, values in self.data.items()}
 
     def pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The batches of an epoch, one by one, as (inputs, target)."""
+        """The batches of the epoch in order, as (inputs, target)."""
         inputs, target = self.batches.values()
         return list(zip(inputs, target, strict=True))
 

@@ -1,6 +1,6 @@
-"""The child: one system in a process of its own. `python -m benchmarks.worker RACE SYSTEM DIRECTORY THREADS`.
+"""The child process of a race: it runs one system. `python -m benchmarks.worker RACE SYSTEM DIRECTORY THREADS`.
 
-It speaks JSON lines: what a library prints goes to stderr, so that stdout holds nothing else.
+It answers the parent in JSON lines on stdout. What libraries print goes to stderr, so stdout holds nothing else.
 """
 
 import json

@@ -1,11 +1,12 @@
-"""How many small faults in Sapwood's source the tests notice.
+"""Mutation testing: how many small faults in Sapwood's source the tests detect.
 
     python -m benchmarks.mutation draw               # 120 faults, drawn by a seed -> mutants.json
     python -m benchmarks.mutation reach -- -n 2      # run the tests once: which reach each fault, how long they take
     python -m benchmarks.mutation run results.json   # run each fault against the tests that reach it
 
-`draw` takes the same number from each room. `reach` runs `pytest -m ""` with what follows `--`. `run` gives a
-fault the quickest of its tests, those of its own room first, until they took `SECONDS`; the first failure ends it.
+`draw` takes the same number of faults from each room. `reach` runs `pytest -m ""` with the options after `--`. `run`
+runs each fault against the fastest tests that reach it, those of its own room first, up to `SECONDS` of tests. It stops
+at a fault's first failure.
 """
 
 import argparse
@@ -78,7 +79,7 @@ def _reached(directory: Path) -> dict[int, set[str]]:
 
 
 def _durations(directory: Path) -> dict[tuple[str, str], float]:
-    """Seconds of each test by its file and name; a test that failed or was skipped is not in it."""
+    """The seconds of each test by file and name, without tests that failed or were skipped."""
     import xml.etree.ElementTree as xml
 
     found = {}
@@ -107,7 +108,7 @@ def _chosen(site: mutate.Site, tests: set[str], durations) -> list[str]:
 
 
 def _applies(site: mutate.Site) -> bool:
-    """Whether the file still has the place. A fault that cannot be made would count as found."""
+    """True if the fault can still be made in the file. One that cannot be made would count as detected."""
     try:
         mutate.mutated((ROOT / site.file).read_text(encoding="utf-8"), site)
     except (LookupError, OSError):
@@ -116,7 +117,8 @@ def _applies(site: mutate.Site) -> bool:
 
 
 def _outcome(number: int, tests: list[str], log: Path) -> str:
-    """What these tests say to the fault. A run that takes too long counts as one of its own kind."""
+    """Run tests with a fault: "killed" (detected), "survived", "timeout" (after `AT_MOST` seconds), "no test" or
+    "broken" (pytest itself failed)."""
     command = [sys.executable, "-m", "pytest", *tests, "-x", "-q", "-m", "", "-p", "no:cacheprovider", "-n", "0"]
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=ROOT, env=environment(MUTATION_NUMBER=str(number)), stdout=out,

@@ -1,8 +1,8 @@
-"""Small faults ("mutants") in Sapwood's source, made while a module is imported: no file is ever changed.
+"""Small faults ("mutants") in Sapwood's source, made in memory while a module is imported. No file is changed.
 
-`sites(source)` lists the faults that a source file admits, `mutated(source, site)` is the syntax tree with one of them,
-and `reaching(source, sites, report)` the tree that reports when a line with a site is run. `install` makes Python
-import `sapwood` through them.
+`sites(file, source)` lists the possible faults of a source file. `mutated(source, site)` is the syntax tree with one of
+them. `reaching(source, sites)` is the tree that reports when a statement with a site runs. `install` makes Python
+import `sapwood` through these trees.
 """
 
 import ast
@@ -24,7 +24,7 @@ ARITHMETIC = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: as
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """One fault and its place; in a file that has changed, the nearest place that reads `before`."""
+    """A fault and its place. If the file has changed since, its place is the nearest one with the code `before`."""
 
     file: str
     line: int
@@ -35,7 +35,7 @@ class Site:
 
 
 def _fault(node: ast.AST) -> tuple[str, ast.AST] | None:
-    """What stands in the node's place, and the kind of the fault. None: the node is left alone."""
+    """The kind of a node's fault and the node that replaces it; None if the node has no fault."""
     match node:
         case ast.Compare(ops=[op]) if type(op) in COMPARISONS:
             return "comparison", ast.Compare(node.left, [COMPARISONS[type(op)]()], node.comparators)
@@ -63,14 +63,14 @@ def _text(node: ast.AST) -> bool:
 
 
 def _functions(tree: ast.AST) -> Iterator[ast.stmt]:
-    """The statements inside functions: what runs at import alone, every test would reach."""
+    """The statements inside functions. Those that run at import are left out, since every test would reach them."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("__repr"):
             yield from node.body
 
 
 def _candidates(statement: ast.stmt) -> Iterator[tuple[ast.AST, ast.stmt]]:
-    """Nodes of a statement with the innermost statement around them; without messages of errors and annotations."""
+    """The nodes of a statement, each with the innermost statement around it, without error messages and annotations."""
     stack: list[tuple[ast.AST, ast.stmt]] = [(statement, statement)]
     while stack:
         node, around = stack.pop()
@@ -83,7 +83,7 @@ def _candidates(statement: ast.stmt) -> Iterator[tuple[ast.AST, ast.stmt]]:
 
 
 def _found(tree: ast.AST) -> list[tuple[ast.AST, ast.stmt]]:
-    """The nodes that admit a fault, in the order of `ast.walk`, each with the innermost statement around it."""
+    """The nodes that can have a fault, in the order of `ast.walk`, each with the innermost statement around it."""
     found = {}
     for statement in _functions(tree):
         for node, around in _candidates(statement):
@@ -97,7 +97,7 @@ def _says(node: ast.AST) -> str:
 
 
 def _at(tree: ast.AST, site: Site) -> tuple[ast.AST, ast.stmt]:
-    """The node of a site, and the statement around it. Raises `LookupError` where nothing reads as it did."""
+    """The node of a site, and the statement around it. Raises `LookupError` if the file has no such code any more."""
     like = [(node, around) for node, around in _found(tree) if _kind(node) == site.kind and _says(node) == site.before]
     if not like:
         raise LookupError(f"{site.file} has no {site.kind} {site.before!r} any more: draw the faults anew")
@@ -110,7 +110,7 @@ def _kind(node: ast.AST) -> str | None:
 
 
 def sites(file: str, source: str) -> list[Site]:
-    """Every fault that a source file admits."""
+    """All possible faults of a source file."""
     found = []
     for node, _ in _found(ast.parse(source)):
         kind, other = _fault(node)  # pyright: ignore[reportGeneralTypeIssues]
@@ -132,7 +132,7 @@ class _Replace(ast.NodeTransformer):
 
 
 def mutated(source: str, site: Site) -> ast.AST:
-    """The file's syntax tree with this one fault."""
+    """The syntax tree of a file with this one fault."""
     tree = ast.parse(source)
     node, _ = _at(tree, site)
     fault = _fault(node)
@@ -142,7 +142,7 @@ def mutated(source: str, site: Site) -> ast.AST:
 
 
 def reaching(source: str, numbered: dict[int, Site]) -> ast.AST:
-    """The file's syntax tree, which calls `__reached__(n)` before the statement with site n."""
+    """The syntax tree of a file with a call of `__reached__(n)` before the statement with site n."""
     tree = ast.parse(source)
     places = {number: _at(tree, site)[1] for number, site in numbered.items()}
     for number, around in places.items():
@@ -152,7 +152,7 @@ def reaching(source: str, numbered: dict[int, Site]) -> ast.AST:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds modules of `sapwood` as Python does, and hands those named in `trees` to `_Loader`."""
+    """Finds modules of `sapwood` as Python does, but loads those in `trees` by `_Loader`."""
 
     def __init__(self, trees):
         self.trees = trees  # from a path relative to the package's root to a function of the source
@@ -180,7 +180,11 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 
 def install(listed: list[Site], mutant: int | None, reached: Path | None) -> None:
-    """Import `sapwood` with the fault of that number, or with reports of the tests that reach each fault."""
+    """Import `sapwood` with a fault, or with reports of the tests that reach each fault.
+
+    ``mutant`` is the index of the fault in ``listed``. If it is None, ``reached`` is the directory for the reports. If
+    both are None, nothing changes.
+    """
     if mutant is not None:
         site = listed[mutant]
         sys.meta_path.insert(0, _Finder({site.file: lambda source: mutated(source, site)}))

@@ -1,7 +1,7 @@
 """`checkpoint`: saving and restoring 100 million float32 parameters (400 MB); the floor is Orbax alone.
 
-Each process saves once and restores once, so what a library compiles or imports late is part of it, and the files are
-in the page cache when they are read. Orbax and PyTorch check nothing; Sapwood's digest of every array is included.
+Each process saves once and restores once. So late imports and compilations of a library count, and files are read from
+the page cache. Orbax and PyTorch verify nothing; Sapwood's time includes the digest of every array.
 """
 
 import os
@@ -26,7 +26,7 @@ def once(work):
 
 
 def timed(save, restore, ready):
-    """Seconds of saving until all is on disk, and of restoring until all is in memory and right."""
+    """Seconds of saving until all is on disk, and of restoring until all is in memory. `ready` checks the arrays."""
     begin = time.perf_counter()
     save()
     saved = time.perf_counter()

@@ -1,7 +1,8 @@
 """`deep`: 48 narrow transformer blocks, where compiling costs more than computing.
 
-Four races: from nothing to the first step done; tracing and compiling at 12, 48 and 96 blocks; the step scanned
-against the step unrolled; and the start of `gpt` with compiled programs kept on disk.
+The races are: from the start of the process to the end of the first step (scanned, and with blocks compiled one by
+one); tracing and compiling at 12, 48 and 96 blocks; the scanned step against the unrolled one; and the start of `gpt`
+with compiled programs kept on disk.
 """
 
 import time
@@ -13,14 +14,14 @@ CONFIG = {"layers": 48, "width": 64, "heads": 4, "tokens": 64, "vocabulary": 256
 
 
 def start(work):
-    """The first step and all before it; each library takes the given first weights in its own way."""
+    """Run the first step. Each system loads the given initial weights in its own way."""
     from benchmarks.systems import build
 
     return {"seconds": {}, "losses": build(work).losses(1)}
 
 
 def compile_at(work):
-    """Tracing and compiling the step of so many blocks; the number is the end of the system's name."""
+    """Trace and compile the step. The number of blocks is the end of the system's name."""
     import jax
 
     from benchmarks.systems import build
@@ -41,7 +42,7 @@ def compile_at(work):
 
 
 def start_cached(work):
-    """A start with `fit(compile_cache=...)`, which the round before the first has filled; or without."""
+    """Run the first step; for "sapwood-cached" with `fit(compile_cache=...)`, which the warm-up round has filled."""
     from benchmarks.systems import build
 
     job = build(work)
@@ -52,7 +53,7 @@ def start_cached(work):
 
 COMMON = dict(model="gpt", config=CONFIG, weights=gpt.weights, data=gpt.data, batch_size=4)
 SCANNED = ("linen-scan", "torch")
-"""What starts within seconds: a scanned stack, and what compiles nothing."""
+"""Systems that start within seconds: a scanned stack, and one that compiles nothing."""
 UNROLLED = ("linen", "nnx", "haiku", "equinox", "keras", "torch-compile")
 
 SUITES = (

@@ -1,4 +1,4 @@
-"""`gpt`: a decoder of 6 layers, d 384, 6 heads, 256 tokens, vocabulary 8,192, batch 4, Adam: compute alone."""
+"""`gpt`: a decoder of 6 layers, d 384, 6 heads, 256 tokens, vocabulary 8,192, batch 4, Adam. Computing dominates."""
 
 import numpy as np
 
@@ -36,7 +36,7 @@ def weights(rng, config):
 
 
 def data(rng, config):
-    """Walks in small steps around the vocabulary, so that the next token can be learned."""
+    """Random walks in small steps around the vocabulary, so the next token can be learned."""
     walk = rng.integers(0, 8, (64 * config["batch"], config["tokens"] + 1)).cumsum(1) % config["vocabulary"]
     return {"tokens": walk[:, :-1].astype("int32"), "targets": walk[:, 1:].astype("int32")}
 

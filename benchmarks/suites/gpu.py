@@ -1,6 +1,7 @@
-"""`gpt` as GPUs are used: about 350 million parameters, stored in float32 and computed in bfloat16. benchmarks/gpu.py.
+"""`gpt` at a size for GPUs: about 350 million parameters, stored in float32 and computed in bfloat16.
 
-Each measurement is a process of its own, which has the GPU for itself: each of them takes most of its memory.
+`benchmarks/gpu.py` runs it. Each measurement is a new process with the GPU to itself, since a process takes most of the
+GPU's memory.
 """
 
 import statistics
@@ -13,18 +14,18 @@ SIZES = {
     "tiny": {"layers": 2, "width": 64, "heads": 2, "tokens": 128, "vocabulary": 256, "rate": 1e-3},
 }
 BATCHES = {"350m": (16, 1, 2, 4, 8, 32, 64), "tiny": (4,)}
-"""Sequences of a batch, the default first. 16 are meant for 80 GB, 4 for 24 GB."""
+"""The possible batch sizes in sequences, the default first. 16 is for a GPU of 80 GB, 4 for 24 GB."""
 
 WARM, ROWS = 2, 5
-"""Rows of steps in a process that are run and not counted (the first of `fit` compiles), and those that are."""
+"""The numbers of warm-up rows and of timed rows in a process. The first row of `fit` compiles."""
 
 
 class Enough(Exception):
-    """The rows of a process are run."""
+    """All rows of a process have run."""
 
 
 class Rows:
-    """The `Channel` of a process that runs its rows by itself, and ends."""
+    """The `Channel` of a process without a parent to wait for: it starts rounds itself and stops after the last."""
 
     def __init__(self):
         self.seconds: list[float] = []
@@ -38,7 +39,7 @@ class Rows:
 
 
 def steps(work):
-    """The seconds of a step, the median over rows of them, and the first losses."""
+    """The first losses, and the seconds of a step: the median over timed rows."""
     from benchmarks.systems import build
 
     job, rows = build(work), Rows()
@@ -50,7 +51,7 @@ def steps(work):
 
 
 def made(size: str, batch: int) -> Suite:
-    """The race of a size, so many sequences at a time."""
+    """The race of a model size with ``batch`` sequences in a batch."""
     c = {**SIZES[size], "batch": batch, "compute": "bfloat16"}
     return Suite(
         f"gpu-{size}-{batch}",

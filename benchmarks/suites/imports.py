@@ -1,4 +1,4 @@
-"""`import`: what importing a library costs, in a fresh process; all but PyTorch import JAX too."""
+"""`import`: the time to import a library in a new process. All libraries but PyTorch import JAX too."""
 
 import importlib
 import time

@@ -1,7 +1,7 @@
-"""`input`: training on real data against the same step on a batch that lies on the device, and reading alone.
+"""`input`: training on real data against the same step on a batch on the device; and reading images without training.
 
-The data are the handwritten digits: as the arrays they are (8x8), and as a folder of PNG files, enlarged to 64x64.
-Sapwood remembers decoded images that fit in memory; "sapwood-remembered" does here, the others decode in each pass.
+The data are the handwritten digits, as 8x8 arrays and as a folder of PNG files enlarged to 64x64. Sapwood keeps decoded
+images that fit in memory. Here only "sapwood-remembered" does; the other systems decode in each pass.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ COUNT = 1536
 
 
 def prepare(directory: Path) -> None:
-    """A folder of PNG images by class, made from the real digits."""
+    """Write a folder of PNG images by class, made from the digits."""
     from PIL import Image
 
     import sapwood.data

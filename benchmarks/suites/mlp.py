@@ -1,4 +1,4 @@
-"""`mlp`: 784-128-10 with ReLU, batch 32, Adam: a step so short that sending it costs more than computing it."""
+"""`mlp`: 784-128-10 with ReLU, batch 32, Adam. The step is so short that dispatch costs more than computing."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def weights(rng, config):
 
 
 def data(rng, config):
-    """Points around one centre a class, so that there is something to learn."""
+    """Random points around one center for each class, so the classes can be learned."""
     label = rng.integers(0, config["classes"], 32 * EPOCH, dtype="int32")
     centres = rng.standard_normal((config["classes"], config["inputs"]), dtype="float32")
     image = centres[label] + 3 * rng.standard_normal((len(label), config["inputs"]), dtype="float32")

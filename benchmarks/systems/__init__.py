@@ -1,4 +1,7 @@
-"""The systems, one library a file. Each has a function for each model it can build: ``mlp(work) -> Job`` and so on."""
+"""The systems of races, one file for each library.
+
+Each file has a function for each model that it can build, such as ``mlp(work) -> Job``.
+"""
 
 import importlib
 
@@ -11,10 +14,10 @@ NEEDS = {
     "torch": "torch",
     "torch-compile": "torch",
 }
-"""What must be installed for a system."""
+"""The package that must be installed for each system."""
 
 
 def build(work):
-    """The job of a race's system; "sapwood-step" is in sapwood.py, "floor again" in floor.py."""
+    """The job of a race's system. Its file is the name before "-" or " again": "sapwood-step" is in sapwood.py."""
     name = work.system.removesuffix(" again").partition("-")[0]
     return getattr(importlib.import_module(f"benchmarks.systems.{name}"), work.suite.model)(work)

@@ -10,7 +10,7 @@ from benchmarks.job import jax_loop
 
 
 def train(work, model, optimizer, logits, state=None):
-    """The job of a model; ``logits(model, state, x) -> (logits, state)`` for a whole batch."""
+    """The job of a model. ``logits(model, state, x) -> (logits, state)`` computes a whole batch."""
 
     def step(carry, x, y):
         model, state, opt_state = carry
@@ -28,7 +28,7 @@ def train(work, model, optimizer, logits, state=None):
 
 
 def linear(weights):
-    """An `eqx.nn.Linear` of a kernel `(inputs, outputs)`."""
+    """An `eqx.nn.Linear` from a kernel of shape `(inputs, outputs)`."""
     kernel = weights["kernel"]
     layer = eqx.nn.Linear(*kernel.shape, use_bias="bias" in weights, key=jax.random.key(0))
     layer = eqx.tree_at(lambda m: m.weight, layer, jnp.asarray(kernel.T))
@@ -36,7 +36,7 @@ def linear(weights):
 
 
 def affine(layer, weights):
-    """A norm with its scale and bias."""
+    """The norm ``layer`` with the given scale and bias."""
     return eqx.tree_at(
         lambda m: (m.weight, m.bias), layer, (jnp.asarray(weights["scale"]), jnp.asarray(weights["bias"]))
     )
@@ -56,7 +56,7 @@ def mlp(work):
 
 
 def convolve(weights, stride=1):
-    """An `eqx.nn.Conv2d`, channels first, of a kernel `(height, width, inputs, outputs)`."""
+    """An `eqx.nn.Conv2d`, channels first, from a kernel of shape `(height, width, inputs, outputs)`."""
     kernel = np.transpose(weights["kernel"], (3, 2, 0, 1))
     outputs, inputs, size, _ = kernel.shape
     layer = eqx.nn.Conv2d(inputs, outputs, size, stride, size // 2, use_bias=False, key=jax.random.key(0))

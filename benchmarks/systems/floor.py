@@ -1,6 +1,6 @@
 """The floor: each training step written by hand in plain JAX and optax, under one `jax.jit`.
 
-Norms take the variance as the mean of squares less the square of the mean, in one pass, as the peers do.
+Norms compute the variance in one pass, as the mean of squares minus the square of the mean, as the peers do.
 """
 
 import jax
@@ -11,7 +11,7 @@ from benchmarks.job import jax_loop
 
 
 def train(work, loss, optimizer, state=None):
-    """The step around a loss ``(params, x, y) -> loss``, or with batch statistics ``(params, state, x, y)``."""
+    """The job of a loss ``(params, x, y) -> loss``, or with a state ``(params, state, x, y) -> (loss, state)``."""
 
     def plain(carry, x, y):
         params, opt_state = carry
@@ -97,10 +97,10 @@ def block(p, x, kernel=None):
 
 
 def gpt(work):
-    """Block after block, or "floor-scan": one `lax.scan` over their stacked weights.
+    """The blocks unrolled, or for "floor-scan" one `lax.scan` over their stacked weights.
 
-    In bfloat16 the weights stay float32 and each use casts them, but for those of the norms; on a GPU attention is then
-    cuDNN's.
+    In bfloat16 weights are stored in float32 and cast where they are used, except those of norms. On a GPU attention is
+    then cuDNN's.
     """
     scanned = "scan" in work.system
     compute = work.config.get("compute", "float32")

@@ -1,4 +1,4 @@
-"""grain alone: a random-access source of image files, decoded by Pillow, in batches."""
+"""grain without training: a random-access source of image files, decoded by Pillow, in batches."""
 
 import grain
 import numpy as np
@@ -8,7 +8,7 @@ from benchmarks.job import reader
 
 
 class Images:
-    """The images of a folder by class, as (pixels, label)."""
+    """The images of a folder with a subfolder for each class, as dicts of image and label."""
 
     def __init__(self, root):
         names = sorted(folder.name for folder in root.iterdir())

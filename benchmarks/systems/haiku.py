@@ -30,7 +30,7 @@ def train(work, model, optimizer, params):
 
 
 def linear(weights):
-    """A dense layer's or convolution's parameters, by Haiku's names."""
+    """The parameters of a dense layer or a convolution under Haiku's names."""
     return {{"kernel": "w", "bias": "b"}[name]: value for name, value in weights.items()}
 
 
@@ -39,7 +39,7 @@ def norm(weights):
 
 
 def batched(norm):
-    """As Haiku's batch norm keeps them: `(1, 1, 1, features)`."""
+    """The parameters of a norm in the shape of Haiku's batch norm, `(1, 1, 1, features)`."""
     return {name: value[None, None, None] for name, value in norm.items()}
 
 

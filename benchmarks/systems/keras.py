@@ -8,10 +8,10 @@ from keras import layers
 
 
 class Fit:
-    """The job of a compiled model: rounds are stretches of batches in one `fit`, ended by a callback.
+    """The job of a compiled model. A round is a number of batches in one long `fit`, timed by a callback.
 
-    Keras would shuffle by itself, so it gets the batches in the others' order. The progress bar is off: it costs more
-    than the step of a small model.
+    Keras gets the batches in the same order as the other systems, and does not shuffle. The progress bar is off, since
+    it costs more than the step of a small model.
     """
 
     def __init__(self, work, model, at_once):
@@ -47,7 +47,7 @@ class Fit:
 
 
 def train(work, model, optimizer, at_once=1):
-    """The job of a model; `at_once` is Keras's `steps_per_execution`, which its documentation has for small models."""
+    """The job of a model. `at_once` is `steps_per_execution`, recommended by Keras's documentation for small models."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], steps_per_execution=at_once)
     return Fit(work, model, at_once)
@@ -60,7 +60,7 @@ def adam(work):
 
 
 def fill(model, weights, prefix=""):
-    """Set every layer whose name is a scope of the canonical tree, with "_" between scopes."""
+    """Set the weights of every layer. Its name is the path of a scope in the canonical tree, joined by "_"."""
     for name, value in weights.items():
         if any(isinstance(inner, dict) for inner in value.values()) and name != "attention":
             fill(model, value, f"{prefix}{name}_")

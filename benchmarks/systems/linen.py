@@ -28,7 +28,7 @@ def train(work, model, optimizer, params):
 
 
 def _check(first, params):
-    """The model's own first parameters have the names and shapes of those that it is given."""
+    """Assert that the given parameters have the names and shapes of those that the model itself initializes."""
     wrong = jax.tree.map(lambda a, b: a.shape == b.shape, first["params"], params)
     assert all(jax.tree.leaves(wrong)), wrong
 
@@ -109,7 +109,7 @@ def conv(work):
 
 
 def _flat_blocks(weights):
-    """The canonical tree with `blocks/3` as `blocks_3`."""
+    """The canonical tree with `blocks/3` renamed to `blocks_3`."""
     params = {name: value for name, value in weights.items() if name != "blocks"}
     return params | {f"blocks_{i}": block for i, block in weights["blocks"].items()}
 

@@ -1,6 +1,6 @@
 """Flax NNX: modules that hold their arrays, `nnx.Optimizer`, `nnx.jit` with `nnx.cached_partial`.
 
-`cached_partial` is what Flax's performance guide gives for loops: it keeps the traversal of the modules between steps.
+Flax's performance guide recommends `cached_partial` for loops: it caches the traversal of the modules between steps.
 """
 
 import jax
@@ -28,7 +28,7 @@ def train(work, model, optimizer):
 
 
 def fill(module, weights, **renamed):
-    """Set a module's parameters by the names of the canonical tree, or by other ones."""
+    """Set a module's parameters from the canonical tree. ``renamed`` maps names of the tree to other attributes."""
     for name, value in weights.items():
         target = getattr(module, renamed.get(name, name))
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Sapwood: `Trainer.fit` as users call it ("sapwood"), and its bare step in a loop of one's own ("sapwood-step")."""
+"""Sapwood: `Trainer.fit` as users call it ("sapwood"), and its bare step in a hand-written loop ("sapwood-step")."""
 
 import time
 
@@ -17,10 +17,10 @@ ENDLESS = 10**9
 
 
 class Fit:
-    """The job of a `Trainer`: rounds are rows of `fit`, timed from a callback, which also waits for the next go.
+    """The job of a `Trainer`. A round is a row of the logs of one long `fit`, timed by a callback, which then waits.
 
-    A row closes every round, so a round holds everything `fit` does for its steps: reading batches, the loop, default
-    checks and metrics, the logs of a run directory. Checkpoints have a race of their own and are put off here.
+    A round ends with a row, so its time includes all that `fit` does: reading batches, the loop, default checks and
+    metrics, and the logs of a run directory. No checkpoints are written, since they have their own race.
     """
 
     def __init__(self, work, trainer, state, data=None):
@@ -54,7 +54,7 @@ class Fit:
 
 
 def train(work, objective, optimizer, params):
-    """The job of an objective that starts from these parameters."""
+    """The job of an objective, from the initial parameters ``params``."""
     trainer = sw.Trainer(objective, optimizer, policy=work.config.get("compute"))
     names = list(work.data)
     batches = [dict(zip(names, pair, strict=True)) for pair in work.pairs()]
@@ -65,7 +65,7 @@ def train(work, objective, optimizer, params):
 
 
 def steps(trainer, state, batches):
-    """The job of the bare step, in a loop of one's own over resident batches."""
+    """The job of the bare step, in a hand-written loop over batches on the device."""
     traced = jax.jit(trainer.step, donate_argnums=0).trace(state, batches[0])
     step = compile_options.compiled(traced, trainer.platform)
 
@@ -146,7 +146,7 @@ def images(work):
 
 
 def of_data(work, model, data):
-    """`fit` on data as it comes, or the bare step on its first batches, resident."""
+    """The job of `fit` on a data set; or of the bare step on the first ten batches, which stay on the device."""
     trainer = sw.Trainer(sw.supervised(model), optax.adam(1e-3))
     stream = sw.data.batches(data, work.suite.batch_size)
     batches = [stream[i] for i in range(10)]
@@ -159,7 +159,7 @@ def reading(work):
 
 
 def folder(work):
-    """The folder of images, decoded anew in each pass as a set larger than memory is, unless it may be remembered."""
+    """The folder of images. They are decoded in each pass, like a set too large for memory, unless "remembered"."""
     if "remembered" not in work.system:
         sapwood.data.reader.REMEMBER = 0
     return sw.data.load(work.directory / "images")

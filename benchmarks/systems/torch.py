@@ -1,6 +1,6 @@
 """PyTorch: modules, an eager loop with a fused optimizer ("torch"), and the same under `torch.compile`.
 
-On the GPU where there is one. Where the race computes in bfloat16, under `torch.autocast`, as its documentation says.
+It runs on the GPU if there is one. A race in bfloat16 runs under `torch.autocast`, as its documentation says.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ def put(parameter, value):
 
 
 def linear(weights):
-    """A `Linear` of a kernel `(inputs, outputs)`."""
+    """A `Linear` from a kernel of shape `(inputs, outputs)`."""
     layer = nn.Linear(*weights["kernel"].shape, bias="bias" in weights)
     put(layer.weight, weights["kernel"].T)
     if "bias" in weights:

@@ -1,4 +1,7 @@
-"""Python runs this at its start where this folder is in PYTHONPATH, so in child processes of tests, too."""
+"""Install the import hook of mutation testing. Python runs this file at startup if its folder is in PYTHONPATH.
+
+Child processes of tests inherit PYTHONPATH, so they have the fault too.
+"""
 
 import os
 import sys
