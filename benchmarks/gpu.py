@@ -192,7 +192,10 @@ def verdict(suite: Suite, measured: dict, peaks: dict[str, float]) -> str:
 
 
 def hold(suite: Suite, systems: list[str], rounds: int) -> dict:
-    """Run the race. This process does not use the GPU, and a cache compiles each program only once for all rounds."""
+    """Run the race, with this process off the GPU, so that each child has the one GPU to itself.
+
+    A compilation cache shared by all rounds compiles each program once.
+    """
     import jax
 
     jax.config.update("jax_platforms", "cpu")

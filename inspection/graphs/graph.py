@@ -60,8 +60,8 @@ def graph(model: Callable, *xs: Any, policy=None, limit: int = 40) -> Graph:
     """Draw ``model(v, *xs)``: a box for each layer, groups by path, and edges along which values flow.
 
     Nothing is computed. The edges are those of the program traced in train mode. Operations between layers are small
-    boxes with the names of the operations; an array function such as `L.max_pool` is one name. A plain function that
-    takes a cursor, ``block(v.blocks[i], x)``, is a group with all that it computes.
+    boxes with the names of the operations; an array function such as `L.max_pool` is one operation. A plain function
+    that takes a cursor, ``block(v.blocks[i], x)``, is a group with all that it computes.
 
     Args:
         model: a layer or a function of a cursor and ``xs``.

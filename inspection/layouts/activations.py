@@ -20,7 +20,7 @@ class Activation(NamedTuple):
     Attributes:
         path: the path of the cursor.
         axes: the logical axis of each dimension; None for a dimension without one.
-        shape: the shape of one copy, of the global batch.
+        shape: the shape of one copy.
         dtype: its dtype.
         copies: how many copies a stack of layers (`L.Scan`, `L.Vmap`) makes of it; 1 outside stacks.
     """

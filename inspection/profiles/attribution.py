@@ -122,7 +122,7 @@ class Program:
                 yield from self._inside(part)
 
     def _served(self, instruction: Instruction) -> tuple[Path, str] | None:
-        """Path and direction of a nameless operation, from its readers; None if the readers differ.
+        """Path and direction of a nameless operation, from its readers; None if they differ or there are none.
 
         A copy that the compiler added belongs to its reader. An operation that computes and is read by the optimizer is
         a gradient. It belongs to the layer of the parameter that the optimizer reads with it.

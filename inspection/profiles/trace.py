@@ -95,7 +95,7 @@ class Shares(NamedTuple):
 
 
 def share(spans: list[Span], trace: Trace, container: Callable[[str], bool]) -> Shares:
-    """Divide the time of the steps among the operations of one device. The parts of the result add up to that time.
+    """Divide the time of the steps among the operations of one device. `seconds` and `rest` add up to it.
 
     A loop or a branch (``container(name)`` is True) counts only while no operation inside it runs. While nothing runs,
     the time is `BETWEEN` within a run of the program. Outside runs it is `DATA` while the host waits for data, else
