@@ -1,4 +1,4 @@
-"""The collectives of each layout: the training step of one small decoder is compiled for each, and its HLO is counted.
+"""The collectives of each layout, counted in the compiled training step of one small decoder.
 
     python -m benchmarks.layouts [cpu|tpu ...] [--only NAME ...]     # measure: benchmarks/results/layouts.json
     python -m benchmarks.layouts --page                              # docs/parallelism.md and its pictures, from that
