@@ -1,7 +1,7 @@
-"""Curves: `curves.png`, the picture of a run, drawn from its `metrics.jsonl`.
+"""`curves.png`: the picture of a run, drawn with Matplotlib from its `metrics.jsonl`.
 
-This file imports nothing of Sapwood, so that `start` can run it alone in a process of its own while training goes on:
-importing Matplotlib takes 0.5 s.
+This file imports nothing of Sapwood. So `start` can run it as a script, in a process of its own, while training
+continues: importing Matplotlib takes 0.5 s.
 """
 
 import itertools
@@ -12,19 +12,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Okabe and Ito's colours (2008), told apart with any kind of colour vision.
+# Colors of Okabe and Ito (2008), distinguishable with any kind of color vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6b6b6b"
 VALIDATION = ("validation_", "valid_", "val_")
 NOT_METRICS = {"step", "epoch", "time", "seconds", "examples"}
 
 
 def draw(metrics: Any, picture: Any = None, title: str = "") -> Path:
-    """Draw the rows of the log `metrics` (`metrics.jsonl`) into `picture`, by default `curves.png` beside it.
+    """Draw the rows of a log into a PNG picture.
 
-    A panel each for the loss, up to four other metrics (training and validation together) and the learning rate,
-    over the step. Returns the picture's path.
+    There is one panel for the loss, for up to four other metrics (training and validation together) and for the
+    learning rate, over the step.
 
-    Raises FileNotFoundError where there is no log, ValueError where it has no numbers.
+    Args:
+        metrics: path of the log, `metrics.jsonl`.
+        picture: path of the picture; None is `curves.png` beside the log.
+        title: text above the panels; empty for none.
+
+    Returns:
+        The path of the picture.
+
+    Raises:
+        FileNotFoundError: there is no log.
+        ValueError: the log has no numbers.
     """
     metrics = Path(metrics).expanduser()
     picture = Path(picture).expanduser() if picture is not None else metrics.with_name("curves.png")
@@ -40,18 +50,22 @@ def draw(metrics: Any, picture: Any = None, title: str = "") -> Path:
 
 
 def start(metrics: Any, title: str = "") -> subprocess.Popen:
-    """`draw` in a process of its own; `wait()` for what this returns before the run ends."""
+    """Run `draw` in a process of its own, and return that process; call its `wait()` before the run ends."""
     command = [sys.executable, "-P", __file__, str(metrics), title]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-_LARGEST = 1e300  # the axes of Matplotlib end near where floats do
+_LARGEST = 1e300  # larger values are drawn as infinite: Matplotlib's axes end near the largest float
 
 Series = dict[str, tuple[list[float], list[float]]]
+"""Steps and values by the name of the metric."""
 
 
 def _series(text: str) -> Series:
-    """Steps and values by name; a half-written line, what is no number, and a name without finite ones is left out."""
+    """Read steps and values by name from the text of a log.
+
+    Skips an incomplete line, values that are not numbers, and names without any finite value.
+    """
     series: Series = {}
     for line in text.splitlines():
         try:
@@ -70,7 +84,10 @@ def _series(text: str) -> Series:
 
 
 def _number(value: Any) -> float | None:
-    """A value of a log as a number, NaN and the infinities too, which are strings there: a line has a gap at them."""
+    """Convert a value of a log to a float; None if it is no number.
+
+    NaN and infinities, which are strings in the log, are kept: the line has a gap there.
+    """
     if isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity"):
         return float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -81,13 +98,14 @@ def _number(value: Any) -> float | None:
 
 
 def _plain(name: str) -> str:
+    """Return the name of a metric without its prefix for validation."""
     for prefix in VALIDATION:
         name = name.removeprefix(prefix)
     return name
 
 
 def _panels(series: Series) -> list[str]:
-    """The loss first, the learning rate last, at most six."""
+    """Return the names of the panels, at most six: the loss first, the learning rate last."""
     names = list(dict.fromkeys(_plain(name) for name in series))
     rates = [name for name in names if "learning_rate" in name]
     first = [name for name in names if name == "loss"]
@@ -96,13 +114,16 @@ def _panels(series: Series) -> list[str]:
 
 
 WIDTH, HEIGHT, TITLE, HEAD, FOOT, RIGHT = 4.5, 3.2, 0.4, 0.55, 0.5, 0.25
-"""Inches: of a panel with its margins, of the title, and of the margins above, below and beside a panel."""
+"""Inches: a panel's width and height with its margins, the title, and the margins above, below and beside."""
 DIGIT = 0.08
-"""Inches of a digit of an axis, at most."""
+"""Inches of a digit at an axis, at most."""
 
 
 def _figure(series: Series, panels: list[str], title: str) -> Any:
-    """All is placed by hand, in inches, so that no text meets another: a layout engine draws everything twice."""
+    """Make the figure.
+
+    All positions are computed in inches, so that no texts overlap. A layout engine would draw everything twice.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -129,7 +150,7 @@ def _figure(series: Series, panels: list[str], title: str) -> Any:
 
 
 def _fit(text: Any, width: float) -> None:
-    """Cut a text that is wider than so many inches."""
+    """Shorten a text until it is at most ``width`` inches wide."""
     renderer = text.figure.canvas.get_renderer()
     whole = text.get_text()
     size = len(whole)
@@ -139,7 +160,10 @@ def _fit(text: Any, width: float) -> None:
 
 
 def _panel(axis: Any, name: str, series: Series) -> list[str]:
-    """Draw a panel; returns what stands at its vertical axis. Names stand above the lines, in their colours."""
+    """Draw one panel, and return the labels of its vertical axis.
+
+    The legend is above the lines, in their colors.
+    """
     train = series.get(name)
     valid = next((series[prefix + name] for prefix in VALIDATION if prefix + name in series), None)
     rate = "learning_rate" in name
@@ -159,6 +183,7 @@ def _panel(axis: Any, name: str, series: Series) -> list[str]:
 
 
 def _head(axis: Any, text: str, color: str, side: int) -> None:
+    """Write a part of the legend above a panel: at its left if ``side`` is 0, at its right if it is 1."""
     axis.annotate(
         text, (side, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=9, color=color,
         ha="right" if side else "left", parse_math=False,
@@ -166,7 +191,10 @@ def _head(axis: Any, text: str, color: str, side: int) -> None:
 
 
 def _train_line(axis: Any, steps: list[float], values: list[float], color: str) -> bool:
-    """A noisy line is drawn pale, with its running mean over it. Returns whether it was."""
+    """Draw the training curve, and return True if it is smoothed.
+
+    A curve of more than 50 values is drawn pale, with its running mean over it; the learning rate is never smoothed.
+    """
     if len(values) <= 50 or color == GREEN:
         axis.plot(steps, values, color=color, lw=1.8, marker="o" if len(values) == 1 else None, ms=3.5)
         return False
@@ -176,7 +204,7 @@ def _train_line(axis: Any, steps: list[float], values: list[float], color: str) 
 
 
 def _smooth(values: list[float], width: float) -> list[float]:
-    """An exponential mean, corrected for its start; what is not finite is passed over."""
+    """Compute the exponential moving average, corrected for its start. Values that are not finite are skipped."""
     keep = 1 - 1 / max(width, 1.0)
     mean = weight = 0.0
     out = []
@@ -198,9 +226,10 @@ def _frame(axis: Any) -> None:
 
 
 def _scale(axis: Any, name: str, values: list[float]) -> list[str]:
-    """The axes and their numbers; returns the vertical ones. A loss that falls by more than ten times is logarithmic.
+    """Scale both axes, and return the labels of the vertical one.
 
-    Plain numbers, not powers of ten: those go through a formula parser that takes 0.2 s to import.
+    The axis of a loss that falls by more than ten times is logarithmic. Labels are plain numbers, not powers of ten:
+    Matplotlib draws those with a formula parser that takes 0.2 s to import.
     """
     from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator, MaxNLocator, NullLocator
 
@@ -225,7 +254,7 @@ def _scale(axis: Any, name: str, values: list[float]) -> list[str]:
 
 
 def _apart(ticks: list[float]) -> list[str]:
-    """Numbers with as many digits as it takes to tell them apart.
+    """Format numbers with as few digits as tell them apart.
 
     >>> _apart([123456789.0, 123456790.0]), _apart([0.0, 5e-05, 0.0001])
     (['123456789', '123456790'], ['0', '5e-5', '0.0001'])
@@ -239,6 +268,7 @@ def _apart(ticks: list[float]) -> list[str]:
 
 
 def _short(value: float, digits: int) -> str:
+    """Format a number with ``digits`` significant digits, and a large or tiny one with an exponent."""
     mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
     if exponent and 0 <= int(exponent) < digits + 3 and int(exponent) < 6:
         return f"{float(mantissa + 'e' + exponent):.0f}"
@@ -246,7 +276,7 @@ def _short(value: float, digits: int) -> str:
 
 
 def _steps(ticks: list[float]) -> list[str]:
-    """Numbers of steps.
+    """Format the numbers of steps, with the units k, M and G.
 
     >>> _steps([500.0, 1000.0]), _steps([0.0, 5000.0, 15000.0]), _steps([2.5e6])
     (['500', '1000'], ['0', '5k', '15k'], ['2.5M'])
@@ -257,7 +287,10 @@ def _steps(ticks: list[float]) -> list[str]:
 
 
 def _mark_best(axis: Any, name: str, steps: list[float], values: list[float]) -> float | None:
-    """Mark the best validation value, and return it."""
+    """Mark the best validation value, and return it; None if no value is finite.
+
+    Lower is better for losses, errors and perplexity, higher for anything else.
+    """
     finite = [i for i, value in enumerate(values) if math.isfinite(value)]
     if not finite:
         return None

@@ -1,8 +1,9 @@
-"""What a function, an optimizer or a layer is made of, as texts by path that two processes can compare.
+"""Describe functions, optimizers and layers as texts by path, so that two processes can compare them.
 
-Python compares functions by object, so that two calls of `optax.adam(0.1)` are two. Here a function is its name and
-what it closes over; one of the user's own is its code, too, with what that calls by name in its file or class. Code
-that is installed (optax, JAX, Sapwood) counts by name: its versions may change, and a run still goes on.
+Python compares functions by identity, so two calls of `optax.adam(0.1)` differ. Here a function is described by its
+name, its closure and its defaults. A function of the user's own is also described by digests of its bytecode and of the
+functions that it calls by name in its module or class. Installed code (optax, JAX, Sapwood) is described by name only,
+so a run can resume after an upgrade.
 """
 
 import dataclasses
@@ -21,22 +22,22 @@ import jax.numpy as jnp
 import numpy as np
 
 DEEPEST = 24
-"""Levels that are looked into; what lies deeper counts by its type."""
+"""Levels of nesting that are described; deeper objects are described by their type."""
 
 MOST = 5000
-"""Things that are looked at in one walk; what comes later counts by its type."""
+"""Largest number of texts in one walk; further objects are described by their type."""
 
 LONG = 64
-"""Parts, and letters, of which one digest is taken where there are more."""
+"""Largest number of letters in a text, and of parts of an object; a digest replaces what is longer."""
 LARGE = 1 << 16
-"""Elements of an array of which all are read."""
+"""Number of elements above which only a part of an array is digested."""
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype, slice)
 _DOCUMENTED = 0x4000000  # the flag of code with a docstring, since Python 3.13
 
 
 def described(x: Any) -> dict[str, str]:
-    """What something is made of, by path. The code of one's own functions stands under "code".
+    """Describe an object as texts by path. Digests of the user's own functions are under paths that start with "code.".
 
     >>> import optax
     >>> one, other = described(optax.adam(0.1)), described(optax.nadam(0.1))
@@ -53,7 +54,10 @@ def described(x: Any) -> dict[str, str]:
 
 
 class _Walk:
-    """One walk over something: the texts that were found, and the digests of code by qualified name."""
+    """One traversal of an object.
+
+    `found` collects texts by path, `code` digests of functions by qualified name.
+    """
 
     def __init__(self, code: dict[str, set[str]] | None = None, read: set[int] | None = None):
         self.found: dict[str, str] = {}
@@ -61,7 +65,10 @@ class _Walk:
         self.read: set[int] = set() if read is None else read
 
     def look(self, path: str, x: Any, around: tuple) -> None:
-        """Note what x is, and look at its parts."""
+        """Record a text for ``x`` under ``path``, then do the same for its parts.
+
+        ``around`` holds the objects that contain ``x``. An object that contains itself is described by its type.
+        """
         if isinstance(x, _PLAIN):
             text = repr(x)
             self.found[path] = text if len(text) <= LONG else f"{text[:LONG]}... {_mark(text)}"
@@ -85,7 +92,7 @@ class _Walk:
         self.found[path] = f"{name} of {len(parts)}, {_mark(repr(inner.found))}"
 
     def _parts(self, x: Any) -> tuple[str, list[tuple[str, Any]]]:
-        """What x is called, and what it is made of."""
+        """Return the name of ``x`` and its parts, as (path component, value). The code of functions is recorded."""
         if isinstance(x, types.MethodType):
             if isinstance(x.__self__, type):
                 self.follow(x.__func__, x.__self__)
@@ -105,20 +112,23 @@ class _Walk:
             return "dict", sorted(((str(key), value) for key, value in x.items()), key=lambda pair: pair[0])
         if isinstance(x, tuple) and (
             names := getattr(x, "_fields", ())
-        ):  # of an optimizer what it does, not how it begins
+        ):  # of an optimizer (init, update) only `update` is described
             return _name(type(x)), [(name, getattr(x, name)) for name in names if (name, len(x)) != ("init", 2)]
         if isinstance(x, tuple | list):
             return type(x).__name__, _numbered(x)
         if isinstance(x, set | frozenset):
             return "set", _numbered(sorted(x, key=repr))
-        if callable(getattr(x, "__wrapped__", None)):  # what jax.jit and its like have made
+        if callable(getattr(x, "__wrapped__", None)):  # a wrapper, such as jax.jit makes
             return _name(x), [("wrapped", x.__wrapped__)]
         if _own(type(x)) and "__call__" in vars(type(x)):
             self.follow(vars(type(x))["__call__"], type(x))
         return _name(type(x)), _fields(x)
 
     def follow(self, function: Any, owner: type | None) -> None:
-        """Note the code of a function of one's own, and what it calls by name."""
+        """Record the digest of a function of the user's own, and follow what it refers to by name.
+
+        ``owner`` is the class if the function is a method, else None.
+        """
         function = inspect.unwrap(function) if callable(function) else function
         if not isinstance(function, types.FunctionType) or not _own(function) or id(function) in self.read:
             return
@@ -132,7 +142,7 @@ class _Walk:
             self._attributes(f".code.{name}", owner, names)
 
     def _attributes(self, path: str, owner: type, names: set[str]) -> None:
-        """What code names of a class: its methods, and what it holds that is no default of a field."""
+        """Record the attributes of a class that code names: methods, and data that is no default of a field."""
         for called in sorted(names & set(dir(owner))):
             if _is_data(attribute := inspect.getattr_static(owner, called)):
                 holder = next(base for base in owner.__mro__ if called in vars(base))
@@ -142,7 +152,7 @@ class _Walk:
                 self.follow(_function(attribute), owner)
 
     def _global(self, path: str, x: Any, names: set[str], around: tuple = ()) -> None:
-        """A name that code refers to outside of itself."""
+        """Record a global that code refers to by name: data, a module, a class or a function."""
         if _is_data(x):
             self.look(path, x, ())
         elif isinstance(x, types.ModuleType):
@@ -159,7 +169,7 @@ class _Walk:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Seen:
-    """An object as a method sees it: those of its fields that the method names."""
+    """An object as one of its methods sees it: only the fields that the method names."""
 
     owner: Any
     names: set[str]
@@ -169,7 +179,7 @@ class _Seen:
 
 
 def _reached(owner: type, method: Any) -> set[str]:
-    """The names in the code of a method, and in that of the methods and properties that it calls by name."""
+    """Collect the names in the code of a method, and of the methods and properties that it refers to by name."""
     todo, seen = _names(inspect.unwrap(method).__code__), set()
     while todo:
         seen.add(name := todo.pop())
@@ -180,23 +190,27 @@ def _reached(owner: type, method: Any) -> set[str]:
 
 
 def _function(attribute: Any) -> Any:
-    """The function of an attribute of a class: of a method, a property and what else is made of one."""
+    """Return the function behind an attribute of a class, such as a method, a property or a cached property."""
     inner = getattr(attribute, "fget", None) or getattr(attribute, "func", attribute)
     return inspect.unwrap(inner) if callable(inner) else inner
 
 
 def _is_data(x: Any) -> bool:
-    """Whether something holds values that code may read: no function, class or module, and no object of a library."""
+    """Return True if an object holds values that code may read.
+
+    Functions, classes and modules do not, nor do most objects of libraries.
+    """
     if isinstance(x, type | types.ModuleType | types.FunctionType | staticmethod | classmethod | property):
         return False
     if isinstance(x, (*_PLAIN, np.ndarray, jax.Array, functools.partial, types.MethodType, types.SimpleNamespace)):
         return True
-    if isinstance(x, dict | types.MappingProxyType | tuple | list | set | frozenset):  # not the process's environment
+    if isinstance(x, dict | types.MappingProxyType | tuple | list | set | frozenset):  # os.environ is none of these
         return True
     return dataclasses.is_dataclass(x) or type(x).__name__ == "Namespace" or (_own(type(x)) and hasattr(x, "__dict__"))
 
 
 def _fields(x: Any) -> list[tuple[str, Any]]:
+    """List the fields of a dataclass, or the attributes of another object without the dunder names."""
     if dataclasses.is_dataclass(x):
         return [(field.name, getattr(x, field.name)) for field in dataclasses.fields(x) if hasattr(x, field.name)]
     return sorted((name, value) for name, value in getattr(x, "__dict__", {}).items() if not name.startswith("__"))
@@ -207,7 +221,7 @@ def _numbered(xs: Any) -> list[tuple[str, Any]]:
 
 
 def _held(function: types.FunctionType) -> list[tuple[str, Any]]:
-    """What a function closes over, and its defaults."""
+    """List the closure variables of a function, and its defaults."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     held = [(name, cell.cell_contents) for name, cell in cells if cell != types.CellType()]
     defaults = dict(enumerate(function.__defaults__ or ())) | (function.__kwdefaults__ or {})
@@ -215,14 +229,16 @@ def _held(function: types.FunctionType) -> list[tuple[str, Any]]:
 
 
 def _names(code: types.CodeType) -> set[str]:
+    """Collect the names of globals and attributes that code refers to, with those of nested functions."""
     inner = [_names(x) for x in code.co_consts if isinstance(x, types.CodeType)]
     return set(code.co_names).union(*inner)
 
 
 def _digest(code: types.CodeType) -> str:
-    """What code does, without where it stands and what it says of itself.
+    """Digest what code does, without its place in the file and its docstring.
 
-    A constant counts where it is taken, so a docstring, which Python keeps among the constants, counts nowhere.
+    A constant counts where an instruction loads it. So a docstring, which Python keeps among the constants, does not
+    count.
     """
     steps = [
         (step.opname, _constant(step.argval) if step.opcode in dis.hasconst else step.argrepr)
@@ -243,7 +259,7 @@ def _mark(text: str) -> str:
 
 
 def _own(x: Any) -> bool:
-    """Whether something is defined in code of the user's own, which is not installed."""
+    """Return True if an object is defined in the user's own code: not installed, not of the standard library."""
     module = x.__name__ if isinstance(x, types.ModuleType) else getattr(x, "__module__", None)
     root = str(module).partition(".")[0]
     if root == "sapwood" or root in sys.stdlib_module_names or root == "builtins":
@@ -253,7 +269,7 @@ def _own(x: Any) -> bool:
 
 
 def _name(x: Any) -> str:
-    """A name that a new version of a library keeps: its package, and what it is called there."""
+    """Return a name that survives a new version of a library: its top-level package and the qualified name."""
     name = getattr(x, "__qualname__", None) or getattr(x, "__name__", None)
     if name is None:
         return _name(type(x))
@@ -261,12 +277,15 @@ def _name(x: Any) -> str:
 
 
 def _array(x: Any) -> str:
-    """Shape, dtype and a digest; of a large array that of numbers here and there, for it may be a file's."""
+    """Describe an array by its shape, its dtype and a digest.
+
+    Of an array above `LARGE` elements, which may be mapped from a file, only a strided subset is digested.
+    """
     try:
         some = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
         if some.size > LARGE:
             some = some[tuple(slice(None, None, max(1, size // 16)) for size in some.shape)]
         mark = hashlib.blake2b(np.asarray(jax.device_get(some)).tobytes(), digest_size=8).hexdigest()
-    except (RuntimeError, TypeError):  # partly on other machines, or traced
+    except (RuntimeError, TypeError):  # partly on other machines, or a tracer
         mark = "somewhere"
     return f"{x.dtype}{list(x.shape)} {mark}"

@@ -1,8 +1,8 @@
-"""Logs of a run: rows of metrics as JSON lines, and as TensorBoard events.
+"""`JsonlLog`: the metrics of a run as JSON lines, one row a line.
 
-A row is a dict of numbers with a "step". Both logs are on disk as soon as `write` returns, and both take up a run
-that was interrupted: what was logged past the step it resumes from is taken back, so that the log is that of an
-unbroken run.
+A row is a dict of numbers with a "step". It is in the file as soon as `write` returns. When a run resumes, the rows
+past the step that it resumes from are cut off, so the log is that of an unbroken run. `TensorBoardLog` does the same
+for TensorBoard events.
 """
 
 import hashlib
@@ -18,16 +18,23 @@ import numpy as np
 from sapwood.core.errors import CheckpointError, DataError
 
 RUN = "run"
-"""The entry of a line that says of which run it is."""
+"""Key in each line for the id of the run."""
 
 
 class JsonlLog:
-    """Append rows to the file at `path`, one JSON object per line.
+    """Appends rows to a file, one JSON object a line.
 
-    `after` is the step a run resumes from: rows of later steps, and a line that was only half written, are cut off.
-    None starts a new log. With `run`, the id of a run, each line ends with it, and a log that another run has written
-    is a `CheckpointError`; `read_rows` leaves it out. NaN and the infinities, which JSON lacks, are written as strings
-    that `float` reads.
+    JSON has no NaN and no infinities: they are written as strings that `float` reads.
+
+    Args:
+        path: the file. Missing folders are made.
+        after: the step that a run resumes from: rows of later steps, and an incomplete last line, are cut off. None
+            starts a new log.
+        run: id of the run, written into each line; `read_rows` leaves it out. None writes no id.
+
+    Raises:
+        CheckpointError: the log has rows of a run with another id.
+        DataError: with ``after``, a line up to that step is not a JSON object.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
@@ -43,14 +50,14 @@ class JsonlLog:
         self.path, self.run = Path(path).expanduser(), run
         self.path.parent.mkdir(parents=True, exist_ok=True)
         keep = 0 if after is None else _length_until(self.path, after, run)
-        as_is = getattr(os, "O_BINARY", 0)  # Windows would write "\n" as two bytes
+        as_is = getattr(os, "O_BINARY", 0)  # without it Windows writes "\n" as two bytes
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | as_is, 0o666)
         os.ftruncate(self._file, keep)
         self._written = hashlib.sha256(self.path.read_bytes())
 
     @property
     def mark(self) -> str:
-        """What stands for all that the log holds: two logs have one mark where they hold the same bytes.
+        """Digest of everything in the log: SHA-256 in hexadecimal digits, equal for logs with the same bytes.
 
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
@@ -62,21 +69,21 @@ class JsonlLog:
         return self._written.hexdigest()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one row."""
+        """Append one row. If the disk is full this raises OSError, and no part of the row stays in the file."""
         row = {**row, RUN: self.run} if self.run is not None else row
         line = json.dumps({name: _plain(value) for name, value in row.items()}, allow_nan=False) + "\n"
         whole = data = line.encode()
         before = os.fstat(self._file).st_size
         try:
-            while data:  # one call for all of it, but for a disk that fills up half-way: then the next one raises
+            while data:  # one call, unless the disk fills up half-way: then the next call raises
                 data = data[os.write(self._file, data) :]
         except OSError:
-            os.ftruncate(self._file, before)  # or the next row, once there is room, would go on in the middle of this
+            os.ftruncate(self._file, before)  # else the next row would continue this incomplete line
             raise
         self._written.update(whole)
 
     def close(self) -> None:
-        """Close the file; a second time does nothing."""
+        """Close the file. A second call does nothing."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -89,15 +96,19 @@ class JsonlLog:
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a JSONL log, as `JsonlLog.write` was given them; a last line that is only half written is left out.
+    """Read the rows of a JSONL log, without the id of the run. An incomplete last line is left out.
 
-    Raises FileNotFoundError, and DataError naming the line that is no JSON object.
+    NaN and infinities are strings, as `JsonlLog` writes them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: a line is not a JSON object; the message has its number.
     """
     return [{name: x for name, x in row.items() if name != RUN} for row, _ in _rows(Path(path).expanduser())]
 
 
 def _rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """The rows, each with the offset at which it ends."""
+    """Yield each row with the offset of its end in bytes. An incomplete last line is left out."""
     end = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -114,7 +125,7 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def _length_until(path: Path, step: int, run: str | None) -> int:
-    """How many bytes of the log belong to the steps up to `step`."""
+    """Return the length in bytes of the log up to and including `step`."""
     keep = 0
     if path.exists():
         for row, end in _rows(path):
@@ -130,6 +141,7 @@ def _length_until(path: Path, step: int, run: str | None) -> int:
 
 
 def _plain(value: Any) -> Any:
+    """Convert a value to what JSON can hold; NaN and infinities become strings."""
     if isinstance(value, str) or value is None:
         return value
     if isinstance(value, dict):

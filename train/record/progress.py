@@ -1,4 +1,8 @@
-"""Progress: one line per row of metrics, and in a terminal a live bar with loss, metrics, steps/s and time left."""
+"""Progress: one line per row of metrics, and in a terminal a live bar with loss, metrics, steps/s and time left.
+
+The bar is drawn by rich, which is imported only if there is a terminal. If the terminal goes away, the run continues
+without a bar.
+"""
 
 import sys
 import time
@@ -11,7 +15,10 @@ from sapwood.runtime.terminal import is_terminal, say
 
 
 def number(x: Any) -> str:
-    """A metric in four significant digits, whatever its size; an array as its shape.
+    """Format a metric.
+
+    A float has four significant digits, or is a whole number from 10000 up to 1e7. An integer is shown in full, an
+    array as its shape.
 
     >>> number(0.123456), number(1e-5), number(12345.6), number(3), number(np.zeros((2, 2)))
     ('0.1235', '1e-05', '12346', '3', 'array(2, 2)')
@@ -24,7 +31,7 @@ def number(x: Any) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as a clock shows them.
+    """Format seconds as ``m:ss`` or ``h:mm:ss``.
 
     >>> clock(75), clock(3675)
     ('1:15', '1:01:15')
@@ -34,11 +41,11 @@ def clock(seconds: float) -> str:
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
-_PLACE = ("step", "epoch", "steps_per_second")
+_PLACE = ("step", "epoch", "steps_per_second")  # shown beside the metrics, not among them
 
 
 def describe(row: Mapping[str, Any]) -> str:
-    """The metrics of a row, in the order they came.
+    """Format the metrics of a row, in the order of the row, without step, epoch and rate.
 
     >>> describe({"step": 3, "loss": 0.5, "accuracy": 0.75})
     'loss 0.5  accuracy 0.75'
@@ -47,10 +54,17 @@ def describe(row: Mapping[str, Any]) -> str:
 
 
 class Progress:
-    """Reports a run of ``steps`` steps on ``out``: `advance` as steps are sent, `row` as metrics arrive.
+    """Reports the progress of a run: `advance` is called as steps are sent, `row` as metrics arrive.
 
-    In a terminal rich draws a bar below the rows; elsewhere each row is one plain line, so logs stay readable.
-    With ``quiet`` it shows nothing. Use it as a context manager: the bar is taken down whatever happens.
+    In a terminal rich draws a bar below the rows. Elsewhere each row is one plain line, so logs stay readable. Use it
+    as a context manager, so that the bar is removed also after an error.
+
+    Args:
+        steps: number of steps of the run.
+        epochs: number of epochs, shown in each line; None shows no epoch.
+        start: number of steps done before, in a resumed run.
+        out: stream that is written to; None is `sys.stdout`.
+        quiet: True shows nothing.
 
     >>> import io
     >>> out = io.StringIO()
@@ -79,7 +93,7 @@ class Progress:
         self._draw(lambda bar: bar.stop())
 
     def _draw(self, what: Callable[[Any], Any]) -> None:
-        """Do something to the bar, if there is one and its terminal is still there."""
+        """Call ``what`` with the bar, if there is one. The bar is dropped if its terminal is gone."""
         try:
             if self.bar is not None:
                 what(self.bar)
@@ -87,13 +101,16 @@ class Progress:
             self.bar = None
 
     def advance(self, step: int) -> None:
-        """Note that ``step`` steps were sent to the device; costs a comparison unless a bar is due to be drawn."""
+        """Note that ``step`` steps were sent to the device.
+
+        The bar is redrawn at most every 0.1 seconds; other calls cost one comparison.
+        """
         if self.bar is not None and (now := time.monotonic()) - self.drawn > 0.1:
             self.drawn = now
             self._draw(lambda bar: bar.update(self.task, completed=step, text=self.text))
 
     def say(self, text: str) -> None:
-        """Say something about the run, apart from its rows."""
+        """Print a message about the run that is not one of its rows."""
         if not self.quiet:
             say(f"sapwood: {text}")
 
@@ -115,12 +132,12 @@ class Progress:
 
 
 def _bar(out: TextIO) -> Any:
-    """A rich progress bar; rich is imported here because a run without a terminal never needs it."""
+    """Make a progress bar of rich. rich is imported here because a run without a terminal never needs it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 
     class Screen(Console):
-        def on_broken_pipe(self) -> None:  # rich's own ends the program
+        def on_broken_pipe(self) -> None:  # rich's own method ends the program
             raise BrokenPipeError
 
     class Rate(ProgressColumn):
@@ -133,12 +150,12 @@ def _bar(out: TextIO) -> Any:
 
     text = TextColumn("{task.fields[text]}")
     columns = BarColumn(bar_width=24), MofNCompleteColumn(), Rate(), TimeRemainingColumn(), text
-    # Four redraws a second: the thread that draws shares the processor with the one that sends steps.
+    # Four redraws a second: the drawing thread shares a processor with the thread that sends steps.
     return _WithPrint(Bar(*columns, console=Screen(file=out), refresh_per_second=4))
 
 
 class _WithPrint:
-    """A rich bar whose console's `print` writes above it."""
+    """A bar of rich with a method `print` that writes above it."""
 
     def __init__(self, bar: Any):
         self.bar = bar

@@ -1,4 +1,9 @@
-"""The directory of a run: its rows, its TensorBoard events and its checkpoints; nothing at all where none is wanted."""
+"""`Run`: the directory of a run, with its lock, its metric logs, its ``config.json`` and its checkpoints.
+
+`fit` uses one `Run`, also without a directory: then nothing is written. All processes call the same methods. Only the
+first process writes the logs and ``config.json``; all processes write checkpoints. The first process also names the
+run: its `id` is in the config, in each row and in each checkpoint, so files of two runs are told apart.
+"""
 
 import contextlib
 import uuid
@@ -25,13 +30,25 @@ from sapwood.train.state.restore import restored
 
 
 class Run:
-    """What `fit` writes to ``directory``, a path or a `Writer` (None writes nothing). A context manager: nobody else
-    writes there meanwhile, and leaving waits for what is under way. ``id`` names the run: in its config, rows and
-    checkpoints.
+    """Everything that `fit` writes to a directory, as a context manager.
 
-    Raises `ConfigError` for options that need a directory where there is none, and, on entering, `CheckpointError`
-    where another process writes there, or the directory holds the checkpoints of another run and ``resume`` does not
-    say to go on from them.
+    Entering locks the directory. Leaving waits for pending writes and releases the lock.
+
+    Args:
+        directory: path of the run directory, or a `Writer` that holds it already; None writes nothing.
+        resume: True continues from the checkpoints in the directory; "anyway" does so even if trainer or data changed.
+        keep: number of newest checkpoints that stay.
+        best: metric whose best checkpoint stays too, such as "max:accuracy"; None keeps none.
+
+    Attributes:
+        id: name of the run, a text; None before entering.
+        newest: step of the newest checkpoint, or None.
+        save_nonfinite: True also saves a state that is not finite.
+
+    Raises:
+        ConfigError: ``resume`` is invalid, or needs a directory.
+        CheckpointError: on entering, if another process writes to the directory, or if it holds checkpoints of an
+            earlier run and ``resume`` is False.
     """
 
     def __init__(self, directory: Any, *, resume: bool | str, keep: int, best: str | None):
@@ -45,7 +62,7 @@ class Run:
         self.logs: list[Any] = []
         self.notes: dict[str, Any] = {}
         self.id: str | None = None
-        self.rows: str | None = None  # what the log of rows was when the checkpoint was saved; None in what 0.1 wrote
+        self.rows: str | None = None  # `JsonlLog.mark` when the checkpoint was saved; None in files of 0.1
         self.save_nonfinite = False
         self.resume, self._held = resume, contextlib.ExitStack()
         if self.directory is None:
@@ -58,7 +75,7 @@ class Run:
             return self
         with contextlib.ExitStack() as held:
             held.enter_context(self.writer)
-            self.newest = max(self.checkpoints.candidates(), default=None)  # all processes start afresh, or none does
+            self.newest = max(self.checkpoints.candidates(), default=None)  # the same on all processes
             if self.newest is not None and not self.resume:
                 raise CheckpointError(
                     f"{self.directory} already holds a run (newest checkpoint: step {self.newest}); resume it "
@@ -75,11 +92,18 @@ class Run:
         self._held.__exit__(*error)
 
     def restore(self, shapes: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The state and info of the newest whole checkpoint, or None where there is none yet."""
+        """Read the newest whole checkpoint into the structure, dtypes and shardings of ``shapes``.
+
+        Returns:
+            The state, and the info that `save` was given; None if there is no checkpoint.
+
+        Raises:
+            CheckpointError: no checkpoint is whole, it is of another model, or the directory holds files of two runs.
+        """
         if self.checkpoints is None or self.newest is None:
             return None
         state, found = restored(self.checkpoints, shapes)
-        written = found.info.get("run")  # None in what 0.1 wrote
+        written = found.info.get("run")  # None in files of version 0.1
         if written is not None and self.noted("run") not in (None, written):
             raise CheckpointError(
                 f"{self.directory} holds two runs: config.json is of {self.noted('run')}, checkpoint {found.step} of "
@@ -91,27 +115,41 @@ class Run:
 
     @staticmethod
     def saved(directory: Any) -> Info | None:
-        """What the newest checkpoint that can be read says of itself; None where there is none."""
+        """Return the `Info` of the newest readable checkpoint in a run directory, or None if there is none."""
         checkpoints = Checkpoints(Path(directory or ".").expanduser() / "checkpoints")
         for step in reversed([] if directory is None else checkpoints.steps()):
-            with contextlib.suppress(CheckpointError):  # damaged, which `restore` says
+            with contextlib.suppress(CheckpointError):  # a damaged checkpoint: `restore` warns of it
                 return checkpoints.info(step)
         return None
 
     def best(self, shapes: Any, last: Any) -> Any:
-        """The state of the best checkpoint; the last state where that is the best, or no checkpoint has a number."""
+        """Return the state of the best checkpoint.
+
+        It is ``last`` if that is the best, or if no checkpoint has a number for the metric.
+        """
         assert self.checkpoints is not None
         self.checkpoints.wait()
         step = self.checkpoints.best()
         return last if step in (None, int(jax.device_get(last.step))) else restored(self.checkpoints, shapes, "best")[0]
 
     def wait(self) -> None:
-        """Wait until what is being saved is written."""
+        """Wait until the checkpoint under way is written."""
         if self.checkpoints is not None:
             self.checkpoints.wait()
 
     def save(self, step: int, state: Any, info: dict[str, Any], metrics: dict[str, Any]) -> None:
-        """Start to write a checkpoint. `CheckError` for a state that is not finite, unless `save_nonfinite`."""
+        """Start to write a checkpoint, and return before it is on disk.
+
+        Args:
+            step: step of the state.
+            state: the `TrainState`.
+            info: JSON-compatible values that `restore` returns.
+            metrics: metrics of the state; only single numbers are stored.
+
+        Raises:
+            CheckError: the state is not finite, and `save_nonfinite` is False.
+            CheckpointError: the directory was removed or taken over by another process, or cannot be written.
+        """
         assert self.checkpoints is not None
         if not self.save_nonfinite and (bad := not_finite(state)):
             kept = f"checkpoint {self.newest} is the newest" if self.newest is not None else "there is no checkpoint"
@@ -127,11 +165,14 @@ class Run:
         self.newest = step
 
     def noted(self, name: str) -> Any:
-        """What `note` wrote under a name, None where it did not."""
+        """Return the value that `note` wrote under a name, or None."""
         return (self._config() or {}).get(name)
 
     def note(self, name: str, value: Any) -> None:
-        """Write what the run has found out about itself into its ``config.json``, where it has one and it is news."""
+        """Write a value that the run found out about itself into its ``config.json``.
+
+        Does nothing if there is no ``config.json``, if the value is None, or if it is there already.
+        """
         if value is None or self.notes.get(name) == value or jax.process_index() > 0:
             return
         self.notes[name] = value
@@ -142,6 +183,7 @@ class Run:
             checksummed_json.write(self.directory / "config.json", {**config, name: value})
 
     def _config(self) -> dict[str, Any] | None:
+        """Read ``config.json``; None if it is missing or cannot be read."""
         try:
             return (
                 None if self.directory is None else checksummed_json.read(self.directory / "config.json", unsealed=True)
@@ -150,12 +192,21 @@ class Run:
             return None
 
     def begin(self, step: int | None) -> list[dict[str, Any]]:
-        """Open the logs of a fresh run (None), or of one that goes on from a step; returns the rows so far."""
+        """Open the logs.
+
+        Warns if the JSONL log does not hold the rows that it held when the checkpoint was saved.
+
+        Args:
+            step: the step that the run resumes from; None for a fresh run.
+
+        Returns:
+            The rows of the run so far, on the first process; an empty list on the others.
+        """
         if self.directory is None or jax.process_index() > 0:
             return []
         self.note("run", self.id)
         rows, events = self.directory / "metrics.jsonl", self.directory / "tensorboard"
-        killed = step is None and any(events.glob("events.*"))  # before its first checkpoint: all of it is taken back
+        killed = step is None and any(events.glob("events.*"))  # before its first checkpoint: drop all its events
         with self._writable():
             self.logs.append(JsonlLog(rows, after=step, run=self.id))
             self.logs.append(TensorBoardLog(events, after=0 if killed else step))
@@ -168,7 +219,7 @@ class Run:
         return [] if step is None else [{name: _number(x) for name, x in row.items()} for row in read_rows(rows)]
 
     def write(self, row: dict[str, Any]) -> None:
-        """Write one row to the logs; TensorBoard takes single numbers alone."""
+        """Write one row to the logs. TensorBoard gets single numbers only."""
         if not self.logs:
             return
         with self._writable():
@@ -177,6 +228,7 @@ class Run:
 
     @contextlib.contextmanager
     def _writable(self) -> Iterator[None]:
+        """Check that the lock is still held, and raise an OSError of the block as `CheckpointError`."""
         self.writer.check()
         try:
             yield
@@ -186,7 +238,7 @@ class Run:
 
 
 def new_id() -> str:
-    """A name for a run that no other has.
+    """Make a unique name for a run: 12 hexadecimal digits.
 
     >>> len(new_id())
     12
@@ -195,7 +247,7 @@ def new_id() -> str:
 
 
 def _number(x: Any) -> Any:
-    """A value as it was before it was written: JSON has no NaN and no infinity, so they are strings there."""
+    """Convert a value that was read from JSON back: a list to an array, a string to NaN or an infinity."""
     if isinstance(x, list):
         array = np.asarray(x)
         return array.astype(float) if array.dtype.kind == "U" else array

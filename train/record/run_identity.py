@@ -1,4 +1,9 @@
-"""Whether a run goes on as itself: what a checkpoint says of trainer and data, and what a resume finds changed."""
+"""Run identity: a description of trainer and data that a checkpoint stores, and that a resumed run is compared with.
+
+`identity` makes the description: nested JSON dicts from a part ("callbacks", "data", or a field of the trainer) to a
+path to a text. Paths that start with "code." hold digests of the user's own functions. `changes` lists the differences
+of two descriptions in words. `hold` raises for differences, unless the caller accepts them with ``resume="anyway"``.
+"""
 
 import dataclasses
 import hashlib
@@ -15,17 +20,27 @@ from sapwood.train.config import Config
 from sapwood.train.record.describe_settings import described
 
 SAMPLED = 8
-"""Examples of a data set that are read to know it again."""
+"""Number of examples that `sample` reads to recognize a data set."""
 
-_ELSEWHERE = ("mesh", "rules", "offload", "jit", "checks", "learning_rate")  # where it runs, and what is only logged
+_ELSEWHERE = ("mesh", "rules", "offload", "jit", "checks", "learning_rate")  # how it runs, or only logged
 ANYWAY = "anyway"
+"""Value of `fit(resume=)` that accepts every change."""
 
 
 def identity(trainer: Config, data: Dataset, validation: Dataset | None, callbacks: Sequence[Any]) -> dict[str, Any]:
-    """What makes a run this one, in JSON: everything of the trainer that decides numbers, and some of its data.
+    """Describe everything that decides the numbers of a run, as JSON-compatible nested dicts.
 
-    Of data sets a few examples are read; callbacks count where they are dataclasses. What is not seen: the code of
-    libraries, and what one's own code reaches in other ways than by name.
+    Of each data set only `SAMPLED` examples are read. Callbacks are included if they are dataclasses. Two things are
+    not seen: the code of libraries, and what the user's own code reaches other than by name.
+
+    Args:
+        trainer: the `Trainer`. All its fields count, except those in `_ELSEWHERE`.
+        data: the training data.
+        validation: the validation data, or None.
+        callbacks: the callbacks of `fit`.
+
+    Returns:
+        A dict from each part to its texts by path. "python" maps to the interpreter's cache tag, such as "cpython-313".
     """
     fields = [field.name for field in dataclasses.fields(trainer) if field.name not in _ELSEWHERE]
     parts = {name: described(getattr(trainer, name)) for name in fields}
@@ -37,13 +52,15 @@ def identity(trainer: Config, data: Dataset, validation: Dataset | None, callbac
 
 
 def model_changes(old: Mapping[str, Any] | None, trainer: Config) -> list[str]:
-    """What a checkpoint says of the model, its loss and its metrics, and is otherwise in this trainer, in words."""
+    """List in words how the trainer's model, loss, metrics and policy differ from the identity ``old`` of a checkpoint."""
     parts = {name: described(getattr(trainer, name)) for name in ("objective", "policy")}
     return changes(old, {"python": f"{sys.implementation.cache_tag}", **parts})
 
 
 def called(callback: Any) -> dict[str, str]:
-    """What a callback is, to know again whose memory was saved: a dataclass with its options, else the name.
+    """Describe a callback, so that a resumed run can tell whose saved memory is whose.
+
+    A dataclass is described by its name and its options, any other callback by its name.
 
     >>> from sapwood.train.callbacks import StopAt
     >>> called(StopAt("accuracy", 0.9))
@@ -54,7 +71,12 @@ def called(callback: Any) -> dict[str, str]:
 
 
 def sample(data: Dataset) -> dict[str, str]:
-    """A digest of some examples by entry, in the order of the data; none of an entry that reads otherwise each time.
+    """Digest `SAMPLED` examples of a data set, entry by entry, evenly spaced over its own order.
+
+    The examples are read twice. An entry that differs the second time is left out.
+
+    Returns:
+        A dict from the name of each entry to a text of its dtype, shape and digest.
 
     >>> import sapwood.data
     >>> one, other = (sapwood.data.load({"x": np.arange(9), "y": np.arange(9) * k}) for k in (1, 2))
@@ -73,7 +95,9 @@ def _mark(x: np.ndarray) -> str:
 
 
 def changes(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> list[str]:
-    """What a checkpoint says and is otherwise now, in words. What it does not say is not compared.
+    """List in words the differences between an earlier identity ``old`` and the present one ``new``.
+
+    Parts that ``old`` lacks are not compared. If ``old`` is not a mapping, the list is empty.
 
     >>> changes({"python": "", "clip": {"": "1.0"}}, {"python": "", "clip": {"": "2.0"}, "ema": {"": "None"}})
     ['clip was 1.0 and is now 2.0']
@@ -100,15 +124,19 @@ def _changed(part: str, old: dict[str, str], new: dict[str, str], same_python: b
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     values = [name for name in names if not name.startswith("code.")]
     code = [name for name in names if name.startswith("code.") and _counts(name, old, new)]
-    if not values and not same_python:  # another Python compiles the same text otherwise
+    if not values and not same_python:  # another Python version compiles the same source to other bytecode
         return []
     named = [_value(part, name, old, new) for name in values if not any(name.startswith(f"{x}.") for x in values if x)]
     return named or [_code(part, name, old, new) for name in code]
 
 
 def _counts(name: str, old: dict[str, str], new: dict[str, str]) -> bool:
-    """Whether to say a change: a constant of one side alone is used by code that is otherwise, which is said; but for
-    what one side's container has more."""
+    """Return True if a difference at this path of "code." is reported.
+
+    Digests of functions, and constants that both sides have, are always reported. A constant that only one side has is
+    normally skipped: the code that refers to it has changed, and that is reported already. It is reported if it is an
+    item of a container that both sides have.
+    """
     if (name in old and name in new) or old.get(name, new.get(name, "")).startswith("code "):
         return True
     outer = name.rpartition(".")[0]
@@ -116,7 +144,7 @@ def _counts(name: str, old: dict[str, str], new: dict[str, str]) -> bool:
 
 
 def _value(part: str, name: str, old: dict[str, str], new: dict[str, str]) -> str:
-    """A part that is otherwise, called by its own name and that of what holds it."""
+    """Describe a changed setting by its own name and that of the object that holds it."""
     outer, _, last = name.rpartition(".")
     holder = new.get(outer, old.get(outer, "")).rpartition(":")[2].partition(".<locals>")[0] if outer else ""
     what = f"{part}: {last} of {holder}" if holder else f"{part}{f': {name}' if name else ''}"
@@ -125,19 +153,22 @@ def _value(part: str, name: str, old: dict[str, str], new: dict[str, str]) -> st
 
 
 def _code(part: str, name: str, old: dict[str, str], new: dict[str, str]) -> str:
+    """Describe a changed function, or a changed constant that a function refers to."""
     called = name.removeprefix("code.")
     was, now = (texts.get(name, "not there") for texts in (old, new))
-    if not old.get(name, now).startswith("code "):  # a constant beside it
+    if not old.get(name, now).startswith("code "):  # a constant that the code refers to
         return f"{part}: {called} was {was} and is now {now}"
     state = "is another" if name in old and name in new else "is new" if name in new else "is no longer used"
     return f"{part}: the code of {called} {state}"
 
 
 def _plain(text: str) -> str:
+    """Return the outer function's name if the text names a local function, and the text itself otherwise."""
     return text.rpartition(":")[2].partition(".<locals>")[0] if ".<locals>" in text else text
 
 
 def _data(part: str, name: str, old: str | None, new: str | None) -> str:
+    """Describe a changed data set, by its number of examples or by one of its entries."""
     where = "the data" if part == "data" else "the validation data"
     if name == "examples":
         return f"{where} had {old or 'no'} examples and now {new or 'none'}"
@@ -149,7 +180,20 @@ def _data(part: str, name: str, old: str | None, new: str | None) -> str:
 
 
 def hold(run: Any, old: Mapping[str, Any] | None, new: Mapping[str, Any], resume: bool | str) -> list[str]:
-    """The changes, where they are meant (``resume="anyway"``), or none; `ConfigError` for any that are not."""
+    """Compare the identity of a run with that of its checkpoint, and return the differences that the user accepts.
+
+    Args:
+        run: directory of the run, for the message.
+        old: identity in the checkpoint, or None if it has none.
+        new: identity now.
+        resume: the option of `fit`; "anyway" accepts all differences.
+
+    Returns:
+        The differences in words, as `changes` lists them.
+
+    Raises:
+        ConfigError: there are differences, and ``resume`` is not "anyway".
+    """
     found = changes(old, new)
     if found and resume != ANYWAY:
         more = f", and {len(found) - 4} more" if len(found) > 4 else ""

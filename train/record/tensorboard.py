@@ -1,4 +1,8 @@
-"""Rows of metrics as TensorBoard events."""
+"""`TensorBoardLog`: rows of metrics as TensorBoard event files.
+
+The file format is written by hand here, in forty lines. tensorboardX imports PyTorch if that is installed (2 s).
+TensorBoard's own writer brings 50 MB, and imports TensorFlow if that is installed; so does flax's.
+"""
 
 import math
 import os
@@ -13,11 +17,12 @@ import numpy as np
 
 
 class TensorBoardLog:
-    """Write the numbers of each row as TensorBoard scalars, into a new event file in `directory`.
+    """Writes the numbers of each row as TensorBoard scalars, into a new event file.
 
-    `after` is the step a run resumes from: TensorBoard then drops what earlier files have of later steps.
-    The format is forty lines, so they are here: tensorboardX imports PyTorch where it is installed (2 s),
-    TensorBoard's own writer brings 50 MB and imports TensorFlow where that is installed, as flax's does.
+    Args:
+        directory: folder of the event file; made if missing.
+        after: the step that a run resumes from: TensorBoard then drops later steps of earlier files. None drops
+            nothing.
 
     >>> import tempfile
     >>> with TensorBoardLog(tempfile.mkdtemp()) as log:
@@ -31,10 +36,10 @@ class TensorBoardLog:
         self._file = (directory / name).open("xb", buffering=0)
         self._event(_field(3, b"brain.Event:2"))
         if after is not None:
-            self._event(_field(2, after + 1) + _field(7, _field(1, 1)))  # a SessionLog START takes back what follows
+            self._event(_field(2, after + 1) + _field(7, _field(1, 1)))  # a SessionLog START drops later steps
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Write one row; what is no single number is left out."""
+        """Write one row as an event of its "step". Values that are not single numbers are left out."""
         values = b""
         for name, value in row.items():
             left_out = isinstance(value, (str, bool, np.bool_, dict, list, tuple, type(None))) or np.size(value) != 1
@@ -44,12 +49,13 @@ class TensorBoardLog:
         self._event(_field(2, int(row["step"])) + _field(5, values))
 
     def _event(self, fields: bytes) -> None:
+        """Write one event, with the wall time in front of its encoded ``fields``, as a TFRecord."""
         event = b"\x09" + struct.pack("<d", time.time()) + fields
         head = struct.pack("<Q", len(event))
         self._file.write(head + _masked_crc(head) + event + _masked_crc(event))
 
     def close(self) -> None:
-        """Close the file; a second time does nothing."""
+        """Close the file. A second call does nothing."""
         self._file.close()
 
     def __enter__(self) -> "TensorBoardLog":
@@ -60,15 +66,18 @@ class TensorBoardLog:
 
 
 def _float32(value: Any) -> bytes:
-    """A number in the format's four bytes; infinity for one that they do not hold, such as a large perplexity."""
-    if isinstance(value, int) and abs(value) > 10**38:  # for NumPy an error where it is no float64 either
+    """Encode a number as float32 in four bytes, little-endian.
+
+    A number beyond float32, such as a large perplexity, becomes infinity.
+    """
+    if isinstance(value, int) and abs(value) > 10**38:  # NumPy raises if it does not fit into float64 either
         value = math.copysign(math.inf, 1 if value > 0 else -1)
     with np.errstate(over="ignore"):
         return np.array(value, "<f4").tobytes()
 
 
 def _field(number: int, value: int | bytes) -> bytes:
-    """One protocol buffer field, a varint or a length-delimited one."""
+    """Encode one field of a protocol buffer: an integer as a varint, bytes with their length."""
     if isinstance(value, int):
         return _varint(number << 3) + _varint(value)
     return _varint(number << 3 | 2) + _varint(len(value)) + value
@@ -95,7 +104,7 @@ _CRC = _crc_table()
 
 
 def _masked_crc(data: bytes) -> bytes:
-    """CRC-32C as TFRecord files mask it."""
+    """Compute the CRC-32C of data, masked as in TFRecord files."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _CRC[(crc ^ byte) & 255] ^ crc >> 8

@@ -1,9 +1,9 @@
-"""The one writer of a run directory: a lock of the operating system, and a record of who holds it.
+"""`Writer`: a lock that lets one process write to a run directory, and a record of who holds it.
 
-The lock ends with the process that holds it, also where that is killed, so a killed run leaves nothing that a person
-has to clear away. Some file systems that machines share keep locks within each machine only. So the writer also
-touches its record every `BEAT` seconds, and who finds the record of another machine waits up to `PATIENCE` seconds: a
-touch says that the writer lives, none that it is gone. No clocks of two machines are compared.
+The operating system releases the lock when its process ends, even by a kill. So a killed run leaves nothing to clean up
+by hand. On some file systems that machines share, locks hold within one machine only. So the writer also touches its
+record every `BEAT` seconds. A process that finds the record of another machine waits up to `PATIENCE` seconds: a touch
+in that time means that the writer is alive, no touch that it is gone. Clocks of two machines are never compared.
 """
 
 import contextlib
@@ -36,14 +36,19 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 class Writer:
-    """A run directory that nobody else may write to meanwhile: a context manager, which may be entered again inside.
+    """Exclusive right to write to a run directory: a context manager, which may be entered again while it is held.
 
-    It stands for the directory's path (`os.fspath`), so `fit(run=writer)` writes to a directory that is held already.
-    Of several processes the first one holds it for all. The directory is made if need be, and removed again at the end
-    if it was made and is empty.
+    It converts to the path of the directory (`os.fspath`), so `fit(run=writer)` writes to a directory that is locked
+    already. With several processes the first one holds the lock for all. A missing directory is made; it is removed at
+    the end if it is still empty.
 
-    Raises `ConfigError` for a path that can be none; entering raises `CheckpointError` where another process writes to
-    the directory, with its host, number and start.
+    Args:
+        directory: path of the run directory.
+
+    Raises:
+        ConfigError: the path cannot be a run directory.
+        CheckpointError: on entering, if another process writes to the directory (the message has its host, process id
+            and start time), or if the directory cannot be written.
 
     >>> import tempfile
     >>> directory = tempfile.mkdtemp()
@@ -79,7 +84,7 @@ class Writer:
             self._give_back()
 
     def check(self) -> None:
-        """`CheckpointError` where the directory was removed, or taken by another, since it was entered."""
+        """Raise `CheckpointError` if the directory was removed or taken over by another process since entering."""
         found = self._read()
         if found is None:
             raise CheckpointError(
@@ -116,7 +121,10 @@ class Writer:
         threading.Thread(target=self._beat, name="sapwood-writer", daemon=True).start()
 
     def _lock_now(self) -> bool:
-        """Whether the lock is ours now, or there are no locks on this file system."""
+        """Try to take the lock, and return False if another process holds it.
+
+        Returns True also on a file system without locks.
+        """
         import filelock
 
         lock = filelock.FileLock(self.directory / LOCK, thread_local=False)
@@ -132,7 +140,13 @@ class Writer:
         return True
 
     def _await_the_end_of(self, before: dict[str, Any]) -> None:
-        """Go on where the writer of this record is gone; `CheckpointError` where it lives."""
+        """Wait until the writer of the record ``before`` counts as gone, then remove the record.
+
+        If this process holds the lock and the record is of this machine, that writer is gone already.
+
+        Raises:
+            CheckpointError: the writer touches its record, so it is alive.
+        """
         if self._lock is None or before.get("machine") != machine():
             touched = self._touched()
             say(
@@ -147,20 +161,22 @@ class Writer:
         (self.directory / RECORD).unlink(missing_ok=True)
 
     def _touched(self) -> int | None:
+        """Return the time of the last touch in nanoseconds, or None if it cannot be read."""
         with contextlib.suppress(OSError), (self.directory / RECORD).open("rb") as file:
-            return os.fstat(file.fileno()).st_mtime_ns  # of an open file: NFS asks the server for it
+            return os.fstat(file.fileno()).st_mtime_ns  # stat of an open file, for which NFS asks the server
         return None
 
     def _write(self) -> None:
         record = {"host": socket.gethostname(), "pid": os.getpid(), "machine": machine(), "token": self._token,
                   "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}  # fmt: skip
         try:
-            with (self.directory / RECORD).open("x", encoding="utf-8") as file:  # another may have been as quick
+            with (self.directory / RECORD).open("x", encoding="utf-8") as file:  # "x": another may be as quick
                 file.write(json.dumps(record, indent=2) + "\n")
         except FileExistsError:
             raise self._busy(self._read_soon()) from None
 
     def _read(self) -> dict[str, Any] | None:
+        """Read the record: None if there is none, an empty dict if it cannot be read or is not complete."""
         try:
             found = json.loads((self.directory / RECORD).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -170,7 +186,7 @@ class Writer:
         return found if isinstance(found, dict) and {"token", "host", "pid", "since"} <= found.keys() else {}
 
     def _read_soon(self) -> dict[str, Any]:
-        """The record of a writer that may not have written it to its end yet."""
+        """Read the record of a writer that may still be writing it: wait up to one second for all of it."""
         for _ in range(20):
             if found := self._read():
                 return found
@@ -185,8 +201,9 @@ class Writer:
         )
 
     def _beat(self) -> None:
+        """Touch the record every `BEAT` seconds until the lock is released; runs in a thread."""
         while not self._ended.wait(BEAT):
-            with contextlib.suppress(OSError, CheckpointError):  # which the next `check` says
+            with contextlib.suppress(OSError, CheckpointError):  # the run's next `check` raises it
                 self.check()
                 os.utime(self.directory / RECORD)
 
@@ -196,18 +213,18 @@ class Writer:
             if (self._read() or {}).get("token") == self._token:
                 (self.directory / RECORD).unlink()
         if self._lock is not None:
-            with contextlib.suppress(OSError):  # Windows removes no open file
-                (self.directory / LOCK).unlink()  # while it is held: who waits for it sees that it is gone
+            with contextlib.suppress(OSError):  # Windows cannot remove an open file
+                (self.directory / LOCK).unlink()  # while held, so a waiting process sees that it is gone
             self._lock.release()
             self._lock = None
         if self._made:
-            with contextlib.suppress(OSError):  # it is not empty
+            with contextlib.suppress(OSError):  # the directory is not empty
                 self.directory.rmdir()
 
 
 @functools.cache
 def machine() -> str:
-    """What tells this machine, as long as it runs, from others; also where two have one name."""
+    """Identify this machine until it restarts, also among machines of the same name."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()}-{uuid.getnode():x}"
