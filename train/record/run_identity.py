@@ -52,7 +52,7 @@ def identity(trainer: Config, data: Dataset, validation: Dataset | None, callbac
 
 
 def model_changes(old: Mapping[str, Any] | None, trainer: Config) -> list[str]:
-    """List in words how the trainer's model, loss, metrics and policy differ from the identity ``old`` of a checkpoint."""
+    """List in words how the trainer's model, loss, metrics and policy differ from a checkpoint's identity ``old``."""
     parts = {name: described(getattr(trainer, name)) for name in ("objective", "policy")}
     return changes(old, {"python": f"{sys.implementation.cache_tag}", **parts})
 
