@@ -1,11 +1,13 @@
-"""Callbacks: what looks at a run after each row of metrics, and may end it or change its state.
+"""Callbacks: functions that `fit` calls after each row of metrics, and that may end the run or change its state.
 
-A callback is any function ``callback(event, memory) -> bool | TrainState | None``. True ends the run. A state is one to
-go on with: ``event.state.replace(...)`` with arrays of the same shapes, dtypes and places, the same on each of several
-processes; ``best`` measures what was before, and a checkpoint with other parameters than were measured is not the best.
-``memory`` is its own dict of JSON values, empty at first, kept by the loop and saved in every checkpoint, so
-a resumed run goes on as if unbroken. Each of several processes calls its own, and what the first one's say of the end
-holds for all.
+A callback is any function ``callback(event, memory) -> bool | TrainState | None``. True ends the run. A `TrainState`
+replaces the state of the run: ``event.state.replace(...)`` with arrays of the same shapes, dtypes and shardings, equal
+on all processes. The metrics of the row are those of the state before the change, and `fit(best=)` goes by that state:
+a checkpoint whose model has changed since it was measured is never the best.
+
+``memory`` is a dict of JSON values for each callback, empty at first. `fit` saves it in every checkpoint, so a resumed
+run continues as if unbroken. Each process calls its own callbacks. The first process decides for all whether the run
+ends.
 """
 
 import dataclasses
@@ -22,16 +24,21 @@ from sapwood.core.messages import nearest
 from sapwood.train.optimizers.learning_rate import multiplied
 from sapwood.train.state.train_state import TrainState
 
-_LOADED = time.time()  # stands for the beginning where there is no `fit`, but a loop of one's own
+_LOADED = time.time()  # default of `Event.begun`, for loops of one's own without `fit`
 
 
 @dataclasses.dataclass(frozen=True)
 class Event:
     """One row of metrics, as a callback sees it.
 
-    ``step`` batches are done (of ``steps``), ``epoch`` is counted from 1, and ``epoch_end`` says whether this row
-    closes it (then ``row`` holds the validation metrics too). ``state`` is the `TrainState` after ``step``: read it
-    before returning, its buffers are reused by the next step. ``begun`` is when this `fit` began, as `time.time` says.
+    Attributes:
+        step: number of batches done.
+        steps: number of batches of the whole run.
+        epoch: the epoch of this row, counted from 1.
+        epoch_end: True if this row closes the epoch; ``row`` then holds the validation metrics too.
+        row: the metrics by name, with "step" and "epoch".
+        state: the `TrainState` after ``step``. Read it before the callback returns: the next step reuses its buffers.
+        begun: when this `fit` began, in seconds as from `time.time`.
     """
 
     step: int
@@ -44,7 +51,7 @@ class Event:
 
 
 class Callback(Protocol):
-    """Anything callable like this; a plain function will do.
+    """Protocol of callbacks; a plain function with these arguments is one.
 
     >>> def stop_when_good(event, memory):
     ...     return event.row["loss"] < 0.1
@@ -56,7 +63,16 @@ class Callback(Protocol):
 
 
 def value(row: Mapping[str, Any], name: str, who: str) -> float:
-    """A metric of a row by name; `ConfigError` with the nearest names if it is not there, or no single number."""
+    """Return a metric of a row as a float.
+
+    Args:
+        row: the row of metrics.
+        name: name of the metric.
+        who: name of the callback, for the message.
+
+    Raises:
+        ConfigError: the row has no such metric (the message has the nearest names), or it is not a single number.
+    """
     if name not in row:
         raise ConfigError(
             f"{who} watches {name!r}, but the row has no such metric{nearest(name, row)} "
@@ -68,7 +84,13 @@ def value(row: Mapping[str, Any], name: str, who: str) -> float:
 
 
 def better(new: float, best: float, mode: str, by: float = 0.0) -> bool:
-    """Whether ``new`` beats ``best`` by more than ``by``; NaN never does.
+    """Return True if a value of a metric is better than the best one so far. NaN never is.
+
+    Args:
+        new: the value.
+        best: the best value so far.
+        mode: "max" if larger is better, "min" if smaller is.
+        by: amount by which ``new`` must be better.
 
     >>> better(0.9, 0.8, "max"), better(float("nan"), 1.0, "min")
     (True, False)
@@ -77,7 +99,10 @@ def better(new: float, best: float, mode: str, by: float = 0.0) -> bool:
 
 
 def check(callbacks: Any) -> tuple[Callback, ...]:
-    """The callbacks that `fit` was given; `ConfigError` where they cannot be, before anything has run.
+    """Check the callbacks given to `fit`, before anything runs, and return them as a tuple.
+
+    Raises:
+        ConfigError: this is not a sequence, or an item is a class or not callable.
 
     >>> check([EarlyStopping])
     Traceback (most recent call last):
@@ -101,12 +126,20 @@ def _check_mode(callback: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
-    """End the run when ``monitor`` has not improved by more than ``delta`` for ``patience`` epochs in a row.
+    """Ends the run when a metric has not improved for some epochs in a row.
 
-    ``mode`` is "min" or "max". With ``restore`` the run ends with the state where ``monitor`` was best, not with the
-    last one, as `fit(best="min:validation_loss")` does. Looks at the rows that close an epoch. (Prechelt 1998, "Early
-    stopping, but when?")
-    Raises `ConfigError` for another mode, a patience below 1, or a metric that is not in the row.
+    It looks only at rows that close an epoch. (Prechelt 1998, "Early stopping, but when?")
+
+    Attributes:
+        monitor: name of the metric.
+        patience: number of epochs in a row without improvement that end the run; at least 1.
+        mode: "min" if smaller is better, "max" if larger is.
+        delta: an improvement must be larger than this.
+        restore: True ends the run with the state where ``monitor`` was best, as `fit(best="min:validation_loss")` does;
+            False ends it with the last state.
+
+    Raises:
+        ConfigError: ``mode`` or ``patience`` is invalid, or the row has no such metric.
 
     >>> stop, memory = EarlyStopping("validation_loss", patience=1), {}
     >>> [stop(Event(1, 9, 1, True, {"validation_loss": x}, None), memory) for x in (0.5, 0.4, 0.6)]
@@ -139,14 +172,25 @@ class EarlyStopping:
 
 @dataclasses.dataclass(frozen=True)
 class ReduceOnPlateau:
-    """Multiply the learning rate by ``factor`` where ``monitor`` has not improved by more than ``delta`` for
-    ``patience`` epochs in a row, as Keras's ReduceLROnPlateau does.
+    """Multiplies the learning rate by a factor when a metric no longer improves, as Keras's ReduceLROnPlateau does.
 
-    ``mode`` is "min" or "max". After that, ``cooldown`` epochs are not counted; the rate does not fall below ``least``.
-    The optimizer has to hold its rate, as `optax.inject_hyperparams` makes it, for instance
-    ``optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)``. (`optax.contrib.reduce_on_plateau` is a part of the
-    optimizer that counts steps, and sees the loss of each training batch alone.) Raises `ConfigError` for another
-    optimizer, one whose rate is a schedule, a factor or patience that cannot be, or a metric that is not in the row.
+    The optimizer must hold its rate in its state. `optax.inject_hyperparams` makes such an optimizer, for instance
+    ``optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)``. (`optax.contrib.reduce_on_plateau` is different: it is
+    a part of the optimizer, counts steps, and sees only the loss of each training batch.)
+
+    Attributes:
+        monitor: name of the metric.
+        factor: factor for the rate, between 0 and 1.
+        patience: number of epochs in a row without improvement before the rate falls; at least 1.
+        mode: "min" if smaller is better, "max" if larger is.
+        delta: an improvement must be larger than this.
+        cooldown: epochs after a change of the rate until epochs without improvement count again; the last of them
+            counts, as in Keras.
+        least: the rate does not fall below this.
+
+    Raises:
+        ConfigError: ``mode``, ``factor`` or ``patience`` is invalid, the row has no such metric, or the optimizer does
+            not hold its rate or has a schedule for it.
 
     >>> import jax.numpy as jnp, optax
     >>> tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
@@ -175,7 +219,8 @@ class ReduceOnPlateau:
             return None
         new = value(event.row, self.monitor, "ReduceOnPlateau")
         if not memory:
-            multiplied(event.state.opt_state, 1.0, 0.0, "ReduceOnPlateau")  # says at once where it cannot
+            # Raises at once if the rate cannot be changed.
+            multiplied(event.state.opt_state, 1.0, 0.0, "ReduceOnPlateau")
             memory.update(best=None, waited=0, cooling=0)
         resting = memory["cooling"] > 1
         memory["cooling"] = max(memory["cooling"] - 1, 0)
@@ -193,7 +238,12 @@ class ReduceOnPlateau:
 
 @dataclasses.dataclass(frozen=True)
 class StopAt:
-    """End the run as soon as ``monitor`` reaches ``target`` ("max": at least, "min": at most).
+    """Ends the run as soon as a metric reaches a target.
+
+    Attributes:
+        monitor: name of the metric. One that starts with "validation_" is read only at the end of an epoch.
+        target: the value to reach.
+        mode: "max" stops at ``target`` or above, "min" at ``target`` or below.
 
     >>> StopAt("accuracy", 0.9)(Event(1, 9, 1, True, {"accuracy": 0.95}, None), {})
     True
@@ -215,23 +265,25 @@ class StopAt:
 
 @dataclasses.dataclass(frozen=True)
 class TimeLimit:
-    """End the run after ``seconds`` of wall time, compiling and earlier parts of a resumed run counted.
+    """Ends the run after some seconds of wall time, which include compilation and earlier parts of a resumed run.
 
-    A limit in time makes the length of a run depend on the machine; use `StopAt` or ``steps`` where it must not.
+    With this the length of a run depends on the machine. Use `StopAt`, or ``steps`` of `fit`, if it must not.
     """
 
     seconds: float
 
     def __call__(self, event: Event, memory: dict[str, Any]) -> bool:
         now = time.time()
-        since = memory["last"] if memory.get("begun") == event.begun else event.begun  # another `fit` was resumed
+        since = memory["last"] if memory.get("begun") == event.begun else event.begun  # the first row of this `fit`
         memory.update(spent=memory.get("spent", 0.0) + now - since, last=now, begun=event.begun)
         return memory["spent"] >= self.seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class OnEpoch:
-    """Call ``function(event)`` at the end of each ``every``-th epoch: to draw samples, say. Its result is ignored.
+    """Calls ``function(event)`` at the end of each ``every``-th epoch, for instance to draw samples.
+
+    The result of ``function`` is ignored.
 
     >>> OnEpoch(lambda event: print("epoch", event.epoch))(Event(1, 9, 1, True, {}, None), {})
     epoch 1

@@ -1,1 +1,1 @@
-"""What an optax optimizer needs to work on stacked models, and the learning rate of a step."""
+"""Adapters with which optax optimizers work on scanned (stacked) models, and the learning rate of a step."""

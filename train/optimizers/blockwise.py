@@ -1,9 +1,10 @@
-"""An optimizer that sees a scanned stack as its blocks.
+"""`blockwise`: an optimizer for scanned models that treats each block of a stack as in the unrolled model.
 
-Many optimizers look at a parameter's rank, norm, shape or name: Muon and a mask for weight decay at its rank, LAMB and
-LARS at its norm, Adafactor at its shape. A scanned stack holds a parameter of all its blocks in one array, whose rank,
-norm and shape are no block's. So the optimizer is given the unrolled model's tree, and sums over that tree are what
-they were. Parameters, gradients and the optimizer's state stay stacked; `core.rolled` says how the program stays short.
+Many optimizers depend on a parameter's rank, norm, shape or name: Muon and a mask for weight decay on the rank, LAMB
+and LARS on the norm, Adafactor on the shape. A scanned stack holds a parameter of all its blocks in one array, whose
+rank, norm and shape differ from a block's. So the optimizer gets the tree of the unrolled model; sums over that tree
+are then unchanged too. Parameters, gradients and the optimizer state stay stacked. `stacked_program` keeps the compiled
+program short.
 """
 
 from collections.abc import Callable
@@ -20,16 +21,16 @@ from sapwood.train.optimizers.stacked_program import rolled
 
 
 def blockwise(optimizer: Any, params: Any) -> optax.GradientTransformationExtraArgs:
-    """The optimizer for stacked parameters, doing to each block what it would do to the unrolled model's.
+    """Wrap an optimizer for stacked parameters: it does to each block what it would do in the unrolled model.
 
-    `Trainer` does this by itself; it is for loops of one's own over models with `L.Scan` or `L.Vmap`. The state has the
-    structure that the optimizer gives it, with the leaves of all blocks in one where they are alike: Adam's is the same
-    as without, and `parallel.opt_shardings` takes it. Functions among the extra arguments of ``update``, such as
-    ``value_fn``, are given and give back stacked parameters, and so may other arguments be.
+    `Trainer` does this by itself. Use it in a loop of your own over a model with `L.Scan` or `L.Vmap`. The optimizer
+    state keeps its structure; leaves that are alike in all blocks of a stack become one stacked leaf. So Adam's state
+    is the same as without `blockwise`, and `parallel.opt_shardings` accepts it. Extra arguments of ``update`` may be
+    trees of stacked parameters. Functions among them, such as ``value_fn``, take and return stacked parameters.
 
     Args:
-      optimizer: any optax transformation.
-      params: the tree of `Param` of ``sw.spec(...).params``, or the part of it that trains.
+        optimizer: any optax transformation.
+        params: the tree of `Param` of ``sw.spec(...).params``, or its trainable part.
 
     >>> import jax.numpy as jnp, sapwood as sw
     >>> from sapwood import layers as L
@@ -47,7 +48,10 @@ def blockwise(optimizer: Any, params: Any) -> optax.GradientTransformationExtraA
 
 
 def seen(optimizer: Any, stacks: Stacks) -> optax.GradientTransformationExtraArgs:
-    """`blockwise` for what `stacks` gave; the optimizer itself where nothing is stacked or it is elementwise."""
+    """Wrap an optimizer as `blockwise` does, for stacks that `core.unrolled_trees.stacks` has found.
+
+    Returns the optimizer itself if nothing is stacked, or if it is elementwise.
+    """
     optimizer = optax.with_extra_args_support(optimizer)
     if not stacks or is_elementwise(optimizer):
         return optimizer
@@ -56,15 +60,17 @@ def seen(optimizer: Any, stacks: Stacks) -> optax.GradientTransformationExtraArg
 
 
 class Blockwise(optax.GradientTransformationExtraArgs):
-    """What `blockwise` gives; `parallel.opt_shardings` knows it by `blocks`."""
+    """An optimizer made by `blockwise`. `parallel.opt_shardings` recognizes it by its attribute `blocks`."""
 
     @property
     def blocks(self) -> tuple[Any, Stacks]:
-        """The optimizer, and what is stacked."""
+        """The wrapped optimizer, and the stacks of its parameters."""
         return self.init.__self__.optimizer, self.init.__self__.stacks  # type: ignore[attr-defined]
 
 
 class _Blocks:
+    """The functions `init` and `update` of a `Blockwise` optimizer."""
+
     def __init__(self, optimizer: Any, stacks: Stacks):
         self.optimizer, self.stacks = optimizer, stacks
 
@@ -90,7 +96,7 @@ class _Blocks:
         return View(blocks_of(params, self.stacks), self.stacks)
 
     def _state_view(self, state: Any, params: Any) -> View:
-        """How the optimizer's state lies. ConfigError for a state that is no such."""
+        """Return the `View` of an optimizer state, or raise `ConfigError` if it does not fit the stacked parameters."""
         view = View(jax.eval_shape(self.optimizer.init, blocks_of(params, self.stacks)), self.stacks)
         given = [np.shape(x) for x in jax.tree.leaves(state)]
         if jax.tree.structure(state) != view.stacked or given != view.shapes:
@@ -101,16 +107,17 @@ class _Blocks:
         return view
 
     def _run(self, function: Callable[..., Any], views: list[View], *trees: Any) -> Any:
-        if all(slot.stack is None for view in views for slot in view.slots):  # what trains is no stack
+        if all(slot.stack is None for view in views for slot in view.slots):  # no stack among these trees
             return function(*trees)
         if not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return rolled(function, views, self.stacks)(*trees)
-        result = function(*(view.unfold(tree) for view, tree in zip(views, trees, strict=True)))  # arrays to look at
+        # Without jit the function gets concrete arrays, which one can look at.
+        result = function(*(view.unfold(tree) for view, tree in zip(views, trees, strict=True)))
         return View(result, self.stacks).fold(result)
 
 
 def _between(function: Callable[..., Any], view: View) -> Callable[..., Any]:
-    """A function of stacked parameters as one of unrolled ones; what else it takes and gives is as it is."""
+    """Convert a function of stacked trees into one of unrolled trees. Other arguments and results pass unchanged."""
 
     def run(*args: Any, **options: Any) -> Any:
         result = function(*map(stacked, args), **{name: stacked(x) for name, x in options.items()})

@@ -1,7 +1,7 @@
-"""Optimizers that treat each number alone, whatever array it lies in: they do the same to a stack as to its blocks.
+"""`is_elementwise`: recognizes optimizers that treat each number by itself, and so need no `blockwise`.
 
-They are known by name, as nothing else tells: an optimizer may look at a rank, a norm or a path in Python. What is not
-known is given the blocks (`sapwood.train.optimizers.blockwise`), so a name too few here costs time, and never a number.
+They are recognized by name. There is no other way: an optimizer may look at a rank, a norm or a path in Python. All
+others go through `blockwise`. So a name that is missing here costs time, but never changes a number.
 """
 
 import inspect
@@ -13,13 +13,13 @@ KNOWN = {
     "add_decayed_weights", "clip", "ema", "identity", "scale", "scale_by_adam", "scale_by_adamax", "scale_by_amsgrad",
     "scale_by_belief", "scale_by_lion", "scale_by_rms", "scale_by_rss", "scale_by_schedule", "scale_by_sign",
     "scale_by_stddev", "scale_by_yogi", "trace",
-    "clip_by_global_norm",  # by one number, of all there is
+    "clip_by_global_norm",  # one factor for the whole tree
 }  # fmt: skip
-"""Functions of optax whose `update` treats each number alone."""
+"""Functions of optax whose `update` treats each number by itself."""
 
 
 def is_elementwise(optimizer: Any) -> bool:
-    """Whether an optax transformation is one of `KNOWN`, or a chain of such.
+    """Return True if an optax transformation is one of `KNOWN`, or a chain of them.
 
     >>> import optax
     >>> is_elementwise(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)))
@@ -31,6 +31,7 @@ def is_elementwise(optimizer: Any) -> bool:
 
 
 def _alone(update: Any) -> bool:
+    """Return True if an `update` is made by a function in `KNOWN`, with only functions and scalars in its closure."""
     if not inspect.isfunction(update) or not update.__module__.startswith("optax."):
         return False
     maker, held = update.__qualname__.partition(".")[0], inspect.getclosurevars(update).nonlocals

@@ -1,10 +1,11 @@
-"""The learning rate: that of a step, for the log, and how a callback changes it.
+"""The learning rate: its value in a step, for the log, and how a callback changes it.
 
-optax keeps a rate in its state only under `optax.inject_hyperparams`; a schedule passed to `optax.adam(schedule)` is
-hidden in a closure. So it is found in one of two ways: ``hyperparams["learning_rate"]`` anywhere in the optimizer's
-state, or `Trainer(learning_rate=schedule)`, the schedule the optimizer was made with, given once more to be logged. It
-is read where the optimizer reads it: at the optimizer's own count, which under `optax.MultiSteps` is not that of the
-batches. The scale of `optax.contrib.reduce_on_plateau` multiplies either.
+optax keeps a rate in the optimizer state only under `optax.inject_hyperparams`. A schedule passed to
+`optax.adam(schedule)` is hidden in a closure. So the rate is found in one of two ways: as
+``hyperparams["learning_rate"]`` anywhere in the optimizer state, or by `Trainer(learning_rate=schedule)`, where the
+user passes the optimizer's schedule a second time, for the log. The schedule is evaluated where the optimizer evaluates
+it: at the optimizer's own count, which under `optax.MultiSteps` differs from the number of batches. The scale of
+`optax.contrib.reduce_on_plateau` multiplies the rate in both cases.
 """
 
 from typing import Any
@@ -22,7 +23,10 @@ NAME, SCALE = "learning_rate", "plateau_scale"
 
 
 def _find(opt_state: Any, key: str, kind: str | None = None) -> Any:
-    """The first entry called ``key`` in the optimizer's state, in a tuple called ``kind`` if given; else None."""
+    """Return the first entry called ``key`` in the optimizer state, or None.
+
+    With ``kind`` only the entries of a named tuple of that name count.
+    """
 
     def wanted(path, _):
         return kind is None or getattr(path[-1], "tuple_name", None) == kind
@@ -32,15 +36,23 @@ def _find(opt_state: Any, key: str, kind: str | None = None) -> Any:
 
 
 def count(opt_state: Any) -> Any:
-    """How many updates the optimizer's schedule has seen, as its state says; None where it does not."""
+    """Return how many updates the optimizer's schedule has seen, from its state; None if the state has no count."""
     kinds = ("count", "ScaleByScheduleState"), ("count", "WrappedScheduleState"), ("gradient_step", "MultiStepsState")
     found = (_find(opt_state, key, kind) for key, kind in kinds)
     return next((x for x in found if x is not None), None)
 
 
 def logged(schedule: Any, before: TrainState, opt_state: Any) -> dict[str, Last]:
-    """The metrics that name the learning rate of a step, from the schedule (or number, or None) that the trainer was
-    given, the state before the step, and the optimizer's state after it.
+    """Make the metrics that log the learning rate of a step.
+
+    Args:
+        schedule: the schedule, number or None that the trainer was given as ``learning_rate``.
+        before: the state before the step.
+        opt_state: the optimizer state after the step.
+
+    Returns:
+        The rate under "learning_rate". If only the scale of `optax.contrib.reduce_on_plateau` is known, that under
+        "plateau_scale"; otherwise an empty dict.
 
     >>> tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.25)
     >>> state = TrainState(step=6, params={}, state={}, opt_state=(), rng=None)
@@ -60,7 +72,10 @@ def logged(schedule: Any, before: TrainState, opt_state: Any) -> dict[str, Last]
 
 
 def _updates(state: TrainState) -> Any:
-    """The number of updates before this step: the optimizer's own, or the steps that loss scaling did not skip."""
+    """Return the number of updates before this step.
+
+    It is the optimizer's own count, or else the number of steps that loss scaling did not skip.
+    """
     own = count(state.opt_state)
     if own is not None:
         return own
@@ -68,10 +83,19 @@ def _updates(state: TrainState) -> Any:
 
 
 def multiplied(opt_state: Any, factor: float, least: float, who: str) -> tuple[Any, float]:
-    """The optimizer's state with each learning rate in it times ``factor``, not below ``least``, nor above what it was;
-    and the largest one.
+    """Multiply each learning rate in an optimizer state by a factor.
 
-    Raises `ConfigError` where it holds none, or one that a schedule sets anew in each step.
+    Args:
+        opt_state: the optimizer state.
+        factor: factor for each rate.
+        least: the rate does not fall below this; a rate that is below already does not rise.
+        who: name of the caller, for the message.
+
+    Returns:
+        The new optimizer state, and its largest rate.
+
+    Raises:
+        ConfigError: the state holds no learning rate, or one that a schedule sets in each step.
 
     >>> tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
     >>> multiplied(tx.init({"w": jnp.ones(2)}), 0.1, 0.1, "me")[1]

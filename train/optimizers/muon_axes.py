@@ -1,4 +1,7 @@
-"""Which parameters are matrices, and which of their dimensions are rows: what Muon must be told, from the axes."""
+"""`matrices`: derives from logical axes which parameters Muon takes as matrices, and which dimensions are their rows.
+
+optax calls this the dimension numbers of a parameter: `reduction_axis` are the rows, `output_axis` the columns.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,22 +15,28 @@ from sapwood.core.param import Param
 from sapwood.core.unrolled_trees import stacks
 
 TABLES = ("vocab", "length")
-"""Axes of what is looked up or compared row by row: Muon's authors give embeddings and heads to Adam."""
+"""Axes of tables, which are looked up or compared row by row: Muon's authors give embeddings and heads to Adam."""
 
 
 def matrices(params: Any) -> Callable[[Any], Any]:
-    """What ``optax.contrib.muon(muon_weight_dimension_numbers=)`` takes, by the logical axes of the parameters.
+    """Make the argument ``muon_weight_dimension_numbers`` of `optax.contrib.muon` from the logical axes of parameters.
 
-    By itself Muon takes what has two dimensions, embeddings and the head included, and leaves attention's kernels
-    ("embed", "heads", "kv") to Adam. By their axes, a kernel whose first axis is "embed" maps that onto all the others;
-    any other maps all but its last onto the last, so ("heads", "kv", "embed") is a matrix of heads * kv rows. A leading
-    "expert" counts matrices. What has an axis "vocab" or "length", less than two dimensions, or more than two without
-    names, is left to Adam.
+    By default Muon takes every parameter of two dimensions, also embeddings and the head, and leaves attention's
+    kernels ("embed", "heads", "kv") to Adam. With this function the axes decide:
+
+    - A kernel whose first axis is "embed" is a matrix from that axis to all others.
+    - Any other kernel is a matrix from all its axes but the last to the last: ("heads", "kv", "embed") has heads * kv
+      rows.
+    - A leading axis "expert" counts matrices, one for each expert.
+    - Adam gets parameters with an axis "vocab" or "length", with fewer than two dimensions, or with more than two
+      dimensions and no names.
 
     Args:
-      params: the tree of `Param` of ``sw.spec(...).params``.
+        params: the tree of `Param` of ``sw.spec(...).params``.
 
-    Raises `ConfigError` when it is given another model's parameters.
+    Returns:
+        A function from a tree of parameters to the tree of their `MuonDimensionNumbers`, with None for Adam. It raises
+        `ConfigError` for parameters of another model.
 
     >>> import jax.numpy as jnp, optax, sapwood as sw
     >>> from sapwood import layers as L
@@ -57,7 +66,10 @@ def matrices(params: Any) -> Callable[[Any], Any]:
 
 
 def _numbers(param: Param) -> MuonDimensionNumbers | None:
-    """Counted from the end, so that they hold for one block and for the stack."""
+    """Return the dimension numbers of one parameter, or None for Adam.
+
+    They are counted from the end, so they hold for a block and for its stack.
+    """
     lead = len(param.stacked)
     n = len(param.shape) - lead
     axes = (None,) * n if param.axes is None else param.axes[lead:]

@@ -1,10 +1,13 @@
-"""A function of an unrolled model's tree, run on the stacks: what all blocks do alike is done for all of them at once.
+"""`rolled`: a function of the unrolled model's tree, run on stacks with one operation for all blocks that are alike.
 
-The function is traced on the unrolled tree, so it sees each block's rank, norm and name. Its operations are then told
-by what they do and read: those that are the same for each block of a stack, on that block's own values, become one
-operation on the stack (`jax.vmap` of it). All others stay as they are: a sum over the whole tree, a block that is
-treated otherwise. So the result is always that of the unrolled program, and the program is as long as one block's where
-blocks are treated alike. (Sums of numbers of all blocks are taken in another order.)
+The function is traced on the unrolled tree, so it sees the rank, norm and name of each block. The operations of its
+jaxpr are then grouped by what they do and what they read. An operation that every block of a stack does on its own
+values becomes one operation on the stack (`jax.vmap` of it). All other operations stay single: a sum over the whole
+tree, or a block that is treated differently. So the result is always that of the unrolled program. If blocks are
+treated alike, the program is as long as that of one block. (Sums of numbers of all blocks are taken in another order.)
+
+`_Program.read` groups the equations into nodes and computes nothing. `_Program.together` then runs the nodes that a
+result needs.
 """
 
 import itertools
@@ -21,9 +24,15 @@ from sapwood.core.unrolled_trees import Index, Stacks, View
 
 
 def rolled(function: Callable[..., Any], views: Sequence[View], stacks: Stacks) -> Callable[..., Any]:
-    """``function(*unrolled trees)`` as a function of the stacked trees; ``views`` say how each of them lies.
+    """Convert a function of unrolled trees into one of stacked trees.
 
-    The results, too, are stacked, as `View` does it.
+    Args:
+        function: the function of unrolled trees.
+        views: the `View` of each of its arguments.
+        stacks: the stacks of the parameters.
+
+    Returns:
+        The function of stacked trees. Its results are stacked too, as `View` does it.
 
     >>> from sapwood.core.unrolled_trees import StackedLeaf
     >>> tree = {"blocks": {"0": {"up": jnp.zeros(2)}, "1": {"up": jnp.zeros(2)}}}
@@ -50,10 +59,14 @@ def rolled(function: Callable[..., Any], views: Sequence[View], stacks: Stacks) 
 
 
 class _Node:
-    """Something to be done once: an operation, on all blocks of a stack where there are `sizes`.
+    """One operation to run once, on a single value or on all blocks of a stack at once.
 
-    `reads` is what it reads, for the first block. What has no equation is given, or done by `run`, a function of all
-    that is read. `uses` counts those who read it.
+    Attributes:
+        equation: the jaxpr equation; None if the value comes from outside, or if `run` computes it.
+        sizes: dimensions of the stack; None for a single value.
+        reads: the values that it reads; in a stack, those of the first block.
+        run: function of all values that are read, in place of an equation.
+        uses: number of times that other nodes read this one.
     """
 
     def __init__(self, equation: Any, sizes: Index | None, reads: Sequence["_Value"] = (), run: Any = None):
@@ -64,7 +77,7 @@ class _Node:
 
 
 class _Value(NamedTuple):
-    """One result of a node: for one block, by its index, or all that it is."""
+    """One result of a node: the block of a stack at `index`, or all of the result if `index` is None."""
 
     node: _Node
     result: int
@@ -72,7 +85,7 @@ class _Value(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """An equation of the unrolled program, and the numbers of the values that it reads and makes."""
+    """An equation of the unrolled program, with the numbers (in `_Program.values`) of what it reads and makes."""
 
     equation: Any
     reads: list[int]
@@ -80,28 +93,28 @@ class _Step(NamedTuple):
 
 
 class _Program:
-    """The nodes of an unrolled program, and what is known of their results."""
+    """An unrolled program as nodes, with the results of those that have run."""
 
     def __init__(self):
-        self.values: list[_Value | None] = []  # of the unrolled program, by number
-        self.levels: list[int] = []  # how many operations lie before a value: the same for all blocks that are alike
-        self.steps: dict[int, list[_Step]] = {}
-        self.nodes: dict[Any, _Node] = {}
-        self.effects: list[tuple[int, _Node]] = []
-        self.done: dict[_Node, Sequence[Any]] = {}
-        self.parts: dict[_Value, Any] = {}
-        self.bodies: dict[int, Any] = {}  # what `_same` found, by the number of a jaxpr, which lives as long
+        self.values: list[_Value | None] = []  # values of the unrolled program by number, None if not read yet
+        self.levels: list[int] = []  # operations before each value; equal in all blocks that are treated alike
+        self.steps: dict[int, list[_Step]] = {}  # equations by level
+        self.nodes: dict[Any, _Node] = {}  # constants and single equations by what they are, so that equal ones are one
+        self.effects: list[tuple[int, _Node]] = []  # nodes with side effects, each with its place in the order
+        self.done: dict[_Node, Sequence[Any]] = {}  # results of the nodes that have run
+        self.parts: dict[_Value, Any] = {}  # single blocks that were sliced from a stacked result
+        self.bodies: dict[int, Any] = {}  # results of `_same` by id of a jaxpr, kept alive beside it
 
     # ---- reading -----------------------------------------------------------------------------------------------------
 
     def given(self, x: Any, sizes: Index | None = None) -> _Value:
-        """A value from outside."""
+        """Add a value from outside; ``sizes`` are the dimensions of a stack, or None."""
         node = _Node(None, sizes)
         self.done[node] = [x]
         return _Value(node, 0, None)
 
     def inputs(self, view: View, tree: Any) -> list[_Value]:
-        """The leaves of an unrolled tree, those of a stack as its blocks."""
+        """Add the leaves of a stacked tree, and return the values of the unrolled tree's leaves."""
         parts = []
         for slot, x in zip(view.slots, view.stacked.flatten_up_to(tree), strict=True):
             whole = self.given(slot.blocks_first(x), slot.sizes if slot.stack is not None else None)
@@ -109,20 +122,26 @@ class _Program:
         return jax.tree.leaves(view.scatter(parts), is_leaf=lambda x: isinstance(x, _Value))
 
     def read(self, jaxpr: Any, given: Sequence[_Value]) -> list[_Value]:
-        """The results of a program: all of one level after the other, so that it is known of what is read whether all
-        blocks have it."""
+        """Group the equations of a jaxpr into nodes, and return the values of its results.
+
+        Equations are grouped level by level: it is then known of each input of an equation whether all blocks have it.
+        """
         results = self._unravel(jaxpr.jaxpr, jaxpr.consts, [self._number(value) for value in given])
         for level in sorted(self.steps):
             self._level(self.steps[level])
         return [self.values[i] for i in results]  # type: ignore[misc]
 
     def _number(self, value: _Value | None, level: int = 0) -> int:
+        """Add a value (None if it is not known yet), and return its number."""
         self.values.append(value)
         self.levels.append(level)
         return len(self.values) - 1
 
     def _unravel(self, jaxpr: Any, consts: Sequence[Any], given: list[int]) -> list[int]:
-        """Sort the equations of a program, and of jitted functions in it, by level; the numbers of its results."""
+        """Sort the equations of a jaxpr, and of plain jitted functions in it, by level.
+
+        Returns the numbers of the jaxpr's results.
+        """
         known = dict(zip(jaxpr.constvars, (self._number(self._constant(x)) for x in consts), strict=True))
         known |= zip(jaxpr.invars, given, strict=True)
 
@@ -144,6 +163,7 @@ class _Program:
         return [number(var) for var in jaxpr.outvars]
 
     def _level(self, steps: list[_Step]) -> None:
+        """Make the nodes of one level: one for each group that all blocks of a stack share, the others single."""
         same: dict[Any, dict[Index, list[_Step]]] = {}
         alone = []
         for step in steps:
@@ -156,7 +176,7 @@ class _Program:
             told = tuple((read.node, read.result, read.index is not None) for read in reads)
             same.setdefault((sizes, self._kind(step.equation), told), {}).setdefault(index, []).append(step)
         for (sizes, _, _), found in same.items():
-            if len(found) < math.prod(sizes):  # not all blocks do it
+            if len(found) < math.prod(sizes):  # not every block has this operation
                 alone += itertools.chain(*found.values())
                 continue
             first = next(iter(found.values()))[0]
@@ -168,6 +188,7 @@ class _Program:
             self._alone(step)
 
     def _alone(self, step: _Step) -> None:
+        """Make the node of one equation that is not done for all blocks of a stack. Equal equations share it."""
         reads: list[Any] = [self.values[i] for i in step.reads]
         equation = step.equation
         if equation.effects:
@@ -185,15 +206,16 @@ class _Program:
         self._made(step, node, None)
 
     def _made(self, step: _Step, node: _Node, index: Index | None) -> None:
+        """Set the values of an equation's results to those of a node."""
         for result, i in enumerate(step.makes):
             self.values[i] = _Value(node, result, index)
 
     def _either(self, equation: Any, reads: list[_Value]) -> list[_Value]:
-        """A choice between programs over whole trees, such as `optax.MultiSteps` makes: each of them on the stacks."""
+        """Run each branch of a `cond` over whole trees, such as `optax.MultiSteps` makes, on the stacks."""
         known: dict[_Value, int] = {}
         places = [(known.setdefault(read._replace(index=None), len(known)), read.index) for read in reads[1:]]
         branches = [_Branch(body, [x.node.sizes for x in known], places) for body in equation.params["branches"]]
-        plan: list[tuple[Index | None, list[int]]] = []
+        plan: list[tuple[Index | None, list[int]]] = []  # filled below, before `switch` runs
 
         def switch(which: Any, *given: Any) -> list[Any]:
             return jax.lax.switch(which, [branch.run(plan) for branch in branches], *given)
@@ -209,16 +231,21 @@ class _Program:
         return results
 
     def _constant(self, x: Any, kind: str = "") -> _Value:
+        """Add a constant; equal constants are one node."""
         key = (kind, _told(x))
         if key not in self.nodes:
             self.nodes[key] = self.given(x).node
         return _Value(self.nodes[key], 0, None)
 
     def _kind(self, equation: Any) -> Any:
+        """Return a key that is equal for equations that do the same."""
         return equation.primitive, self._same(equation.params), _told(equation.ctx)
 
     def _same(self, x: Any) -> Any:
-        """What is equal for parameters of equations that do the same: bodies of loops by what they do, not by name."""
+        """Return a key that is equal for parameters of equations that do the same.
+
+        A jaxpr, such as the body of a loop, counts by what it does, not by the names of its variables.
+        """
         if isinstance(x, dict):
             return tuple((name, self._same(value)) for name, value in sorted(x.items()))
         if isinstance(x, tuple | list):
@@ -230,6 +257,7 @@ class _Program:
         return _told(x)
 
     def _body(self, x: Any) -> Any:
+        """Return a key of what a jaxpr does, with its variables numbered in order."""
         jaxpr = getattr(x, "jaxpr", x)
         numbers: dict[Any, int] = {}
 
@@ -247,7 +275,7 @@ class _Program:
     # ---- running -----------------------------------------------------------------------------------------------------
 
     def together(self, values: list[_Value], sizes: Index | None) -> Any:
-        """The stack of the values of all blocks; where there is no stack, the one value."""
+        """Run what is needed for the values of all blocks, and return their stack, or without sizes the one value."""
         for node in (*(node for _, node in sorted(self.effects, key=lambda x: x[0])), *(x.node for x in values)):
             self._do(node)
         if sizes is None:
@@ -262,7 +290,10 @@ class _Program:
         return x.reshape(*sizes, *x.shape[1:])
 
     def _do(self, node: _Node) -> None:
-        """Do it, and before it whatever it reads (in a list of our own: such a chain is longer than Python's)."""
+        """Run a node, after all nodes that it reads.
+
+        The nodes that wait are in a list: a chain of them may be longer than Python's recursion allows.
+        """
         waiting = [node]
         while waiting:
             node = waiting[-1]
@@ -278,6 +309,7 @@ class _Program:
             self.done[node] = self._results(node, reads)
 
     def _results(self, node: _Node, reads: Sequence[_Value]) -> Sequence[Any]:
+        """Compute the results of a node whose inputs are computed."""
         if node.sizes is not None and node.run is None:
             own = [read.index is not None for read in reads]
             return _for_all(node.equation, node.sizes, own, [self.done[read.node][read.result] for read in reads])
@@ -288,6 +320,7 @@ class _Program:
         return (node.run or _function(node.equation))(*map(self._value, reads))
 
     def _value(self, value: _Value) -> Any:
+        """Return the array of a value; the block of a stack is sliced once."""
         if value.index is None:
             return self.done[value.node][value.result]
         if value not in self.parts:
@@ -295,7 +328,7 @@ class _Program:
         return self.parts[value]
 
     def _total(self, primitive: Any, terms: Sequence[_Value]) -> Any:
-        """A sum of many numbers: those of all blocks of a stack by one operation."""
+        """Add up (multiply, ...) many scalars; those of all blocks of a stack are one operation on the stack."""
         of: dict[_Value, list[_Value]] = {}
         for term in terms:
             of.setdefault(term._replace(index=None), []).append(term)
@@ -310,7 +343,7 @@ class _Program:
         return _in_turn(primitive, parts)
 
     def _joined(self, equation: Any, reads: Sequence[_Value]) -> Any:
-        """Arrays of one shape put together: those of a stack are together already."""
+        """Concatenate or stack arrays of one shape; blocks of a stack are not taken apart for it."""
         starts: dict[_Value, int] = {}
         pieces, places, count = [], [], 0
         for read in reads:
@@ -328,7 +361,7 @@ class _Program:
 
 
 class _Branch:
-    """One of the programs that a choice is made between, with the stacks of what it is given in one."""
+    """One branch of a `cond`, as a program whose inputs are stacks."""
 
     def __init__(self, body: Any, stacks: list[Index | None], places: list[tuple[int, Index | None]]):
         self.body, self.stacks, self.places = body, stacks, places
@@ -340,7 +373,10 @@ class _Branch:
         return program, program.read(self.body, [inputs[n]._replace(index=index) for n, index in self.places])
 
     def run(self, plan: list[tuple[Index | None, list[int]]]) -> Callable[..., list[Any]]:
-        """It as a function of these inputs; its results are those of `plan`, which says what of them is a stack."""
+        """Return the branch as a function of its inputs.
+
+        ``plan`` lists the results: the sizes of a stack, or None, and the numbers of the values that it consists of.
+        """
 
         def function(*given: Any) -> list[Any]:
             program, results = self._read(given)
@@ -350,7 +386,11 @@ class _Branch:
 
 
 def _alike(branches: list[list[_Value]]) -> Iterator[tuple[Index | None, list[int]]]:
-    """Which results are one stack's in all branches: its sizes, and where its blocks are in order; then the others."""
+    """Group the results of the branches of a `cond` into stacks.
+
+    For results that are the blocks of one stack in every branch, yields the stack's sizes and the places of its blocks
+    in order. Then yields None and the place of each other result.
+    """
     same: dict[Any, dict[Index, int]] = {}
     alone = dict.fromkeys(range(len(branches[0])))
     for i, values in enumerate(zip(*branches, strict=True)):
@@ -368,11 +408,11 @@ def _alike(branches: list[list[_Value]]) -> Iterator[tuple[Index | None, list[in
 
 
 _TOTALS = {"add": jnp.sum, "mul": jnp.prod, "max": jnp.max, "min": jnp.min}
-"""Operations on two numbers, and the same on an array of them."""
+"""Operations on two scalars by the name of their primitive, each as a reduction of an array."""
 
 
 def _is_total(node: _Node) -> bool:
-    """Whether it is a sum (product, maximum, ...) of two numbers that are no block's."""
+    """Return True if a node is a sum (product, maximum or minimum) of two scalars outside of any stack."""
     if node.equation is None or node.sizes is not None or node.equation.primitive.name not in _TOTALS:
         return False
     made = node.equation.outvars[0].aval
@@ -380,7 +420,7 @@ def _is_total(node: _Node) -> bool:
 
 
 def _terms(node: _Node) -> list[_Value]:
-    """What a sum is the sum of, where what lies between serves for nothing else."""
+    """List the terms of a sum, through partial sums that nothing else reads."""
     found: list[_Value] = []
     waiting = list(reversed(node.reads))
     while waiting:
@@ -394,6 +434,7 @@ def _terms(node: _Node) -> list[_Value]:
 
 
 def _in_turn(primitive: Any, parts: list[Any]) -> Any:
+    """Combine scalars one after the other."""
     total = parts[0]
     for part in parts[1:]:
         total = primitive.bind(total, part)
@@ -401,7 +442,7 @@ def _in_turn(primitive: Any, parts: list[Any]) -> Any:
 
 
 def _joins(equation: Any) -> bool:
-    """Whether it puts arrays of one shape together."""
+    """Return True if an equation concatenates or stacks arrays of one shape."""
     return equation.primitive.name in ("concatenate", "stack") and len({var.aval.shape for var in equation.invars}) == 1
 
 
@@ -410,7 +451,7 @@ def _indices(sizes: Index) -> Iterator[Index]:
 
 
 def _is_plain_jit(equation: Any) -> bool:
-    """Whether it is a jitted function that says nothing about where its arrays lie: then it is what is in it."""
+    """Return True for a jitted function without effects, shardings and layouts. Its equations are used in its place."""
     if equation.primitive.name not in ("jit", "pjit") or equation.effects:
         return False
     said = (equation.params[f"{side}_{what}"] for side in ("in", "out") for what in ("shardings", "layouts"))
@@ -418,8 +459,11 @@ def _is_plain_jit(equation: Any) -> bool:
 
 
 def _told(x: Any) -> Any:
-    """What is equal for constants that are: zeros of either sign are two, and so are 1 and True."""
-    if isinstance(x, jax.Array):  # perhaps a tracer, which is not to be compared
+    """Return a key that is equal for equal constants.
+
+    Zeros of different sign differ, and so do 1 and True.
+    """
+    if isinstance(x, jax.Array):  # may be a tracer, so it is equal only to itself
         return Same(x)
     if isinstance(x, np.ndarray | np.generic) and x.dtype != object:
         return x.shape, str(x.dtype), x.tobytes()
@@ -433,7 +477,10 @@ def _told(x: Any) -> Any:
 
 
 def _function(equation: Any, own: Sequence[bool] = (), sizes: Index = ()) -> Callable[..., list[Any]]:
-    """An operation as a function of what it reads; for each block of a stack, where each has its `own`."""
+    """Return an equation as a function of what it reads.
+
+    With ``sizes`` it runs for each block of a stack; ``own`` says which inputs each block has for itself.
+    """
     from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, jaxpr_as_fun
 
     places = {var: i for i, var in reversed(list(enumerate(equation.invars))) if not hasattr(var, "val")}
@@ -452,4 +499,5 @@ def _function(equation: Any, own: Sequence[bool] = (), sizes: Index = ()) -> Cal
 
 
 def _for_all(equation: Any, sizes: Index, own: Sequence[bool], values: Sequence[Any]) -> list[Any]:
+    """Run an equation for all blocks of a stack."""
     return _function(equation, own, sizes)(*values)
