@@ -1,4 +1,8 @@
-"""`next_token`: the objective of a language model, which never holds the logits of all positions."""
+"""`next_token`: the objective of a language model, which never holds the logits of all positions.
+
+The loss and the accuracy are computed in chunks by `losses.linear_head`. So the model must expose its features and its
+head separately. `NextToken.predict` does make all logits.
+"""
 
 import dataclasses
 import inspect
@@ -18,7 +22,14 @@ from sapwood.train.objectives.supervised import check_names, counted_rows
 
 @dataclasses.dataclass(frozen=True)
 class NextToken:
-    """The objective `next_token` makes."""
+    """The objective that `next_token` makes.
+
+    Attributes:
+        model: the model, with methods ``features`` and ``head``.
+        inputs: names of the entries that the model takes: one, the tokens.
+        target: name of the entry with the target tokens.
+        segments: name of the entry with the segments of packed sequences, or None.
+    """
 
     takes_mask = True
 
@@ -28,7 +39,7 @@ class NextToken:
     segments: str | None = None
 
     def predict(self, v: Any, batch: Mapping[str, Any]) -> Any:
-        """The model's logits (batch, length, vocabulary), whole."""
+        """Return the model's logits for all positions, (batch, length, vocabulary)."""
         return self.model(v, *(batch[name] for name in self.inputs), **self._packed(batch))
 
     def __call__(self, v: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
@@ -37,8 +48,8 @@ class NextToken:
         there = self._packed(batch)
         if self.segments is not None:
             each = there["mask"] if each is None else jnp.where(there["mask"], each, jnp.zeros_like(each, shape=()))
-        if each is not None and _takes(self.model, "mask"):  # a row out of the loss has no part in a mixture either
-            model = self.model if self.segments is None else None  # padding is a mask (batch, length) anyway
+        if each is not None and _takes(self.model, "mask"):  # rows without loss take no part in mixtures
+            model = self.model if self.segments is None else None  # with segments the mask is (batch, length)
             there["mask"] = counted_rows(model, each, target.shape) & there.get("mask", True)
         x = self.model.features(v, *(batch[name] for name in self.inputs), **there)
         kernel, bias = self.model.head(v)
@@ -55,6 +66,7 @@ class NextToken:
         return loss, {"loss": mean, "accuracy": Mean.of(out.hits, each)}
 
     def _packed(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments ``segments`` and ``mask`` for packed sequences; none without segments."""
         if self.segments is None:
             return {}
         segments = jnp.asarray(batch[self.segments])
@@ -62,22 +74,32 @@ class NextToken:
 
 
 def _takes(model: Any, name: str) -> bool:
+    """Return True if the model's ``features`` has an argument of this name."""
     return name in inspect.signature(model.features).parameters
 
 
 def next_token(model: Any, inputs: str = "tokens", target: str = "targets", segments: str | None = None) -> NextToken:
-    """The objective of predicting ``batch[target]`` (batch, length) at each position of ``batch[inputs]``.
+    """Make the objective of predicting ``batch[target]`` at each position of ``batch[inputs]``.
 
-    It is `supervised(model, inputs=..., target=...)` with the loss and the accuracy taken chunk by chunk
-    (`train.linear_losses`), for vocabularies whose logits do not fit. The model gives its two halves:
-    ``features(v, tokens)`` (batch, length, width) and ``head(v)``, a kernel (width, vocabulary) and a bias or None, as
-    `models.Decoder` does. Masks and weights enter as in `supervised`. Raises `ConfigError` for another model, and for
-    an input or target called "mask" or "weight".
+    It is `supervised(model, inputs=..., target=...)`, but loss and accuracy are computed chunk by chunk
+    (`losses.linear_head`), for vocabularies whose logits do not fit into memory. The entries "mask" and "weight" of a
+    batch count as in `supervised`.
 
-    ``segments`` names an entry (batch, length) for sequences packed into one: integers that say which is whose, 0 for
-    padding, as packers write it. Padding does not count, and the model gets ``segments=`` and ``mask=``. A mask of the
-    loss hides no token from the model, as a prompt must be read; but rows of which nothing counts are told to a model
-    that takes a ``mask`` (batch, length), so that they do not steer its mixtures of experts.
+    A mask of the loss hides no token from the model, since a prompt must be read. But if the model takes a ``mask``
+    (batch, length), it is told the rows of which nothing counts, so that they do not steer its mixtures of experts.
+
+    Args:
+        model: a model in two halves, such as `models.Decoder`: ``features(v, tokens)`` gives (batch, length, width),
+            and ``head(v)`` gives a kernel (width, vocabulary) and a bias or None.
+        inputs: name of the entry with the tokens, (batch, length).
+        target: name of the entry with the tokens to predict, (batch, length).
+        segments: name of an entry (batch, length) for sequences packed into one: integers that tell the sequences
+            apart, with 0 for padding, as packers write them. Padding does not count. The model is called with
+            ``segments=`` and ``mask=``. None is for sequences that are not packed.
+
+    Raises:
+        ConfigError: the model lacks one of the halves, or takes no ``segments`` and ``mask`` where ``segments`` is
+            given; or an input or the target is called "mask" or "weight".
 
     >>> import sapwood as sw
     >>> from sapwood.models import Decoder

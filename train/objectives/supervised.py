@@ -1,23 +1,23 @@
-"""Objectives: what is minimised. Any pure function ``objective(v, batch) -> (loss, metrics)``; `supervised` makes one.
+"""Objectives: pure functions ``objective(v, batch) -> (loss, metrics)`` that are minimized; `supervised` makes one.
 
-``loss`` is a scalar, or a `Mean`, which says what it counts too; ``metrics`` is a dict of `Metric` accumulators or
-scalars. A batch is a dict of arrays. Auxiliary losses of layers (``v.loss``) are added by the training step, so an
+``loss`` is a scalar, or a `Mean`, which also holds how much it counts. ``metrics`` is a dict of `Metric` accumulators
+or scalars. A batch is a dict of arrays. The training step adds the auxiliary losses of layers (``v.loss``), so an
 objective need not know of them.
 
-**What several batches give together.** A scalar is the loss of its own batch: enough for a step, and for an evaluation
-in one batch. It does not say whether 32 examples or 900 tokens were counted, so where batches are put together (a
-longer evaluation, ``accumulate``) it is an error. `Mean.of(losses)`, or `Mean.of(losses, weight)` where some count
-more, less or not at all, is exact in any batches:
+**Several batches.** A scalar is the loss of its own batch. That is enough for a step, and for an evaluation in one
+batch. It does not say whether 32 examples or 900 tokens were counted. So a scalar is an error where batches are
+combined, in a longer evaluation or with ``accumulate``. `Mean.of(losses)` is exact in any batches, and so is
+`Mean.of(losses, weight)`, where some examples count more, less or not at all:
 
     def objective(v, batch):
         losses = softmax_cross_entropy(model(v, batch["tokens"]), batch["next"])        # (batch, length)
         return Mean.of(losses, batch["next"] != PADDING), {}
 
-**Masks and weights.** An entry of a batch means what the objective makes of it. Those of `supervised` and `next_token`
-take "mask" and "weight", (batch,) or (batch, length), for what each example or position counts; they refuse either as
-an input or a target. An attribute ``takes_mask = True`` says so of an objective: evaluation fills its last batch up and
-masks what fills it, and a scalar is a mean over what mask and weight leave. Any other objective, and `supervised` with
-a metric of one's own, is given the last examples alone, as a smaller batch.
+**Masks and weights.** The objective decides what an entry of a batch means. `supervised` and `next_token` read from
+"mask" and "weight", (batch,) or (batch, length), how much each example or position counts. They refuse either name for
+an input or the target. An objective that does so has an attribute ``takes_mask = True``. Then evaluation pads its last
+batch and masks the padding, and a scalar is a mean over what mask and weight leave. Any other objective, and
+`supervised` with a metric of one's own, gets the last examples as a smaller batch.
 """
 
 import dataclasses
@@ -42,20 +42,27 @@ Metrics = Chosen | Sequence[Chosen] | Mapping[str, Chosen]
 
 
 class Objective(Protocol):
-    """A pure function of a cursor and a batch: ``(loss, metrics)``. One with ``predict(v, batch)`` can predict too."""
+    """Protocol of objectives: a pure function of a cursor and a batch that returns ``(loss, metrics)``.
+
+    An objective that also has ``predict(v, batch)`` can be used to predict.
+    """
 
     def __call__(self, v: Any, batch: Batch, /) -> tuple[jax.Array | metrics_.Mean, dict[str, Any]]: ...
 
 
 def takes_mask(objective: Any) -> bool:
-    """Whether the objective counts by the entries "mask" and "weight" of a batch. To any other they mean nothing."""
+    """Return True if the objective reads from the entries "mask" and "weight" of a batch how much an example counts.
+
+    To any other objective these entries have no special meaning.
+    """
     return getattr(objective, "takes_mask", False)
 
 
 def fills(objective: Any) -> bool:
-    """Whether evaluation may fill a batch up and mask what fills it: the loss and all metrics then leave that out.
+    """Return True if evaluation may pad a batch and mask the padding: the loss and all metrics then leave it out.
 
-    A metric of one's own need not look at its weight, and one that gives sums of its own would count what fills it.
+    It may not if `supervised` has a metric of one's own. Such a metric need not look at its weight, and if it returns
+    sums of its own they would count the padding.
 
     >>> own = lambda outputs, target, weight: metrics_.Mean.of(outputs[:, 0] > target)
     >>> [fills(supervised(len, metrics=metric)) for metric in ("accuracy", own)]
@@ -67,11 +74,11 @@ def fills(objective: Any) -> bool:
 
 
 COUNTS = {"mask": "which examples or positions count", "weight": "how much an example counts"}
-"""The entries that objectives with ``takes_mask`` count by, and what they say."""
+"""Entries that objectives with ``takes_mask`` read, and what each one says; the texts are part of messages."""
 
 
 def check_names(what: str, inputs: Sequence[str], target: str) -> None:
-    """Raise `ConfigError` where an input or the target has the name of what says how much an example counts.
+    """Raise `ConfigError` if an input or the target is called "mask" or "weight".
 
     >>> check_names("supervised", ("image",), "mask")
     Traceback (most recent call last):
@@ -92,7 +99,15 @@ data.map(lambda e: {"image": e["image"], "masks": e["mask"]}); if it says what c
 
 @dataclasses.dataclass(frozen=True)
 class Supervised:
-    """The objective `supervised` makes: ``loss`` and ``metrics`` of ``model(v, *inputs)`` against ``batch[target]``."""
+    """The objective that `supervised` makes: loss and metrics of ``model(v, *inputs)`` against ``batch[target]``.
+
+    Attributes:
+        model: a function ``model(v, *inputs)``.
+        loss: a function ``(outputs, target)`` that returns a loss for each example.
+        metrics: pairs of a name and a function ``(outputs, target, weight)``.
+        inputs: names of the entries that the model takes.
+        target: name of the entry with the target.
+    """
 
     takes_mask = True
 
@@ -103,11 +118,11 @@ class Supervised:
     target: str
 
     def predict(self, v: Any, batch: Batch) -> Any:
-        """The model's outputs for the inputs of a batch, which are cast to the compute dtype."""
+        """Return the model's outputs for a batch, whose inputs are cast to the compute dtype."""
         return self._outputs(v, batch, None)
 
     def _outputs(self, v: Any, batch: Batch, weight: jax.Array | None) -> Any:
-        """The model's outputs; a model that takes a ``mask`` is told the rows of which nothing counts."""
+        """Return the model's outputs. A model that takes a ``mask`` gets the rows that count by ``weight``."""
         inputs = [v.policy.cast(_feature(batch, name, "inputs")) for name in self.inputs]
         told = {}
         if weight is not None and _takes_mask(self.model, len(inputs)):
@@ -130,11 +145,12 @@ class Supervised:
         loss, mean = losses_.reduce(self._per_example(*losses_.contained((outputs, target), weight)), weight)
         metrics = {name: _as_accumulator(name, metric(outputs, target, weight), target, weight)
                    for name, metric in self.metrics}  # fmt: skip
-        if weight is None:  # the loss says it all: every example counts the same
+        if weight is None:  # all examples count the same, so the loss is enough
             return loss, metrics
         return loss, {"loss": mean, **metrics}
 
     def _per_example(self, outputs: Any, target: Any) -> jax.Array:
+        """Return the loss of each example, (batch, ...), or raise `ConfigError` for another shape."""
         losses = self.loss(outputs, target)
         if not is_array(losses):
             raise ConfigError(f"the loss {named(self.loss)} returned {losses!r}; one loss per example is expected")
@@ -148,7 +164,7 @@ class Supervised:
 
 
 def _takes_mask(model: Any, inputs: int) -> bool:
-    """Whether a model has a ``mask`` besides the cursor and its inputs."""
+    """Return True if a model has an argument ``mask`` besides the cursor and its inputs."""
     try:
         names = list(inspect.signature(model).parameters.values())
     except (TypeError, ValueError):
@@ -158,14 +174,15 @@ def _takes_mask(model: Any, inputs: int) -> bool:
 
 
 def _rows_of(model: Any, weight: jax.Array, x: jax.Array) -> jax.Array:
+    """Return the rows that count: bool (batch, length) if the input ``x`` is a sequence, else (batch,)."""
     sequences = x.ndim == 3 or (x.ndim == 2 and jnp.issubdtype(x.dtype, jnp.integer))
     return counted_rows(model, weight, x.shape[:2] if sequences else x.shape[:1])
 
 
 def counted_rows(model: Any, weight: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Which rows count at all: bool of ``shape``, (batch,) or (batch, length).
+    """Return which rows count in at least one position: bool of ``shape``, (batch,) or (batch, length).
 
-    A model with ``mask_of_rows = True`` is always given (batch,): it takes both, and this one costs it less.
+    A model with ``mask_of_rows = True`` always gets (batch,): it takes both shapes, and this one costs it less.
 
     >>> counted_rows(None, jnp.array([[0, 2], [0, 0]]), (2, 3)).tolist()
     [[True, True, True], [False, False, False]]
@@ -178,7 +195,10 @@ def counted_rows(model: Any, weight: jax.Array, shape: tuple[int, ...]) -> jax.A
 
 
 def _as_accumulator(name: str, value: Any, target: Any, weight: Any) -> metrics_.Metric:
-    """A metric function may hand back an accumulator, or one value per example to be averaged."""
+    """Convert what a metric function returned to an accumulator.
+
+    It is an accumulator already, or one value for each example, of which the mean is taken.
+    """
     if isinstance(value, metrics_.Metric):
         return value
     if not hasattr(value, "astype") or value.ndim == 0 or value.shape[0] != target.shape[0]:
@@ -190,6 +210,7 @@ def _as_accumulator(name: str, value: Any, target: Any, weight: Any) -> metrics_
 
 
 def _feature(batch: Batch, name: str, role: str) -> Any:
+    """Return an entry of a batch, or raise `DataError` with the nearest names."""
     if name not in batch:
         raise DataError(
             f"the batch has no feature {name!r}, which supervised({role}=...) names"
@@ -206,28 +227,35 @@ def supervised(
     inputs: str | Sequence[str] = "image",
     target: str = "label",
 ) -> Supervised:
-    """The objective of learning ``target`` from ``inputs`` by example.
+    """Make the objective of learning ``target`` from ``inputs`` by example.
 
-    ``model(v, *inputs)`` is any model. ``loss`` is a name or a function ``(outputs, target) -> per-example losses``;
-    ``metrics`` are names or functions ``(outputs, target, weight) -> Metric`` (or one value per example), or a dict of
-    them by the name each has in a row. The entries "mask" and "weight" of the batch,
-    where there are any, say what counts in both.
+    If a batch has entries "mask" or "weight", they say how much each example counts in the loss and the metrics. The
+    model still sees every row, and so do its batch statistics and mixtures of experts. A model with an argument
+    ``mask`` besides its inputs is told there which rows count, if the batch says what counts. That mask is bool (batch,
+    length) if the first input is a sequence, which is integers (batch, length) or an array (batch, length, features);
+    else it is bool (batch,). `BatchNorm` and `MixtureOfExperts` take such a mask. `next_token` does the same.
 
-    The model sees every row all the same, and so do its batch statistics and mixtures of experts. A model with a
-    parameter ``mask`` besides its inputs is told in it the rows of which something counts, where the batch says what
-    counts: bool (batch, length) where the first input is a sequence, integers (batch, length) or (batch, length,
-    features), else (batch,). `BatchNorm` and `MixtureOfExperts` take it. `next_token` does the same. What does not
-    count may be a missing target, NaN or a label such as -1, as far as the loss goes; data declared to be finite or to
-    have classes are held to that by `fit` in every row, and NaN among the inputs reaches the gradient.
+    The target of an example that does not count may be missing: NaN, or a label such as -1. But `fit` checks every row
+    of data that is declared to be finite or to have classes, and NaN among the inputs reaches the gradient.
 
-    The loss says what the outputs are: logits of classes, logits of independent "binary labels", or numbers. Without
-    ``metrics`` there is the one that goes with it: "accuracy", "binary_accuracy" or "mean_absolute_error"; none for a
-    loss of one's own. A metric that takes the outputs for something else is refused, and so, on the device, is a target
-    that the loss or a metric would misread, such as a label outside the classes. docs/metrics.md lists them all.
+    The loss says what the outputs are: logits of classes, logits of independent "binary labels", or numbers. A metric
+    that takes the outputs for something else is refused. A target that the loss or a metric would misread, such as a
+    label outside the classes, is found on the device. docs/metrics.md lists all losses and metrics.
 
-    Raises `ConfigError` with the nearest names for an unknown loss or metric, for one name given to two metrics or
-    taken by a column of `fit`, and for an input or target called "mask" or "weight"; `DataError` for a feature the
-    batch lacks and for shapes that do not fit.
+    Args:
+        model: any model, a function ``model(v, *inputs)``.
+        loss: a name, or a function ``(outputs, target) -> per-example losses``.
+        metrics: names or functions ``(outputs, target, weight) -> Metric`` (or one value per example), or a dict of
+            them by the name that each has in a row. None takes the metric that goes with the loss: "accuracy",
+            "binary_accuracy" or "mean_absolute_error", and no metric for a loss of one's own.
+        inputs: name of the entry that the model takes, or the names of several.
+        target: name of the entry to learn.
+
+    Raises:
+        ConfigError: a loss or metric is unknown (the message has the nearest names), a metric does not fit the loss, a
+            name is given to two metrics or taken by a column of `fit`, or an input or the target is called "mask" or
+            "weight".
+        DataError: when called, if the batch lacks a feature, or shapes do not fit.
 
     >>> import jax.numpy as jnp
     >>> import sapwood as sw
@@ -263,7 +291,7 @@ def supervised(
 
 
 def _check_kind(name: str, metric: Callable[..., Any], loss: losses_.Loss, kind: str | None) -> None:
-    """Raise `ConfigError` for a metric that would take the outputs for something else than the loss does."""
+    """Raise `ConfigError` if a metric takes the outputs for something else than the loss does."""
     other = metrics_.kind(metric)
     if kind is not None and other is not None and kind != other:
         raise ConfigError(

@@ -1,1 +1,1 @@
-"""The state of a run: what is in it, how it is made, sharded, offloaded and restored, and what trains."""
+"""The training state: its fields, how it is made, sharded, offloaded and restored, and which parameters train."""

@@ -1,4 +1,7 @@
-"""Whether a training state can be gone on from, looked at where one is saved: no step of a run pays for it."""
+"""The test whether a training state is finite, so that a run can continue from it.
+
+It runs where a state is saved, so no step of a run pays for it.
+"""
 
 import functools
 from typing import Any
@@ -12,10 +15,10 @@ from sapwood.train.state.train_state import TrainState
 
 
 def not_finite(state: TrainState) -> list[str]:
-    """The paths of arrays that are not finite; none where all is well.
+    """Return the paths of the arrays that are not finite; an empty list if all are.
 
-    Parameters and their running means count where they are NaN or infinite, all else where it is NaN: optimizers and
-    layers begin a minimum at infinity.
+    Parameters and their EMA may be neither NaN nor infinite. Other arrays may be infinite, but not NaN: optimizers and
+    layers start a minimum at infinity.
 
     >>> state = TrainState(0, {"w": jnp.array([1.0, jnp.inf])}, {"least": jnp.array(jnp.inf)}, {}, None)
     >>> not_finite(state)
@@ -36,16 +39,18 @@ def not_finite(state: TrainState) -> list[str]:
 
 
 def _good_here(x: jax.Array, strict: bool) -> bool:
-    """The same on the host, a piece of each device at a time and without a program to compile."""
+    """Check an array on the host, one shard at a time, without a program to compile."""
     pieces = (np.asarray(piece.data) for piece in x.addressable_shards if piece.replica_id == 0)
     return all(bool(_good(np, piece, strict)) for piece in pieces)
 
 
 def _good(numpy: Any, x: Any, strict: bool) -> Any:
+    """Return whether an array has no NaN, and with ``strict`` no infinity; ``numpy`` is NumPy or jax.numpy."""
     return numpy.isfinite(x).all() if strict else ~numpy.isnan(x).any()
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _on_devices(leaves: list[jax.Array], strict: tuple[bool, ...]) -> jax.Array:
+    """Check all arrays on the devices: bool (arrays,)."""
     there = [jax.device_put(x, jax.memory.Space.Device) for x in leaves]  # some may be offloaded
     return jnp.stack([_good(jnp, x, each) for x, each in zip(there, strict, strict=True)])

@@ -1,4 +1,4 @@
-"""Variables that were made elsewhere: held to what a model declares, and brought to where they will live."""
+"""`take`: checks variables that were made elsewhere against a model's declarations, and copies them into place."""
 
 from typing import Any
 
@@ -13,10 +13,19 @@ from sapwood.saving import array_bits
 
 
 def take(what: str, declared: dict, given: Any, shardings: Any = None) -> dict:
-    """Copies of given arrays, one for each of the `Param` declared, under `shardings` (None: the default device).
+    """Copy given arrays, one for each declared `Param`. They are copies because a training step donates its state.
 
-    They are copies because a training step uses its state up. Raises `ConfigError` for a path that is missing or that
-    the model has not, and for another shape or dtype.
+    Args:
+        what: name of the arrays, for messages.
+        declared: nested dict of `Param`.
+        given: nested dict of arrays of NumPy or JAX.
+        shardings: nested dict of shardings; None is the default device.
+
+    Returns:
+        The nested dict of copies.
+
+    Raises:
+        ConfigError: a path is missing or not declared, or an array has another shape or dtype.
 
     >>> import sapwood as sw
     >>> spec = sw.spec(lambda v, x: x @ v.head.param("w", (3, 1), jax.nn.initializers.zeros), np.ones((2, 3), "f4"))
@@ -50,9 +59,10 @@ def take(what: str, declared: dict, given: Any, shardings: Any = None) -> dict:
 
 
 def _copy(x: Any, sharding: Any) -> jax.Array:
+    """Copy an array to a sharding, or to the default device."""
     if isinstance(x, jax.Array) and sharding is None and not is_traced(x) and x.devices() != {jax.local_devices()[0]}:
         x = np.asarray(x)  # from another device to the default one
     if isinstance(x, np.ndarray):
         return jax.device_put(x, sharding, may_alias=False)
-    x = jnp.copy(x)  # where it is: on another sharding, a piece may be the old one in spite of `may_alias`
+    x = jnp.copy(x)  # copy first: `device_put` to another sharding may reuse a shard, in spite of `may_alias`
     return x if sharding is None else jax.device_put(x, sharding)

@@ -1,7 +1,7 @@
-"""Optimizer state in host memory: between steps a device holds none of it.
+"""Offloading: the optimizer state stays in host memory between steps, and takes no memory of the devices then.
 
-A step brings it to the device, and sends back what it became. On a CPU both memories are the same, so there it changes
-nothing but the label.
+A step copies it to the device and back. Arrays of fewer than `SMALL` elements stay on the device. On a CPU both
+memories are the same, so offloading changes only their label.
 """
 
 from typing import Any
@@ -15,11 +15,11 @@ from sapwood.core.messages import nearest
 HOST = "pinned_host"
 WHAT = ("optimizer",)
 SMALL = 2**14
-"""Elements below which an array stays on the device: counters and biases, which cost more to send than to keep."""
+"""Elements below which an array stays on the device: counters and biases cost more to send than to keep."""
 
 
 def check(what: Any, mesh: Any) -> None:
-    """Raise `ConfigError` where this cannot be offloaded, or not from the devices of this mesh."""
+    """Raise `ConfigError` if ``what`` cannot be offloaded, or not from the devices of this mesh."""
     if what is None:
         return
     if what not in WHAT:
@@ -27,7 +27,7 @@ def check(what: Any, mesh: Any) -> None:
         raise ConfigError(f"Trainer(offload={what!r}): expected {' or '.join(map(repr, WHAT))}, or None{near}")
     if mesh is None:
         raise ConfigError(f'Trainer(offload={what!r}) needs a mesh, of one device too: mesh="data=-1"')
-    if not isinstance(mesh, Mesh):  # devices that nobody has yet, whose layout is asked for
+    if not isinstance(mesh, Mesh):  # an abstract mesh: only the layout is wanted, there are no devices
         return
     device = mesh.devices.flat[0]
     kinds = memories(device)
@@ -41,15 +41,15 @@ def check(what: Any, mesh: Any) -> None:
 
 
 def memories(device: Any) -> set[str]:
-    """The kinds of memory that a device can address."""
+    """Return the kinds of memory that a device can address."""
     try:
         return {memory.kind for memory in device.addressable_memories()}
-    except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):  # a device that is not here
+    except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):  # a device that is not attached
         return {"device", HOST} if device.platform == "tpu" else set()
 
 
 def on_host(shardings: Any, shapes: Any) -> Any:
-    """The same shardings in host memory, for all that is not small."""
+    """Move shardings to host memory, except those of small arrays."""
 
     def there(sharding: Any, x: Any) -> Any:
         return sharding.with_memory_kind(HOST) if x.size >= SMALL else sharding

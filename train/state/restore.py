@@ -1,4 +1,8 @@
-"""A training state from a checkpoint, also from one of an earlier version."""
+"""`restored`: reads a training state from a checkpoint, also from one of an earlier version.
+
+Checkpoints of versions up to 0.1 differ in the EMA: that of bfloat16 and float16 parameters was saved in their dtype,
+and there was none of the model state.
+"""
 
 import contextlib
 from typing import Any
@@ -12,11 +16,18 @@ from sapwood.train.state.train_state import TrainState
 
 
 def restored(checkpoints: Checkpoints, shapes: TrainState, step: int | str | None = None) -> tuple[TrainState, Info]:
-    """The state of the newest whole checkpoint, of the best ("best"), or of that of ``step``, in these shapes, dtypes
-    and shardings; see `Checkpoints.restore`.
+    """Read a state from a checkpoint; see `Checkpoints.restore`.
 
-    Up to 0.1 a running mean of bfloat16 or float16 parameters was saved in their dtype: it becomes float32. There was
-    none of the model's state: it begins with what the state is.
+    In a checkpoint of version 0.1 or before, an EMA in bfloat16 or float16 becomes float32, and the EMA of the model
+    state starts as the model state.
+
+    Args:
+        checkpoints: the checkpoints of the run.
+        shapes: the state as shapes, with the dtypes and shardings to read it in.
+        step: a step, "best", or None for the newest whole checkpoint.
+
+    Returns:
+        The state, and the `Info` of its checkpoint.
     """
     saved = {} if shapes.ema is None else _contents(checkpoints, step)
     older = not any(name.startswith("ema_state/") for name in saved)
@@ -28,7 +39,7 @@ def restored(checkpoints: Checkpoints, shapes: TrainState, step: int | str | Non
 
 
 def _as_saved(saved: dict[str, jax.ShapeDtypeStruct], mean: Any) -> Any:
-    """The shapes of the running mean in the dtypes that the checkpoint has them in, if it can be read."""
+    """Return the shapes of the EMA in the dtypes that the checkpoint has them in."""
 
     def as_saved(path: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         there = saved.get(f"ema/{jax.tree_util.keystr(path, simple=True, separator='/')}", x)
@@ -39,7 +50,10 @@ def _as_saved(saved: dict[str, jax.ShapeDtypeStruct], mean: Any) -> Any:
 
 
 def _contents(checkpoints: Checkpoints, step: int | str | None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return shape and dtype of the arrays by path, from the first readable checkpoint that `restore` would try; {} if
+    there is none.
+    """
     for candidate in checkpoints.order(step):
-        with contextlib.suppress(CheckpointError):  # damaged, which `restore` says
+        with contextlib.suppress(CheckpointError):  # a damaged checkpoint: `restore` warns of it
             return checkpoints.contents(candidate)
     return {}

@@ -1,4 +1,8 @@
-"""What trains, chosen by path pattern. What does not has no gradient and no optimizer memory, and keeps its state."""
+"""Trainable parameters, chosen by path pattern.
+
+A parameter that is frozen has no gradient and no optimizer state. A scope of which nothing trains keeps its model
+state. The first pattern that matches a path decides.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +15,7 @@ Patterns = str | tuple[str, ...] | Callable[[str], bool]
 
 
 def read(patterns: Any) -> Any:
-    """The patterns as `Trainer` keeps them; `ConfigError` for what are none.
+    """Convert patterns to the form that `Trainer` keeps, or raise `ConfigError` if they are none.
 
     >>> read(["!stem", "**"])
     ('!stem', '**')
@@ -27,16 +31,18 @@ def read(patterns: Any) -> Any:
 
 
 def _fits(pattern: str, path: str) -> bool:
-    """Whether a pattern names the path, or a scope around it."""
+    """Return True if a pattern matches the path, or a scope around it."""
     pattern = pattern.removeprefix("!")
     return matches(pattern, path) or matches(f"{pattern}/**", path)
 
 
 def _listed(patterns: Patterns) -> tuple[str, ...]:
+    """Return the patterns as a tuple, which is empty for a function."""
     return () if callable(patterns) else (patterns,) if isinstance(patterns, str) else patterns
 
 
 def _choose(patterns: Patterns, path: str) -> bool:
+    """Return True if the parameter at a path trains."""
     if callable(patterns):
         return bool(patterns(path))
     listed = _listed(patterns)
@@ -47,11 +53,15 @@ def _choose(patterns: Patterns, path: str) -> bool:
 
 
 def split(params: dict, patterns: Patterns | None) -> tuple[dict, dict]:
-    """``(trained, frozen)``: two nested dicts that `join` puts together again.
+    """Split parameters into ``(trained, frozen)``, two nested dicts that `join` merges again.
 
-    A pattern names parameters or scopes: "head", "blocks/*/up/kernel", "**/bias"; "!stem" takes away. The first that
-    fits a path decides, as in ``sw.load(match=)``. What none fits trains where all patterns take away, and is frozen
-    otherwise. A function takes the path. None trains everything.
+    A pattern names parameters or scopes: "head", "blocks/*/up/kernel", "**/bias". A pattern that starts with "!"
+    freezes what it matches, as "!stem". The first pattern that matches a path decides, as in ``sw.load(match=)``. A
+    path that no pattern matches trains if all patterns start with "!", and is frozen otherwise.
+
+    Args:
+        params: nested dict of parameters.
+        patterns: a pattern, a tuple of patterns, or a function from a path to True or False; None trains everything.
 
     >>> split({"stem": {"w": 1}, "head": {"w": 2, "b": 3}}, "head")
     ({'head': {'b': 3, 'w': 2}}, {'stem': {'w': 1}})
@@ -70,14 +80,15 @@ def split(params: dict, patterns: Patterns | None) -> tuple[dict, dict]:
 
 
 def join(trained: dict, frozen: dict) -> dict:
-    """The whole tree again."""
+    """Merge the two dicts that `split` returned."""
     return overlay(frozen, trained) if frozen else trained
 
 
 def frozen(params: dict, patterns: Patterns | None) -> Any:
-    """Which scopes train nothing, as a cursor keeps it: True for all of it, False for none of it, or pairs by name.
+    """Return which scopes train nothing, in the form that a cursor keeps.
 
-    A scope without parameters is as the scope around it.
+    It is True if the whole scope is frozen, False if nothing in it is, else pairs of a name and the same for that
+    scope. A scope without parameters counts with the scope around it.
 
     >>> frozen({"stem": {"w": 1}, "head": {"norm": {"b": 2}, "w": 3}}, ("!stem", "!**/b"))
     (('head', (('norm', True),)), ('stem', True))
@@ -86,6 +97,7 @@ def frozen(params: dict, patterns: Patterns | None) -> Any:
 
 
 def _frozen(trained: Any, params: dict) -> Any:
+    """Compute `frozen` for one scope, from its trained parameters and all its parameters."""
     if not trained:
         return True
     below = [(name, _frozen(trained.get(name), x)) for name, x in sorted(params.items()) if isinstance(x, dict) and x]
@@ -93,7 +105,7 @@ def _frozen(trained: Any, params: dict) -> Any:
 
 
 def unfrozen(state: dict, marks: Any) -> dict:
-    """The entries of a state that lie in no frozen scope; ``marks`` are those of `frozen`.
+    """Return the entries of a model state that lie in no frozen scope; ``marks`` is what `frozen` returned.
 
     >>> unfrozen({"stem": {"mean": 1}, "count": 2}, (("stem", True),))
     {'count': 2}
@@ -109,10 +121,10 @@ def unfrozen(state: dict, marks: Any) -> dict:
 
 
 def check(params: Any, patterns: Patterns | None) -> None:
-    """Raise `ConfigError` where a pattern does nothing, or nothing is left to train.
+    """Raise `ConfigError` if a pattern has no effect, or if nothing is left to train.
 
-    A pattern does nothing that matches no parameter (the nearest paths are named), or none that an earlier pattern has
-    not decided already (which is named).
+    A pattern has no effect if it matches no parameter (the message has the nearest paths), or only parameters that an
+    earlier pattern decides (the message has that pattern).
     """
     if patterns is None:
         return
