@@ -107,6 +107,7 @@ class _Blocks:
         return view
 
     def _run(self, function: Callable[..., Any], views: list[View], *trees: Any) -> Any:
+        """Run a function of unrolled trees on stacked trees; each tree has its `View`."""
         if all(slot.stack is None for view in views for slot in view.slots):  # no stack among these trees
             return function(*trees)
         if not jax.config.jax_disable_jit:  # type: ignore[attr-defined]

@@ -142,7 +142,7 @@ class _Walk:
             self._attributes(f".code.{name}", owner, names)
 
     def _attributes(self, path: str, owner: type, names: set[str]) -> None:
-        """Record the attributes of a class that code names: methods, and data that is no default of a field."""
+        """Record the class attributes that code names: methods, and data other than defaults of fields."""
         for called in sorted(names & set(dir(owner))):
             if _is_data(attribute := inspect.getattr_static(owner, called)):
                 holder = next(base for base in owner.__mro__ if called in vars(base))

@@ -90,6 +90,7 @@ def sample(data: Dataset) -> dict[str, str]:
 
 
 def _mark(x: np.ndarray) -> str:
+    """Return dtype, shape and digest of an array as a text."""
     bits = repr(x.tolist()).encode() if x.dtype == object else np.ascontiguousarray(x).tobytes()
     return f"{x.dtype}{list(x.shape)} {hashlib.blake2b(bits, digest_size=8).hexdigest()}"
 
@@ -116,6 +117,7 @@ def changes(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> list[str]:
 
 
 def _changed(part: str, old: dict[str, str], new: dict[str, str], same_python: bool) -> list[str]:
+    """List the differences of one part in words."""
     if part in ("data", "validation"):
         if old.get("examples") != new.get("examples"):
             return [_data(part, "examples", old.get("examples"), new.get("examples"))]

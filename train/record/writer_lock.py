@@ -98,6 +98,7 @@ class Writer:
             )
 
     def _take(self) -> None:
+        """Lock the directory, write the record, and start to touch it."""
         self._made = not self.directory.exists()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -208,6 +209,7 @@ class Writer:
                 os.utime(self.directory / RECORD)
 
     def _give_back(self) -> None:
+        """Remove the record and release the lock; remove the directory if it was made and is empty."""
         self._ended.set()
         with contextlib.suppress(OSError):
             if (self._read() or {}).get("token") == self._token:

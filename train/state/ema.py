@@ -64,7 +64,7 @@ def variables(state: Any) -> tuple[dict, dict]:
 def _with_means(tree: dict, means: dict) -> dict:
     """Replace the entries of a tree that have a mean by that mean.
 
-    The means may come from another trainer, so its ``trainable`` does not say which entries have one.
+    The tree of means decides which entries those are: a trainer with other trainable parameters may have made it.
     """
     there = dict(leaves(tree))
     return overlay(tree, nest((path, _in_dtype_of(there[path], mean)) for path, mean in leaves(means)))
