@@ -28,6 +28,7 @@ def group_norm(
     Raises:
         InputError: x is not floating, or its channels do not divide into the groups.
 
+    >>> import jax.numpy as jnp
     >>> group_norm(jnp.array([[1.0, 3.0, 10.0, 30.0]]), 2, eps=0.0)
     Array([[-1.,  1., -1.,  1.]], dtype=float32)
     """
@@ -58,6 +59,7 @@ class GroupNorm(Layer):
 
     Wu and He 2018, "Group Normalization" (arXiv:1803.08494).
 
+    >>> import jax.numpy as jnp
     >>> GroupNorm(2, eps=0.0, scale=False, bias=False)({}, jnp.array([[1.0, 3.0, 10.0, 30.0]]))
     Array([[-1.,  1., -1.,  1.]], dtype=float32)
     """

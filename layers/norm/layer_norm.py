@@ -27,6 +27,7 @@ def layer_norm(
     Raises:
         InputError: x is not floating.
 
+    >>> import jax.numpy as jnp
     >>> layer_norm(jnp.array([1.0, 3.0]), eps=0.0)
     Array([-1.,  1.], dtype=float32)
     """
@@ -47,6 +48,7 @@ class LayerNorm(Layer):
 
     Ba, Kiros and Hinton 2016, "Layer Normalization" (arXiv:1607.06450).
 
+    >>> import jax.numpy as jnp
     >>> LayerNorm(eps=0.0, scale=False)({"bias": jnp.ones(2)}, jnp.array([1.0, 3.0]))
     Array([0., 2.], dtype=float32)
     """

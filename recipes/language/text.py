@@ -16,7 +16,7 @@ import sapwood as sw
 from sapwood.models import Decoder
 from sapwood.train.objectives.next_token import next_token
 
-NOVEL = Path(__file__).parent / "text" / "moby_dick.txt"
+NOVEL = Path(__file__).parent / "novel" / "moby_dick.txt"
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {

@@ -122,7 +122,7 @@ PROCESSES = """
 import json, os, signal, sys, time, traceback
 from pathlib import Path
 import sapwood.data
-from sapwood.data import digits as module
+from sapwood.data.sources import digits as module
 
 prepared, killed, shared = (Path(word) for word in sys.argv[1:])
 final = killed / "digits" / "1.0.0"

@@ -14,7 +14,11 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 def _names() -> list[str]:
     """Found as files, not by importing: one module that fails to import is then one failing test."""
-    files = [*HOUSE.glob("*.py"), *(f for init in HOUSE.glob("*/__init__.py") for f in init.parent.rglob("*.py"))]
+    files = [
+        HOUSE / "__init__.py",
+        HOUSE / "__main__.py",
+        *(f for init in HOUSE.glob("*/__init__.py") for f in init.parent.rglob("*.py")),
+    ]
     dotted = [".".join(("sapwood", *f.relative_to(HOUSE).with_suffix("").parts)) for f in files]
     return sorted(n.removesuffix(".__init__") for n in dotted)
 

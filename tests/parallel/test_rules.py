@@ -233,7 +233,7 @@ def test_a_slip_of_the_pen_in_an_axis_name_is_noticed():
 
 
 def test_every_axis_name_that_layers_and_models_use_is_in_the_default_table(root):
-    sources = [path.read_text() for room in ("layers", "models") for path in (root / room).glob("*.py")]
+    sources = [path.read_text() for room in ("layers", "models") for path in (root / room).rglob("*.py")]
     tuples = itertools.chain(*(re.findall(r"\baxes\b[^=\n]*=\s*\(([^()]*)\)", text) for text in sources))
     names = set(re.findall(r'"([a-z_]+)"', " ".join(tuples)))
     assert {"embed", "heads"} <= names

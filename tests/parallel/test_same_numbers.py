@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-import sapwood.core as core
+import sapwood as sw
 from sapwood import parallel
 from sapwood.parallel import DEFAULT, TABLES, mesh
 
@@ -56,7 +56,7 @@ RULES = replace(DEFAULT, min_size=16)  # these models are small: let them be sha
 
 def train_step(model, optimizer, place=None):
     def loss_fn(params, state, batch):
-        logits, state = core.apply(model, params, state, batch["image"], train=True, place=place)
+        logits, state = sw.apply(model, params, state, batch["image"], train=True, place=place)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
         return loss, (state, logits)
 
@@ -73,7 +73,7 @@ def train_step(model, optimizer, place=None):
 
 @pytest.fixture(scope="session")
 def variables():
-    return jax.device_get(core.init(model, 0, BATCH["image"]))
+    return jax.device_get(sw.init(model, 0, BATCH["image"]))
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +90,7 @@ def single(variables):
 
 
 def on_mesh(optimizer, m, rules, variables):
-    spec = core.spec(model, BATCH["image"])
+    spec = sw.spec(model, BATCH["image"])
     shardings = parallel.param_shardings(spec.params, m, rules)
     states = parallel.state_shardings(spec.state, m)
     opts = parallel.opt_shardings(optimizer, spec.params, shardings, m)
@@ -141,7 +141,7 @@ def test_every_layout_has_the_numbers_of_one_device(text, rules, optimizer, sing
 
 def test_the_layouts_do_differ():
     """The test above would pass if nothing were ever sharded."""
-    spec = core.spec(model, BATCH["image"]).params
+    spec = sw.spec(model, BATCH["image"]).params
     found = {
         text: [s.spec for s in jax.tree.leaves(parallel.param_shardings(spec, mesh(text), RULES))]
         for text in ("data=8", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2")

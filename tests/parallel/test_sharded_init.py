@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import sapwood.core as core
+import sapwood as sw
 from sapwood import layers as L
 from sapwood import parallel
 from sapwood.core.errors import ConfigError, DeclarationError
@@ -36,7 +36,7 @@ SMALL = replace(DEFAULT, min_size=64)
 
 @pytest.fixture(scope="session")
 def unsharded():
-    return jax.device_get(core.init(model, jax.random.key(3), X))
+    return jax.device_get(sw.init(model, jax.random.key(3), X))
 
 
 @pytest.mark.parametrize("text", ["data=4,fsdp=2", "data=2,fsdp=2,tensor=2"])
@@ -45,7 +45,7 @@ def test_values_are_bit_for_bit_the_unsharded_ones(text, unsharded):
     sharded, sharded_state = parallel.init(model, jax.random.key(3), X, mesh=mesh(text), rules=SMALL)
     jax.tree.map(np.testing.assert_array_equal, sharded, params)
     jax.tree.map(np.testing.assert_array_equal, sharded_state, state)
-    expected = parallel.param_shardings(core.spec(model, X).params, mesh(text), SMALL)
+    expected = parallel.param_shardings(sw.spec(model, X).params, mesh(text), SMALL)
     assert jax.tree.map(lambda x: x.sharding, sharded) == expected
     for leaf in jax.tree.leaves(sharded):
         assert {s.data.shape for s in leaf.addressable_shards} == {leaf.sharding.shard_shape(leaf.shape)}
@@ -100,7 +100,7 @@ DIAGONAL = {
 def same_bits(names, text, once=()):
     assert sorted(name for names in DIAGONAL.values() for name in names) == sorted([*OWN, "layers"])
     x = np.ones((8, 512), "float32")
-    one, _ = core.init(drawn_by(names, once), 5, x)
+    one, _ = sw.init(drawn_by(names, once), 5, x)
     many, _ = parallel.init(drawn_by(names, once), 5, x, mesh=mesh(text))
     whole = [leaf for leaf in jax.tree.leaves(many) if leaf.sharding.is_fully_replicated]
     assert text == "data=8" or len(whole) < 0.5 * len(jax.tree.leaves(many))
@@ -129,7 +129,7 @@ def test_what_a_stack_is_drawn_whole_in_is_bounded(monkeypatch):
         return L.Scan(lambda v, x: x + L.Dense(128, axes=("embed", "mlp"))(v.dense, x), 6)(v.blocks, x)
 
     x = np.ones((8, 128), "float32")
-    one, _ = core.init(stack, 5, x)
+    one, _ = sw.init(stack, 5, x)
     many, _ = parallel.init(stack, 5, x, mesh=mesh("stage=2,fsdp=4"))
     assert tuple(many["blocks"]["dense"]["kernel"].sharding.spec) == ("stage", "fsdp", None)
     np.testing.assert_allclose(many["blocks"]["dense"]["kernel"], one["blocks"]["dense"]["kernel"], 1e-6)
@@ -145,7 +145,7 @@ def test_large_ones_are_drawn_in_pieces_with_the_same_bits(text, shape):
             if name != "orthogonal":
                 v.param(name, shape, init, axes=("embed", "mlp"))
 
-    one, _ = core.init(large, 5, X)
+    one, _ = sw.init(large, 5, X)
     many, _ = parallel.init(large, 5, X, mesh=mesh(text))
     jax.tree.map(np.testing.assert_array_equal, many, one)
 
@@ -156,7 +156,7 @@ def test_no_device_holds_the_whole_on_the_way_either():
             v.blocks[i].param("kernel", (2048, 512), INIT, axes=("embed", "mlp"))
 
     m = mesh("fsdp=8")
-    shardings = parallel.param_shardings(core.spec(large, X).params, m)
+    shardings = parallel.param_shardings(sw.spec(large, X).params, m)
     born = jax.jit(lambda key: parallel.init(large, key, X, mesh=m)[0], out_shardings=shardings)
     program = born.lower(jax.random.key(0)).compile()
     assert program.memory_analysis().output_size_in_bytes < 1.01 * 4 * 2048 * 512 * 4 / 8
@@ -170,7 +170,7 @@ def test_data_dependent_values_agree():
         return v.shard(dense(v.up, x, 512), "batch", "mlp")
 
     x = np.random.default_rng(1).normal(size=(16, 32)).astype("f")
-    params, _ = core.init(scaled, 0, x, data=True)
+    params, _ = sw.init(scaled, 0, x, data=True)
     sharded, _ = parallel.init(scaled, 0, x, mesh=mesh("data=2,fsdp=4"), data=True)
     np.testing.assert_array_equal(sharded["up"]["kernel"], params["up"]["kernel"])
     np.testing.assert_allclose(sharded["scale"], params["scale"], 1e-6)

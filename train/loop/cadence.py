@@ -72,7 +72,7 @@ def cadence_of(
     one of ``epochs`` and ``steps`` is given, and for numbers below 1.
 
     >>> cadence_of(45, epochs=10, steps=None, log_every=None, checkpoint_every=None, best=False)
-    Schedule(steps=450, steps_per_epoch=45, log_every=45, checkpoint_every=225, every_epoch=False)
+    Cadence(steps=450, steps_per_epoch=45, log_every=45, checkpoint_every=225, every_epoch=False)
     """
     given = {"epochs": epochs, "steps": steps, "log_every": log_every, "checkpoint_every": checkpoint_every}
     for name, number in given.items():
