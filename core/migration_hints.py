@@ -90,8 +90,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "moduledict": ('L.Sequential({"hidden": L.Dense(8), "head": L.Dense(8)})',),
     "parameter": ('lambda v, x: x * v.param("scale", (), jax.nn.initializers.ones)',),
     "functional": ("L.dense", "a name in lower case is a function of arrays"),
-    "init": ("sw.core.initializers", "a layer takes kernel_init="),
-    "initializers": ("sw.core.initializers", "a layer takes kernel_init="),
+    "init": ("sw.initializers", "a layer takes kernel_init="),
+    "initializers": ("sw.initializers", "a layer takes kernel_init="),
     **{name: (f'sw.supervised(model, "{loss}")',) for name, loss in {
         "crossentropyloss": "softmax_cross_entropy", "bcewithlogitsloss": "sigmoid_cross_entropy",
         "mseloss": "squared_error", "l1loss": "absolute_error", "huberloss": "huber", "smoothl1loss": "huber",

@@ -17,6 +17,7 @@ from sapwood.parallel.batches import batch_sharding, check_batch, check_batch_si
 from sapwood.parallel.communication import Collective, Collectives, collectives
 from sapwood.parallel.meshes import AXES, MeshWarning, mesh
 from sapwood.parallel.optimizer_state import opt_shardings
+from sapwood.parallel.pipeline.settings import Pipeline
 from sapwood.parallel.place_activations import placement
 from sapwood.parallel.rule_tables import DEFAULT, TABLES, table
 from sapwood.parallel.rules import Rules
@@ -38,6 +39,7 @@ __all__ = [
     "Collective",
     "Collectives",
     "MeshWarning",
+    "Pipeline",
     "Rules",
     "ShardingWarning",
     "batch_sharding",

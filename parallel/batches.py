@@ -57,7 +57,7 @@ def batch_multiple(mesh: AnyMesh, rules: Rules | str | None = None) -> int:
     >>> from jax.sharding import AbstractMesh
     >>> import sapwood.parallel as parallel
     >>> mesh = AbstractMesh((2, 4), ("data", "stage"))
-    >>> rules = dataclasses.replace(parallel.DEFAULT, pipeline=parallel.pipeline.Pipeline(microbatches=12))
+    >>> rules = dataclasses.replace(parallel.DEFAULT, pipeline=parallel.Pipeline(microbatches=12))
     >>> batch_multiple(mesh), batch_multiple(mesh, rules)
     (8, 24)
 

@@ -180,7 +180,7 @@ def test_data_dependent_values_agree():
 
 
 def test_shapes_are_enough_and_a_policy_is_kept():
-    shapes, policy = jax.ShapeDtypeStruct((8, 32), jnp.float32), core.Policy("bfloat16", "bfloat16")
+    shapes, policy = jax.ShapeDtypeStruct((8, 32), jnp.float32), sw.Policy("bfloat16", "bfloat16")
     params, _ = parallel.init(model, 0, shapes, mesh=mesh("fsdp=8"), policy=policy)
     assert params["up"]["kernel"].dtype == jnp.bfloat16
     assert tuple(params["up"]["kernel"].sharding.spec) == ("fsdp", None)

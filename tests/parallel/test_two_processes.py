@@ -18,7 +18,7 @@ port, index, *layouts = sys.argv[1:]
 if port != "0":
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index))
 import jax.numpy as jnp, numpy as np, optax
-import sapwood.core as core
+import sapwood as sw
 from dataclasses import replace
 from sapwood import parallel
 
@@ -40,13 +40,13 @@ def layout(text):
     params, state = parallel.init(model, 0, x, mesh=mesh, rules=rules)
     optimizer = optax.adam(1e-2)
     place, whole = parallel.placement(mesh, rules), parallel.replicated(mesh)
-    spec = core.spec(model, x).params
+    spec = sw.spec(model, x).params
     opts = parallel.opt_shardings(optimizer, spec, parallel.param_shardings(spec, mesh, rules), mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=opts)(params)
 
     def step(params, state, opt_state, batch):
         def loss(params):
-            out, new = core.apply(model, params, state, batch["x"], train=True, place=place)
+            out, new = sw.apply(model, params, state, batch["x"], train=True, place=place)
             return ((out - batch["y"]) ** 2).mean(), new
         (value, new), grads = jax.value_and_grad(loss, has_aux=True)(params)
         updates, _ = optimizer.update(grads, opt_state, params)
