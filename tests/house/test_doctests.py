@@ -16,10 +16,6 @@ def _names() -> list[str]:
     """Found as files, not by importing: one module that fails to import is then one failing test."""
     rooms = [init.parent for init in HOUSE.glob("*/__init__.py")]
     files = [HOUSE / "__init__.py", HOUSE / "__main__.py", *(file for room in rooms for file in room.rglob("*.py"))]
-        HOUSE / "__init__.py",
-        HOUSE / "__main__.py",
-        *(f for init in HOUSE.glob("*/__init__.py") for f in init.parent.rglob("*.py")),
-    ]
     dotted = [".".join(("sapwood", *f.relative_to(HOUSE).with_suffix("").parts)) for f in files]
     return sorted(n.removesuffix(".__init__") for n in dotted)
 
