@@ -103,7 +103,7 @@ class Directory:
             if not self.own(step).exists():
                 self._aside(step).rename(self.own(step))
 
-    def keep_only(self, choose: Callable[[list[int]], set[int | None]]) -> None:
+    def keep_only(self, choose: Callable[[list[int]], set[int]]) -> None:
         """Remove all checkpoints except the chosen ones, and all replaced ones.
 
         ``choose`` maps the list of steps to the set of steps to keep. A folder that cannot be removed stays, with a

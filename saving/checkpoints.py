@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sapwood.core import messages, paths
+from sapwood.core import paths
 from sapwood.core.errors import CheckpointError, ConfigError
 from sapwood.core.messages import short, some
 from sapwood.runtime.processes import together, union
@@ -31,6 +31,7 @@ from sapwood.saving.best_metric import goal
 from sapwood.saving.checkpoint_directory import Directory
 from sapwood.saving.checksummed_json import seal, unseal
 from sapwood.saving.digest import RULE, describe, digests, named_leaves
+from sapwood.saving.retention import Retention
 
 INDEX = "sapwood.json"
 _FORMAT = 2  # Sapwood 0.1 wrote format 1, with digests of rule 1
@@ -100,12 +101,9 @@ class Checkpoints:
             raise ConfigError(
                 f"checkpoints go to a directory, not to {directory}; mount the bucket (gcsfuse) and name the mount"
             )
-        if keep < 1:
-            raise ConfigError(f"keep={keep}: at least the newest checkpoint is kept")
         self.directory = Path(directory).expanduser().absolute()
         self._disk = Directory(self.directory)
-        self.keep = keep
-        self._goal = goal(best)
+        self._retention = Retention(keep, goal(best))
         # The step that this run restored or saved last. Later checkpoints do not belong to this run.
         self._newest: int | None = None
         self._passed: set[int] = set()  # the steps of damaged checkpoints that `restore` skipped
@@ -143,7 +141,7 @@ class Checkpoints:
 
         Without `best=` in the constructor, the `best` that the newest checkpoint was saved with is used.
         """
-        return self._best_of(self.steps())
+        return self._retention.best_of(self._said(self.steps()))
 
     def choose(self, step: int | str | None = None) -> int | None:
         """Resolve the `step` that a user asks for to a step number, or to None for the newest intact checkpoint.
@@ -178,9 +176,8 @@ class Checkpoints:
         left = self.candidates()
         if step != "best":
             return left[::-1]
-        ranked = [n for n in left if self._said(n) is None]
-        while (best := self._best_of([n for n in left if n not in ranked])) is not None:
-            ranked.append(best)
+        said = self._said(left)
+        ranked = [*(n for n in left if n not in said), *self._retention.ranked(said)]
         return ranked + [n for n in left[::-1] if n not in ranked]
 
     def info(self, step: int) -> Info:
@@ -228,11 +225,11 @@ class Checkpoints:
             "info": dict(info or {}),
             "metrics": {name: float(value) for name, value in (metrics or {}).items()},
         }
-        self._check_metrics(index["metrics"])
+        self._retention.check(index["metrics"])
         marks = digests(arrays)  # before the write, so that they describe the arrays and not what reached the disk
         index["arrays"] = {name: [*describe(x), marks[name]] for name, x in arrays.items()}
-        if self._goal is not None:
-            index["best"] = str(self._goal)
+        if self._retention.best is not None:
+            index["best"] = str(self._retention.best)
         if slashed := _slashed(tree):
             index["slashed"] = slashed
         try:
@@ -431,34 +428,16 @@ class Checkpoints:
                     self._disk.put_back()
             raise self._failure(step, error) from error
 
-    def _kept(self, steps: list[int]) -> set[int | None]:
-        """The steps to keep: the newest `keep`, the best one, and damaged ones that the run has not reached again.
+    def _kept(self, steps: list[int]) -> set[int]:
+        return self._retention.kept(steps, self._said(steps), newest=self._newest or 0, passed=self._passed)
 
-        A checkpoint later than `_newest` was written before the run went back to an earlier step, so it is removed. The
-        exception is a damaged one that `restore` skipped: nothing else is left of its step until the run has come that
-        far again.
-        """
-        newest = self._newest or 0
-        ours = [step for step in steps if step <= newest and step not in self._passed]
-        ahead = [step for step in self._passed if step > newest]
-        return {*ours[-self.keep :], self._best_of(ours), *ahead}
-
-    def _best_of(self, steps: list[int]) -> int | None:
-        found = {step: info for step in steps if (info := self._said(step)) is not None}
-        wanted = self._goal or (goal(found[max(found)].best) if found else None)
-        return wanted and wanted.best({step: info.metrics.get(wanted.metric, math.nan) for step, info in found.items()})
-
-    def _said(self, step: int) -> Info | None:
-        """`info(step)`; None if the index is damaged."""
-        try:
-            return self.info(step)
-        except CheckpointError:
-            return None
-
-    def _check_metrics(self, metrics: dict[str, float]) -> None:
-        if self._goal is not None and metrics and self._goal.metric not in metrics:
-            near = messages.nearest(self._goal.metric, metrics)
-            raise ConfigError(f'best="{self._goal}", but the metrics are {sorted(metrics)}{near}')
+    def _said(self, steps: list[int]) -> dict[int, Info]:
+        """`info(step)` of the steps whose index is intact."""
+        said = {}
+        for step in steps:
+            with contextlib.suppress(CheckpointError):
+                said[step] = self.info(step)
+        return said
 
     def _failure(self, step: int, error: BaseException) -> CheckpointError:
         refused = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
