@@ -5,7 +5,7 @@ it is first used.
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sapwood.command import starting as _starting  # noqa: F401  (before what takes a second to import)
 
@@ -71,7 +71,7 @@ if TYPE_CHECKING:  # the late names for type checkers and editors
     from sapwood.train.trainer import Trainer
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _LATE:
         word = "" if name.startswith("_") else _elsewhere(name)
         raise AttributeError(f"module 'sapwood' has no attribute {name!r}{word}")
@@ -88,7 +88,7 @@ def _elsewhere(name: str) -> str:
     return migration_hints.answer(migration_hints.LAYERS | migration_hints.SAPWOOD, name, __all__)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__
 
 

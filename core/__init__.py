@@ -4,10 +4,12 @@ It depends on JAX only, not on meshes or training. Its public names are those of
 `sw.apply`, `sw.Vars`); other rooms import its files by name.
 """
 
+from typing import Any
+
 from sapwood.core.moved import find_moved
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if (found := find_moved(__name__, name)) is not None:
         return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

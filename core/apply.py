@@ -15,17 +15,22 @@ from sapwood.core.vars import Vars
 
 @overload
 def apply(
-    f, params, state, *xs, rng=None, train=False, policy=None, capture: None = None, place=None
-) -> tuple[Any, dict]: ...
+    f: Callable, params: Any, state: Any, *xs: Any, rng: Any = None, train: bool = False, policy: Any = None,
+    capture: None = None, place: Any = None,
+) -> tuple[Any, dict]: ...  # fmt: skip
 
 
 @overload
 def apply(
-    f, params, state, *xs, rng=None, train=False, policy=None, capture: bool | str, place=None
-) -> tuple[Any, dict, dict]: ...
+    f: Callable, params: Any, state: Any, *xs: Any, rng: Any = None, train: bool = False, policy: Any = None,
+    capture: bool | str, place: Any = None,
+) -> tuple[Any, dict, dict]: ...  # fmt: skip
 
 
-def apply(f, params, state, *xs, rng=None, train=False, policy=None, capture=None, place=None):
+def apply(
+    f: Callable, params: Any, state: Any, *xs: Any, rng: Any = None, train: bool = False, policy: Any = None,
+    capture: bool | str | None = None, place: Any = None,
+) -> Any:  # fmt: skip
     """Run ``f(v, *xs)`` on ``params`` and ``state``; returns ``(y, next_state)``.
 
     Args:

@@ -15,8 +15,10 @@ from sapwood.core.policy import as_policy
 from sapwood.core.vars import Vars, _tree, as_vars, collecting, current_state
 
 
-def bind(params, state=None, *, rng=None, train=False, policy=None, place=None, capture: bool | str = True,
-         frozen: Any = False) -> Vars:  # fmt: skip
+def bind(
+    params: Any, state: Any = None, *, rng: Any = None, train: bool = False, policy: Any = None, place: Any = None,
+    capture: bool | str = True, frozen: Any = False,
+) -> Vars:  # fmt: skip
     """A cursor at the root of ``params`` and ``state``.
 
     Args:

@@ -41,7 +41,13 @@ differently, and numbers would differ by a rounding."""
 
 @jax.transfer_guard("allow")  # the caller asks for these transfers: a seed and the hashes of paths go to the device
 def init(
-    f: Callable, key: Any, *xs: Any, data: bool = False, policy=None, place=None, shardings=None
+    f: Callable,
+    key: Any,
+    *xs: Any,
+    data: bool = False,
+    policy: Any = None,
+    place: Any = None,
+    shardings: Any = None,
 ) -> tuple[dict, dict]:
     """The first ``(params, state)`` of ``f(v, *xs)``.
 
@@ -73,7 +79,14 @@ def init(
 
 
 def initializer(
-    f: Callable, declared: Spec, *, data=False, policy=None, place=None, shardings=None, given=(False, False)
+    f: Callable,
+    declared: Spec,
+    *,
+    data: bool = False,
+    policy: Any = None,
+    place: Any = None,
+    shardings: Any = None,
+    given: tuple[bool, ...] = (False, False),
 ) -> Callable[..., tuple[dict, dict]]:
     """`init` of a model whose declarations are known, as a function ``make(key, *xs, there=(None, None))``.
 

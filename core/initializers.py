@@ -61,7 +61,7 @@ class constant:
 
     value: Any
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "value", _hashable(self.value))
 
     def __call__(self, key: jax.Array, shape: Shape, dtype: Any) -> jax.Array:

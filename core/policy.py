@@ -41,7 +41,7 @@ class Policy:
     compute: str | None = None
     param: str = "float32"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.compute is not None:
             object.__setattr__(self, "compute", floating_dtype(self.compute))
         object.__setattr__(self, "param", floating_dtype(self.param))

@@ -24,7 +24,7 @@ class Spec(NamedTuple):
     state: dict
 
 
-def spec(f: Callable, *xs: Any, policy=None) -> Spec:
+def spec(f: Callable, *xs: Any, policy: Any = None) -> Spec:
     """The parameters and state that ``f(v, *xs)`` declares, in train and in eval mode together.
 
     ``xs`` are pytrees of arrays or `jax.ShapeDtypeStruct`. Leaves that are no arrays (a number, a string) are passed to
@@ -43,7 +43,14 @@ def spec(f: Callable, *xs: Any, policy=None) -> Spec:
 
 
 def trace(
-    f: Callable, xs: tuple, recorder: Recorder, *, train: bool, policy=None, place=None, by: Callable = jax.eval_shape
+    f: Callable,
+    xs: tuple,
+    recorder: Recorder,
+    *,
+    train: bool,
+    policy: Any = None,
+    place: Any = None,
+    by: Callable = jax.eval_shape,
 ) -> Any:
     """Trace the model on shapes and send its declarations to ``recorder``.
 

@@ -9,7 +9,7 @@ transform. A new field of `_DEFAULTS` that is not listed there gets its default 
 
 import operator
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -180,7 +180,10 @@ class Vars:
         """The precision of this run."""
         return self._policy
 
-    def param(self, name: str, shape, init, *, axes=None, dtype=None, cast: bool = True) -> jax.Array:
+    def param(
+        self, name: str, shape: Sequence[int], init: Callable[..., Any], *, axes: Sequence[str | None] | None = None,
+        dtype: Any = None, cast: bool = True,
+    ) -> jax.Array:  # fmt: skip
         """Declare and read a parameter.
 
         Args:
@@ -199,7 +202,7 @@ class Vars:
         gather = getattr(self._place, "gather", None)  # the mesh's own way to gather the shards of a parameter
         return value if gather is None else gather(value, None if axes is None else tuple(axes))
 
-    def state(self, name: str, shape, init, *, dtype=None) -> jax.Array:
+    def state(self, name: str, shape: Sequence[int], init: Callable[..., Any], *, dtype: Any = None) -> jax.Array:
         """Declare and read a state entry. It is returned in the dtype it is stored in.
 
         Args:
@@ -303,7 +306,7 @@ class Vars:
             )
         raise EffectError(f"{self._at()}: {what} cannot work: {why}")
 
-    def put(self, **values) -> None:
+    def put(self, **values: Any) -> None:
         """Set the next value of state entries, by name. The run returns it in its next state.
 
         A value must have the declared shape, and is cast to the declared dtype.
@@ -377,7 +380,7 @@ class Vars:
         start, depth = self._start
         return path_hash(self._path[depth:], start)
 
-    def loss(self, name: str, x) -> None:
+    def loss(self, name: str, x: Any) -> None:
         """Report an auxiliary loss, a scalar that is added to the objective.
 
         Raises:
@@ -389,7 +392,7 @@ class Vars:
             raise DeclarationError(f"loss({name!r}) at {self._at()!r}: a scalar is expected, got shape {jnp.shape(x)}")
         collector.loss(path, x)
 
-    def sow(self, name: str, x) -> None:
+    def sow(self, name: str, x: Any) -> None:
         """Report an intermediate value. The run returns it if its ``capture`` covers this path, else it is ignored."""
         path = self._full(name)
         if not self._captures(path) or (self._collector is None and not self._collected):
@@ -404,7 +407,7 @@ class Vars:
             unrolled = (*unrolled[: s.depth], "0", *unrolled[s.depth :])
         return any(paths.matches(self._capture, "/".join(p)) for p in (path, unrolled))
 
-    def check(self, ok, message: str) -> None:
+    def check(self, ok: Any, message: str) -> None:
         """Check values: ``ok`` is a boolean array, True for every entry that is acceptable.
 
         If ``ok`` is known and an entry is False, a `CheckError` that names the first bad entry is raised at once. If
@@ -432,7 +435,9 @@ class Vars:
 
     # ---- the same cursor with other bindings --------------------------------------------------------------------
 
-    def replace(self, *, params=None, state=None, rng=None, train=None, policy=None) -> "Vars":
+    def replace(
+        self, *, params: Any = None, state: Any = None, rng: Any = None, train: bool | None = None, policy: Any = None
+    ) -> "Vars":
         """The same cursor with other variables, key, mode or precision. None keeps what is bound.
 
         Args:
@@ -482,7 +487,7 @@ class Vars:
             return v
         return v._branch(v._ledger.fork(v._path, v._hash()))
 
-    def fold(self, i) -> "Vars":
+    def fold(self, i: Any) -> "Vars":
         """A cursor with the key of step ``i``, for loops whose steps share variables.
 
         ``i`` is an integer from -2**63 to 2**63 - 1 and may be traced; anything else raises `ConfigError`. Pass the

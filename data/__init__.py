@@ -9,7 +9,7 @@ Importing this room imports NumPy but no other library for data: grain, TensorFl
 imported on first use. `sources/` has one file per kind of source, `image/` the image decoder, `text/` text.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sapwood.core import migration_hints
 from sapwood.data.batching import Batches, batches
@@ -25,7 +25,7 @@ from sapwood.data.text.characters import characters, decode, encode
 
 if not TYPE_CHECKING:
 
-    def __getattr__(name: str):
+    def __getattr__(name: str) -> Any:
         return migration_hints.missing("sapwood.data", migration_hints.DATA, name, __all__)
 
 

@@ -111,7 +111,7 @@ class _Recording:
         self.calls[number] = Call(v._path, layer, parent, describe(xs), describe(y), copies)
 
 
-def trace_calls(model: Callable, xs: tuple, *, train: bool, policy=None, watch: bool = False) -> Program:
+def trace_calls(model: Callable, xs: tuple, *, train: bool, policy: Any = None, watch: bool = False) -> Program:
     """Trace ``model(v, *xs)`` with every layer call marked in the program. Nothing is computed.
 
     In eval mode the model is traced without a random key first, since a key adds equations to the program. It is traced

@@ -4,7 +4,7 @@ A name in lower case is a function of arrays, `dense(x, kernel, bias)`; a name i
 dataclass of hyper-parameters that is called with a cursor, `Dense(10)(v.logits, x)`. Activations are those of `jax.nn`.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sapwood.core import migration_hints
 from sapwood.layers.attentions.multi_head import MultiHeadAttention, attention
@@ -41,7 +41,7 @@ from sapwood.layers.spatial.pooling import (
 
 if not TYPE_CHECKING:
 
-    def __getattr__(name: str):
+    def __getattr__(name: str) -> Any:
         return migration_hints.missing("sapwood.layers", migration_hints.LAYERS, name, __all__)
 
 

@@ -12,6 +12,8 @@ the arrays. `batch_sharding` and `put_batch` do the same for batches.
 True
 """
 
+from typing import Any
+
 from sapwood.core.moved import find_moved
 from sapwood.parallel.batches import batch_sharding, check_batch, check_batch_size, feed, put_batch, shards
 from sapwood.parallel.communication import Collective, Collectives, collectives
@@ -26,7 +28,7 @@ from sapwood.parallel.shardings import ShardingWarning, moment_shardings, param_
 from sapwood.parallel.topologies import topology
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if (found := find_moved(__name__, name)) is not None:
         return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -111,7 +111,7 @@ class Rules:
     pipeline: Pipeline = field(default_factory=Pipeline)
     strict: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for which in ("table", "stored"):
             rows = getattr(self, which)
             if not isinstance(rows, list | tuple):

@@ -4,7 +4,7 @@ Losses, metrics and checkpoints have rooms of their own (`sw.losses`, `sw.metric
 """
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sapwood import losses, metrics
 from sapwood.core import migration_hints
@@ -28,7 +28,7 @@ sys.modules[f"{__name__}.losses"], sys.modules[f"{__name__}.metrics"] = losses, 
 
 if not TYPE_CHECKING:
 
-    def __getattr__(name: str):
+    def __getattr__(name: str) -> Any:
         if (found := find_moved(__name__, name)) is not None:
             return found
         return migration_hints.missing("sapwood.train", migration_hints.TRAIN, name, __all__)

@@ -152,7 +152,7 @@ class EarlyStopping:
     delta: float = 0.0
     restore: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_mode(self)
         if self.patience < 1:
             raise ConfigError(f"EarlyStopping(patience={self.patience}): the patience is at least 1 epoch")
@@ -209,7 +209,7 @@ class ReduceOnPlateau:
     cooldown: int = 0
     least: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_mode(self)
         if not 0 < self.factor < 1 or self.patience < 1:
             raise ConfigError(f"{self}: a factor between 0 and 1 and a patience of at least 1 epoch are expected")
@@ -253,7 +253,7 @@ class StopAt:
     target: float
     mode: str = "max"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_mode(self)
 
     def __call__(self, event: Event, memory: dict[str, Any]) -> bool:
@@ -292,7 +292,7 @@ class OnEpoch:
     function: Callable[[Event], Any]
     every: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.every < 1:
             raise ConfigError(f"OnEpoch(every={self.every}): at least every epoch is expected, which is 1")
 

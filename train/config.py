@@ -57,7 +57,7 @@ class Config:
 
     _code = None  # the `Code` of this config; no field, for it says nothing about how a model is trained
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         policy: Policy = as_policy(self.policy)
         object.__setattr__(self, "policy", policy)
         if policy.compute == "float16" and self.scaling is None:

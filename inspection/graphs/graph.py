@@ -56,7 +56,7 @@ class Graph:
         return f"Graph({self.model}: {nodes} nodes in {groups} groups; .svg(), .html() or .save(file) draws it)"
 
 
-def graph(model: Callable, *xs: Any, policy=None, limit: int = 40) -> Graph:
+def graph(model: Callable, *xs: Any, policy: Any = None, limit: int = 40) -> Graph:
     """Draw ``model(v, *xs)``: a box for each layer, groups by path, and edges along which values flow.
 
     Nothing is computed. The edges are those of the program traced in train mode. Operations between layers are small

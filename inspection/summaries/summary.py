@@ -81,7 +81,7 @@ class Summary:
         return ", ".join([*parts, f"{self.flops:,} FLOPs"])
 
 
-def summary(model: Callable, *xs: Any, policy=None, depth: int | None = None) -> Summary:
+def summary(model: Callable, *xs: Any, policy: Any = None, depth: int | None = None) -> Summary:
     """A table of ``model(v, *xs)``: path, layer, output, parameters, bytes and FLOPs, and the totals.
 
     Nothing is computed. FLOPs are those of one call in eval mode, by XLA's cost analysis of the traced program: a

@@ -129,7 +129,7 @@ class MultiHeadAttention(Layer):
     kernel_init: Initializer = lecun_normal(in_axis=0, out_axis=(1, 2))
     out_init: Initializer = lecun_normal(in_axis=(0, 1), out_axis=2)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_inputs.positive(
             self, "heads", *(name for name in ("head_dim", "kv_heads") if getattr(self, name) is not None)
         )

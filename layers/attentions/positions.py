@@ -60,7 +60,7 @@ class Rotary(Layer):
 
     base: float = 10000.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.base, int | float) or self.base <= 1:
             raise ConfigError(f"Rotary: base must be a number above 1, got {self.base!r}")
 
@@ -82,7 +82,7 @@ class LearnedPositions(Layer):
     axes: tuple[str | None, ...] | None = (None, "embed")
     table_init: Initializer = normal(0.02)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_inputs.positive(self, "max_length")
         check_inputs.axes(self, 2, "(max_length, features)")
 

@@ -99,7 +99,7 @@ class Remat(Layer):
     layer: Callable
     policy: str | Callable | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         policy(self.policy)
 
     def __call__(self, v: Vars, *xs: Any, **options: Any) -> Any:

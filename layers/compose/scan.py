@@ -68,7 +68,7 @@ class Scan(Layer):
     axis: str | None = "layers"
     batched: bool | tuple[bool, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_inputs.positive(self, "n")
         remat.policy(self.remat)
         if not isinstance(self.batched, bool | tuple | None):

@@ -28,7 +28,7 @@ class Sequential(Layer):
 
     layers: tuple
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         given = self.layers
         if not isinstance(given, dict | list | tuple):
             raise ConfigError(f"Sequential: layers must be a list, or a dict of named layers, got {given!r}")

@@ -40,7 +40,7 @@ class Vmap(Layer):
     axis: str | None = "expert"
     in_axes: int | tuple[int | None, ...] | None = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_inputs.positive(self, "n")
 
     def __call__(self, v: Vars, *xs: Any) -> Any:

@@ -107,7 +107,7 @@ class MixtureOfExperts(Layer):
     z: float = 0.001
     kernel_init: Initializer = lecun_normal()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_inputs.positive(self, "experts", "hidden")
         routing.few_enough("MixtureOfExperts", self.k, self.experts)
         routing.some_capacity(self.capacity)

@@ -71,7 +71,7 @@ class Dense(Layer):
     kernel_init: Initializer = lecun_normal()
     bias_init: Initializer = zeros
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_inputs.positive(self, "features")
         check_inputs.axes(self, 2, "(features_in, features)")
 

@@ -111,7 +111,7 @@ class Embed(Layer):
     axes: tuple[str | None, ...] | None = ("vocab", "embed")
     table_init: Initializer = lecun_normal(in_axis=1, out_axis=0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_inputs.positive(self, "vocab", "features")
         check_inputs.axes(self, 2, "(vocab, features)")
 

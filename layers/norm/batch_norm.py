@@ -87,7 +87,7 @@ class BatchNorm(Layer):
     axis_name: str | tuple[str, ...] | None = None
     scale_init: Initializer = ones
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_inputs.within(self, "momentum", 0, 1)
         check_inputs.within(self, "eps", 0, 1)
 

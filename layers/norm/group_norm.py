@@ -70,7 +70,7 @@ class GroupNorm(Layer):
     bias: bool = True
     scale_init: Initializer = ones
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_inputs.positive(self, "groups")
         check_inputs.within(self, "eps", 0, 1)
 

@@ -58,7 +58,7 @@ class LayerNorm(Layer):
     bias: bool = True
     scale_init: Initializer = ones
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_inputs.within(self, "eps", 0, 1)
 
     def __call__(self, v: Vars, x: jax.Array) -> jax.Array:

@@ -44,7 +44,7 @@ class Dropout(Layer):
 
     rate: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_inputs.within(self, "rate", 0, 1)
 
     def __call__(self, v: Vars, x: jax.Array) -> jax.Array:

@@ -116,7 +116,7 @@ class Conv(Layer):
     kernel_init: Initializer = lecun_normal()
     bias_init: Initializer = zeros
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_inputs.positive(self, "features", "groups")
         check_inputs.axes(self, 2, "the kernel's (channels, features)")
         if self.features % self.groups:

@@ -158,7 +158,7 @@ class MaxPool(Layer):
     strides: Sizes | None = None
     padding: Padding = "VALID"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_options(self)
 
     def __call__(self, v: Vars, x: jax.Array) -> jax.Array:
@@ -180,7 +180,7 @@ class AvgPool(Layer):
     padding: Padding = "VALID"
     count_padding: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_options(self)
 
     def __call__(self, v: Vars, x: jax.Array) -> jax.Array:

@@ -79,7 +79,7 @@ class Decoder(Layer):
     k: int = 2
     capacity: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         given = (name for name in ("mlp", "kv_heads") if getattr(self, name) is not None)
         check_inputs.positive(self, "vocabulary", "depth", "width", "heads", *given)
         check_inputs.within(self, "dropout", 0, 1)

@@ -48,7 +48,7 @@ class Pipeline:
     schedule: Schedule = "gpipe"
     rounds: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.schedule not in get_args(Schedule):
             known = get_args(Schedule)
             near = nearest(self.schedule, known) if isinstance(self.schedule, str) else ""

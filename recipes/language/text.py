@@ -110,7 +110,7 @@ class Text(sw.Recipe):
             raise sw.ConfigError("prompt is empty; at least one character to write on from is expected")
         return sw.data.encode(self.prompt, self.vocabulary)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise sw.ConfigError(f"size is {self.size!r}; one of {', '.join(SIZES)} is expected")
         for name, value in SIZES[self.size].items():
@@ -125,7 +125,7 @@ class Text(sw.Recipe):
         if self.file is not None:  # so that the run can be read from any folder
             object.__setattr__(self, "file", str(Path(self.file).expanduser().absolute()))
 
-    def data(self):
+    def data(self) -> tuple[Any, Any]:
         len(self.start)  # a bad prompt raises here, and not after the training
         cut = int(0.9 * len(self.text))
         windows = partial(sw.data.characters, vocabulary=self.vocabulary)
@@ -144,15 +144,15 @@ class Text(sw.Recipe):
             remat=None if self.remat == "none" else self.remat, experts=self.experts or None,
         )  # fmt: skip
 
-    def model(self, v, tokens):
+    def model(self, v: sw.Vars, tokens: Any) -> Any:
         return self.decoder(v, tokens)
 
-    def objective(self):
+    def objective(self) -> Any:
         if self.vocabulary_size:  # the logits do not fit into memory
             return next_token(self.decoder)
         return sw.supervised(self.model, inputs="tokens", target="targets")
 
-    def optimizer(self, steps):
+    def optimizer(self, steps: int) -> Any:
         warmup = min(100, steps // 10 + 1, steps - 1)  # 0 in a run of one step
         rate = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warmup, steps)
         return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99))

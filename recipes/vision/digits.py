@@ -1,6 +1,7 @@
 """`digits`: trains a small convolutional network on 1,797 real handwritten digits of 8 x 8 pixels."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import optax
@@ -25,10 +26,10 @@ class Digits(sw.Recipe):
     dropout: float = 0.5
     learning_rate: float = 3e-3
 
-    def data(self):
+    def data(self) -> tuple[Any, Any]:
         return sw.data.load("digits", "train"), sw.data.load("digits", "test")
 
-    def model(self, v, image):
+    def model(self, v: sw.Vars, image: Any) -> Any:
         x = v.policy.cast(image.astype("float32") / 16)  # pixels are integers from 0 to 16
         x = self.block(v.blocks[0], x, self.width)
         x = self.block(v.blocks[1], x, 2 * self.width)
@@ -40,5 +41,5 @@ class Digits(sw.Recipe):
         x = jax.nn.relu(L.BatchNorm()(v.norm, x))
         return L.MaxPool((2, 2))(v.pool, x)
 
-    def optimizer(self, steps):
+    def optimizer(self, steps: int) -> Any:
         return optax.adam(optax.cosine_decay_schedule(self.learning_rate, steps))

@@ -1,6 +1,7 @@
 """`digits-mlp`: trains two dense layers on the handwritten digits. It is the smallest complete example."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import optax
@@ -21,13 +22,13 @@ class DigitsMLP(sw.Recipe):
     hidden: int = 128
     learning_rate: float = 2e-3
 
-    def data(self):
+    def data(self) -> tuple[Any, Any]:
         return sw.data.load("digits", "train"), sw.data.load("digits", "test")
 
-    def model(self, v, image):
+    def model(self, v: sw.Vars, image: Any) -> Any:
         x = L.flatten(v.policy.cast(image.astype("float32") / 16))
         x = jax.nn.relu(L.Dense(self.hidden)(v.hidden, x))
         return L.Dense(10)(v.logits, x)
 
-    def optimizer(self, steps):
+    def optimizer(self, steps: int) -> Any:
         return optax.adam(optax.cosine_decay_schedule(self.learning_rate, steps))

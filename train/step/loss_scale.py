@@ -54,7 +54,7 @@ class LossScale:
     factor: float = 2.0
     patience: int = 50
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.initial < 1 or self.interval < 1 or self.factor <= 1 or self.patience < 1:
             raise ConfigError(
                 f"{self}: the initial scale, the interval and the patience are at least 1, the factor more than 1"
