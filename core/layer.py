@@ -53,7 +53,7 @@ class Layer:
     (Scale(start=2.0), True)
     """
 
-    def __init_subclass__(cls, **options):
+    def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__call__" in cls.__dict__:
             cls.__call__ = _located(cls.__dict__["__call__"])

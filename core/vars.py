@@ -112,7 +112,7 @@ class Vars:
     _scope: int
     _lost: tuple[paths.Path, tuple[str, ...]] | None
 
-    def __init__(self, **fields):
+    def __init__(self, **fields: Any) -> None:
         for name, default in _DEFAULTS.items():
             object.__setattr__(self, name, fields.get(name, default))
 
@@ -571,25 +571,25 @@ class Vars:
         held = sorted({*self._params, *self._state}, key=paths.order)
         return f"Vars({self._at()}: {', '.join(held) or 'empty'})"
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a cursor is immutable; v.put({name}=value) hands back a state entry's next value")
 
-    def __delattr__(self, name):
+    def __delattr__(self, name: str) -> None:
         self.__setattr__(name, None)
 
-    def __setitem__(self, name, value):
+    def __setitem__(self, name: str, value: Any) -> None:
         self.__setattr__(name, value)
 
     def __copy__(self) -> "Vars":
         return self  # immutable
 
-    def __deepcopy__(self, memo) -> "Vars":
+    def __deepcopy__(self, memo: Any) -> "Vars":
         return self
 
-    def __reduce_ex__(self, protocol) -> NoReturn:
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a cursor is not saved; save the plain dicts sw.params(v) and sw.state(v)")
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         name = self._path[-1] if self._path else "v"
         raise TypeError(f"{self._at()!r} is a place in a tree, not a function{messages.nearest(name, _METHODS)}")
 
@@ -597,10 +597,10 @@ class Vars:
         raise TypeError(f"a cursor has no {what}: it is a place in a tree of variables; sw.params(v) and sw.state(v) "
                         "give the plain dicts")  # fmt: skip
 
-    def __iter__(self) -> Iterator:
+    def __iter__(self) -> Iterator[Any]:
         self._refuse("iteration")
 
-    def __contains__(self, name) -> bool:
+    def __contains__(self, name: object) -> bool:
         self._refuse("'in'")
 
     def __bool__(self) -> bool:

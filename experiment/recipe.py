@@ -67,7 +67,7 @@ class Recipe:
         """Callbacks to call after each row of metrics, such as `EarlyStopping`; see `sapwood.train.callbacks`."""
         return ()
 
-    def report(self, params: dict, state: dict) -> str | None:
+    def report(self, params: dict[str, Any], state: dict[str, Any]) -> str | None:
         """A text to print when training is over; None prints nothing."""
 
     def _policy(self) -> str | None:

@@ -157,7 +157,7 @@ class Text(sw.Recipe):
         rate = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warmup, steps)
         return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99))
 
-    def report(self, params, state):
+    def report(self, params: dict[str, Any], state: dict[str, Any]) -> str | None:
         """Continue the prompt by ``sample`` characters, one at a time, with a sliding window of ``length`` of them."""
         start = self.start[-self.length :]
         window = jnp.zeros(self.length, "int32").at[: len(start)].set(start)

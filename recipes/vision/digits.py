@@ -36,7 +36,7 @@ class Digits(sw.Recipe):
         x = L.Dropout(self.dropout)(v.drop, L.flatten(x))
         return L.Dense(10)(v.logits, x)
 
-    def block(self, v, x, width):
+    def block(self, v: sw.Vars, x: Any, width: int) -> Any:
         x = L.Conv(width, (3, 3), bias=False)(v.conv, x)
         x = jax.nn.relu(L.BatchNorm()(v.norm, x))
         return L.MaxPool((2, 2))(v.pool, x)
