@@ -93,7 +93,7 @@ sys.path[:0] = [sys.argv[1], "."]
 import jax, pyarrow.parquet, PIL.Image, sapwood.data, sapwood.saving.artifact, tensorflow_datasets, orbax.checkpoint
 import sapwood.experiment.experiment
 from test_hostile_files import CASES, end
-from sapwood.data.sources import catalog
+from sapwood.data.sources import tfds
 
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024

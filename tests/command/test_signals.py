@@ -111,7 +111,7 @@ def test_nobody_reads_the_result(sapwood, stripes, monkeypatch):
 
 JOIN = """
 import os, subprocess, sys, jax
-from sapwood.train import curves
+from sapwood.train.record import curves
 curves.start = lambda *_: subprocess.Popen([sys.executable, "-S", "-c", ""])  # drawing takes 2 s
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 if "WORKER" in os.environ:

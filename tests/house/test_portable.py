@@ -31,13 +31,17 @@ builtins.__import__ = load
 del signal.SIGHUP, signal.SIGKILL
 for name in names:
     importlib.import_module(name)
-from sapwood.train import interrupts
+from sapwood.train.loop import interrupts
 print(sorted(interrupts.NAMES.values()))
 """
 
 
 def modules(root: Path):
-    return [*root.glob("*.py"), *(path for room in ROOMS for path in sorted((root / room).rglob("*.py")))]
+    return [
+        root / "__init__.py",
+        root / "__main__.py",
+        *(path for room in ROOMS for path in sorted((root / room).rglob("*.py"))),
+    ]
 
 
 @pytest.mark.slow

@@ -463,14 +463,15 @@ import sapwood as sw
 from sapwood import parallel
 from sapwood.models import Decoder
 from sapwood.parallel.pipeline.settings import Pipeline
-from sapwood.train import birth, next_token
+from sapwood.train import next_token
+from sapwood.train.state import plan
 mesh = sw.mesh("stage=4,data=4", devices=parallel.topology("v5e:4x4"))
 rules = dataclasses.replace(parallel.DEFAULT, pipeline=Pipeline(schedule=sys.argv[1], microbatches=8))
 model = Decoder(vocabulary=512, depth=8, width=256, heads=4, remat="full")
 trainer = sw.Trainer(next_token(model), optax.sgd(1e-2), mesh=mesh, rules=rules, policy="bfloat16")
 tokens = jax.ShapeDtypeStruct((64, 256), "int32", sharding=trainer.batch_sharding)
 batch = {"tokens": tokens, "targets": tokens}
-state = birth.plan(trainer, batch).shapes
+state = plan.plan(trainer, batch).shapes
 print(jax.jit(trainer.step, donate_argnums=0).lower(state, batch).compile().as_text())
 """
 

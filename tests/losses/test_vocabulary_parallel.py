@@ -108,7 +108,7 @@ import json, re
 import jax, jax.numpy as jnp, optax, sapwood as sw
 from sapwood.models import Decoder
 from sapwood.parallel.topologies import topology
-from sapwood.train import birth
+from sapwood.train.state.plan import plan as plan_state
 from sapwood.train.objectives.next_token import next_token
 
 model = Decoder(32000, 2, 512, 4, mlp=1024)
@@ -116,7 +116,7 @@ mesh = sw.mesh("fsdp=4,sequence=2,tensor=2", devices=topology("v5e:4x4"))
 objective = next_token(model) if NEXT else sw.supervised(model, inputs="tokens", target="targets")
 trainer = sw.Trainer(objective, optax.sgd(0.1), mesh=mesh, policy="bfloat16")
 batch = {x: jax.ShapeDtypeStruct((16, 512), "int32", sharding=trainer.batch_sharding) for x in ("tokens", "targets")}
-plan = birth.plan(trainer, batch)
+plan = plan_state(trainer, batch)
 print(json.dumps(trainer.compiled.train(plan.shardings).lower(plan.shapes, batch).compile().as_text()))
 """
 

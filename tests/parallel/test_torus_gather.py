@@ -97,7 +97,8 @@ def test_without_jit_an_axis_is_not_cut(monkeypatch):
 CHILD = """
 import json, jax, optax, sapwood as sw
 from sapwood import layers as L
-from sapwood.train import birth, supervised
+from sapwood.train import supervised
+from sapwood.train.state.plan import plan as plan_state
 
 def model(v, x):
     def block(v, x):
@@ -109,7 +110,7 @@ mesh = sw.mesh("fsdp=64", devices=sw.parallel.topology("v5p:4x4x4"))
 objective = supervised(model, inputs="x", loss="squared_error")
 train = sw.Trainer(objective, optax.sgd(0.1), mesh=mesh, policy="bfloat16", checks=False)
 batch = {k: jax.ShapeDtypeStruct((4096, 4096), "float32", sharding=train.batch_sharding) for k in ("x", "label")}
-plan = birth.plan(train, batch)
+plan = plan_state(train, batch)
 program = train.compiled.train(plan.shardings).lower(plan.shapes, batch).compile()
 found = sw.parallel.collectives(program, mesh)
 print(json.dumps([[row[0], row[2], row[5]] for row in found.rows()]))

@@ -22,7 +22,8 @@ CHILD = """
 import json, re, sys
 import jax, optax, sapwood as sw
 from sapwood import layers as L
-from sapwood.train import birth, supervised
+from sapwood.train import supervised
+from sapwood.train.state.plan import plan as plan_state
 
 name, slices, mesh = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 
@@ -37,7 +38,7 @@ for options in json.loads(sys.argv[4]):
     train = sw.Trainer(supervised(model, inputs="x"), optax.adam(1e-3), mesh=made, **options)
     shapes = {"x": ((64, 512), "float32"), "label": ((64,), "int32")}
     batch = {k: jax.ShapeDtypeStruct(*x, sharding=train.batch_sharding) for k, x in shapes.items()}
-    plan = birth.plan(train, batch)
+    plan = plan_state(train, batch)
     program = train.compiled.train(plan.shardings).lower(plan.shapes, batch).compile()
     memory, text = program.memory_analysis(), program.as_text()
     outer = [[d.slice_index for d in part.flat] for part in made.devices] if slices > 1 else []
@@ -80,7 +81,8 @@ def test_only_replicas_cross_the_slices():
 CONVOLUTIONS = """
 import jax, optax, sapwood as sw
 from sapwood import layers as L
-from sapwood.train import birth, supervised
+from sapwood.train import supervised
+from sapwood.train.state.plan import plan as plan_state
 
 def model(v, x):
     def block(v, x):
@@ -91,7 +93,7 @@ mesh = sw.mesh("data=4", devices=sw.parallel.topology("v5e:2x2"))
 train = sw.Trainer(supervised(model, inputs="x"), optax.adam(1e-3), mesh=mesh)
 shapes = {"x": ((8, 16, 16, 8), "float32"), "label": ((8,), "int32")}
 batch = {k: jax.ShapeDtypeStruct(*x, sharding=train.batch_sharding) for k, x in shapes.items()}
-plan = birth.plan(train, batch)
+plan = plan_state(train, batch)
 for step in (train.compiled.train(plan.shardings), jax.jit(train.step)):
     text = step.lower(plan.shapes, batch).as_text()
     print("optimization_barrier" in text, "inlineable" in text, text.count("stablehlo.while"))

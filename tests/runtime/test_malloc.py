@@ -16,7 +16,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt
 SCRIPT = """
 import json, resource, statistics
 import jax, jax.numpy as jnp, sapwood
-from sapwood.train import compiling, host_memory
+from sapwood.runtime import compile_options, malloc
 
 WIDTH = 8
 
@@ -37,14 +37,14 @@ def faults(step, x):
 
 for rows, dtype in ((2**21, "float32"), (5 * 2**19, "bfloat16")):  # a value fills a heap, of bfloat16 where it is wide
     x = jnp.ones((rows, WIDTH), dtype)
-    compiling.compiled(traced(x, 2), "cpu")(x).block_until_ready()
-x, memory = jnp.ones((2**17, WIDTH)), host_memory._memory
+    compile_options.compiled(traced(x, 2), "cpu")(x).block_until_ready()
+x, memory = jnp.ones((2**17, WIDTH)), malloc._memory
 program, measured = traced(x, 36), {}
 measured["leave"] = faults(program.lower().compile(), x)
-host_memory._memory = lambda: 2**28
-measured["small"] = faults(compiling.compiled(traced(x, 12), "cpu"), x)
-host_memory._memory = memory
-measured["keep"] = faults(compiling.compiled(program, "cpu"), x)  # for the rest of the process: this is the last
+malloc._memory = lambda: 2**28
+measured["small"] = faults(compile_options.compiled(traced(x, 12), "cpu"), x)
+malloc._memory = memory
+measured["keep"] = faults(compile_options.compiled(program, "cpu"), x)  # for the rest of the process: this is the last
 print(json.dumps(measured))
 """
 

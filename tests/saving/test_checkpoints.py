@@ -993,7 +993,7 @@ HICCUPS = """
 import json, warnings
 from pathlib import Path
 from unittest import mock
-from sapwood.train import checkpoints as module, orbax_arrays
+from sapwood.saving import checkpoints as module, orbax_arrays
 from sapwood.train.record.run_directory import Run
 
 def told(attempt, patch, where=1):
