@@ -1,4 +1,4 @@
-"""What a training step holds at its peak, beside the floor's, and what remat trades for it.
+"""The peak memory of a training step, beside that of the hand-written floor, and what `remat` saves of it.
 
 The bytes are those of the compiled program: arguments, outputs and temporaries, less the bytes that outputs share with
 donated arguments. The page of the results shows the first line of this text.
