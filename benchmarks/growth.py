@@ -1,4 +1,4 @@
-"""How time and memory of a training step grow with each size of a small transformer: fitted exponents, and the theory's.
+"""How time and memory of a training step grow with the sizes of a small transformer: exponents, fitted and of theory.
 
 One size is doubled repeatedly while the others stay constant. The exponent is the slope of the least-squares line
 through the logarithms. Terms of lower order make it lower than the theory's exponent. A higher exponent shows a cost
