@@ -7,7 +7,7 @@ from sapwood.command import options
 
 
 def main(arguments: list[str]) -> None:
-    """Profile some steps, write the page, and print the table and the paths of the page and of the raw trace."""
+    """Profile steps of a recipe and write an HTML page. Print the table of times, and the paths of page and trace."""
     from sapwood.experiment.finding import find
 
     parser = options.Parser("profile", "where the time of a recipe's training step goes, by layer path")
@@ -44,10 +44,10 @@ def levels(word: str) -> int:
 
 
 def places(out: Path) -> tuple[Path, Path]:
-    """The paths of the page and of the directory of the raw trace, from ``--out``.
+    """The path of the HTML page and of the directory of the raw trace, from ``--out``.
 
-    For an ``out`` that ends in .html that is the page, and the directory lies beside it. Otherwise ``out`` is the
-    directory, and the page lies in it.
+    If ``out`` is ``NAME.html``, it is the page, and the directory is ``NAME-trace`` beside it. Otherwise ``out`` is the
+    directory, and the page is ``profile.html`` in it.
     """
     if out.suffix == ".html":
         return out, out.with_name(f"{out.stem}-trace")

@@ -26,4 +26,5 @@ def compiling_for(name: str) -> contextlib.AbstractContextManager[Any]:
     ...     platform()
     'tpu'
     """
-    return contextlib.nullcontext() if name == platform() else _PLATFORM(name)  # JAX caches traces for each name
+    # JAX's caches of traces are keyed by the value of this context, so setting it needlessly would trace again.
+    return contextlib.nullcontext() if name == platform() else _PLATFORM(name)

@@ -22,13 +22,14 @@ def check(
     """Check stacked examples against their features: shape, range, classes, finite numbers.
 
     Args:
-        features: the expected feature of each entry. Entries of the batch without a feature are not checked.
-        batch: arrays `(examples, ...)`.
-        entries: the index of each example, for the message.
-        where: a function from an index to the name of the example, for the message.
+        features: the feature that each array of the batch must fit, by name. Other arrays are not checked.
+        batch: arrays `(examples, ...)` by name, plain or ragged.
+        entries: the index of each example, int `(examples,)`, for the message.
+        where: a function from such an index to the name of the example, for the message.
 
     Raises:
-        DataError: an example does not fit its feature. The message names the first one and what was expected.
+        DataError: an example does not fit its feature (the message names the first one and what was expected), or the
+            batch has no array for a feature.
 
     Example:
         >>> check({"label": Feature((), "int32", num_classes=10)}, {"label": np.array([3, 12])}, [16, 17])
@@ -48,7 +49,10 @@ def check(
 
 
 def _check_shape(name, feature: Feature, values, entries, where) -> None:
-    """Raise `DataError` if the shape of an example is not the feature's; a None there fits any size."""
+    """Raise `DataError` if examples do not have the shape of the feature. A None in that shape fits any size.
+
+    Text and other Python objects (`RAW`) may have any shape.
+    """
     shape = values.shape[1:]
     fits = len(shape) == len(feature.shape) and all(b in (a, None) for a, b in zip(shape, feature.shape, strict=True))
     if not fits and feature.dtype not in (TEXT, RAW):
@@ -63,7 +67,7 @@ def _check_values(name, feature: Feature, values, entries, where) -> None:
     if floating and feature.finite:
         refuse(name, feature, values, ~np.isfinite(values), "finite numbers are expected", entries, where)
     low, high = feature.bounds
-    # min and max need no temporary array, and correct data passes here
+    # min and max need no temporary array. The mask of wrong values is made only if there are any.
     if (low is not None and values.min() < low) or (high is not None and values.max() > high):
         wrong = np.zeros(values.shape, bool)
         wrong |= False if low is None else values < low

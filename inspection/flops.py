@@ -54,7 +54,11 @@ class FlopCounter:
 
 
 def _region(equations: list[Any]) -> Any:
-    """A jaxpr of some equations: its inputs are variables made outside, its results those that none of them reads."""
+    """A jaxpr of some equations of another jaxpr.
+
+    Its inputs are the variables that these equations read and do not define. Its outputs are the variables that they
+    define and do not read.
+    """
     from jax.extend.core import DebugInfo, Jaxpr
 
     made = {var for e in equations for var in e.outvars}

@@ -16,7 +16,7 @@ from sapwood.metrics import same_shape
 
 
 def squared_error(outputs: jax.Array, target: jax.Array) -> jax.Array:
-    """Squared error ``(outputs - target) ** 2``; all of one shape (...).
+    """Squared error ``(outputs - target) ** 2`` of each element; outputs, target and result have the same shape.
 
     >>> squared_error(jnp.array([1., 2.]), jnp.array([1., 4.])).tolist()
     [0.0, 4.0]
@@ -26,7 +26,7 @@ def squared_error(outputs: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def absolute_error(outputs: jax.Array, target: jax.Array) -> jax.Array:
-    """Absolute error ``|outputs - target|``; all of one shape (...).
+    """Absolute error ``|outputs - target|`` of each element; outputs, target and result have the same shape.
 
     >>> absolute_error(jnp.array([1., 2.]), jnp.array([1., 4.])).tolist()
     [0.0, 2.0]
@@ -36,9 +36,9 @@ def absolute_error(outputs: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def huber(outputs: jax.Array, target: jax.Array, delta: float = 1.0) -> jax.Array:
-    """Huber loss: quadratic for errors up to ``delta``, linear beyond (Huber 1964); all of one shape (...).
+    """Huber loss of each element: quadratic for errors up to ``delta``, linear beyond (Huber 1964).
 
-    Raises `ConfigError` for a ``delta`` that is not above 0.
+    Outputs, target and result have the same shape. Raises `ConfigError` for a ``delta`` that is not above 0.
 
     >>> huber(jnp.array([0.5, 3.0]), jnp.zeros(2)).tolist()
     [0.125, 2.5]
@@ -49,7 +49,9 @@ def huber(outputs: jax.Array, target: jax.Array, delta: float = 1.0) -> jax.Arra
 
 
 def log_cosh(outputs: jax.Array, target: jax.Array) -> jax.Array:
-    """Logarithm of the hyperbolic cosine, ``log(cosh(outputs - target))``; all of one shape (...).
+    """Logarithm of the hyperbolic cosine, ``log(cosh(outputs - target))``, of each element.
+
+    Outputs, target and result have the same shape.
 
     >>> log_cosh(jnp.ones(1), jnp.ones(1)).tolist()
     [0.0]

@@ -91,7 +91,7 @@ def maker(read: Callable[[str, bytes], bytes | None] = opened) -> Maker | None:
             return program
 
         def put(self, key: str, value: bytes) -> None:
-            if getattr(self._inner, "eviction_enabled", True):  # eviction keeps files beside the entries
+            if getattr(self._inner, "eviction_enabled", True):  # then JAX also writes a time stamp, under a lock
                 self._inner.put(key, sealed(key, value))
             elif not self._file(key).exists():
                 _write(self._file(key), sealed(key, value))
@@ -116,11 +116,11 @@ def current() -> Maker | None:
 
 
 def use(make: Maker) -> None:
-    """Let JAX make its caches by this function from now on. The present cache is made again."""
+    """Let JAX make its caches by this function from now on. JAX makes a new cache at its next compilation."""
     from jax._src import compilation_cache
 
     compilation_cache.get_file_cache = make
-    compilation_cache.reset_cache()  # otherwise JAX keeps the one of its first compilation
+    compilation_cache.reset_cache()  # otherwise JAX keeps the cache that it made at its first compilation
 
 
 def _write(file: Path, entry: bytes) -> None:

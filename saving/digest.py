@@ -1,9 +1,9 @@
 """Digests: 128 bits per array that depend on its bits, shape and dtype, and not on its sharding.
 
-A digest is a sum, so it can be computed in any order and on any mesh. The bits of each element are mixed with a key of
-the element's place, and the results are added up in four lanes of 32 bits (JAX has no 64-bit integers by default). On a
-mesh each device sums its own shards, and four numbers per array cross devices; no array is gathered. All arithmetic is
-modulo 2^32. In lane s:
+A digest is the BLAKE2b hash of the dtype, the shape and four sums of 32 bits, the lanes (JAX has no 64-bit integers by
+default). The bits of each element are mixed with a key of the element's place, and the results are added up in each
+lane. Sums can be computed in any order and on any mesh. On a mesh each device sums its own shards, and four numbers per
+array cross devices; no array is gathered. All arithmetic is modulo 2^32. In lane s:
 
     key[i, j, ...] = 1 + even(mix(i + seed(s, 0))) + even(mix(j + seed(s, 1))) + ...     one table per dimension
     w              = (bits XOR bits >> 16) * odd                                         the same in every lane
@@ -11,8 +11,8 @@ modulo 2^32. In lane s:
     lane[s]        = sum over elements of (h XOR h >> 16)
 
 `mix` is the finalizer of MurmurHash3 (Appleby, 2011). `even` clears the lowest bit, so keys are odd. The hash belongs
-to the family of Zobrist hashing and of additive incremental hashes (Bellare and Micciancio, 1997). A sum misses changes
-that cancel, so its quality is how rarely the changes of two elements cancel.
+to the family of Zobrist hashing and of additive incremental hashes (Bellare and Micciancio, 1997). A sum does not
+detect changes that cancel, so a good hash is one in which the changes of two elements rarely cancel:
 
 - One changed element is always detected, in every lane: at a given place each step is a bijection.
 - Two elements that change alike (two flipped signs, two numbers that swap places): each lane changes twice, by amounts
@@ -21,9 +21,10 @@ that cancel, so its quality is how rarely the changes of two elements cancel.
 - The same holds for more than two changes, if the changes do not depend on the keys. Anyone who knows the keys can
   forge a digest: a digest detects accidents and is not a signature.
 
-The last XOR is the final step: an odd factor after it would only multiply the sum and detect nothing more. Without that
-XOR, or with the same factor for all places as in rule 1 (Sapwood 0.1), a flipped sign bit changes each lane by one of
-two amounts, and one pair of flipped signs in 16 cancels. Rule 1 stays for reading what it wrote.
+The formula ends with an XOR. A product with an odd constant after it would only multiply the sum by that constant, and
+detect nothing more. Without the XOR, a flipped sign bit changes each lane by one of two amounts, and one pair of
+flipped signs in 16 cancels. The same holds for rule 1, the formula of Sapwood 0.1, which multiplies by the same factor
+at all places. Rule 1 is kept to verify digests that Sapwood 0.1 wrote.
 
 An index is mixed per dimension, so arrays of more than 2^32 elements need no wider integer. Elements wider than 32 bits
 become a last dimension of 32-bit words, and narrower ones are widened. So -0.0 differs from 0.0, and NaNs with
@@ -44,7 +45,7 @@ RULE = 2
 """The current rule for computing digests. Files store the rule of their digests; a file without one uses rule 1."""
 
 LANES = 4
-# Odd, so that multiplying by them is invertible modulo 2^32. Otherwise they only need to differ.
+# All factors are odd, so that multiplication is invertible modulo 2^32. Beyond that, these numbers only need to differ.
 _SEED = np.array([0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F], np.uint32)
 _ODD = np.array([0x2545F491, 0x165667B1, 0xCC9E2D51, 0x1B873593], np.uint32)
 _MULTIPLIER = np.uint32(0x85EBCA6B)
@@ -95,7 +96,10 @@ def _spread(words: Any, rule: int) -> Any:
 
 
 def _hashed(words: Any, key: Any, lane: int, rule: int) -> Any:
-    """The number that each element adds to a lane. For NumPy arrays it computes in place."""
+    """The number that each element adds to a lane. The arguments are not changed.
+
+    The operators `^=` and `*=` reuse the memory of `h` if the arguments are NumPy arrays.
+    """
     if rule == 1:
         h = words ^ key
         h *= _ODD[lane]

@@ -1,7 +1,7 @@
-"""`Table`: a source of CSV and Parquet files, read by pyarrow, and of data frames of any library that exports Arrow.
+"""`Table`: a source of examples from CSV, TSV and Parquet files and from data frames of any library that exports Arrow.
 
-The whole table is in memory. Every source of rows becomes a pyarrow table first (`from_file`, `from_frame`), and
-`Table` turns its columns into entries.
+The whole table is in memory. `from_file` and `from_frame` make a pyarrow table of a file or a data frame. `Table`
+converts the columns of that pyarrow table to the entries of examples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -96,7 +96,7 @@ class Table(ArraySource):
         super().__init__(arrays, features)
 
     def _as_float32(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Convert a column to float32. `DataError` for an integer that this rounds to the same number as another."""
+        """Convert a column to float32. Raises `DataError` for an integer that float32 cannot represent exactly."""
         made = values.astype(np.float32)
         if values.dtype.kind in "iu" and values.size and (values.max() > EXACT or values.min() < -EXACT):
             large = np.flatnonzero((values > EXACT) | (values < -EXACT))
@@ -125,11 +125,14 @@ def from_file(
 ) -> Table:
     """A source of the rows of a CSV, TSV or Parquet file.
 
-    The arguments are those of `Table`, and `header`: whether the first line of a CSV or TSV file names the columns. Its
-    default is True; `_read_csv` raises an error if that is doubtful.
+    Args:
+        path: the file. Its suffix says its format.
+        target, classes, weight, columns: as in `Table`.
+        header: whether the first line of a CSV or TSV file names the columns. None means True, but refuses a first line
+            that may be an example, since it has numbers (`_read_csv`).
 
     Raises:
-        DataError: the file is missing, damaged or too large for a table.
+        DataError: the file is missing, damaged or too large for a table, or its first line is refused.
         ConfigError: `header` is given for a Parquet file.
     """
     import pyarrow as pa
@@ -245,9 +248,10 @@ def _is_encoded(kind: Any) -> bool:
 
 
 def inputs_of(frame: Any, name: str) -> tuple[np.ndarray, Feature]:
-    """The columns of a frame of numbers as one array, float32 `(rows, columns)`, and its feature with their names.
+    """Convert a data frame of numbers to one array, float32 `(rows, columns)`.
 
-    Raises `DataError` if the frame has other columns than numbers.
+    Also returns the feature of that array, which has the names of the columns. Raises `DataError` if a column does not
+    hold numbers, or is called "label" or "target".
     """
     table = from_frame(frame, None, None, None, None)
     others = [column for column in table.arrays if column != "features"]
@@ -265,8 +269,8 @@ def _read_csv(path: Path, delimiter: str, header: bool | None, roles: set[str | 
     Args:
         path: the file.
         delimiter: what separates columns.
-        header: whether the first line names the columns; None is True, but raises an error for a line with numbers.
-        roles: names that show that the first line does name the columns, numbers or not.
+        header: whether the first line names the columns. None means True, but refuses a first line with numbers.
+        roles: names of columns, such as "label". A first line with one of these names is accepted despite numbers.
 
     Raises:
         DataError: the file is not UTF-8, has another delimiter, too long a first line or too many columns, or it is not
@@ -362,9 +366,10 @@ def _refuse_pictures(pictures: Mapping[str, Any], name: str, target: str | None,
 
 
 def _refuse_taken(own: list[str], name: str, numeric: list[str], target: str | None, weight: str | None) -> None:
-    """Raise `DataError` if a column keeps its name, and that is the name of an entry made of other columns.
+    """Raise `DataError` if two entries would have the same name, so that one of them would be lost.
 
-    One of the two would be lost. `own` are the columns that keep their names, `numeric` those of "features".
+    Columns in `own` become entries of their own names. The columns in `numeric` become "features", `target` becomes
+    "label" and `weight` becomes "weight".
     """
     made = {
         "features": ", ".join(map(repr, numeric)),
@@ -394,8 +399,11 @@ def _categories(table: Any, target: str) -> list[str] | None:
 
 
 def _columns(table: Any, name: str) -> dict[str, np.ndarray]:
-    """The columns as arrays. `DataError`, naming all of them, for columns that are not numbers, text or lists."""
-    names = table.column_names  # zipped with columns, since pyarrow searches all columns for a name
+    """The columns of a pyarrow table as NumPy arrays, by name.
+
+    Raises `DataError` if columns are not numbers, text or lists. The message names all of these columns.
+    """
+    names = table.column_names  # not table.column(name), which searches all columns for the name
     found = {n: _column(column.combine_chunks(), n, name) for n, column in zip(names, table.columns, strict=True)}
     odd = [column for column, values in found.items() if values is None]
     if odd:
@@ -415,7 +423,10 @@ def _columns(table: Any, name: str) -> dict[str, np.ndarray]:
 def _column(column: Any, name: str, table: str) -> np.ndarray | None:
     """A pyarrow array as a NumPy array of numbers, text or lists of numbers; None for any other type.
 
-    Empty cells of numbers become NaN, so the check of the examples names them.
+    Empty cells of numbers become NaN, which `data.check` reports later with the name of the example.
+
+    Raises `DataError` for an empty cell in a column of text, of lists or of integers beyond `EXACT`, and for lists of
+    several lengths.
     """
     import pyarrow as pa
 

@@ -88,7 +88,7 @@ class Catalog(Source):
         return stack(parts, numbers, self.where)
 
     def _examples(self, rows: Any, numbers: list[int]) -> list[dict[str, Any]]:
-        """The examples of these numbers, each a flat dict of its entries."""
+        """The examples with the indices `numbers`, each as a flat dict of its entries."""
         try:
             found = rows.__getitems__(numbers)
         except Exception as error:  # protobuf, TFDS and Pillow raise exceptions of many types on damaged examples

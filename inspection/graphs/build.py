@@ -1,9 +1,15 @@
 """Build the nested groups of a drawing from the data flow of a program.
 
-`_Units` gathers operations into units; each unit becomes one node. A layer without layers inside is one unit. So is a
-plain function with a cursor and no layers inside. The remaining operations are one unit each, and neighbors are then
-merged. `_Tree` nests the units into groups by their frames and draws edges. An edge that crosses a group's border goes
-through a port of the group.
+`_Units` gathers operations into units, and each unit becomes one node:
+
+- A layer without layers inside is one unit.
+- A plain function that takes a cursor (`Vars`) is one unit, if it calls no layer and no other such function.
+- Other operations that read parameters of the same scope are one unit.
+- The operations of one call of an array function, such as `jax.nn.softmax`, are one unit. Each operation that is still
+  left is a unit of its own. Neighbors among the units of this point are then merged.
+
+The frames of a unit are the groups around it. `_Tree` nests the units into groups by their frames and draws edges. An
+edge that crosses a group's border goes through a port of the group.
 """
 
 from collections import defaultdict
@@ -85,7 +91,7 @@ class _Units:
         self.inputs: dict[tuple, int] = {}
         self.scopes = {named.path for named in flow.program.named.values() if not named.name} - {()}
         self.closed = self.scopes - self._opened()
-        self.params: dict[int, set] = {}  # operation -> parameters it reads, directly or after preparation
+        self.params: dict[int, set] = {}  # operation -> parameters it reads, also through operations that prepare them
         needed = self._needed()
         for name in dict.fromkeys(n for n in flow.program.inputs if n[0] == "input"):
             if any(name in flow.operations[k].values for k in needed) or any(name in r for r in self._results()):
@@ -116,7 +122,8 @@ class _Units:
     def _needed(self) -> list[int]:
         """The operations that results depend on, without those that only prepare parameters and constants.
 
-        If no result depends on an input or a layer, all operations that results depend on. Also fills `params`.
+        If all of them only prepare parameters and constants (no result depends on an input or a layer), none is left
+        out. This method also fills `params`.
         """
         operations = self.flow.operations
         wanted, stack = set(), [value for values in self._results() for value in values]
@@ -175,10 +182,18 @@ class _Units:
         return describe(self.flow.program.jaxpr.invars[self.flow.program.inputs.index(value)].aval)
 
     def _home(self, k: int, operation: Operation) -> tuple[Any, Unit]:
-        """The unit of operation ``k``: a key that is equal for operations of one unit, and a new unit for that key.
+        """Choose the unit of operation ``k``.
 
-        In this order: the innermost layer, if it has no layers inside; a closed scope; a scope whose parameters the
-        operation reads; the call of an array function that it is part of; else a unit of its own.
+        The unit is the first of these that exists:
+
+        1. a layer around the operation, if no layer is called in that layer;
+        2. the closed scope around the operation;
+        3. the deepest scope that contains all parameters it reads, if that is inside the groups around the operation;
+        4. the call of an array function that it is part of;
+        5. a unit of its own.
+
+        Returns:
+            A key that is equal for all operations of the unit, and a new `Unit` to use if the key is new.
         """
         frames: list[Frame] = []
         at: paths.Path = ()
@@ -269,7 +284,7 @@ class _Units:
         return True
 
     def _merge(self, k: int, into: int, consumers: dict[int, list[int]]) -> None:
-        """Merge unit ``k`` into the unit ``into``, which reads from it. ``into`` takes its place in the program."""
+        """Merge unit ``k`` into one of its readers, the unit ``into``. Other readers of ``k`` then read ``into``."""
         unit, other = self.units[k], self.units[into]
         for source, shape in unit.reads.items():
             other.reads.setdefault(source, shape)
@@ -297,11 +312,14 @@ class _Units:
             unit.merged, unit.reads = True, {}
 
     def settle(self) -> None:
-        """Move loose operations into the scope they belong to.
+        """Move loose operations (units of kind "op") into the scopes they belong to, by two rules.
 
-        That is the deepest scope that an operation both reads from and is read by, directly or through other loose
-        operations. It is also a scope whose result the operation combines with that scope's own input (a residual
-        connection). Operations never move into a layer or a function, whose extent is known.
+        1. An operation that reads from a scope, and is read in the same scope, moves into it. Both may be indirect,
+           through other loose operations. If there are several such scopes, it is the deepest.
+        2. An operation that combines a result of a scope with an input of that scope (a residual connection) moves into
+           that scope.
+
+        Operations never move into a layer or a function, since it is known which operations these have.
         """
         consumers = self.consumers()
         loose = [k for k, unit in enumerate(self.units) if unit.kind == "op" and not unit.merged]
@@ -320,10 +338,10 @@ class _Units:
                     break
 
     def _ends(self, loose: list[int], to: Mapping[int, Iterable[int]]) -> dict[int, set[tuple[Frame, ...]]]:
-        """For each loose unit, the frames of the units that edges lead to.
+        """For each loose unit, the frames of all units that can be reached from it.
 
-        ``to`` maps a unit to its neighbors, either those it reads or those that read it. Paths go through other loose
-        units.
+        ``to`` maps a unit to its neighbors: either the units it reads, or the units that read it. The search continues
+        behind loose units, and stops at all other units.
         """
         found: dict[int, set[tuple[Frame, ...]]] = {}
         for k in loose:
@@ -336,9 +354,9 @@ class _Units:
         return found
 
     def _scopes_only(self, base: tuple, frames: tuple) -> tuple:
-        """The longest beginning of ``frames`` that extends ``base`` only by scopes other than layers and functions.
+        """The longest prefix of ``frames`` that consists of ``base`` and of scopes that are no layers and no functions.
 
-        It is ``base`` itself if ``frames`` does not begin with it.
+        If ``frames`` does not begin with ``base``, the result is ``base``.
         """
         if frames[: len(base)] != base:
             return base
@@ -348,7 +366,11 @@ class _Units:
         return frames[:n]
 
     def _closes(self, k: int, frames: tuple, consumers: dict[int, list[int]]) -> bool:
-        """True if unit ``k`` combines inputs of this scope with results of it that nothing else outside reads."""
+        """True if unit ``k`` combines results of the scope at ``frames`` with inputs of that scope.
+
+        No other unit outside the scope may read these results. An input of the scope is a value from outside that a
+        unit in the scope reads too.
+        """
         inside = lambda c: self.units[c].frames[: len(frames)] == frames  # noqa: E731
         mine = [s for s in self.units[k].reads if inside(s)]
         other = [s for s in self.units[k].reads if not inside(s)]
@@ -482,7 +504,7 @@ class _Tree:
         return Node(f"n{k}", unit.kind, paths.join(path), name, label, shape, params, copies)
 
     def _title(self, unit: Unit) -> str:
-        """The names of a unit's operations; after three only how many more."""
+        """The title of a unit: the names of its first three operations, and the number of further ones."""
         moves = (self.flow.operations[k].equation.primitive.name for k in unit.operations)
         few = list(dict.fromkeys(unit.names or (_TRIVIAL[move] for move in moves)))
         return ", ".join(few[:3]) + (f" and {len(few) - 3} more" if len(few) > 3 else "")

@@ -29,8 +29,8 @@ class Summary:
         inputs: dtypes and shapes of the inputs.
         output: dtypes and shapes of the output.
         rows: one `Row` for each path, in the order in which the model first uses them.
-        params: numbers in all parameters.
-        state: numbers in all state.
+        params: the number of elements of all parameters.
+        state: the number of elements of all state.
         param_bytes: bytes of all parameters as they are stored.
         state_bytes: bytes of all state as it is stored.
         flops: floating-point operations of one call in eval mode.
@@ -188,7 +188,7 @@ def _order(flow: Flow) -> dict[paths.Path, tuple[int, int]]:
         latest = at.get(number, latest)
         note(call.path, (latest, number))
     for tree in flow.program.spec:
-        for path, _ in paths.leaves(tree):  # only training uses it
+        for path, _ in paths.leaves(tree):  # changes only paths without an earlier use: only training uses them
             note(path, (len(flow.operations), 0))
     return first
 

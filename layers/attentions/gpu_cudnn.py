@@ -1,7 +1,7 @@
 """Attention on an NVIDIA GPU by cuDNN's fused kernel, which never holds the (length x length) logits.
 
 `jax.nn.dot_product_attention` uses the kernel only on request, and then raises for inputs that cuDNN does not support.
-So `chosen` decides, and `local_attention`, its plain version, calls `cudnn_attention` where `chosen` is true. The rule
+So `chosen` tests the inputs first. If it is true, `local_attention` (one_device.py) calls `cudnn_attention`. `chosen`
 follows what cuDNN supports; when the kernel is faster has not been measured yet.
 """
 
@@ -60,7 +60,12 @@ def _device(sharding: Any) -> Any:
 
 
 def _splits(k: jax.Array, sharding: Any) -> bool:
-    """True if the kernel can be split like q. XLA can split its batch and heads, if k and v are split like q."""
+    """True if XLA can split the kernel over the mesh as `sharding` splits q, or need not split it.
+
+    XLA can split the batch and the heads, if k and v are split like q. So the length and head_dim of q must not be
+    split, and the heads of k must divide into as many shards as those of q. Without a sharding XLA need not split the
+    kernel on a single device, and inside a `jax.shard_map` over the whole mesh.
+    """
     if sharding is None:
         return jax.device_count() == 1 or alone()
     if not isinstance(sharding, NamedSharding) or AxisType.Manual in sharding.mesh.axis_types:

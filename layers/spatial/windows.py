@@ -90,7 +90,7 @@ def amounts(
     a later input.
 
     Args:
-        padding: in the canonical form of `padding`.
+        padding: a name or pairs (before, after), as the function `padding` returns them.
         sizes: the input's spatial sizes.
         window, strides, dilation: one integer for each spatial dimension.
     """

@@ -1,8 +1,12 @@
-"""How `fit` sends its steps: one at a time, or in blocks of several. Whichever it is, the numbers are the same bits.
+"""How `fit` dispatches training steps: one step per call, or a block of several steps as one compiled program.
 
-With "auto" a run begins one at a time. Where its steps are short and enough of them are left to repay a second
-compilation, a block is compiled in a thread meanwhile, held to single steps bit for bit, and then steps go both ways in
-turn for a while, as a race whose every step counts; blocks stay where they are faster by a fiftieth.
+Both ways must give the same bits. `Sender` runs the first block as single steps too, and compares the results. If any
+bit differs, it keeps the results of the single steps and dispatches no further block.
+
+`Auto` measures which way is faster, for ``steps_per_call="auto"``. It begins with single steps and times them. If they
+are short, and enough steps are left to repay a second compilation, a thread compiles a block while training goes on.
+Then comes a race: stretches of single steps and stretches of blocks take turns and are timed. They are training steps
+like all others, so no work is lost. Blocks win if they take less than 0.98 of the time.
 """
 
 import functools
@@ -21,22 +25,32 @@ from sapwood.train.loop.metric_transfer import Packed, join
 from sapwood.train.state.train_state import TrainState
 
 SHORT = 5e-3
-"""Seconds a step may take, at most, for blocks to be tried: in a longer one the cost of sending it is lost."""
+"""Seconds that a step may take at most for blocks to be tried. In longer steps the cost of dispatch is negligible."""
 SAVED = 0.25
-"""The share of the time of short steps that blocks can be hoped to save."""
+"""Fraction of the time of short steps that blocks are expected to save."""
 MARGIN = 2.0
-"""What a saving is worth beside the cost of compiling for it, since both are estimates."""
+"""A block is compiled only if it should save at least this many times its compile time, since both are estimates."""
 WINDOW = 16
-"""Steps over which the pace is taken before anything is decided."""
+"""Steps in each stretch of single steps that is timed before the race."""
 STRETCH = 4
-"""Blocks in each stretch of the race, and `ROUNDS` stretches either way."""
+"""Blocks in each stretch of blocks in the race. A stretch of single steps in the race has as many steps."""
 ROUNDS = 5
+"""Stretches of single steps that are timed before a block is compiled, and stretches of each kind in the race."""
 
 
 class Sender:
-    """Sends steps in blocks of ``block`` where the schedule lets them run through, else one at a time.
+    """Dispatches steps: a block if it ends within the current row of metrics, else a single step.
 
-    The first block is run both ways. Where they differ in a bit, every step is sent by itself from then on.
+    The first block is run as single steps too. If any bit differs, all later steps are single steps.
+
+    Attributes:
+        cadence: the steps at which rows of metrics close.
+        programs: the compiled step, and the compiled block if there is one.
+        block: steps in a block; 1 means only single steps.
+        several: the compiled block; None if there is none yet.
+        held: True once a block has had the same bits as single steps.
+        key: the run's key and its data on the devices, from the last call; None before the first call.
+        chosen: `block`, for the run's config; None while it is not decided.
     """
 
     def __init__(self, cadence: Cadence, programs: StepPrograms):
@@ -45,14 +59,24 @@ class Sender:
         self.held = False
         self.key: tuple[Any, Any] | None = None
         self.chosen = programs.size
-        """How many steps go at once, for the run's config; None while that is not decided."""
+        """Steps in a block, for the run's config; None while that is not decided."""
 
     def size(self, done: int) -> int:
-        """How many steps go next when ``done`` are."""
+        """The number of steps in the next call, when ``done`` steps are done; 0 at the end of the run."""
         return size(self.cadence, self.block, done)
 
     def send(self, state: TrainState, batch: Any, size: int) -> tuple[TrainState, list[Packed]]:
-        """Send a step, or a block of them; the state is used up. Also returns the metrics, in one part or more."""
+        """Dispatch one step or one block.
+
+        Args:
+            state: the state before; its arrays are donated.
+            batch: a batch, or for a block its batches stacked along a first dimension, ``(block, batch, ...)``.
+            size: the number of steps: 1 or `block`.
+
+        Returns:
+            The state after these steps, and a list of their metrics: one `Packed` for the call, or for the first block
+            one `Packed` for each step.
+        """
         if size > 1 and not self.held:
             return self._hold(state, batch, size)
         state, found = self._call(self.programs.step if size == 1 else self.several, state, batch)
@@ -66,16 +90,19 @@ class Sender:
         return _with_key(after, key), found
 
     def before(self, done: int, state: TrainState) -> None:
-        """Look at the clock before a call."""
+        """Called before each call of `send`. `Auto` starts to time a stretch here; this class does nothing."""
 
     def after(self, done: int, state: TrainState) -> None:
-        """Look at the clock after a call, and decide whether `block` is to change."""
+        """Called after each call of `send`. `Auto` may change `block` here; this class does nothing."""
 
     def interrupt(self) -> None:
-        """Say that something else than steps takes time now."""
+        """Called when something other than a step takes time. `Auto` drops the stretch that it times."""
 
     def _hold(self, state: TrainState, batches: Any, size: int) -> tuple[TrainState, list[Packed]]:
-        """Send a block both ways and compare every bit; what comes back is of the steps sent one at a time."""
+        """Run the block as single steps and as one program, and compare every bit of the results.
+
+        Returns the state and the metrics of the single steps. Sets `held`, or calls `differs`.
+        """
         nth, other, each = _nth(self.programs.config.batch_sharding), jax.tree.map(copy, state), []
         for i in range(size):
             state, found = self._call(self.programs.step, state, nth(batches, i))
@@ -87,7 +114,7 @@ class Sender:
         return state, each
 
     def differs(self, size: int) -> None:
-        """What follows where a block has other bits."""
+        """Dispatch only single steps from now on, since a block gave other bits. This class warns; `Auto` does not."""
         self.block = self.chosen = 1
         warnings.warn(
             f"steps_per_call={size}: a block does not give the bits of single steps here; they go one at a time",
@@ -96,7 +123,10 @@ class Sender:
 
 
 def _with_key(state: TrainState, key: Any) -> TrainState:
-    """``state.replace(rng=key)``, which takes ten times as long, and this happens twice a call."""
+    """A copy of the state with this key (None for no key), and without its `features`.
+
+    It runs twice a call. ``state.replace(rng=key)`` takes ten times as long.
+    """
     return TrainState(
         state.step, state.params, state.state, state.opt_state, key, state.ema, state.ema_state,
         state.scale, state.ok, stacks=state.stacks,
@@ -110,12 +140,22 @@ def _data(key: jax.Array, sharding: Any) -> jax.Array:
 
 @functools.cache
 def _nth(sharding: Any) -> Callable[[Any, int], Any]:
-    """The batch of a block by its number, sharded as a batch is."""
+    """A compiled function ``(batches, i) -> batch``: batch i of a block, with the sharding of a batch."""
     return jax.jit(lambda batches, i: jax.tree.map(lambda x: x[i], batches), out_shardings=sharding)
 
 
 class Auto(Sender):
-    """Sends steps one at a time, until blocks are found to have the same bits and to be faster."""
+    """Dispatches single steps until a block has proved to have the same bits and to be faster.
+
+    Attributes:
+        stage: the method to call after each timed stretch, with the steps done and the median seconds per step:
+            `_pace`, then `_wait`, then `_race`; None once `block` is final.
+        begun: the stretch that is being timed: its first step, its end, and the time at its start; None if there is
+            none.
+        compiled: the future of `_compile`; None before.
+        tried: steps in the block of the race; 1 before the race.
+        seconds: seconds per step of each timed stretch, by the block that it used. The race begins with an empty dict.
+    """
 
     def __init__(self, cadence: Cadence, programs: StepPrograms):
         super().__init__(cadence, programs)
@@ -129,7 +169,11 @@ class Auto(Sender):
         self.begun: tuple[int, int, float] | None = None
 
     def before(self, done: int, state: TrainState) -> None:
-        """Begin a stretch, where the row has room for one."""
+        """Start to time a stretch, if none is being timed and the current row of metrics has room for it.
+
+        If rows are shorter than a stretch, the stretch is a whole row. In the race nothing is timed until the first
+        block has been compared with single steps.
+        """
         racing = self.stage == self._race
         if self.stage is None or self.begun is not None or (racing and not self.held):
             return
@@ -137,12 +181,12 @@ class Auto(Sender):
         steps = min(wanted, left // self.block * self.block)
         if steps == wanted or (
             steps and (done == 0 or self.cadence.closes_row(done))
-        ):  # a whole row where rows are short
+        ):  # at the start of a row: rows are short, and this stretch is a whole row
             jax.block_until_ready(state.step)
             self.begun = done, done + steps, time.perf_counter()
 
     def after(self, done: int, state: TrainState) -> None:
-        """End a stretch that is over."""
+        """If the timed stretch is over, note its seconds per step and call `stage`."""
         if self.stage is None or self.begun is None or done < self.begun[1]:
             return
         begin, _, clock = self.begun
@@ -158,7 +202,11 @@ class Auto(Sender):
         self.block, self.chosen, self.stage = block, block, None
 
     def _pace(self, done: int, seconds: float) -> None:
-        """Take the pace of single steps, and begin to compile a block if that may pay."""
+        """First stage: after `ROUNDS` stretches of single steps, compile a block in a thread if that may pay.
+
+        It cannot pay if steps take longer than `SHORT`, if too few steps are left, or if rows of metrics have no room
+        for a block. Then only single steps are used. Very long steps are decided after the first stretch.
+        """
         if len(self.seconds[1]) < ROUNDS and seconds < 4 * SHORT:
             return
         saving = (self.cadence.steps - done) * seconds * SAVED
@@ -170,7 +218,11 @@ class Auto(Sender):
         self.stage = self._wait
 
     def _compile(self, done: int, saving: float) -> tuple[int, Callable[..., Any] | None]:
-        """The best size and the compiled block; 1 where that would take longer than it saves."""
+        """The best number of steps in a block, and the compiled block; ``(1, None)`` if compiling it does not pay.
+
+        On a CPU a block with convolutions is unrolled (`StepPrograms.unrolls`). It then takes about ``size`` times as
+        long to compile as a step.
+        """
         unrolls = self.programs.unrolls
         size = best_size(self.cadence, done, self.programs.largest(unrolls))
         if size == 1 or (unrolls and saving < MARGIN * size * self.programs.seconds):
@@ -178,7 +230,7 @@ class Auto(Sender):
         return size, self.programs.compile(size)
 
     def _wait(self, done: int, seconds: float) -> None:
-        """Go on one at a time until the block is compiled."""
+        """Second stage: single steps until the block is compiled; then the race, unless there is no block."""
         assert self.compiled is not None
         if not self.compiled.done():
             return
@@ -188,7 +240,10 @@ class Auto(Sender):
         self.seconds, self.stage, self.block = {}, self._race, self.tried
 
     def _race(self, done: int, seconds: float) -> None:
-        """Send stretches both ways in turn, and settle for the faster one."""
+        """Third stage: stretches of single steps and of blocks take turns. After `ROUNDS` of each, one is kept.
+
+        Blocks are kept if their median time per step is below 0.98 of that of single steps.
+        """
         if all(len(self.seconds.get(size, ())) >= ROUNDS for size in (1, self.tried)):
             one, several = (statistics.median(self.seconds[size]) for size in (1, self.tried))
             return self._settle(self.tried if several < 0.98 * one else 1)

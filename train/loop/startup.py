@@ -1,5 +1,7 @@
-"""The start of a run: everything that can happen at once does. While XLA compiles the step in one thread, the first
-parameters are made or a checkpoint is read in another.
+"""The start of a run: its programs are compiled while its state is made or restored.
+
+Threads compile the step, the block of steps and the evaluation. Meanwhile the calling thread makes the first parameters
+or reads a checkpoint.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +27,13 @@ from sapwood.train.state.train_state import TrainState
 
 
 class Start(NamedTuple):
-    """The compiled programs, the state to begin from, and the info of the checkpoint it came from (None if fresh)."""
+    """What `start` returns.
+
+    Attributes:
+        programs: the compiled step, and the compiled block if there is one.
+        state: the state to begin from.
+        info: the info of the checkpoint that the state was read from; None if it was not read from a checkpoint.
+    """
 
     programs: StepPrograms
     state: TrainState
@@ -36,10 +44,22 @@ def start(
     config: Config, compiled: Programs, stream: Batches, evaluation: Evaluation | None, record: Run, *,
     seed: int, state: TrainState | None, steps_per_call: int | None,
 ) -> Start:  # fmt: skip
-    """Make or restore the state of a run and compile its step, side by side.
+    """Make or restore the state of a run, and compile its programs at the same time.
 
-    ``steps_per_call`` is how many steps a block has; None leaves it to what the run was found to be best with, if it
-    is resumed and has come that far.
+    Args:
+        config: how the model is trained.
+        compiled: the programs of ``config``, which keep what they have compiled.
+        stream: the batches of the training data. It is left at its beginning.
+        evaluation: the evaluation of the validation data, or None. It gets its compiled step.
+        record: the run directory. If it holds a checkpoint to resume from, that is the state.
+        seed: seed of the first parameters.
+        state: a state to copy if there is no checkpoint; None makes a new one from ``seed``.
+        steps_per_call: steps in a block. None means the number that the run chose before, if it is resumed and had
+            chosen one. Otherwise it stays None, and `dispatch.Auto` chooses.
+
+    Raises:
+        ConfigError: ``state`` does not fit ``config``, or metrics of several batches cannot be combined.
+        CheckpointError: the checkpoint cannot be restored.
     """
     batch = _first(config, stream)
     plan = state_plan.plan(config, batch)
@@ -67,16 +87,17 @@ def start(
         )
         if evaluation is not None:
             evaluation.step, _ = evaluated.result()
-            if config.jit:  # what could not be put together is said before the first epoch
+            if config.jit:  # metrics that cannot be combined are an error now, not at the end of the first epoch
                 tree = evaluation.step.out_tree
                 evaluation.check(jax.tree.unflatten(tree, [0] * tree.num_leaves))
         return Start(programs, begin, info)
 
 
 def _taken(state: Any, plan: state_plan.Plan, batch: dict[str, Any]) -> TrainState:
-    """A copy of a given state, which is left whole: each array where the plan has it, or by the batch without a mesh.
+    """A copy of the state that the user gave. The given state is not donated and stays usable.
 
-    Raises `ConfigError` for a state that is not as the plan says, with the paths that differ.
+    Each array gets its sharding in the plan, or without a mesh the sharding of the batch. Raises `ConfigError` if
+    paths, dtypes or shapes are not those of the plan; the message names the paths that differ.
     """
     _hold(named_leaves(jax.eval_shape(lambda x: x, state)), named_leaves(plan.shapes))
     given, beside = named_leaves(state), jax.tree.leaves(batch)[0].sharding
@@ -85,13 +106,13 @@ def _taken(state: Any, plan: state_plan.Plan, batch: dict[str, Any]) -> TrainSta
 
 
 def _copied(x: Any, place: Any) -> jax.Array:
-    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # JAX moves none between processes
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # JAX moves no key between processes
         return jax.random.wrap_key_data(_copied(jax.random.key_data(x), place), impl=jax.random.key_impl(x))
-    return copy(jax.device_put(x, place))  # in this order: a piece that need not move may be the old one
+    return copy(jax.device_put(x, place))  # copy last: device_put may share the memory of shards that do not move
 
 
 def _hold(given: dict[str, Any], planned: dict[str, Any]) -> None:
-    """The error of `_taken`, if there is one."""
+    """Raise the `ConfigError` of `_taken` if the leaves differ. Both arguments map paths to leaves."""
     kinds = [(name, *(kind(*describe(x[name])) for x in (given, planned))) for name in planned if name in given]
     other = {name: f"{name} is {there} there and {here} here" for name, there, here in kinds if there != here}
     lacks = some([name for name in planned if name not in given])
@@ -120,7 +141,10 @@ def _block(pool: ThreadPoolExecutor, programs: StepPrograms, size: int | None) -
 
 
 def _first(config: Config, passed: Batches) -> dict[str, Any]:
-    """The first batch on the devices; what is wrong with the data in general is said here, before anything compiles."""
+    """The first batch, on the devices. Errors that all of the data have are raised here, before anything compiles.
+
+    ``passed`` is at its beginning again afterwards.
+    """
     feed = to_device(passed.seek(0), config.batch_sharding, prefetch=0)
     batch = next(feed)
     passed.seek(0)

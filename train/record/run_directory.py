@@ -125,7 +125,10 @@ class Run:
     def best(self, shapes: Any, last: Any) -> Any:
         """Return the state of the best checkpoint.
 
-        It is ``last`` if that is the best, or if no checkpoint has a number for the metric.
+        Args:
+            shapes: shapes, dtypes and shardings to read the state in.
+            last: the state at the end of the run. It is returned unread if its checkpoint is the best, or if no
+                checkpoint has a number for the metric.
         """
         assert self.checkpoints is not None
         self.checkpoints.wait()
