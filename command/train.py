@@ -22,14 +22,14 @@ def main(arguments: list[str]) -> None:
     from sapwood.experiment.experiment import Experiment
     from sapwood.experiment.finding import full_name
     from sapwood.runtime.compile_cache import compile_cache
-    from sapwood.runtime.processes import by_the_first
+    from sapwood.runtime.processes import run_on_first_process
 
     where = {**options.machine(found), **({"jit": False} if found.eager else {})}
     experiment = Experiment(
         full_name(name), kind(**options.fields_of(found)), Path(found.run or ".").expanduser(), where
     )
     if not found.run:
-        directory = by_the_first(lambda: str(own_directory(experiment, found.resume)))
+        directory = run_on_first_process(lambda: str(own_directory(experiment, found.resume)))
         experiment = dataclasses.replace(experiment, directory=Path(directory))
     more = {name: getattr(found, name) for name in FOR_FIT}
     try:

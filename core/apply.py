@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, overload
 
 from sapwood.core import paths
-from sapwood.core.bind import bind, pure, refuse_to_lose
+from sapwood.core.bind import bind, pure, refuse_lost_losses
 from sapwood.core.errors import DeclarationError
 from sapwood.core.vars import Vars
 
@@ -61,7 +61,7 @@ def apply(
     v = v._with(_reads=set())
     if capture:
         y, updates = pure(f)(v, *xs)
-        refuse_to_lose([path for path, _ in paths.leaves(updates.losses)], v)
+        refuse_lost_losses([path for path, _ in paths.leaves(updates.losses)], v)
         next_state, captured = paths.overlay(v._state, updates.state), updates.captured
     else:
         y, next_state = pure(f, full=True)(v, *xs)

@@ -10,9 +10,9 @@ from typing import Any
 
 from sapwood.core import paths
 from sapwood.core.errors import EffectError
-from sapwood.core.model_output import computed
+from sapwood.core.model_output import refuse_lazy
 from sapwood.core.policy import as_policy
-from sapwood.core.vars import Vars, _tree, as_vars, collecting, current_state
+from sapwood.core.vars import Vars, _tree, as_vars, current_state, with_collector
 
 
 def bind(
@@ -83,17 +83,17 @@ def pure(f: Callable, full: bool = False) -> Callable[..., tuple[Any, Any]]:
 
     @functools.wraps(f, updated=())
     def run(v, *xs, **options):
-        inner, collector = collecting(as_vars(v, f))
-        y = computed(f, f(inner, *xs, **options))
+        inner, collector = with_collector(as_vars(v, f))
+        y = refuse_lazy(f, f(inner, *xs, **options))
         if not full:
             return y, collector.updates()
-        refuse_to_lose(collector.losses, inner)
+        refuse_lost_losses(collector.losses, inner)
         return y, current_state(inner)
 
     return run
 
 
-def refuse_to_lose(losses: Collection[paths.Path], v: Vars) -> None:
+def refuse_lost_losses(losses: Collection[paths.Path], v: Vars) -> None:
     """Raise `EffectError` if a training run made auxiliary losses that the caller does not return."""
     if losses and v.train:
         names = ", ".join(map(paths.join, losses))

@@ -13,7 +13,7 @@ import jax
 from sapwood.core.errors import ConfigError, DeclarationError
 from sapwood.core.param import Param, Stacked
 from sapwood.core.paths import Path, join, nest, order
-from sapwood.core.same_initializer import identity
+from sapwood.core.same_initializer import initializer_key
 
 
 def concrete_shape(shape: Any, path: Path) -> tuple[int, ...]:
@@ -77,7 +77,7 @@ class Recorder:
             return
         for what in ("shape", "dtype", "axes", "init"):
             old, new = getattr(known, what), getattr(param, what)
-            if identity(old) != identity(new) if what == "init" else old != new:
+            if initializer_key(old) != initializer_key(new) if what == "init" else old != new:
                 raise DeclarationError(
                     f"{kind} {join(path)} is declared twice with a different {what}: first {old}, now {new}; "
                     "variables that share a path are one variable: give them different names, or make them agree"

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sapwood.core.write_only import ITEM, METHODS, filled
+from sapwood.core.write_only import ITEM, METHODS, fills_how
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
 _STANDARD = sysconfig.get_paths()["stdlib"]
@@ -92,7 +92,7 @@ def _plain(x: Any) -> tuple:
     return type(x), repr(x) if isinstance(x, float | complex) else x  # `repr` tells -0.0 from 0.0
 
 
-def traced_anew(mark: Any) -> contextlib.AbstractContextManager[Any]:
+def separate_traces(mark: Any) -> contextlib.AbstractContextManager[Any]:
     """A context in which JAX reuses only traces that were made under the same ``mark``.
 
     JAX caches the trace of a scan's body, of a cond's branch and of an inner `jax.jit` by the function object. If only
@@ -337,7 +337,7 @@ def _globals(code: types.CodeType) -> tuple[tuple[str, ...], ...]:
             last.append(step.argval)
         else:
             last = None
-        if last is not None and last[-1] not in METHODS and (how := filled(steps[at + 1 :])) is not None:
+        if last is not None and last[-1] not in METHODS and (how := fills_how(steps[at + 1 :])) is not None:
             last.append(how)
             last = None
     return tuple(
@@ -349,7 +349,7 @@ def _globals(code: types.CodeType) -> tuple[tuple[str, ...], ...]:
 def _cells(code: types.CodeType) -> frozenset[str]:
     """The closure variables that code uses for more than filling a container."""
     steps = _steps(code)
-    own = [step.argval for at, step in enumerate(steps) if step.opname in _CELLS and filled(steps[at + 1 :]) is None]
+    own = [step.argval for at, step in enumerate(steps) if step.opname in _CELLS and fills_how(steps[at + 1 :]) is None]
     return frozenset(own).union(*map(_cells, _inner(code)))
 
 

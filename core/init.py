@@ -25,10 +25,10 @@ from sapwood.core.initializers import FLAT_BELOW
 from sapwood.core.param import Param
 from sapwood.core.platform import platform
 from sapwood.core.rng import as_key, fold, path_hash
-from sapwood.core.same_initializer import identity
+from sapwood.core.same_initializer import initializer_key
 from sapwood.core.spec import Spec, arrays_apart, spec
 from sapwood.core.traces import is_traced
-from sapwood.core.vars import collecting
+from sapwood.core.vars import with_collector
 
 GROUPED_BELOW = 2**22
 """Number of elements up to which variables of one shape and initializer are drawn together. A hundred layers then need
@@ -143,7 +143,7 @@ def drawing(
     groups = [(group, _drawing(group, start, born)) for group in _groups(entries, born)]
 
     def values(key: jax.Array) -> tuple[dict, dict]:
-        keys = jax.jit(_keys, compiler_options=quick(key))(key, numbers)
+        keys = jax.jit(_keys, compiler_options=run_once_options(key))(key, numbers)
         made: dict = {}
         for group, drawn in groups:
             made.update(_cut(group, drawn(keys), born))
@@ -178,7 +178,7 @@ def _groups(entries: list, born: dict) -> list[list]:
     groups: dict = {}
     for where, param in entries:
         alone = where if param.size > GROUPED_BELOW else None
-        alike = (param.shape, param.stacked, str(param.dtype), identity(param.init), born.get(where), alone)
+        alike = (param.shape, param.stacked, str(param.dtype), initializer_key(param.init), born.get(where), alone)
         groups.setdefault(alike, []).append((where, param))
     return list(groups.values())
 
@@ -214,7 +214,7 @@ def _drawing(group: list, start: dict, born: dict) -> Callable[[jax.Array], jax.
         return joined(values(keys, index))
 
     def drawn(keys):
-        compiled = partial(jax.jit, compiler_options=quick(keys) if size < GROUPED_BELOW else None)
+        compiled = partial(jax.jit, compiler_options=run_once_options(keys) if size < GROUPED_BELOW else None)
         if sharding is None or size >= FLAT_BELOW:
             return compiled(at_once, out_shardings=sharding)(keys)
         whole, cut = PartitionSpec(), PartitionSpec(None, *tuple(sharding.spec)[len(result) - len(shape) :])
@@ -231,7 +231,7 @@ def _same(x: jax.Array) -> jax.Array:
     return x
 
 
-def quick(key: jax.Array) -> dict[str, Any] | None:
+def run_once_options(key: jax.Array) -> dict[str, Any] | None:
     """Compiler options for a program that runs once, or None.
 
     On a CPU they turn LLVM's optimization off, and compiling takes a third of the time. The result is None on other
@@ -289,7 +289,7 @@ def _forward(
 ) -> tuple[dict, dict]:
     """Run the model once in train mode. A variable that is not in ``first`` is made when the model declares it."""
     rng = jax.random.fold_in(key, 1)
-    v, collector = collecting(bind(*first, rng=rng, train=True, policy=policy, place=place), init_key=key)
+    v, collector = with_collector(bind(*first, rng=rng, train=True, policy=policy, place=place), init_key=key)
     f(v, *rest(arrays))
     return _with_fresh(first, collector)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from sapwood.core import migration_hints, paths
 from sapwood.core.errors import ConfigError
-from sapwood.core.model_output import computed, has_shape
+from sapwood.core.model_output import has_shape, refuse_lazy
 from sapwood.core.vars import Vars, as_vars
 
 
@@ -142,7 +142,7 @@ def _located(call: Callable) -> Callable:
             scope = recorder.on_enter(v, self)
         try:
             with jax.named_scope(scope):
-                y = computed(self, call(self, v._with(_scope=len(v._path)), *xs, **options))
+                y = refuse_lazy(self, call(self, v._with(_scope=len(v._path)), *xs, **options))
         except Exception as error:
             _add_note(error, f"in {paths.join(v._path)}", self, (xs, options))
             raise

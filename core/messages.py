@@ -22,7 +22,7 @@ def short(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:200]} ... {text[-95:]}"
 
 
-def some(names: list[str], quote: bool = True) -> str:
+def first_names(names: list[str], quote: bool = True) -> str:
     """The first five names, and how many more there are.
 
     >>> some(list("abcdefg"))

@@ -10,7 +10,7 @@ import numpy as np
 from sapwood.core.errors import ConfigError
 
 
-def computed(f: Callable, y: Any) -> Any:
+def refuse_lazy(f: Callable, y: Any) -> Any:
     """Return ``y``, the result of ``f``. Raises `ConfigError` if ``y`` is lazy, such as a generator.
 
     >>> def model(v, x):
@@ -22,16 +22,16 @@ Write `return`, and for several results a tuple
     """
     if isinstance(y, types.GeneratorType):
         raise ConfigError(
-            f"{named(f)} returned a generator, since it has a `yield`: nothing was computed. Write `return`, and for "
-            "several results a tuple"
+            f"{display_name(f)} returned a generator, since it has a `yield`: nothing was computed. Write "
+            "`return`, and for several results a tuple"
         )
     if isinstance(y, types.CoroutineType | types.AsyncGeneratorType):
         if isinstance(y, types.CoroutineType):
             y.close()  # Python would complain that nobody awaited it
-        raise ConfigError(f"{named(f)} is an `async def`: nothing was computed. Write `def`, and no `await`")
+        raise ConfigError(f"{display_name(f)} is an `async def`: nothing was computed. Write `def`, and no `await`")
     if isinstance(y, map | filter | zip):
         kind = type(y).__name__
-        raise ConfigError(f"{named(f)} returned a {kind}: nothing was computed. Write tuple({kind}(...))")
+        raise ConfigError(f"{display_name(f)} returned a {kind}: nothing was computed. Write tuple({kind}(...))")
     return y
 
 
@@ -42,11 +42,11 @@ def arrays(f: Callable, y: Any) -> Any:
     Traceback (most recent call last):
     sapwood.core.errors.ConfigError: len returned a str ('many'); a model returns arrays, or dicts and tuples of them
     """
-    for leaf in jax.tree.leaves(computed(f, y)):
+    for leaf in jax.tree.leaves(refuse_lazy(f, y)):
         if not is_array(leaf):
             kind = type(leaf).__name__
-            what = f"{named(leaf)} itself, which is to be called" if callable(leaf) else f"a {kind} ({leaf!r})"
-            raise ConfigError(f"{named(f)} returned {what}; a model returns arrays, or dicts and tuples of them")
+            what = f"{display_name(leaf)} itself, which is to be called" if callable(leaf) else f"a {kind} ({leaf!r})"
+            raise ConfigError(f"{display_name(f)} returned {what}; a model returns arrays, or dicts and tuples of them")
     return y
 
 
@@ -60,6 +60,6 @@ def has_shape(x: Any) -> bool:
     return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
-def named(f: Callable) -> str:
+def display_name(f: Callable) -> str:
     """The name of a model for messages: the name of a function, or the `repr` of a layer."""
     return getattr(f, "__name__", None) or repr(f)

@@ -63,6 +63,6 @@ def as_policy(policy: "Policy | str | None") -> Policy:
     return policy if isinstance(policy, Policy) else Policy(policy)
 
 
-def wide(x: jax.Array) -> Any:
+def accumulation_dtype(x: jax.Array) -> Any:
     """The dtype that sums of products of ``x`` accumulate in: its dtype promoted with float32."""
     return np.promote_types(x.dtype, np.float32)

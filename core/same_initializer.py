@@ -1,4 +1,4 @@
-"""`identity`: a key that is equal for initializers that do the same, even if Python compares them by object.
+"""`initializer_key`: a key that is equal for initializers that do the same, even if Python compares them by object.
 
 `Recorder` uses it to compare declarations, and `init` to group variables that one program can draw.
 """
@@ -17,7 +17,7 @@ _PARTS = (types.FunctionType, types.MethodType, functools.partial, tuple, list, 
 _EMPTY = types.CellType()
 
 
-def identity(x: Any, around: tuple = ()) -> Any:
+def initializer_key(x: Any, around: tuple = ()) -> Any:
     """A hashable key for an initializer. Two initializers are the same if their keys are equal.
 
     So two calls of ``jax.nn.initializers.lecun_normal()``, which return two closures, have equal keys. The key consists
@@ -43,18 +43,28 @@ def identity(x: Any, around: tuple = ()) -> Any:
             return "around", depth
     around = (*around, x)
     if isinstance(x, types.FunctionType):
-        held = [identity(cell.cell_contents, around) for cell in x.__closure__ or () if cell != _EMPTY]
-        named = [(name, identity(value, around)) for name, value in globals_of(x)]
-        return x.__code__, identity(x.__defaults__, around), identity(x.__kwdefaults__, around), *held, *named
+        held = [initializer_key(cell.cell_contents, around) for cell in x.__closure__ or () if cell != _EMPTY]
+        named = [(name, initializer_key(value, around)) for name, value in globals_of(x)]
+        return (
+            x.__code__,
+            initializer_key(x.__defaults__, around),
+            initializer_key(x.__kwdefaults__, around),
+            *held,
+            *named,
+        )
     if isinstance(x, types.MethodType):
         owner = x.__self__  # without equality of its own it is compared by attributes: each trace may make a new one
         plain = type(owner).__eq__ is object.__eq__ and not isinstance(owner, type) and hasattr(owner, "__dict__")
-        return identity(x.__func__, around), type(owner), identity(vars(owner) if plain else owner, around)
+        return (
+            initializer_key(x.__func__, around),
+            type(owner),
+            initializer_key(vars(owner) if plain else owner, around),
+        )
     if isinstance(x, functools.partial):
-        return functools.partial, *(identity(part, around) for part in (x.func, x.args, x.keywords))
+        return functools.partial, *(initializer_key(part, around) for part in (x.func, x.args, x.keywords))
     if isinstance(x, list | dict):
         return _Held(x, around)
-    return type(x), *(identity(part, around) for part in x)
+    return type(x), *(initializer_key(part, around) for part in x)
 
 
 def _value(x: Any, around: tuple) -> Any:
@@ -68,7 +78,7 @@ def _value(x: Any, around: tuple) -> Any:
             return type(x)
         if isinstance(x, np.ndarray | jax.Array) or not hasattr(x, "__dict__"):
             return _Held(x)
-        return type(x), identity(vars(x), around)
+        return type(x), initializer_key(vars(x), around)
     return x
 
 
@@ -97,8 +107,8 @@ class _Held:
     @functools.cached_property
     def _inside(self) -> Any:
         if isinstance(self.x, list):
-            return tuple(identity(part, self.around) for part in self.x)
-        return frozenset((name, identity(value, self.around)) for name, value in self.x.items())
+            return tuple(initializer_key(part, self.around) for part in self.x)
+        return frozenset((name, initializer_key(value, self.around)) for name, value in self.x.items())
 
     @functools.cached_property
     def _numbers(self) -> Any:

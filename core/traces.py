@@ -53,7 +53,7 @@ def home() -> Any:
     return weakref.ref(_home())
 
 
-def is_run_at_once() -> bool:
+def is_eager() -> bool:
     """True if operations run eagerly, one by one. False if they become part of a traced program."""
     trace = _innermost()
     while trace is not None and not hasattr(trace, "frame"):  # a trace with a frame records equations

@@ -1,7 +1,8 @@
 """Trust: the packages from which code may be imported because a file names it. No file is trusted by itself.
 
-The caller lists packages in `trust=`. `trusted` checks that list, `covers` applies it, and `refusal` is the message if
-a package is not in it. `saving.model_reference` has the packages of Sapwood and JAX that models may always come from.
+The caller lists packages in `trust=`. `trusted` checks that list, `is_in_packages` applies it, and `refusal` is the
+message if a package is not in it. `saving.model_reference` has the packages of Sapwood and JAX that models may always
+come from.
 """
 
 import sys
@@ -28,7 +29,7 @@ def trusted(trust: Trust) -> tuple[str, ...]:
     return names
 
 
-def covers(names: Sequence[str], module: str) -> bool:
+def is_in_packages(names: Sequence[str], module: str) -> bool:
     """True if a module is one of these packages or inside one.
 
     >>> covers(("my_project",), "my_project.models"), covers(("my_project",), "my_projects")

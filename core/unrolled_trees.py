@@ -1,9 +1,9 @@
-"""`View` converts a tree that mirrors a model's parameters between its stacked and its unrolled form.
+"""`StackMapping` converts a tree that mirrors a model's parameters between its stacked and its unrolled form.
 
 A scanned stack has one leaf for all of its blocks (layers); the unrolled model has one leaf for each block. An
 optimizer that treats leaves as wholes must see the unrolled tree, while the trainer keeps the stacked one. `stacks`
-finds the stacked leaves of a model. `View` matches them in any tree that mirrors the parameters, such as an optimizer's
-state.
+finds the stacked leaves of a model. `StackMapping` matches them in any tree that mirrors the parameters, such as an
+optimizer's state.
 """
 
 import itertools
@@ -112,7 +112,7 @@ def _moved(x: Any, start: int, to: int, n: int) -> Any:
     return x if start == to else jnp.moveaxis(x, range(start, start + n), range(to, to + n))
 
 
-class View:
+class StackMapping:
     """The mapping between a tree that mirrors the unrolled model (parameters, optimizer state) and its stacked form.
 
     The leaves of the blocks of one stack become one leaf if every block has such a leaf, of the same shape and dtype.
@@ -182,7 +182,7 @@ class View:
         return jax.tree.unflatten(self.stacked, out)
 
 
-def blocks_of(params: Any, stacks: Stacks) -> Any:
+def unrolled_structs(params: Any, stacks: Stacks) -> Any:
     """The unrolled tree of stacked parameters, as `jax.ShapeDtypeStruct`.
 
     Frozen parameters, which ``params`` does not hold, are left out. Raises `ConfigError` if a leaf does not have the

@@ -665,7 +665,7 @@ def as_vars(v: Any, user: Any = None) -> Vars:
     )
 
 
-def declares(v: Vars) -> bool:
+def is_declaring(v: Vars) -> bool:
     """True if this run declares variables (`spec`) or makes their first values (`init`).
 
     Such a run needs no mesh and no named axis.
@@ -697,7 +697,7 @@ def current_state(v: Vars) -> dict:
     return paths.overlay(v._state, paths.nest(puts))
 
 
-def collecting(v: Vars, init_key: jax.Array | None = None) -> tuple[Vars, Collector]:
+def with_collector(v: Vars, init_key: jax.Array | None = None) -> tuple[Vars, Collector]:
     """The same cursor with a new `Collector` in the current trace, and that collector.
 
     The caller keeps the collector alive: cursors hold it weakly. ``init_key`` is the key of a data-dependent `init`.

@@ -1,4 +1,4 @@
-"""`filled`: find out from bytecode whether code only fills a container, such as a log, and never reads it.
+"""`fills_how`: find out from bytecode whether code only fills a container, such as a log, and never reads it.
 
 `fingerprint` uses it: the contents of such a container do not influence what the code computes.
 """
@@ -11,7 +11,7 @@ _OF_ITEMS = ("append", "extend")  # methods on an item; no `update`, which an op
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 
 
-def filled(steps: list[dis.Instruction]) -> str | None:
+def fills_how(steps: list[dis.Instruction]) -> str | None:
     """How code fills the container that was just pushed on the stack: a method's name, or ``"[]="``; else None.
 
     ``log.append(x)``, ``log["loss"] = x``, ``log["n"] += 1``, ``log["loss"].append(x)`` and

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import DataError
-from sapwood.data.feature import RAW, TEXT, Feature, array, is_ragged, narrow, refuse
+from sapwood.data.feature import RAW, TEXT, Feature, array, is_ragged, raise_first_wrong, to_device_dtype
 
 
 def check(
@@ -65,14 +65,14 @@ def _check_values(name, feature: Feature, values, entries, where) -> None:
     if not (floating or values.dtype.kind in "iu") or not values.size:
         return
     if floating and feature.finite:
-        refuse(name, feature, values, ~np.isfinite(values), "finite numbers are expected", entries, where)
+        raise_first_wrong(name, feature, values, ~np.isfinite(values), "finite numbers are expected", entries, where)
     low, high = feature.bounds
     # min and max need no temporary array. The mask of wrong values is made only if there are any.
     if (low is not None and values.min() < low) or (high is not None and values.max() > high):
         wrong = np.zeros(values.shape, bool)
         wrong |= False if low is None else values < low
         wrong |= False if high is None else values > high
-        refuse(name, feature, values, wrong, _expected(feature), entries, where)
+        raise_first_wrong(name, feature, values, wrong, _expected(feature), entries, where)
 
 
 def _expected(feature: Feature) -> str:
@@ -109,9 +109,9 @@ def _stack_entry(name: str, values: list, entries, where) -> np.ndarray:
         return stacked
     arrays = [array(name, v) for v in values]
     if all(a.shape == arrays[0].shape for a in arrays):
-        return narrow(name, np.stack(arrays))
+        return to_device_dtype(name, np.stack(arrays))
     ragged = np.empty(len(arrays), object)
-    ragged[:] = [narrow(name, a) for a in arrays]
+    ragged[:] = [to_device_dtype(name, a) for a in arrays]
     return ragged
 
 

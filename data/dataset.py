@@ -15,8 +15,8 @@ import numpy as np
 from sapwood.core import migration_hints
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data.check import check, even, stack
-from sapwood.data.feature import Feature, infer, narrow
-from sapwood.data.learned_features import channels_differ, meet
+from sapwood.data.feature import Feature, infer, to_device_dtype
+from sapwood.data.learned_features import channels_differ, convert_feature
 from sapwood.data.reader import Reader, positive
 from sapwood.data.shuffle import checked
 from sapwood.data.sources.source import CHUNK
@@ -139,7 +139,7 @@ class Dataset:
             raise _of_one(step, batch, entries, where) or error from error
         if not isinstance(mapped, Mapping):
             raise _no_dict(mapped, f"{len(entries)} examples")
-        arrays = {n: narrow(n, a) for n, a in mapped.items()}
+        arrays = {n: to_device_dtype(n, a) for n, a in mapped.items()}
         lengths = {n: a.shape[:1] for n, a in arrays.items()}
         if any(n != (len(entries),) for n in lengths.values()):
             raise DataError(
@@ -238,7 +238,7 @@ class Dataset:
                 here == replace(there, shape=here.shape) and not channels_differ(name, here, there)
             )
             if not same:
-                features[name], turns[name] = meet(name, here, there, self)
+                features[name], turns[name] = convert_feature(name, here, there, self)
         if not turns:
             return self
         return replace(self, features=features, steps=(*self.steps, Step(partial(_turned, turns), batched=True)))

@@ -1,7 +1,7 @@
 """`Feature`: the shape, dtype and allowed values of one entry, and the conversion of values to arrays that fit it.
 
-`array` and `narrow` turn values into NumPy arrays of dtypes that a device has, `cast` converts stacked examples to the
-dtype of their feature, and `refuse` raises the error that names the first wrong example.
+`array` and `to_device_dtype` turn values into NumPy arrays of dtypes that a device has, `cast` converts stacked
+examples to the dtype of their feature, and `raise_first_wrong` raises the error that names the first wrong example.
 """
 
 import numbers
@@ -224,7 +224,7 @@ def on_disk(values: Any) -> bool:
     return values is not None
 
 
-def narrow(name: str, values: Any, where: Callable[[int], str] | None = None) -> np.ndarray:
+def to_device_dtype(name: str, values: Any, where: Callable[[int], str] | None = None) -> np.ndarray:
     """Convert `values` to an array of a dtype that a device has.
 
     float64 becomes float32 and int64 int32, unless JAX's 64-bit types are on; the byte order becomes the machine's.
@@ -301,11 +301,11 @@ def cast(
     expected = f"{dtype.name} is expected: give all examples one type, or `declare` it"
     if values.dtype == object:
         odd = [not isinstance(v, numbers.Number | np.generic) for v in values.flat]
-        refuse(name, feature, values, np.reshape(odd, values.shape), expected, entries, where)
+        raise_first_wrong(name, feature, values, np.reshape(odd, values.shape), expected, entries, where)
     with np.errstate(invalid="ignore", over="ignore"):
         made = values.astype(dtype)
     if not ("float" in dtype.name and "float" in values.dtype.name):
-        refuse(name, feature, values, _comparable(made) != _comparable(values), expected, entries, where)
+        raise_first_wrong(name, feature, values, _comparable(made) != _comparable(values), expected, entries, where)
     return made
 
 
@@ -314,7 +314,7 @@ def _comparable(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32) if values.dtype.kind == "V" else values
 
 
-def refuse(name, feature: Feature, values, wrong: np.ndarray, expected: str, entries, where) -> None:
+def raise_first_wrong(name, feature: Feature, values, wrong: np.ndarray, expected: str, entries, where) -> None:
     """Raise `DataError` if any value is wrong. The message names the first one's example, position and column.
 
     Args:

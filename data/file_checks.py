@@ -12,7 +12,7 @@ RATIO = 300
 """A file that unpacks to more than `ROOM` may unpack to this many times its size. Measured data packs by 2 to 20."""
 
 
-def check_ordinary(path: str | Path, called: str | None = None) -> None:
+def check_regular_file(path: str | Path, called: str | None = None) -> None:
     """Raise `DataError` unless `path` is a regular file. Reading a pipe, for example, would wait forever.
 
     Raises `FileNotFoundError` if nothing is there. `called` is the name in the message, by default the path.

@@ -1,8 +1,8 @@
 """`Learned`: the features of the training data, and the conversion of a later data set to them.
 
-A model knows class numbers, column positions and token ids, but a later data set may number them differently. `meet`
-compares the features of both sides and returns the functions that convert values, matching by name. In the code `here`
-is the feature of the later data set and `there` that of training.
+A model knows class numbers, column positions and token ids, but a later data set may number them differently.
+`convert_feature` compares the features of both sides and returns the functions that convert values, matching by name.
+In the code `here` is the feature of the later data set and `there` that of training.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -71,7 +71,7 @@ class Learned(Mapping[str, Feature]):
         return cls(found)
 
 
-def meet(name: str, here: Feature, there: Feature, data: Any) -> tuple[Feature, list[Turn]]:
+def convert_feature(name: str, here: Feature, there: Feature, data: Any) -> tuple[Feature, list[Turn]]:
     """The feature of an entry after its conversion to training's, and the functions that convert its values, in order.
 
     `Dataset.held_to` calls it for each entry whose features differ.

@@ -17,7 +17,7 @@ from sapwood.core import migration_hints
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.core.trusted_packages import Trust
 from sapwood.data.dataset import Dataset
-from sapwood.data.file_checks import check_ordinary
+from sapwood.data.file_checks import check_regular_file
 from sapwood.data.image.decode import is_picture
 from sapwood.data.sources.source import Source
 
@@ -204,7 +204,7 @@ def _file(path: Path, options: Mapping[str, Any]) -> Source:
 
     if not path.exists():
         raise DataError(f"there is no file {path}")
-    check_ordinary(path)
+    check_regular_file(path)
     if path.suffix.lower() in TABLES:
         return _with(options, "a table", _on(table.from_file, path), *TABLE_OPTIONS, "header")
     if path.suffix.lower() == ".npz":

@@ -117,9 +117,9 @@ class Experiment:
     @cached_property
     def writer(self) -> Any:
         """A context manager that locks the run directory, so that no other process writes there."""
-        from sapwood.train.record.writer_lock import Writer
+        from sapwood.train.record.writer_lock import DirectoryLock
 
-        return Writer(self.directory)
+        return DirectoryLock(self.directory)
 
     def begin(self, resume: bool | str) -> bool:
         """Write the config of a new run, or check the config of a run that is resumed.
@@ -137,7 +137,7 @@ class Experiment:
                 hyper-parameters.
             CheckpointError: the directory holds a run or a model and `resume` is False, or its config cannot be read.
         """
-        from sapwood.runtime.processes import of_the_first, together
+        from sapwood.runtime.processes import all_or_none, from_first_process
         from sapwood.saving.checkpoints import Checkpoints
 
         old = read_config(self.directory)
@@ -148,10 +148,10 @@ class Experiment:
                                   f"goes on with it, --run chooses another directory")  # fmt: skip
         if not resume and (self.directory / "model").exists():  # its checkpoints may have been removed
             raise CheckpointError(f"{self.directory} already holds a model; --run chooses another directory")
-        if newest is not None and of_the_first(old is not None):
-            together(lambda: self._hold(old or {}, resume) if jax.process_index() == 0 else None)
+        if newest is not None and from_first_process(old is not None):
+            all_or_none(lambda: self._hold(old or {}, resume) if jax.process_index() == 0 else None)
             return False
-        together(lambda: self._write(self._config()) if jax.process_index() == 0 else None)
+        all_or_none(lambda: self._write(self._config()) if jax.process_index() == 0 else None)
         return True
 
     def _config(self, features: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -284,14 +284,14 @@ class Experiment:
         from sapwood.saving.checkpoints import Checkpoints
         from sapwood.train.record import run_identity
         from sapwood.train.state.plan import plan
-        from sapwood.train.state.restore import restored
+        from sapwood.train.state.restore import restore_state
 
         rows = self.batch_size
         batch = {name: jax.ShapeDtypeStruct((rows, *f.shape), f.dtype) for name, f in self.features.items()}
         checkpoints = Checkpoints(self.directory / "checkpoints")
         best = checkpoints.choose(step) if step in (None, "best") else None
         chosen = "best" if best is not None else step
-        state, found = restored(checkpoints, plan(self.trainer, batch).shapes, chosen)
+        state, found = restore_state(checkpoints, plan(self.trainer, batch).shapes, chosen)
         if step is None and best is not None and found.step != (last := checkpoints.latest()):
             said = f"the best by {found.best}" if found.step == best else f"for step {best}, the best by {found.best}"
             print(f"sapwood: the checkpoint of step {found.step}, {said}; --step last is {last}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Any
 
 from sapwood.core import paths
 from sapwood.core.jaxpr import holds, inner, is_literal
-from sapwood.inspection.layer_calls import Call, Program, functions, marks
+from sapwood.inspection.layer_calls import Call, TracedModel, call_numbers, function_numbers
 
 Instance = tuple[int, int]
 """One occurrence of a call in the program: (level, number).
@@ -76,7 +76,7 @@ class Flow:
         inside: the functions of `Program.named` around the jaxpr that is being walked, outermost first.
     """
 
-    program: Program
+    program: TracedModel
     operations: list[Operation] = field(default_factory=list)
     regions: dict[Instance, Region] = field(default_factory=dict)
     results: list[frozenset[Value]] = field(default_factory=list)
@@ -104,7 +104,7 @@ class Flow:
         wanted, around = needed(jaxpr, jaxpr.outvars), self.inside
         for equation in live(jaxpr):
             here = within + self._enter(equation, level, within, times)
-            self.inside = around + tuple((level, number) for number in functions(equation))
+            self.inside = around + tuple((level, number) for number in function_numbers(equation))
             results = self._step(equation, sources(equation.invars), here, times, wanted)
             source.update(zip(equation.outvars, results, strict=True))
         self.inside = around
@@ -113,7 +113,7 @@ class Flow:
     def _enter(self, equation: Any, level: int, within: tuple[Instance, ...], times: int) -> tuple[Instance, ...]:
         """Add the equation to the regions of the calls that it is in at this level; returns them, outermost first."""
         here: list[Instance] = []
-        for number in marks(equation):
+        for number in call_numbers(equation):
             instance = (level, number)
             if number not in self.program.calls:
                 continue
@@ -130,7 +130,7 @@ class Flow:
         inside it. Any other equation becomes an operation, which is itself the source.
         """
         name, bodies = equation.primitive.name, list(inner(equation))
-        if holds(equation, lambda e: bool(marks(e))):
+        if holds(equation, lambda e: bool(call_numbers(e))):
             if name == "cond":
                 ends = [self.walk(body, reads[1:], here, times) for body in bodies]
                 decides = self._deciding(reads[0], reads[1:], here)
@@ -202,7 +202,7 @@ class Flow:
         return found
 
 
-def trace_flow(program: Program) -> Flow:
+def trace_flow(program: TracedModel) -> Flow:
     """The data flow of a traced model."""
     flow = Flow(program)
     given = [frozenset({name}) for name in program.inputs]

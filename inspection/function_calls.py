@@ -26,7 +26,7 @@ _CORE, _LAYERS = (str(Path(__file__).parents[1] / room) for room in ("core", "la
 _ARRAYS = (_LAYERS, str(Path(jax.__file__).parent / "_src" / "nn"))
 
 
-class Named(NamedTuple):
+class FunctionCall(NamedTuple):
     """A called function: one with a cursor at ``path`` (its name is empty), or an array function ``name`` (its path is
     empty)."""
 
@@ -35,7 +35,7 @@ class Named(NamedTuple):
 
 
 @contextlib.contextmanager
-def watching(note: Callable[[Named], str]) -> Iterator[None]:
+def name_functions(note: Callable[[FunctionCall], str]) -> Iterator[None]:
     """Put the operations traced in the block into a named scope for each function that they are in.
 
     ``note`` is called at the start of each call and returns the name of its scope.
@@ -57,18 +57,18 @@ def watching(note: Callable[[Named], str]) -> Iterator[None]:
         sys.setprofile(before)
 
 
-def _named(frame: Any) -> Named | None:
-    """The `Named` of a frame, or None if it is neither of the two kinds of functions."""
+def _named(frame: Any) -> FunctionCall | None:
+    """The `FunctionCall` of a frame, or None if it is neither of the two kinds of functions."""
     code = frame.f_code
     names = code.co_varnames[: min(code.co_argcount, 2)]
     if code.co_filename.startswith(_ARRAYS):
         public = code.co_name[0] not in "_<" and names[:1] != ("self",) and not code.co_flags & inspect.CO_NESTED
         by = frame.f_back.f_code
-        return Named((), code.co_name) if public and (_own(by) or by.co_name == "__call__") else None
+        return FunctionCall((), code.co_name) if public and (_own(by) or by.co_name == "__call__") else None
     if not names or not _own(code):
         return None
     given = (frame.f_locals.get(name) for name in names)
-    return next((Named(x._path, "") for x in given if isinstance(x, Vars)), None)
+    return next((FunctionCall(x._path, "") for x in given if isinstance(x, Vars)), None)
 
 
 def _own(code: Any) -> bool:

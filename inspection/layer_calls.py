@@ -1,8 +1,8 @@
 """The layer calls of a model and its traced program, from which `summary`, `graph` and `profile` are made.
 
 `trace_calls` gives every layer call a number and runs it in a named scope ``sapwood.call.NUMBER``. The scope's name
-stays in the name stacks of the equations, where `marks` finds it. Watched functions have scopes
-``sapwood.function.NUMBER``, which `functions` finds.
+stays in the name stacks of the equations, where `call_numbers` finds it. Watched functions have scopes
+``sapwood.function.NUMBER``, which `function_numbers` finds.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from sapwood.core.layer import Layer, describe
 from sapwood.core.model_output import has_shape
 from sapwood.core.policy import as_policy
 from sapwood.core.spec import Spec, arrays_apart, spec
-from sapwood.inspection.function_calls import Named, watching
+from sapwood.inspection.function_calls import FunctionCall, name_functions
 
 _CALL = re.compile(r"sapwood\.call\.(\d+)")
 _NAMED = re.compile(r"sapwood\.function\.(\d+)")
@@ -53,7 +53,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Program:
+class TracedModel:
     """A model traced on shapes.
 
     Attributes:
@@ -72,7 +72,7 @@ class Program:
     inputs: tuple[tuple[str, ...], ...]
     results: tuple[tuple[str, ...], ...]
     output: Any
-    named: dict[int, Named]
+    named: dict[int, FunctionCall]
 
 
 class Result(NamedTuple):
@@ -88,7 +88,7 @@ class _Recording:
 
     def __init__(self):
         self.calls: dict[int, Call] = {}
-        self.named: dict[int, Named] = {}
+        self.named: dict[int, FunctionCall] = {}
         self._open: list[tuple[int, Layer]] = []
         self._number = 0
 
@@ -97,7 +97,7 @@ class _Recording:
         self._open.append((self._number, layer))
         return f"sapwood.call.{self._number}"
 
-    def function(self, found: Named) -> str:
+    def function(self, found: FunctionCall) -> str:
         self._number += 1
         self.named[self._number] = found
         return f"sapwood.function.{self._number}"
@@ -111,7 +111,7 @@ class _Recording:
         self.calls[number] = Call(v._path, layer, parent, describe(xs), describe(y), copies)
 
 
-def trace_calls(model: Callable, xs: tuple, *, train: bool, policy: Any = None, watch: bool = False) -> Program:
+def trace_calls(model: Callable, xs: tuple, *, train: bool, policy: Any = None, watch: bool = False) -> TracedModel:
     """Trace ``model(v, *xs)`` with every layer call marked in the program. Nothing is computed.
 
     In eval mode the model is traced without a random key first, since a key adds equations to the program. It is traced
@@ -122,7 +122,7 @@ def trace_calls(model: Callable, xs: tuple, *, train: bool, policy: Any = None, 
         xs: arrays or `jax.ShapeDtypeStruct`, in any pytree.
         train: True to trace in train mode, False for eval mode.
         policy: the precision policy, or None for the default.
-        watch: True to mark plain functions too (`function_calls.watching`).
+        watch: True to mark plain functions too (`function_calls.name_functions`).
     """
     declared = spec(model, *xs, policy=policy)
     if train:
@@ -133,7 +133,7 @@ def trace_calls(model: Callable, xs: tuple, *, train: bool, policy: Any = None, 
         return _trace(model, xs, declared, train, policy, keyed=True, watch=watch)
 
 
-def _trace(model: Callable, xs: tuple, declared: Spec, train: bool, policy, keyed: bool, watch: bool) -> Program:
+def _trace(model: Callable, xs: tuple, declared: Spec, train: bool, policy, keyed: bool, watch: bool) -> TracedModel:
     recording = _Recording()
     recorder = Recorder(on_call=recording.done, on_enter=recording.enter)
 
@@ -141,7 +141,7 @@ def _trace(model: Callable, xs: tuple, declared: Spec, train: bool, policy, keye
 
     def run(params, state, key, arrays):
         v = bind(params, state, rng=key, train=train, policy=as_policy(policy))
-        with watching(recording.function) if watch else contextlib.nullcontext():
+        with name_functions(recording.function) if watch else contextlib.nullcontext():
             y, updates = pure(model)(v._with(_recorder=weakref.ref(recorder)), *rest(arrays))
         return Result(y, updates.losses, updates.state)
 
@@ -152,7 +152,7 @@ def _trace(model: Callable, xs: tuple, declared: Spec, train: bool, policy, keye
     inputs = [(kind, *path) for kind in ("params", "state") for path in _places(getattr(declared, kind))]
     inputs += [("key",)] * keyed + [("input", name) for name in _input_names(model, xs)]
     results = tuple(_places(shapes))
-    return Program(jaxpr.jaxpr, recording.calls, declared, tuple(inputs), results, shapes.output, recording.named)
+    return TracedModel(jaxpr.jaxpr, recording.calls, declared, tuple(inputs), results, shapes.output, recording.named)
 
 
 def _places(tree: Any) -> list[tuple[str, ...]]:
@@ -180,13 +180,13 @@ def _input_names(model: Callable, xs: tuple) -> tuple[str, ...]:
     return tuple(found)
 
 
-def marks(equation: Any) -> tuple[int, ...]:
+def call_numbers(equation: Any) -> tuple[int, ...]:
     """The numbers of the layer calls that an equation is in, outermost first, without the calls around its jaxpr."""
     return _numbers(_CALL, equation)
 
 
-def functions(equation: Any) -> tuple[int, ...]:
-    """The numbers of the functions in `Program.named` that an equation is in, outermost first, as in `marks`."""
+def function_numbers(equation: Any) -> tuple[int, ...]:
+    """The numbers of the functions in `Program.named` that an equation is in, outermost first, as in `call_numbers`."""
     return _numbers(_NAMED, equation)
 
 
@@ -194,7 +194,7 @@ def _numbers(mark: re.Pattern, equation: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, mark.findall(str(equation.source_info.name_stack)))))
 
 
-class Places(dict):
+class LayersByPath(dict):
     """The layers called at each path, as a list of chains of calls.
 
     A chain is a layer call and the nested layer calls in the same scope, outermost first: `L.Scan`, then its block.
@@ -206,7 +206,7 @@ class Places(dict):
         return frozenset(path[:k] for path in self for k in range(len(path)))
 
 
-def places(program: Program) -> Places:
+def layers_by_path(program: TracedModel) -> LayersByPath:
     """The distinct layers at each path, each with the layers that it calls in its own scope (`L.Scan` calls its block).
 
     A layer that is called several times at a path counts once. So does a layer that JAX traces twice, such as one in
@@ -225,29 +225,29 @@ def places(program: Program) -> Places:
                     chain.append(number)
                     break
     calls = program.calls
-    return Places({path: [tuple(calls[n] for n in c) for c in chains.values()] for path, chains in found.items()})
+    return LayersByPath({path: [tuple(calls[n] for n in c) for c in chains.values()] for path, chains in found.items()})
 
 
-def layer_label(path: paths.Path, calls: Places, copies: int = 1) -> str:
+def layer_label(path: paths.Path, calls: LayersByPath, copies: int = 1) -> str:
     """The layers at a path as text. A layer that calls another in its own scope reads "Scan of 12 × Block".
 
-    The innermost layer is shown with its arguments (`written`). A layer around it, or one with layers at paths below,
-    is shown by its class name. `copies` is the number of copies of the surrounding group; the label counts only copies
-    beyond these.
+    The innermost layer is shown with its arguments (`source_text`). A layer around it, or one with layers at paths
+    below, is shown by its class name. `copies` is the number of copies of the surrounding group; the label counts only
+    copies beyond these.
     """
     container, labels = path in calls.above, []
     for chain in calls[path]:
         names, before = [], copies
         for call in chain:
             short = container or call is not chain[-1]
-            name = written(call.layer, short)
+            name = source_text(call.layer, short)
             names.append(f"{call.copies // before} × {name}" if call.copies > before else name)
             before = max(before, call.copies)
         labels.append(" of ".join(names))
     return " + ".join(labels)
 
 
-def written(value: Any, short: bool = False) -> str:
+def source_text(value: Any, short: bool = False) -> str:
     """A layer as source code: leading options by position, functions by name, defaults left out.
 
     With `short`, only the class name.
@@ -257,7 +257,7 @@ def written(value: Any, short: bool = False) -> str:
     ('Dense(10)', "Dense(4, axes=(None, 'mlp'))", 'Dense')
     """
     if hasattr(value, "function"):
-        return written(value.function)
+        return source_text(value.function)
     if not isinstance(value, Layer):
         return getattr(value, "__name__", None) or repr(value)
     if short or type(value).__repr__ is not Layer.__repr__:
@@ -268,5 +268,5 @@ def written(value: Any, short: bool = False) -> str:
         if not field.repr or (field.default is not dataclasses.MISSING and repr(given) == repr(field.default)):
             in_order = False
         else:
-            shown.append(written(given) if in_order else f"{field.name}={written(given)}")
+            shown.append(source_text(given) if in_order else f"{field.name}={source_text(given)}")
     return f"{type(value).__name__}({', '.join(shown)})"

@@ -1,6 +1,7 @@
-"""`once`: make XLA compute a value once on a CPU, where its fusion would recompute the value for each use.
+"""`compute_once`: make XLA compute a value once on a CPU, where its fusion would recompute the value for each use.
 
-Norms and convolutions call `once` on their inputs. It returns its argument, and has no effect on other platforms.
+Norms and convolutions call `compute_once` on their inputs. It returns its argument, and has no effect on other
+platforms.
 """
 
 import jax
@@ -10,7 +11,7 @@ from sapwood.core.platform import platform
 from sapwood.core.traces import is_traced
 
 
-def once(x: jax.Array) -> jax.Array:
+def compute_once(x: jax.Array) -> jax.Array:
     """Return x; in a program for a CPU, XLA then computes x once instead of once for each use.
 
     XLA's CPU fusion copies the computation of a value, back to the first residual branch, into each operation that

@@ -1,4 +1,4 @@
-"""`aligned`: gives a parameter the rank of the array it is added to, by leading dimensions of size 1.
+"""`expand_rank`: gives a parameter the rank of the array it is added to, by leading dimensions of size 1.
 
 Broadcasting does this by itself. With `jax_numpy_rank_promotion` set to "raise" or "warn", JAX objects to it.
 """
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def aligned(a: Any, x: Any) -> jax.Array:
+def expand_rank(a: Any, x: Any) -> jax.Array:
     """Add leading dimensions of size 1 to `a`, so that it has the rank of x.
 
     `a + x` does the same by itself, unless `jax_numpy_rank_promotion` forbids it.

@@ -1,6 +1,7 @@
-"""Masks of inputs: `contained` removes non-finite values from masked entries, `leading` checks a mask's shape.
+"""Masks of inputs: what masked entries hold reaches no result and no gradient.
 
-Masked entries, such as padding, may hold any value, NaN and inf included. No result and no gradient may depend on it.
+`zero_masked_nonfinite` replaces their non-finite values, `broadcast_leading_mask` checks the shape of a mask. Masked
+entries, such as padding, may hold any value, NaN and inf included.
 """
 
 import jax
@@ -10,7 +11,7 @@ from sapwood.core.errors import InputError
 from sapwood.core.layer import describe
 
 
-def contained(x: jax.Array, counts: jax.Array | bool) -> jax.Array:
+def zero_masked_nonfinite(x: jax.Array, counts: jax.Array | bool) -> jax.Array:
     """Replace by 0 the entries of x that are not finite and that `counts` leaves out.
 
     `counts` is boolean and broadcasts to x. Leaving an entry out of a sum is not enough: its gradient is multiplied by
@@ -22,7 +23,7 @@ def contained(x: jax.Array, counts: jax.Array | bool) -> jax.Array:
     return jnp.where(counts | jnp.isfinite(x), x, jnp.zeros_like(x, shape=()))
 
 
-def leading(who: str, mask: jax.Array, x: jax.Array) -> jax.Array:
+def broadcast_leading_mask(who: str, mask: jax.Array, x: jax.Array) -> jax.Array:
     """Check a mask over the leading dimensions of x, and reshape it so that it broadcasts to x.
 
     Raises `InputError` for a mask that is not boolean, or whose shape is not that of some, but not all, leading

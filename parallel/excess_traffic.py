@@ -1,7 +1,7 @@
 """A warning about compiled training steps that send much more than FSDP needs.
 
-FSDP needs to gather each parameter twice (forward and backward) and to reduce-scatter its gradient once. `excess`
-compares these bytes with what the collectives of the compiled step send.
+FSDP needs to gather each parameter twice (forward and backward) and to reduce-scatter its gradient once.
+`excess_traffic_message` compares these bytes with what the collectives of the compiled step send.
 """
 
 import math
@@ -14,14 +14,14 @@ from sapwood.parallel.communication import Collectives
 from sapwood.parallel.place_activations import split_over
 
 FACTOR = 1.6
-"""`excess` reports above this ratio of bytes sent to bytes needed.
+"""`excess_traffic_message` reports above this ratio of bytes sent to bytes needed.
 
 XLA:CPU sends 1.33 times the bytes, because it all-reduces gradients. A step that all-reduces in place of every gather
 and scatter sends 2 times the bytes.
 """
 
 
-def excess(
+def excess_traffic_message(
     found: Collectives, params: Iterable[Any], batch: NamedSharding, itemsize: int, times: int = 1
 ) -> str | None:
     """Report a step that sends more than `FACTOR` times the bytes that FSDP needs.

@@ -2,7 +2,7 @@
 
 The names and the order of the axes are fixed (`AXES`), so that axes with much traffic get fast links: see `_laid_out`
 for the placement on TPU chips and slices. All axes are `AxisType.Auto`. `abstract` makes a mesh of devices that do not
-exist, and `automatic` turns a user's Explicit mesh into an Auto one.
+exist, and `with_auto_axes` turns a user's Explicit mesh into an Auto one.
 """
 
 import math
@@ -34,7 +34,7 @@ AXES: dict[str, str] = {
     "tensor": "heads, hidden units and vocabulary",
 }
 
-ACROSS = ("replica", "data", "stage")
+SLOW_NETWORK_AXES = ("replica", "data", "stage")
 """The axes that may cross the slow network between slices, in this order of preference.
 
 They send least: gradients, or activations between stages.
@@ -201,7 +201,7 @@ def _in_a_slice(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
 
 
 def _across(shape: dict[str, int], slices: dict[int, list[Any]]) -> tuple[int, ...]:
-    """The number of slices that each axis spans; a `MeshWarning` if an axis outside `ACROSS` spans several."""
+    """The number of slices that each axis spans; a `MeshWarning` if one not in `SLOW_NETWORK_AXES` spans several."""
     written = ",".join(f"{name}={size}" for name, size in shape.items())
     counts = sorted({len(devices) for devices in slices.values()})
     if len(counts) > 1:
@@ -210,10 +210,10 @@ def _across(shape: dict[str, int], slices: dict[int, list[Any]]) -> tuple[int, .
             "mesh takes as many devices of one slice as of another: choose them with devices="
         )
     across, left = dict.fromkeys(shape, 1), len(slices)
-    for name in sorted(shape, key=(*ACROSS, *AXES).index):
+    for name in sorted(shape, key=(*SLOW_NETWORK_AXES, *AXES).index):
         across[name] = math.gcd(shape[name], left)
         left //= across[name]
-    slow = {name: n for name, n in across.items() if n > 1 and name not in ACROSS}
+    slow = {name: n for name, n in across.items() if n > 1 and name not in SLOW_NETWORK_AXES}
     if slow:
         better = {name: size // slow.get(name, 1) for name, size in shape.items()}
         better["replica"] = better.get("replica", 1) * math.prod(slow.values())
@@ -227,7 +227,7 @@ def _across(shape: dict[str, int], slices: dict[int, list[Any]]) -> tuple[int, .
     return tuple(across.values())
 
 
-def automatic(mesh: AnyMesh) -> AnyMesh:
+def with_auto_axes(mesh: AnyMesh) -> AnyMesh:
     """The same mesh with every axis `AxisType.Auto`, so that a user's Explicit mesh works too.
 
     Under ``jax.set_mesh`` with an Explicit mesh, every operation would have to name its output sharding. Models do not,

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sapwood.core.unrolled_trees import Stacks, View, blocks_of
+from sapwood.core.unrolled_trees import StackMapping, Stacks, unrolled_structs
 from sapwood.parallel.meshes import AnyMesh
 from sapwood.parallel.shardings import replicated
 
@@ -72,15 +72,15 @@ def opt_shardings(optimizer: Any, params: Any, shardings: Any, mesh: AnyMesh) ->
 
 def _of_blocks(optimizer: Any, stacks: Stacks, params: Any, shardings: Any, mesh: AnyMesh) -> Any:
     """Shardings for a blockwise optimizer: those of one block, with the stack's dimensions as in the parameter."""
-    blocks = blocks_of(params, stacks)
-    of_params = View(blocks, stacks)
+    blocks = unrolled_structs(params, stacks)
+    of_params = StackMapping(blocks, stacks)
     lead, cut = {}, []
     for slot, sharding in zip(of_params.slots, jax.tree.leaves(shardings), strict=True):
         n = len(slot.sizes)
         spec = (*sharding.spec, *(None,) * (n - len(sharding.spec)))
         lead[slot.stack] = spec[:n]
         cut.append([NamedSharding(sharding.mesh, PartitionSpec(*spec[n:]))] * len(slot.members))
-    of_state = View(jax.eval_shape(optimizer.init, blocks), stacks)
+    of_state = StackMapping(jax.eval_shape(optimizer.init, blocks), stacks)
     alone = jax.tree.leaves(opt_shardings(optimizer, blocks, of_params.scatter(cut), mesh))
     result = []
     for slot in of_state.slots:

@@ -33,7 +33,7 @@ def per_device(f: Callable, mesh: AnyMesh, in_specs: Any, out_specs: Any) -> Cal
     return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=free, check_vma=False)
 
 
-def alone() -> bool:
+def is_on_one_device() -> bool:
     """True inside a `shard_map` over every axis of its mesh: the traced code runs on each device by itself.
 
     >>> alone()

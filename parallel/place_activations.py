@@ -1,8 +1,8 @@
 """`Placement`: what a cursor knows of a mesh, as one callable from logical axis names to the sharding of an activation.
 
 The cursor (`core.vars`) holds it without knowing its class, because `core` imports nothing of `parallel`. The functions
-here take it out again: `placed` for activations, `stored` for parameters, `meshed`. Inside a `shard_map`, only the axes
-that are not Manual can be sharded.
+here take it out again: `activation_sharding` for activations, `parameter_sharding` for parameters, `has_mesh`. Inside a
+`shard_map`, only the axes that are not Manual can be sharded.
 """
 
 import functools
@@ -16,12 +16,12 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from sapwood.core.errors import DeclarationError
-from sapwood.core.traces import is_run_at_once
+from sapwood.core.traces import is_eager
 from sapwood.parallel import torus_gather
-from sapwood.parallel.meshes import AnyMesh, automatic
+from sapwood.parallel.meshes import AnyMesh, with_auto_axes
 from sapwood.parallel.rule_tables import resolve, unknown
 from sapwood.parallel.rules import Rules, assign, partition
-from sapwood.parallel.shardings import ShardingWarning, layout, lost, refuse
+from sapwood.parallel.shardings import ShardingWarning, layout, raise_if_strict, unused_axis_messages
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Placement:
         """
         if len(axes) != len(shape):
             raise DeclarationError(f"shard: {len(axes)} names {axes} for an array of shape {tuple(shape)}")
-        automatic(self.mesh)  # raises if an Explicit mesh has been set since: XLA's error would be unclear
+        with_auto_axes(self.mesh)  # raises if an Explicit mesh has been set since: XLA's error would be unclear
         mesh = _inside(self.mesh)
         kinds = zip(mesh.shape.items(), mesh.axis_types, strict=True)
         free = tuple(axis for axis, kind in kinds if kind != AxisType.Manual)
@@ -58,7 +58,7 @@ class Placement:
             return None
         placed, notes = _place(self.rules, tuple(axes), tuple(shape), free)
         what = f"{at and f'{at}: '}activation {axes} of shape {tuple(shape)}"
-        refuse([f"{what}: {note}" for note in notes], self.mesh, self.rules)
+        raise_if_strict([f"{what}: {note}" for note in notes], self.mesh, self.rules)
         for note in notes:
             warnings.warn(f"{what}: {note}", ShardingWarning, stacklevel=3)
         return NamedSharding(mesh, partition(list(placed)))
@@ -71,11 +71,11 @@ class Placement:
         if not isinstance(self.mesh, Mesh) or _inside(self.mesh) is not self.mesh:
             return x
         for axis in _stored_alone(self.rules, axes, x.shape, tuple(self.mesh.shape.items())):
-            if (finer := torus_gather.in_two(self.mesh, axis)) is not None:
-                if is_run_at_once():  # op by op: every operation is a program, and takes arrays of one mesh
+            if (finer := torus_gather.split_axis(self.mesh, axis)) is not None:
+                if is_eager():  # op by op: every operation is a program, and takes arrays of one mesh
                     return x
                 kept = layout(SimpleNamespace(shape=x.shape, axes=axes), self.mesh, self.rules)[0]
-                return torus_gather.apart(x, NamedSharding(finer, partition(kept)))
+                return torus_gather.constrain_with_barrier(x, NamedSharding(finer, partition(kept)))
         return x
 
 
@@ -93,7 +93,7 @@ def placement(mesh: AnyMesh, rules: Rules | str | None = None) -> Placement:
     return Placement(*resolve(mesh, rules))
 
 
-def placed(v: Any, x: Any, *axes: str | None) -> NamedSharding | None:
+def activation_sharding(v: Any, x: Any, *axes: str | None) -> NamedSharding | None:
     """The sharding of an activation on the mesh of a cursor; None without a mesh.
 
     It is for kernels that the compiler cannot split and that need a `jax.shard_map`. All other code calls `v.shard`.
@@ -129,7 +129,7 @@ def shards(sharding: NamedSharding | None, dim: int) -> int:
     return math.prod(sharding.mesh.shape[name] for name in split_over(sharding, dim)) if sharding is not None else 1
 
 
-def stored(v: Any, parameter: Any, *axes: str | None) -> NamedSharding | None:
+def parameter_sharding(v: Any, parameter: Any, *axes: str | None) -> NamedSharding | None:
     """The sharding in which a parameter is stored; None without a mesh, and inside a `shard_map` of that mesh.
 
     Args:
@@ -150,7 +150,7 @@ def stored(v: Any, parameter: Any, *axes: str | None) -> NamedSharding | None:
     return NamedSharding(place.mesh, partition(layout(leaf, place.mesh, place.rules)[0]))
 
 
-def meshed(v: Any) -> bool:
+def has_mesh(v: Any) -> bool:
     """True if a cursor runs on a mesh.
 
     >>> import sapwood as sw
@@ -182,4 +182,4 @@ def _stored_alone(rules: Rules, axes, shape, sizes) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=1024)
 def _place(rules: Rules, axes, shape, sizes) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
     placed, missed = assign(rules.table, axes, shape, dict(sizes))
-    return tuple(placed), (*lost(missed, axes, shape, dict(sizes)), *unknown(rules, axes))
+    return tuple(placed), (*unused_axis_messages(missed, axes, shape, dict(sizes)), *unknown(rules, axes))

@@ -1,8 +1,8 @@
 """Named tables of sharding rules: which logical axes each strategy splits over which mesh axes.
 
-A strategy, such as "fsdp" or "tensor", is a `Piece` in `PIECES`. `combine` makes `Rules` of several strategies, `table`
-reads names such as "fsdp+tensor", and `resolve` checks rules against a mesh. `DEFAULT` combines all strategies that
-have a mesh axis of their own, except "replica" and "ulysses".
+A strategy, such as "fsdp" or "tensor", is a `Strategy` in `STRATEGIES`. `rules_of` makes `Rules` of several strategies,
+`table` reads names such as "fsdp+tensor", and `resolve` checks rules against a mesh. `DEFAULT` combines all strategies
+that have a mesh axis of their own, except "replica" and "ulysses".
 """
 
 import math
@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from sapwood.core.errors import ConfigError
 from sapwood.core.messages import nearest
-from sapwood.parallel.meshes import AXES, AnyMesh, automatic
+from sapwood.parallel.meshes import AXES, AnyMesh, with_auto_axes
 from sapwood.parallel.rules import Rules, Target, describe, mesh_axes
 
 
-class Piece(NamedTuple):
+class Strategy(NamedTuple):
     """What one sharding strategy adds to the fields of `Rules`.
 
     Attributes:
@@ -34,12 +34,12 @@ class Piece(NamedTuple):
 
 
 # Rows are tried in the order of this dict. The order in a name such as "zero1+tensor" has no effect.
-PIECES: dict[str, Piece] = {
+STRATEGIES: dict[str, Strategy] = {
     # every device holds all parameters
-    "data": Piece(None),
-    "replica": Piece("replica"),
+    "data": Strategy(None),
+    "replica": Strategy("replica"),
     # parameters are stored in shards (fsdp), or only gradients, moments and running means are (zero1)
-    "fsdp": Piece(
+    "fsdp": Strategy(
         "fsdp",
         stored=(
             # the dimension of a kernel that "tensor" does not split
@@ -53,9 +53,9 @@ PIECES: dict[str, Piece] = {
         ),
         unannotated="fsdp",
     ),
-    "zero1": Piece(None, beside=("replica", "data", "stage", "fsdp", "expert", "sequence")),
+    "zero1": Strategy(None, beside=("replica", "data", "stage", "fsdp", "expert", "sequence")),
     # the wide dimension of a layer is computed in parallel
-    "tensor": Piece(
+    "tensor": Strategy(
         "tensor",
         (
             ("vocab", "tensor"),
@@ -67,30 +67,30 @@ PIECES: dict[str, Piece] = {
         ),
     ),
     # dimensions of the data
-    "ulysses": Piece("sequence", (("attention_heads", "sequence"), ("length", "sequence"))),
-    "sequence": Piece("sequence", (("length", "sequence"),)),
+    "ulysses": Strategy("sequence", (("attention_heads", "sequence"), ("length", "sequence"))),
+    "sequence": Strategy("sequence", (("length", "sequence"),)),
     # the dimension along which an array stacks experts or layers
-    "expert": Piece("expert", (("expert", "expert"),)),
-    "pipeline": Piece("stage", (("stage", "stage"), ("layers", "stage"))),
+    "expert": Strategy("expert", (("expert", "expert"),)),
+    "pipeline": Strategy("stage", (("stage", "stage"), ("layers", "stage"))),
 }
 
 
 BATCH = ("batch", ("replica", "data", "fsdp", "expert", "stage"))  # inside a pipeline, stages do not split it
 
 
-WHOLE = tuple((name, None) for name in ("kv", "layers", "time", "depth", "height", "width"))
+UNSPLIT_ROWS = tuple((name, None) for name in ("kv", "layers", "time", "depth", "height", "width"))
 """Rows for logical axes that stay whole unless an earlier row splits them. A row also makes the name a known one."""
 
 
-def combine(*names: str) -> Rules:
-    """The rules of several strategies of `PIECES`. Their rows for the same logical axis become one row of `table`."""
-    pieces = [piece for name, piece in PIECES.items() if name in names]
+def rules_of(*names: str) -> Rules:
+    """The rules of several strategies of `STRATEGIES`. Rows for the same logical axis become one row of `table`."""
+    pieces = [piece for name, piece in STRATEGIES.items() if name in names]
     rows: dict[str, dict[str, None]] = {}
     for name, target in (*(row for piece in pieces for row in piece.table), BATCH):
         rows.setdefault(name, {}).update(dict.fromkeys(mesh_axes(target)))
     table = tuple((name, axes[0] if len(axes := tuple(targets)) == 1 else axes) for name, targets in rows.items())
     return Rules(
-        (*table, *WHOLE),
+        (*table, *UNSPLIT_ROWS),
         tuple(row for piece in pieces for row in piece.stored),
         unannotated=next((piece.unannotated for piece in pieces if piece.unannotated), None),
         beside=tuple(axis for piece in pieces for axis in piece.beside),
@@ -102,10 +102,10 @@ def combine(*names: str) -> Rules:
 # except over the batch; "zero1" shards the optimizer state; "tensor" is the plain Megatron layout (Shoeybi et al.
 # 2019). If the length is split over "sequence", attention is ring attention (Liu et al. 2023). With "ulysses", an
 # all-to-all splits the heads over "sequence" in place of the length, only inside attention (Jacobs et al. 2023).
-DEFAULT = combine("fsdp", "tensor", "sequence", "expert", "pipeline")
+DEFAULT = rules_of("fsdp", "tensor", "sequence", "expert", "pipeline")
 
 
-TABLES: dict[str, Rules] = {"default": DEFAULT, **{name: combine(name) for name in PIECES}}
+TABLES: dict[str, Rules] = {"default": DEFAULT, **{name: rules_of(name) for name in STRATEGIES}}
 
 
 def table(name: str) -> Rules:
@@ -123,11 +123,11 @@ def table(name: str) -> Rules:
         return TABLES[name]
     names = [part.strip() for part in name.split("+")]
     for part in names:
-        if part not in PIECES:
+        if part not in STRATEGIES:
             where = f" {part!r}" if len(names) > 1 else ""
-            near = nearest(part, TABLES if len(names) == 1 else PIECES)
+            near = nearest(part, TABLES if len(names) == 1 else STRATEGIES)
             raise ConfigError(f"rules {name!r}: no such table{where}{near}; there are {LISTED}")
-    return combine(*names)
+    return rules_of(*names)
 
 
 LISTED = f"{', '.join(TABLES)}, and these joined by +, such as fsdp+tensor"
@@ -142,7 +142,7 @@ def resolve(mesh: AnyMesh, rules: Rules | str | None) -> tuple[AnyMesh, Rules]:
         ConfigError: the table is unknown; the mesh lacks the axis of a named strategy; a row names a mesh axis that
             does not exist; or no row names a mesh axis of size above 1 (its devices would all do the same work).
     """
-    mesh, given = automatic(mesh), rules
+    mesh, given = with_auto_axes(mesh), rules
     if rules is None:
         rules = DEFAULT
     elif isinstance(rules, str):
@@ -180,7 +180,7 @@ def _has_axes(name: str, mesh: AnyMesh) -> None:
     Otherwise a user who asks for FSDP would get plain data parallelism.
     """
     for part in (part.strip() for part in name.split("+")):
-        axis = PIECES[part].axis if part in PIECES else None
+        axis = STRATEGIES[part].axis if part in STRATEGIES else None
         if axis is not None and axis not in mesh.axis_names:
             size = math.prod(mesh.shape.values())
             raise ConfigError(
@@ -191,7 +191,9 @@ def _has_axes(name: str, mesh: AnyMesh) -> None:
 
 def _remedy(given: Rules | str | None, axis: str, size: int, mesh: AnyMesh) -> str:
     """Advice for an error message: how to use a mesh axis that no rule names."""
-    part = axis if axis in PIECES else next((name for name, piece in PIECES.items() if piece.axis == axis), None)
+    part = (
+        axis if axis in STRATEGIES else next((name for name, piece in STRATEGIES.items() if piece.axis == axis), None)
+    )
     if isinstance(given, str) and part is not None:
         sizes = {**mesh.shape, "data": mesh.shape.get("data", 1) * size}
         other = ",".join(f"{name}={sizes[name]}" for name in AXES if name in sizes and name != axis)

@@ -2,7 +2,7 @@
 
 `assign` decides the mesh axes of each dimension of one array; nearly all of sharding is in it. `assign_largest` adds an
 axis to parameters without axis names, and `assign_beside` adds axes for moments and gradients. Their results are
-`Placed`, which `partition` turns into a `PartitionSpec`. The tables that Sapwood ships are in `rule_tables`.
+`DimAxes`, which `partition` turns into a `PartitionSpec`. The tables that Sapwood ships are in `rule_tables`.
 """
 
 import itertools
@@ -141,7 +141,7 @@ class Rules:
         return partition(assign(self.rows, axes, shape, mesh.shape)[0])
 
 
-class Miss(NamedTuple):
+class UnusedAxis(NamedTuple):
     """A dimension that a rule would split over a mesh axis if its size were a multiple of `parts`.
 
     `dim` is None if the axis may split any dimension, and none of them divides.
@@ -152,10 +152,10 @@ class Miss(NamedTuple):
     parts: int
 
 
-Placed = list[tuple[str, ...]]  # for each dimension, the mesh axes it is split over
+DimAxes = list[tuple[str, ...]]  # for each dimension, the mesh axes it is split over
 
 
-def assign(table, axes: Sequence[str | None], shape: Sequence[int], sizes) -> tuple[Placed, list[Miss]]:
+def assign(table, axes: Sequence[str | None], shape: Sequence[int], sizes) -> tuple[DimAxes, list[UnusedAxis]]:
     """Read the rows of a table from the top: the mesh axes of each dimension, and the axes that do not divide one.
 
     Args:
@@ -164,10 +164,10 @@ def assign(table, axes: Sequence[str | None], shape: Sequence[int], sizes) -> tu
         shape: the shape of the array.
         sizes: the size of each mesh axis, by its name.
     """
-    placed: Placed = [()] * len(shape)
+    placed: DimAxes = [()] * len(shape)
     decided: set[int] = set()
     used: set[str] = set()
-    missed: list[Miss] = []
+    missed: list[UnusedAxis] = []
     for name, target in table:
         for dim, axis in enumerate(axes):
             if axis != name or dim in decided:
@@ -177,7 +177,7 @@ def assign(table, axes: Sequence[str | None], shape: Sequence[int], sizes) -> tu
             while fit and shape[dim] % math.prod(sizes[a] for a in free[:fit]):
                 fit -= 1
             parts = list(itertools.accumulate((sizes[a] for a in free), operator.mul))
-            missed += [Miss(dim, a, n) for a, n in list(zip(free, parts, strict=True))[fit:] if shape[dim] > 1]
+            missed += [UnusedAxis(dim, a, n) for a, n in list(zip(free, parts, strict=True))[fit:] if shape[dim] > 1]
             if fit or target is None:
                 placed[dim] = tuple(free[:fit])
                 decided.add(dim)
@@ -185,26 +185,26 @@ def assign(table, axes: Sequence[str | None], shape: Sequence[int], sizes) -> tu
     return placed, [miss for miss in dict.fromkeys(missed) if miss.mesh_axis not in used]
 
 
-def assign_largest(axis: str | None, placed: Placed, shape: Sequence[int], sizes, skip: int) -> list[Miss]:
+def assign_largest(axis: str | None, placed: DimAxes, shape: Sequence[int], sizes, skip: int) -> list[UnusedAxis]:
     """Give a mesh axis to the largest dimension that it divides, after the first `skip` ones. Changes `placed`.
 
-    The result holds a `Miss` if there is no such dimension.
+    The result holds a `UnusedAxis` if there is no such dimension.
     """
     if axis is None or sizes.get(axis, 1) == 1 or any(axis in names for names in placed):
         return []
     fits = [dim for dim in range(skip, len(shape)) if not placed[dim] and shape[dim] % sizes[axis] == 0]
     if not fits:
-        return [Miss(None, axis, sizes[axis])]
+        return [UnusedAxis(None, axis, sizes[axis])]
     placed[max(fits, key=lambda dim: shape[dim])] = (axis,)
     return []
 
 
-def assign_beside(axes: Sequence[str], placed: Placed, shape: Sequence[int], sizes, skip: int) -> list[Miss]:
+def assign_beside(axes: Sequence[str], placed: DimAxes, shape: Sequence[int], sizes, skip: int) -> list[UnusedAxis]:
     """Give all mesh axes among `axes` that an array does not use to one of its dimensions. Changes `placed`.
 
     That is the largest whole dimension that they divide, else the split dimension with the largest shard. If they
     divide none, the first axes are dropped until the rest does: the last axes have the fastest links. The result holds
-    a `Miss` for each dropped axis. The first `skip` dimensions are left out.
+    a `UnusedAxis` for each dropped axis. The first `skip` dimensions are left out.
     """
     used = set(itertools.chain(*placed))
     free = [a for a in axes if sizes.get(a, 1) > 1 and a not in used]
@@ -214,11 +214,11 @@ def assign_beside(axes: Sequence[str], placed: Placed, shape: Sequence[int], siz
         if fits:
             best = max(fits, key=lambda dim: (not placed[dim], left[dim]))
             placed[best] = (*placed[best], *free[start:])
-            return [Miss(None, a, sizes[a]) for a in free[:start]]
-    return [Miss(None, a, sizes[a]) for a in free]
+            return [UnusedAxis(None, a, sizes[a]) for a in free[:start]]
+    return [UnusedAxis(None, a, sizes[a]) for a in free]
 
 
-def taken(table, axes: Sequence[str | None], placed: Placed, sizes) -> Iterator[tuple[int, int, str]]:
+def axis_conflicts(table, axes: Sequence[str | None], placed: DimAxes, sizes) -> Iterator[tuple[int, int, str]]:
     """Yield each dimension that is whole because other dimensions have the mesh axes of its first row.
 
     The entries are the dimension, the other dimension, and the mesh axis.
@@ -231,7 +231,7 @@ def taken(table, axes: Sequence[str | None], placed: Placed, sizes) -> Iterator[
             yield dim, holder[wanted[0]], wanted[0]
 
 
-def partition(placed: Placed) -> PartitionSpec:
+def partition(placed: DimAxes) -> PartitionSpec:
     """Turn ``[("data", "fsdp"), ("tensor",), ()]`` into ``PartitionSpec(("data", "fsdp"), "tensor", None)``."""
     return PartitionSpec(*(names if len(names) > 1 else names[0] if names else None for names in placed))
 

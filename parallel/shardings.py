@@ -14,18 +14,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sapwood.core.errors import ConfigError
 from sapwood.core.paths import join
-from sapwood.parallel.meshes import AnyMesh, automatic
+from sapwood.parallel.meshes import AnyMesh, with_auto_axes
 from sapwood.parallel.rule_tables import resolve, unknown
 from sapwood.parallel.rules import (
-    Miss,
-    Placed,
+    DimAxes,
     Rules,
+    UnusedAxis,
     assign,
     assign_beside,
     assign_largest,
+    axis_conflicts,
     describe,
     partition,
-    taken,
 )
 
 
@@ -93,10 +93,10 @@ def _each(spec: Any, mesh: AnyMesh, rules: Rules, layout_of: Callable) -> Any:
 
     def place(path, leaf) -> NamedSharding:
         placed, missed, axes = layout_of(leaf, mesh, rules)
-        said = [*lost(missed, axes, leaf.shape, mesh.shape)]
+        said = [*unused_axis_messages(missed, axes, leaf.shape, mesh.shape)]
         if layout_of is layout:
             said += unknown(rules, axes)
-            said += clash(rules, axes, leaf.shape, placed, mesh.shape) if rules.strict else ()
+            said += conflict_messages(rules, axes, leaf.shape, placed, mesh.shape) if rules.strict else ()
         for text in said:
             notes.setdefault(text, []).append(jax.tree_util.keystr(path, simple=True, separator="/"))
         return NamedSharding(mesh, partition(placed))
@@ -106,13 +106,13 @@ def _each(spec: Any, mesh: AnyMesh, rules: Rules, layout_of: Callable) -> Any:
     for text, paths in notes.items():
         more = f" and {len(paths) - 1} more like it" if len(paths) > 1 else ""
         lines.append(f"{what}{paths[0] or join(())}{more}: {text}")
-    refuse(lines, mesh, rules)
+    raise_if_strict(lines, mesh, rules)
     for line in lines:
         warnings.warn(line, ShardingWarning, stacklevel=3)
     return shardings
 
 
-def refuse(lines: Sequence[str], mesh: AnyMesh, rules: Rules) -> None:
+def raise_if_strict(lines: Sequence[str], mesh: AnyMesh, rules: Rules) -> None:
     """Raise `ConfigError` with these lines if the rules are strict. Otherwise the caller warns."""
     if rules.strict and lines:
         raise ConfigError(
@@ -134,10 +134,10 @@ def replicated(mesh: AnyMesh) -> NamedSharding:
     >>> parallel.replicated(parallel.mesh("data=-1")).is_fully_replicated
     True
     """
-    return NamedSharding(automatic(mesh), PartitionSpec())
+    return NamedSharding(with_auto_axes(mesh), PartitionSpec())
 
 
-def layout(leaf: Any, mesh: AnyMesh, rules: Rules) -> tuple[Placed, list[Miss], tuple[str | None, ...]]:
+def layout(leaf: Any, mesh: AnyMesh, rules: Rules) -> tuple[DimAxes, list[UnusedAxis], tuple[str | None, ...]]:
     """The mesh axes of each dimension of a parameter, the axes that do not divide one, and the logical names."""
     shape = leaf.shape
     stacked = tuple(level.axis for level in getattr(leaf, "stacked", ()))
@@ -162,7 +162,7 @@ def _elements(shape: tuple[int, ...], axes: tuple[str | None, ...], stacked: int
     return math.prod(size for dim, size in enumerate(shape) if dim >= stacked or axes[dim] in sharded)
 
 
-def layout_beside(leaf: Any, mesh: AnyMesh, rules: Rules) -> tuple[Placed, list[Miss], tuple[str | None, ...]]:
+def layout_beside(leaf: Any, mesh: AnyMesh, rules: Rules) -> tuple[DimAxes, list[UnusedAxis], tuple[str | None, ...]]:
     """`layout` for what is kept beside a parameter. Only the axes of `Rules.beside` are reported as not dividing."""
     placed, _, axes = layout(leaf, mesh, rules)
     stacked = len(getattr(leaf, "stacked", ()))
@@ -171,7 +171,9 @@ def layout_beside(leaf: Any, mesh: AnyMesh, rules: Rules) -> tuple[Placed, list[
     return placed, assign_beside(rules.beside, placed, leaf.shape, mesh.shape, stacked), axes
 
 
-def lost(missed: list[Miss], axes: Sequence, shape: Sequence[int], sizes: Mapping) -> Iterable[str]:
+def unused_axis_messages(
+    missed: list[UnusedAxis], axes: Sequence, shape: Sequence[int], sizes: Mapping
+) -> Iterable[str]:
     """Yield a sentence for each mesh axis that could not be used."""
     for dim, mesh_axis, parts in missed:
         by = f"{mesh_axis}={sizes[mesh_axis]}"
@@ -187,9 +189,11 @@ def lost(missed: list[Miss], axes: Sequence, shape: Sequence[int], sizes: Mappin
             yield f"dimension {dim} ({axes[dim]!r}, size {size}) does not divide by {by}: {left}; {near}"
 
 
-def clash(rules: Rules, axes: Sequence, shape: Sequence[int], placed: Placed, sizes: Mapping) -> Iterable[str]:
+def conflict_messages(
+    rules: Rules, axes: Sequence, shape: Sequence[int], placed: DimAxes, sizes: Mapping
+) -> Iterable[str]:
     """Yield a sentence for each dimension whose mesh axis another dimension of the array has taken."""
-    for dim, other, mesh_axis in taken(rules.table, axes, placed, sizes):
+    for dim, other, mesh_axis in axis_conflicts(rules.table, axes, placed, sizes):
         yield (
             f"the rows of {axes[other]!r} and {axes[dim]!r} ask for mesh axis {mesh_axis!r} twice: dimension {other} "
             f"(size {shape[other]}) has it, dimension {dim} (size {shape[dim]}) is left whole"

@@ -17,7 +17,7 @@ from sapwood.parallel.meshes import AnyMesh
 
 
 @functools.lru_cache(maxsize=64)
-def in_two(mesh: AnyMesh, axis: str) -> Mesh | None:
+def split_axis(mesh: AnyMesh, axis: str) -> Mesh | None:
     """The same devices with `axis` split into two mesh axes, each within a plane of the chips.
 
     The second one is called ``{axis}_inside``. The result is None if `axis` is within a plane already, if no split
@@ -51,6 +51,6 @@ def _dimensions(groups: np.ndarray) -> int:
     return int((np.ptp(places, axis=1) > 0).sum(-1).max())
 
 
-def apart(x: Any, sharding: Any) -> Any:
+def constrain_with_barrier(x: Any, sharding: Any) -> Any:
     """Constrain x to this sharding, with a barrier so that XLA does not merge it with the next sharding."""
     return jax.lax.optimization_barrier(jax.lax.with_sharding_constraint(x, sharding))

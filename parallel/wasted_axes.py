@@ -18,7 +18,7 @@ from sapwood.core.spec import trace
 from sapwood.parallel.meshes import AXES, AnyMesh
 from sapwood.parallel.place_activations import Placement, split_over
 from sapwood.parallel.rules import Rules, describe, mesh_axes
-from sapwood.parallel.shardings import ShardingWarning, refuse
+from sapwood.parallel.shardings import ShardingWarning, raise_if_strict
 
 COLLECTIVE = ("axes", "axis_name")
 """The parameters of collective operations that hold mesh axes: those they sum over, gather over or index."""
@@ -85,7 +85,7 @@ def warn_of_wasted(f: Callable, *xs: Any, mesh: AnyMesh, rules: Rules, **options
             f"called {' or '.join(map(repr, logical))} would be, where they divide by {size} and the parameter is not "
             f"small (L.Dense(..., axes=('embed', 'mlp')) names them); mesh {other} has work for every device"
         )
-        refuse([line], mesh, rules)
+        raise_if_strict([line], mesh, rules)
         warnings.warn(f"mesh {describe(mesh)}: {line}", ShardingWarning, stacklevel=3)
 
 

@@ -65,7 +65,7 @@ def compile_cache(where: Any = True) -> Iterator[Path | None]:
     ``where`` is the directory. True means `default_directory`, unless JAX's own setting (``jax_compilation_cache_dir``)
     names one. None and False change nothing. The block gets the directory, or None if Sapwood sets no cache. A program
     from the cache has the same bits as one that is compiled. The end of the block waits for a program that a thread is
-    compiling (`compile_options.Relay`).
+    compiling (`compile_options.UpgradingProgram`).
 
     Raises:
         ConfigError: `where` has a wrong type, or names a directory that cannot be made.

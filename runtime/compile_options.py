@@ -30,11 +30,11 @@ LESS_OF_LLVM = {"xla_backend_optimization_level": 1}
 """Less optimization by LLVM. Compiling takes 0.8 of the time (jaxlib 0.10.2).
 
 A step takes the same time as before, because XLA itself vectorizes. At level 0 a step takes twice as long, which pays
-only for programs that run once (`core.init.quick`).
+only for programs that run once (`core.init.run_once_options`).
 """
 
 AFTER = 20.0
-"""Seconds that a run lasts before `Relay` compiles a faster program for the rest of it."""
+"""Seconds that a run lasts before `UpgradingProgram` compiles a faster program for the rest of it."""
 
 
 def options(platform: str, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -75,8 +75,8 @@ def compiled(traced: Any, platform: str, own: Mapping[str, Any] | None = None) -
     """``traced.lower().compile()`` with the options of `options`, for a program that runs many times.
 
     On a CPU, it also makes malloc keep the program's temporaries between runs, if `runtime.malloc` allows that. If a
-    compile cache is active, this comes only after `AFTER` seconds for programs with large temporaries (`Relay`), and
-    not at all for these on several processes.
+    compile cache is active, this comes only after `AFTER` seconds for programs with large temporaries
+    (`UpgradingProgram`), and not at all for these on several processes.
 
     Args:
         traced: a traced function, from ``jax.jit(f).trace(...)``.
@@ -103,7 +103,7 @@ def compiled(traced: Any, platform: str, own: Mapping[str, Any] | None = None) -
     if temporaries <= malloc.LARGEST:
         malloc.keep(temporaries)
     elif jax.process_count() == 1 and malloc.fits(temporaries):
-        return Relay(program, in_pieces)
+        return UpgradingProgram(program, in_pieces)
     return program
 
 
@@ -116,7 +116,7 @@ def _in_pieces(lowered: Any, jaxpr: Any, own: Mapping[str, Any] | None) -> Any:
     return program if malloc.keep(program.memory_analysis().temp_size_in_bytes) else None
 
 
-class Relay:
+class UpgradingProgram:
     """A cached program that a faster one replaces during the run; both compute the same bits.
 
     The faster program allocates its memory in pieces (`runtime.malloc`), and XLA cannot write it to disk. So the cached
@@ -150,7 +150,7 @@ class Relay:
 
 
 def _beside(make: Any) -> Any:
-    """Call `make` in a thread of `Relay`. Its program is not written to the cache."""
+    """Call `make` in a thread of `UpgradingProgram`. Its program is not written to the cache."""
     with compile_cache.unwritten():
         return make()
 

@@ -19,7 +19,7 @@ SAID = 1024
 _Result = TypeVar("_Result")
 
 
-def together(attempt: Callable[[], _Result], mild: type[CheckpointError] = CheckpointError) -> _Result:
+def all_or_none(attempt: Callable[[], _Result], mild: type[CheckpointError] = CheckpointError) -> _Result:
     """Call `attempt` on every process. Either it returns on all of them, or all of them raise.
 
     If another process met a more severe error than this one, that error is raised here too: as `mild` if it is of that
@@ -52,7 +52,7 @@ def _heed(error: Exception | None, mild: type[CheckpointError]) -> None:
         raise kind(worst[1:].tobytes().decode(errors="replace").rstrip())
 
 
-def anyone(says: bool) -> bool:
+def any_process(says: bool) -> bool:
     """True if `says` is True on any process.
 
     >>> anyone(False)
@@ -65,7 +65,7 @@ def anyone(says: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.array(says))))
 
 
-def of_the_first(value: bool) -> bool:
+def from_first_process(value: bool) -> bool:
     """The value on the first process.
 
     >>> of_the_first(True)
@@ -78,10 +78,10 @@ def of_the_first(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
-def by_the_first(attempt: Callable[[], Any]) -> Any:
+def run_on_first_process(attempt: Callable[[], Any]) -> Any:
     """Call `attempt` on the first process only, and return its result, sent as JSON, on all of them.
 
-    If it raises, all processes raise (see `together`).
+    If it raises, all processes raise (see `all_or_none`).
 
     >>> by_the_first(lambda: "runs/digits-001")
     'runs/digits-001'
@@ -90,13 +90,13 @@ def by_the_first(attempt: Callable[[], Any]) -> Any:
         return attempt()
     from jax.experimental import multihost_utils
 
-    said = together(lambda: json.dumps(attempt()).encode() if jax.process_index() == 0 else b"")
+    said = all_or_none(lambda: json.dumps(attempt()).encode() if jax.process_index() == 0 else b"")
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(said))))
     text = multihost_utils.broadcast_one_to_all(np.frombuffer(said.ljust(size), np.uint8))
     return json.loads(np.asarray(text).tobytes())
 
 
-def largest(number: int) -> int:
+def max_over_processes(number: int) -> int:
     """The largest of the processes' numbers, each below 2^31.
 
     >>> largest(3)

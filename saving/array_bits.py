@@ -19,7 +19,7 @@ _PLAIN |= {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 _KEYS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 
 
-def kind(dtype: str, shape: Any) -> str:
+def describe_type(dtype: str, shape: Any) -> str:
     """Dtype and shape as messages show them.
 
     >>> kind("float32", (3, 4))
@@ -45,7 +45,7 @@ def as_array(name: str, leaf: Any) -> jax.Array:
     return array
 
 
-def as_struct(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
+def struct_of(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
     """Shape, dtype and sharding of an array, a `Param` or a `jax.ShapeDtypeStruct`.
 
     A leaf without sharding gets the default device. Raises ConfigError, which names the leaf, if its sharding does not
@@ -59,7 +59,7 @@ def as_struct(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
     try:
         sharding.shard_shape(leaf.shape)
     except ValueError as error:
-        what = f"{name} is {kind(str(leaf.dtype), leaf.shape)}"
+        what = f"{name} is {describe_type(str(leaf.dtype), leaf.shape)}"
         raise ConfigError(f"{what} and its sharding does not divide it: {error}; choose another one") from error
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 

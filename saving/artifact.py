@@ -25,7 +25,7 @@ import numpy as np
 from sapwood.core import paths
 from sapwood.core.errors import CheckpointError, ConfigError, DataError
 from sapwood.core.init import draw
-from sapwood.core.messages import some
+from sapwood.core.messages import first_names
 from sapwood.core.param import Param
 from sapwood.core.rng import as_key
 from sapwood.core.short_repr import in_brief
@@ -440,7 +440,7 @@ def _read_weights(path: Path, structs: dict[str, jax.ShapeDtypeStruct]) -> dict[
                 stored = array_bits.stored_struct(real)
                 array = file.get_tensor(name) if np.prod(real.shape) else np.zeros(stored.shape, stored.dtype)
                 if describe(array) != describe(stored):
-                    raise ValueError(f"{name} is no longer {array_bits.kind(*describe(stored))}")
+                    raise ValueError(f"{name} is no longer {array_bits.describe_type(*describe(stored))}")
                 with jax.transfer_guard_host_to_device("allow"):  # loading a model asks for this transfer
                     placed = jax.make_array_from_callback(stored.shape, stored.sharding, array.__getitem__)
                 found[name] = array_bits.decode(placed, real)
@@ -518,7 +518,7 @@ def _into(source: _Source, wanted: Spec, patterns: Mapping[str, str | None] | No
             f"nothing in {path} has a name of into=: it has {_some(source.structs)}, and into= has {_some(leaves)}; "
             'say what goes where with match={"there/**": "here/**"}'
         )
-    targets = {here: array_bits.as_struct(here, leaves[here]) for here in pairs}
+    targets = {here: array_bits.struct_of(here, leaves[here]) for here in pairs}
     _check(source, pairs, targets, path)
     placed = {there: _like(source.structs[there], targets[here]) for here, there in pairs.items()}
     arrays, about = source.read(placed)
@@ -549,7 +549,7 @@ def _bare(name: str) -> str:
 
 
 def _some(names: Iterable[str]) -> str:
-    return some([_bare(name) for name in names], quote=False) or "nothing"
+    return first_names([_bare(name) for name in names], quote=False) or "nothing"
 
 
 def _check_values(leaves: dict[str, Any], pairs: dict[str, str]) -> None:
@@ -568,7 +568,7 @@ def _check(source: _Source, pairs: dict[str, str], targets: dict[str, jax.ShapeD
         saved, target = source.structs[there], targets[here]
         floating = all(jnp.issubdtype(x.dtype, jnp.floating) for x in (saved, target))
         if saved.shape != target.shape or not (floating or saved.dtype == target.dtype):
-            kinds = array_bits.kind(*describe(saved)), array_bits.kind(*describe(target))
+            kinds = array_bits.describe_type(*describe(saved)), array_bits.describe_type(*describe(target))
             wrong.append(f"{_bare(there)} is {kinds[0]} there and {_bare(here)} is {kinds[1]} here")
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""

@@ -24,8 +24,8 @@ import numpy as np
 
 from sapwood.core import paths
 from sapwood.core.errors import CheckpointError, ConfigError
-from sapwood.core.messages import short, some
-from sapwood.runtime.processes import together, union
+from sapwood.core.messages import first_names, short
+from sapwood.runtime.processes import all_or_none, union
 from sapwood.saving import array_bits, orbax_arrays
 from sapwood.saving.best_metric import goal
 from sapwood.saving.checkpoint_directory import Directory
@@ -63,7 +63,7 @@ class _Damaged(CheckpointError):
     """This checkpoint is damaged; another one may be intact."""
 
 
-_together = functools.partial(together, mild=_Damaged)  # mild: another checkpoint can replace a damaged one
+_together = functools.partial(all_or_none, mild=_Damaged)  # mild: another checkpoint can replace a damaged one
 
 
 class Checkpoints:
@@ -287,7 +287,7 @@ class Checkpoints:
         """
         wanted = None
         if target is not None:
-            wanted = {name: array_bits.as_struct(name, leaf) for name, leaf in named_leaves(target).items()}
+            wanted = {name: array_bits.struct_of(name, leaf) for name, leaf in named_leaves(target).items()}
         self.wait()
         steps, order = self.candidates(), self.order(step)
         if not set(order) <= set(steps):
@@ -330,8 +330,8 @@ class Checkpoints:
         if wanted is None:
             if "slashed" in index:
                 raise CheckpointError(
-                    f"checkpoint {step} in {self.directory} holds {some(index['slashed'])}, where a slash is part of a "
-                    "name; nested dicts cannot be told from that: give restore a target"
+                    f"checkpoint {step} in {self.directory} holds {first_names(index['slashed'])}, where a slash is "
+                    "part of a name; nested dicts cannot be told from that: give restore a target"
                 )
             wanted = _structs(index)
         else:
@@ -346,7 +346,7 @@ class Checkpoints:
             if _out_of_memory(error):
                 raise
             bad = [name for name, x in stored.items() if not self._readable(step, name, x)]
-            raise self._damage(step, f"{some(bad)} cannot be read" if bad else short(error)) from error
+            raise self._damage(step, f"{first_names(bad)} cannot be read" if bad else short(error)) from error
 
     def _readable(self, step: int, name: str, stored: jax.ShapeDtypeStruct) -> bool:
         try:
@@ -376,20 +376,20 @@ class Checkpoints:
         found = digests(arrays, _rule(index))
         wrong = [name for name in arrays if found[name] != index["arrays"][name][2]]
         if wrong:
-            raise self._damage(step, f"{some(wrong)} read back other than saved")
+            raise self._damage(step, f"{first_names(wrong)} read back other than saved")
 
     def _check_same_model(self, step: int, saved: dict[str, list], structs: dict[str, Any], subset: bool) -> None:
         missing = [name for name in structs if name not in saved]
         unexpected = [] if subset else [name for name in saved if name not in structs]
         kinds = [
-            (name, array_bits.kind(*saved[name][:2]), array_bits.kind(*describe(x)))
+            (name, array_bits.describe_type(*saved[name][:2]), array_bits.describe_type(*describe(x)))
             for name, x in structs.items()
             if name in saved
         ]
         other = [f"{name} is {there} there and {here} here" for name, there, here in kinds if there != here]
-        parts = [f"it lacks {some(missing)}"] if missing else []
-        parts += [f"it has {some(unexpected)} in addition"] if unexpected else []
-        parts += [some(other, quote=False)] if other else []
+        parts = [f"it lacks {first_names(missing)}"] if missing else []
+        parts += [f"it has {first_names(unexpected)} in addition"] if unexpected else []
+        parts += [first_names(other, quote=False)] if other else []
         if parts:
             raise CheckpointError(f"checkpoint {step} in {self.directory} is of another model: {'; '.join(parts)}")
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from sapwood.core.errors import CheckpointError, ConfigError
 from sapwood.core.layer import Function, Layer
-from sapwood.core.trusted_packages import covers, is_dotted, refusal
+from sapwood.core.trusted_packages import is_dotted, is_in_packages, refusal
 
 Plain = None | bool | int | float | str
 
@@ -258,8 +258,8 @@ def _resolve(name: Any, file: Any, trust: tuple[str, ...]) -> Any:
         raise CheckpointError(f"{name} is no model: a function or a class of that name is expected")
     if home != module:
         _allow(f"{home}:{attribute}", home, trust)
-    if not covers(trust, home) and not _is_part(home, named):
-        said = "not jitted, so it may do more than compute" if covers(_JITTED, home) else "no recipe"
+    if not is_in_packages(trust, home) and not _is_part(home, named):
+        said = "not jitted, so it may do more than compute" if is_in_packages(_JITTED, home) else "no recipe"
         raise CheckpointError(f"{name} is {said}; if you trust it all the same: sw.load(..., trust={home!r})")
     return found
 
@@ -270,9 +270,9 @@ def _is_part(home: str, found: Any) -> bool:
     In `sapwood.recipes` only classes may, and in `jax.numpy` and `jax.lax` only jitted functions, because these access
     no file.
     """
-    if covers(_CLASSES, home):
+    if is_in_packages(_CLASSES, home):
         return isinstance(found, type)
-    return hasattr(found, "lower") if covers(_JITTED, home) else True
+    return hasattr(found, "lower") if is_in_packages(_JITTED, home) else True
 
 
 def _ran(module: str, file: Any) -> ModuleType:
@@ -292,7 +292,7 @@ def _ran(module: str, file: Any) -> ModuleType:
 def _allow(name: str, module: str, trust: tuple[str, ...]) -> None:
     """Raise CheckpointError unless the module may be imported because a file names it."""
     top = module.split(".")[0]
-    if top not in sys.stdlib_module_names and covers((*trust, *_MODELS, *_CLASSES, *_MATH, *_JITTED), module):
+    if top not in sys.stdlib_module_names and is_in_packages((*trust, *_MODELS, *_CLASSES, *_MATH, *_JITTED), module):
         return
     if top == "sapwood":
         raise CheckpointError(f"{name} is neither a layer, a model nor a recipe; it is not made from a file")

@@ -83,7 +83,7 @@ def read(directory: Path, structs: dict[str, jax.ShapeDtypeStruct]) -> dict[str,
         raise
     for name, x in structs.items():
         if not isinstance(arrays[name], jax.Array) or describe(arrays[name]) != describe(x):
-            raise ValueError(f"{name} is no longer {array_bits.kind(*describe(x))}")
+            raise ValueError(f"{name} is no longer {array_bits.describe_type(*describe(x))}")
     return arrays
 
 

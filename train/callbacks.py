@@ -21,7 +21,7 @@ import numpy as np
 from sapwood.core import migration_hints
 from sapwood.core.errors import ConfigError
 from sapwood.core.messages import nearest
-from sapwood.train.optimizers.learning_rate import multiplied
+from sapwood.train.optimizers.learning_rate import multiply_rates
 from sapwood.train.state.train_state import TrainState
 
 _LOADED = time.time()  # default of `Event.begun`, for loops of one's own without `fit`
@@ -220,7 +220,7 @@ class ReduceOnPlateau:
         new = value(event.row, self.monitor, "ReduceOnPlateau")
         if not memory:
             # Raises at once if the rate cannot be changed.
-            multiplied(event.state.opt_state, 1.0, 0.0, "ReduceOnPlateau")
+            multiply_rates(event.state.opt_state, 1.0, 0.0, "ReduceOnPlateau")
             memory.update(best=None, waited=0, cooling=0)
         resting = memory["cooling"] > 1
         memory["cooling"] = max(memory["cooling"] - 1, 0)
@@ -231,7 +231,7 @@ class ReduceOnPlateau:
         memory["waited"] = 0 if resting else memory["waited"] + 1
         if memory["waited"] < self.patience:
             return None
-        opt_state, _ = multiplied(event.state.opt_state, self.factor, self.least, "ReduceOnPlateau")
+        opt_state, _ = multiply_rates(event.state.opt_state, self.factor, self.least, "ReduceOnPlateau")
         memory.update(waited=0, cooling=self.cooldown)
         return event.state.replace(opt_state=opt_state)
 

@@ -15,7 +15,7 @@ import jax
 
 from sapwood import parallel
 from sapwood.core.errors import ConfigError
-from sapwood.core.fingerprint import fingerprint, traced_anew
+from sapwood.core.fingerprint import fingerprint, separate_traces
 from sapwood.core.layer import Layer
 from sapwood.core.platform import compiling_for
 from sapwood.core.policy import Policy, as_policy
@@ -62,7 +62,7 @@ class Config:
         object.__setattr__(self, "policy", policy)
         if policy.compute == "float16" and self.scaling is None:
             object.__setattr__(self, "scaling", LossScale())
-        object.__setattr__(self, "trainable", trainable.read(self.trainable))
+        object.__setattr__(self, "trainable", trainable.as_patterns(self.trainable))
         if not callable(self.objective):
             raise ConfigError(
                 f"Trainer(objective=...): a function (v, batch) -> (loss, metrics) is expected, got "
@@ -171,7 +171,7 @@ class Code:
         with self._lock:
             self._traces += 1
         try:
-            with compiling_for(self.config.platform), traced_anew(self.mark):
+            with compiling_for(self.config.platform), separate_traces(self.mark):
                 yield
         finally:
             with self._lock:

@@ -21,8 +21,8 @@ from sapwood.data.device_feed import to_device
 from sapwood.parallel.batches import batch_multiple
 from sapwood.train.config import Config
 from sapwood.train.loop.programs import Programs
-from sapwood.train.objectives.supervised import fills
-from sapwood.train.state.ema import variables
+from sapwood.train.objectives.supervised import may_pad_batches
+from sapwood.train.state.ema import eval_variables
 from sapwood.train.state.train_state import TrainState
 from sapwood.train.step import checks
 from sapwood.train.step.forward import AUXILIARY, hold
@@ -96,8 +96,8 @@ class Evaluation:
 
     def send(self, state: TrainState) -> list[dict[str, Any]]:
         """Start a pass with the state's parameters (their running mean, where it keeps one)."""
-        (params, model_state), found = variables(state), []
-        masked, rows = fills(self.config.objective), len(self.data) % self.batches.batch_size
+        (params, model_state), found = eval_variables(state), []
+        masked, rows = may_pad_batches(self.config.objective), len(self.data) % self.batches.batch_size
         for i, batch in enumerate(stream(self.config, self.batches)):
             last = rows and i == self.batches.steps_per_epoch - 1
             if masked or not last:
@@ -131,7 +131,7 @@ class Evaluation:
         where = f"in batch {i} of the {self.what} data (examples from {i * self.batches.batch_size})"
         if jax.process_count() == 1:
             batch = self.config.put(as_given(self.config, self.batches, self.batches[i]))
-            params, model_state = variables(state)
+            params, model_state = eval_variables(state)
             seen = state.replace(params=params, state=model_state)
             examples, dataset = self.batches.indices(i), self.batches.dataset
             name = lambda row: dataset.where(int(examples[row]))  # noqa: E731
@@ -156,7 +156,7 @@ def stream(config: Config, passed: Batches) -> Iterator[dict[str, Any]]:
 
 def as_given(config: Config, passed: Batches, batch: dict[str, Any]) -> dict[str, Any]:
     """A batch of a pass without the mask of what fills it up, unless it is counted by or the data have one."""
-    if fills(config.objective) or "mask" in passed.dataset.features:
+    if may_pad_batches(config.objective) or "mask" in passed.dataset.features:
         return batch
     return {name: x for name, x in batch.items() if name != "mask"}
 
@@ -171,7 +171,7 @@ def predict(config: Config, programs: Programs, state: TrainState, data: Any, ba
     inputs, learned = getattr(config.objective, "inputs", None), state.features or {}
     learned = {name: feature for name, feature in learned.items() if inputs is None or name in inputs}
     data = as_dataset(data, learned, "data to predict")
-    (params, model_state), parts, step = variables(state), [], programs.predict
+    (params, model_state), parts, step = eval_variables(state), [], programs.predict
     for batch in stream(config, whole_pass(config, data, batch_size, few_sizes(len(data)))):
         parts.append(step(params, model_state, batch))
         if len(parts) > AHEAD:  # outputs may be large, so they leave the device as they come

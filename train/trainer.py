@@ -199,7 +199,7 @@ class Trainer(Config):
 
     def eval_variables(self, state: TrainState) -> tuple[dict, dict]:
         """The parameters and model state that evaluation uses: their running means, where the state keeps some."""
-        return ema.variables(state)
+        return ema.eval_variables(state)
 
 
 def _batch(what: str, batch: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`Pictures`: a column of encoded images that are decoded when they are read."""
+"""`ImageColumn`: a column of encoded images that are decoded when they are read."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from sapwood.data.feature import Feature
 from sapwood.data.image.decode import decode, survey
 
 
-class Pictures(Sequence[np.ndarray]):
+class ImageColumn(Sequence[np.ndarray]):
     """A sequence of images that are decoded when they are read, all with the same number of channels.
 
     Attributes:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import DataError
-from sapwood.data.file_checks import check_ordinary
+from sapwood.data.file_checks import check_regular_file
 
 GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes without color."""
@@ -138,7 +138,7 @@ def _opened(picture: Any, name: str | None) -> Iterator[tuple[Any, str]]:
             yield picture, called
             return
         if isinstance(picture, str | Path):
-            check_ordinary(picture, called)
+            check_regular_file(picture, called)
         with Image.open(
             io.BytesIO(picture) if isinstance(picture, bytes | bytearray | memoryview) else picture
         ) as image:

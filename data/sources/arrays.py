@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.data.feature import Feature, array, infer, narrow, on_disk, rows
+from sapwood.data.feature import Feature, array, infer, on_disk, rows, to_device_dtype
 from sapwood.data.file_checks import check_unpacked
-from sapwood.data.image.column import Pictures
+from sapwood.data.image.column import ImageColumn
 from sapwood.data.image.decode import is_picture
 from sapwood.data.sources.labels import Classes, encode, rename, weights
 from sapwood.data.sources.source import ArraySource
@@ -67,17 +67,17 @@ def from_tuple(parts: tuple, classes: Classes) -> ArraySource:
     return from_arrays(dict(zip(names, (inputs, *parts[1:]), strict=False)), None, classes)
 
 
-def _entry(name: str, values: Any) -> tuple[np.ndarray | Pictures, Feature]:
+def _entry(name: str, values: Any) -> tuple[np.ndarray | ImageColumn, Feature]:
     """One entry with its feature. An array in a file is not loaded, so it keeps its dtype."""
     if _are_pictures(values):
-        pictures = Pictures(values, lambda index: f"{name} of example {index}")
+        pictures = ImageColumn(values, lambda index: f"{name} of example {index}")
         return pictures, pictures.feature
     if is_frame(values):
         return inputs_of(values, name)
     values = rows(name, values)
     if on_disk(values):
-        return values, infer(narrow(name, values[:1]))
-    values = narrow(name, values, "example {}".format)
+        return values, infer(to_device_dtype(name, values[:1]))
+    values = to_device_dtype(name, values, "example {}".format)
     return values, infer(values)
 
 

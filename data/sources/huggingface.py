@@ -1,7 +1,7 @@
 """A source of a `datasets.Dataset` of Hugging Face.
 
-The library is not imported here; its objects are recognized by their attributes. `Hub` reads plain rows; rows with a
-transform are read by `Indexed`, because the transform may return anything.
+The library is not imported here; its objects are recognized by their attributes. `HuggingFaceRows` reads plain rows;
+rows with a transform are read by `Indexed`, because the transform may return anything.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +11,8 @@ import numpy as np
 
 from sapwood.core.errors import DataError
 from sapwood.data.check import stack
-from sapwood.data.feature import RAW, TEXT, Feature, narrow
-from sapwood.data.image.column import Pictures
+from sapwood.data.feature import RAW, TEXT, Feature, to_device_dtype
+from sapwood.data.image.column import ImageColumn
 from sapwood.data.sources.labels import Classes, encode, rename, weighing
 from sapwood.data.sources.random_access import Indexed
 from sapwood.data.sources.source import THREADS, Source
@@ -55,7 +55,7 @@ def from_hub(
     if chosen["type"] == "custom":
         return _transformed(rows, target, classes, bool(remember))
     chosen_rows = rows if chosen["output_all_columns"] else rows.select_columns(chosen["columns"])
-    source = Hub(chosen_rows, target, classes, others)
+    source = HuggingFaceRows(chosen_rows, target, classes, others)
     source.changes = remember is False
     return source
 
@@ -85,7 +85,7 @@ def _as_stored(source: Indexed, rows: Any, name: str) -> bool:
     return all(source.read(int(i))["label"] == stored[i] for i in looked_at)
 
 
-class Hub(Source):
+class HuggingFaceRows(Source):
     """A source of the rows of a `datasets.Dataset`, as NumPy arrays.
 
     Images are decoded by `decode_image`, with 1 channel if the images of all splits are gray, else 3; `Image(mode=...)`
@@ -115,13 +115,13 @@ class Hub(Source):
         if self.target is not None:
             self._label(rows.features[self.target], classes)
 
-    def _pictures(self, name: str, mode: str | None) -> Pictures:
+    def _pictures(self, name: str, mode: str | None) -> ImageColumn:
         """A column of images; `mode` is that of its `Image` feature."""
         cells = _Cells(self.cells, name)
         others = (_stored(r, name) for r in self.others if _is_image(r.features.get(name)))
         beside = (cell for other in others for cell in other)
         grey = None if mode is None else mode == "L"
-        return Pictures(cells, lambda i: f"{name} of example {i}", grey=grey, beside=beside)
+        return ImageColumn(cells, lambda i: f"{name} of example {i}", grey=grey, beside=beside)
 
     def _label(self, kind: Any, classes: Classes) -> None:
         """Read and encode all labels; `kind` is the feature of their column."""
@@ -141,7 +141,7 @@ class Hub(Source):
             if name == "label" and self.labels is not None:
                 batch[name] = self.labels[indices]
             elif isinstance(values, np.ndarray) and values.dtype != object:
-                batch[name] = narrow(name, values)
+                batch[name] = to_device_dtype(name, values)
             else:
                 batch |= stack([{name: v} for v in values], indices, self.where)
         return batch | self._seen([int(i) for i in indices])
@@ -247,4 +247,4 @@ def _dtype(name: str) -> str:
         dtype = np.dtype(name)
     except TypeError:
         return RAW
-    return narrow("", np.zeros(0, dtype)).dtype.name
+    return to_device_dtype("", np.zeros(0, dtype)).dtype.name

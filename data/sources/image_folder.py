@@ -8,7 +8,7 @@ import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data.feature import Feature
-from sapwood.data.image.column import Pictures
+from sapwood.data.image.column import ImageColumn
 from sapwood.data.sources.labels import Classes
 from sapwood.data.sources.source import Source
 
@@ -67,7 +67,7 @@ class Folder(Source):
         self.labels = np.array([label for _, label in found], np.int32)
         _warn_of_others([home / name for name in names])
         others = (path for h in homes if h != home for name in _classes(h) for path in _images(h / name))
-        self.pictures = Pictures(self.paths, lambda index: str(self.paths[index]), size=size, beside=others)
+        self.pictures = ImageColumn(self.paths, lambda index: str(self.paths[index]), size=size, beside=others)
         self.features = {
             "image": self.pictures.feature,
             "label": Feature((), "int32", classes=tuple(names)),

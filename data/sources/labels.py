@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.data.feature import Feature, narrow, on_disk, rows
+from sapwood.data.feature import Feature, on_disk, rows, to_device_dtype
 from sapwood.data.image.decode import class_numbers, is_picture
 
 Classes = int | Sequence[str] | None
@@ -74,13 +74,13 @@ def encode(
     if values.dtype == bool and classes is None:
         classes = 2
     if values.dtype.kind in "UOST" and values.size:
-        return _encode_text(narrow(name, values), classes, name, where)
+        return _encode_text(to_device_dtype(name, values), classes, name, where)
     kept = on_disk(values)  # the source converts them to int32 when it reads them
-    values = values if kept else narrow(name, values, where)
+    values = values if kept else to_device_dtype(name, values, where)
     if values.dtype.kind not in "biu":
         if classes is not None:
             raise ConfigError(f"classes were given, but {name} holds {values.dtype.name}; classes are integers or text")
-        return values, Feature(values.shape[1:], narrow(name, values[:1]).dtype.name)
+        return values, Feature(values.shape[1:], to_device_dtype(name, values[:1]).dtype.name)
     values = values if kept else values.astype(np.int32, copy=False)
     if classes is None:
         if values.size and (values.min(), values.max()) == (-1, 1) and np.all(values != 0):

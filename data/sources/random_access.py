@@ -11,7 +11,7 @@ import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data.check import stack
-from sapwood.data.feature import RAW, TEXT, Feature, array, narrow
+from sapwood.data.feature import RAW, TEXT, Feature, array, to_device_dtype
 from sapwood.data.image.decode import GREY, class_numbers, decode, is_picture
 from sapwood.data.sources.labels import Classes, rename, weighing
 from sapwood.data.sources.source import Source
@@ -163,7 +163,7 @@ def _classes_of(rows: Any) -> list[str] | None:
 
 def _value(name: str, value: Any) -> Any:
     """The value as an array of a device's dtype; text, bytes and None unchanged."""
-    return value if isinstance(value, str | bytes) or value is None else narrow(name, value)
+    return value if isinstance(value, str | bytes) or value is None else to_device_dtype(name, value)
 
 
 def _probe(name: str, values: list) -> Feature:
@@ -186,7 +186,7 @@ def _common(name: str, dtypes: set[np.dtype]) -> np.dtype:
     """The device's dtype that holds the values of all these dtypes; `DataError` if there is none."""
     try:
         if np.dtype(object) in dtypes or not any(d.kind in "US" for d in dtypes):
-            return narrow(name, np.zeros(0, np.result_type(*dtypes))).dtype
+            return to_device_dtype(name, np.zeros(0, np.result_type(*dtypes))).dtype
     except TypeError:  # NumPy knows no dtype for both
         pass
     types = sorted("text" if d.kind in "US" else d.name for d in dtypes)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from sapwood.data.check import stack
-from sapwood.data.feature import RAW, TEXT, Feature, narrow
-from sapwood.data.image.column import Pictures
+from sapwood.data.feature import RAW, TEXT, Feature, to_device_dtype
+from sapwood.data.image.column import ImageColumn
 
 ALIGNMENT = 64  # bytes: XLA uses memory with this alignment without a copy
 THREADS = 8  # reading files, decompressing and decoding images release the GIL
@@ -105,9 +105,9 @@ class ArraySource(Source):
     An array in a file is not loaded; its rows are converted to the dtype of their feature when they are read.
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray | Pictures], features: dict[str, Feature]):
+    def __init__(self, arrays: Mapping[str, np.ndarray | ImageColumn], features: dict[str, Feature]):
         self.arrays, self.features = arrays, features
-        self.remember = any(isinstance(a, Pictures) for a in arrays.values())
+        self.remember = any(isinstance(a, ImageColumn) for a in arrays.values())
         types = dtypes(features)
         self._turned = {n: types[n] for n, a in arrays.items() if n in types and getattr(a, "dtype", None) != types[n]}
 
@@ -119,18 +119,18 @@ class ArraySource(Source):
 
     def column(self, name: str) -> np.ndarray:
         values = self.arrays[name]
-        if isinstance(values, Pictures) or name in self._turned:
+        if isinstance(values, ImageColumn) or name in self._turned:
             return self._rows(name, values, np.arange(len(values)))
         return values
 
-    def _rows(self, name: str, values: np.ndarray | Pictures, indices: np.ndarray) -> np.ndarray:
+    def _rows(self, name: str, values: np.ndarray | ImageColumn, indices: np.ndarray) -> np.ndarray:
         """Rows of an entry in the dtype of its feature. `DataError` for an integer that does not fit (`narrow`)."""
-        if isinstance(values, Pictures):
+        if isinstance(values, ImageColumn):
             numbers = [int(i) for i in indices]
             examples = self.in_parts(lambda part: [{name: values[i]} for i in part], numbers)
             return stack(examples, numbers, self.where)[name]
         rows = take(values, indices)
-        return narrow(name, rows).astype(self._turned[name], copy=False) if name in self._turned else rows
+        return to_device_dtype(name, rows).astype(self._turned[name], copy=False) if name in self._turned else rows
 
 
 SHORT = 1.5e-4  # seconds; for examples that are read faster, threads lose more by waiting for the GIL than they gain

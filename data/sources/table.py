@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import ConfigError, DataError
-from sapwood.data.feature import Feature, infer, narrow
+from sapwood.data.feature import Feature, infer, to_device_dtype
 from sapwood.data.file_checks import check_unpacked
-from sapwood.data.image.column import Pictures
+from sapwood.data.image.column import ImageColumn
 from sapwood.data.image.decode import is_picture
 from sapwood.data.sources.labels import Classes, encode, weights
 from sapwood.data.sources.source import ArraySource
@@ -78,16 +78,16 @@ class Table(ArraySource):
         others = {target, weight, *numeric}
         own = [n for n in chosen if n not in others]
         _refuse_taken(own, name, numeric, target, weight)
-        arrays: dict[str, np.ndarray | Pictures] = {}
+        arrays: dict[str, np.ndarray | ImageColumn] = {}
         features: dict[str, Feature] = {}
         for entry in (n for n in chosen if n in pictures):
-            made = Pictures(pictures[entry], lambda index, entry=entry: f"{entry} of {self.where(index)}")
+            made = ImageColumn(pictures[entry], lambda index, entry=entry: f"{entry} of {self.where(index)}")
             arrays[entry], features[entry] = made, made.feature
         if numeric:
             arrays["features"] = np.stack([self._as_float32(n, found[n]) for n in numeric], 1)
             features["features"] = Feature((len(numeric),), "float32", columns=tuple(numeric))
         for column in (n for n in own if n in found):
-            arrays[column] = kept = narrow(column, found[column])
+            arrays[column] = kept = to_device_dtype(column, found[column])
             features[column] = infer(kept)
         if target is not None:
             arrays["label"], features["label"] = encode(found[target], classes, where=self.where)
@@ -461,7 +461,7 @@ def _column(column: Any, name: str, table: str) -> np.ndarray | None:
             ) from error
         empty = values.dtype == object and any(cell is None for cell in values.flat)
         numbers = types.is_integer(kind.value_type) or types.is_floating(kind.value_type)
-        return narrow(name, values.astype(np.float32) if empty and numbers else values)
+        return to_device_dtype(name, values.astype(np.float32) if empty and numbers else values)
     return None
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from sapwood.core.errors import DataError, SapwoodError
-from sapwood.core.trusted_packages import Trust, covers, refusal, trusted
+from sapwood.core.trusted_packages import Trust, is_in_packages, refusal, trusted
 from sapwood.data.check import stack
-from sapwood.data.feature import RAW, TEXT, Feature, narrow
-from sapwood.data.file_checks import check_ordinary
+from sapwood.data.feature import RAW, TEXT, Feature, to_device_dtype
+from sapwood.data.file_checks import check_regular_file
 from sapwood.data.prepared_directory import data_directory
 from sapwood.data.sources.labels import rename
 from sapwood.data.sources.source import CHUNK, THREADS, Source
@@ -31,7 +31,7 @@ PROBE_SECONDS = 5.0
 FEATURES = "tensorflow_datasets.core.features"
 
 
-class Catalog(Source):
+class PreparedSplit(Source):
     """A source of one split of a prepared data set. Nested entries are named by their path, such as "objects/bbox".
 
     Args:
@@ -123,13 +123,13 @@ def from_catalog(
     target: str | None,
     data_dir: str | Path | None,
     trust: Trust | None = None,
-) -> Catalog:
+) -> PreparedSplit:
     """A source of the data set with a TFDS name. It is prepared first if necessary.
 
     Args:
         name: a TFDS name, such as "mnist", "glue/cola" or "mnist:3.0.1".
-        split: as in `Catalog`.
-        target: as in `Catalog`.
+        split: as in `PreparedSplit`.
+        target: as in `PreparedSplit`.
         data_dir: the directory of prepared data sets; default `data_directory()`.
         trust: packages, besides TFDS's own, from which feature classes may be imported.
 
@@ -138,10 +138,10 @@ def from_catalog(
     """
     names = trusted(trust or ())
     found = _find(name, data_dir, names) or _prepare(name, data_directory(data_dir), names)
-    return Catalog(found, split, target)
+    return PreparedSplit(found, split, target)
 
 
-def from_prepared(folder: Path, split: str | None, target: str | None, trust: Trust | None = None) -> Catalog:
+def from_prepared(folder: Path, split: str | None, target: str | None, trust: Trust | None = None) -> PreparedSplit:
     """A source of the prepared data set in `folder`, which has the file `dataset_info.json`.
 
     The other arguments are those of `from_catalog`. Raises `DataError` if the folder holds no prepared data set.
@@ -151,11 +151,11 @@ def from_prepared(folder: Path, split: str | None, target: str | None, trust: Tr
     names = trusted(trust or ())
     for path in folder.iterdir():
         if not path.is_dir():
-            check_ordinary(path)
+            check_regular_file(path)
     try:
         with _only_features_of(names):
             builder = tfds.builder_from_directory(str(folder))
-        return Catalog(builder, split, target)
+        return PreparedSplit(builder, split, target)
     except SapwoodError:
         raise
     except Exception as error:  # TFDS, protobuf and JSON raise exceptions of many types on other files
@@ -179,7 +179,7 @@ def _only_features_of(trust: Sequence[str]) -> Iterator[None]:
 
     def cls_from_name(cls: Any, name: str) -> Any:
         module = str(name).rpartition(".")[0]
-        if name not in cls._registered_features and not covers((FEATURES, *trust), module):
+        if name not in cls._registered_features and not is_in_packages((FEATURES, *trust), module):
             raise DataError(refusal(f"the feature class {name!r:.80} of the data", module, "load"))
         return known.__func__(cls, name)
 
@@ -320,7 +320,7 @@ def _leaves(path: str, info: Any, doc: Any) -> dict[str, Feature]:
     if dtype.kind in "OSU":
         return {path: Feature((), TEXT) if info.shape == () else Feature(info.shape, RAW)}
     low, high = _range(doc)
-    return {path: Feature(tuple(info.shape), narrow("", np.zeros(0, dtype)).dtype.name, low=low, high=high)}
+    return {path: Feature(tuple(info.shape), to_device_dtype("", np.zeros(0, dtype)).dtype.name, low=low, high=high)}
 
 
 def _is_large_image(feature: Feature) -> bool:

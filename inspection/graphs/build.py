@@ -21,9 +21,9 @@ from sapwood.core import paths
 from sapwood.core.jaxpr import inner
 from sapwood.core.layer import describe
 from sapwood.inspection.data_flow import Flow, Instance, Operation
-from sapwood.inspection.function_calls import Named
+from sapwood.inspection.function_calls import FunctionCall
 from sapwood.inspection.graphs.boxes import Edge, Group, Node
-from sapwood.inspection.layer_calls import layer_label, places
+from sapwood.inspection.layer_calls import layer_label, layers_by_path
 
 Frame = tuple[paths.Path, Instance | None]
 """One group around a unit: its path and its layer call. The call is None for a scope that is not a layer."""
@@ -85,7 +85,7 @@ class _Units:
 
     def __init__(self, flow: Flow):
         self.flow = flow
-        self.calls = places(flow.program)
+        self.calls = layers_by_path(flow.program)
         self.units: list[Unit] = []
         self.of: dict[int, int] = {}  # operation -> unit
         self.inputs: dict[tuple, int] = {}
@@ -223,7 +223,7 @@ class _Units:
         array = self._array_function(operation)
         return k if array is None else array, Unit("op", tuple(frames), at)
 
-    def _functions(self, operation: Operation) -> list[tuple[Instance, Named]]:
+    def _functions(self, operation: Operation) -> list[tuple[Instance, FunctionCall]]:
         """The functions that an operation is in, outermost first."""
         return [(instance, self.flow.program.named[instance[1]]) for instance in operation.functions]
 
@@ -433,7 +433,7 @@ class _Tree:
 
     def __init__(self, flow: Flow, units: list[Unit]):
         self.flow, self.units = flow, units
-        self.calls = places(flow.program)
+        self.calls = layers_by_path(flow.program)
         self.leaves = [(kind, path, param) for kind, tree in zip(("params", "state"), flow.program.spec, strict=True)
                        for path, param in paths.leaves(tree)]  # fmt: skip
         self.numbers: dict[tuple, int] = {}

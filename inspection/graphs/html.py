@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sapwood.inspection.graphs.boxes import Group, Node
 from sapwood.inspection.graphs.grid import Grid, grid, item_of
-from sapwood.inspection.graphs.look import GAP_X, GAP_Y, LANE, PAD, hues, legend, lines, sort, tooltip
+from sapwood.inspection.graphs.look import GAP_X, GAP_Y, LANE, PAD, hues, layer_class, legend, lines, tooltip
 from sapwood.inspection.page import FONT
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class _Page:
             label, inside = f"<summary><span>{text}</span></summary>", self.contents(item)
             return f'<details {head}{many} style="{area}"{mark}>{label}{inside}</details>'
         kind = "op" if item.kind == "op" else "end" if item.kind in ("input", "output") else ""
-        hue = "" if kind else f";--hue:{self.hues[sort(item)]}"
+        hue = "" if kind else f";--hue:{self.hues[layer_class(item)]}"
         return f'<div class="{f"box {kind}".strip()}" {head} style="{area}{hue}">{text}</div>'
 
     def _edges(self, group: Group, placed: Grid, lanes: dict) -> None:

@@ -22,11 +22,11 @@ PAD = 16  # inside a group
 
 def hues(graph: "Graph") -> dict[str, int]:
     """The hue of each layer class in a drawing, and of scopes."""
-    sorts = dict.fromkeys(sort(node) for node in graph.root.nodes() if node.kind in ("layer", "scope"))
+    sorts = dict.fromkeys(layer_class(node) for node in graph.root.nodes() if node.kind in ("layer", "scope"))
     return {name: HUES[k % len(HUES)] for k, name in enumerate(sorts)}
 
 
-def sort(node: Node) -> str:
+def layer_class(node: Node) -> str:
     """The class of a node's layer: "Dense" for "3 × Remat of Dense(features=8)"; "scope" for other nodes."""
     return node.label.split(" × ")[-1].split(" of ")[-1].split("(")[0] if node.kind == "layer" else "scope"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sapwood.inspection.graphs.boxes import Edge, Group, Node
 from sapwood.inspection.graphs.grid import Grid, grid, item_of
-from sapwood.inspection.graphs.look import GAP_X, GAP_Y, LANE, PAD, hues, legend, lines, sort, tooltip
+from sapwood.inspection.graphs.look import GAP_X, GAP_Y, LANE, PAD, hues, layer_class, legend, lines, tooltip
 from sapwood.inspection.page import FONT
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class _Painter:
             elif item.kind in ("input", "output"):
                 kind, radius = "end", 12.0
             else:
-                hue = self.hues[sort(item)]
+                hue = self.hues[layer_class(item)]
                 style = f' style="fill:hsl({hue} 62% 95%);stroke:hsl({hue} 38% 62%)"'
             parts.append(_rect(kind, left, top, box, radius, style))
         height = 16 * len(lines(item))

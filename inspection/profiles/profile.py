@@ -256,7 +256,7 @@ def _traced(loop: _Loop, steps: int, directory: File) -> File:
 
 def _profile(program: Program, trace: profiles_trace.Trace, steps: int, untraced: float, directory: str) -> Profile:
     """The `Profile` of a trace: the mean of its devices. ``untraced`` is in seconds a step."""
-    shares = [profiles_trace.share(spans, trace, lambda name: program.place(name).container)
+    shares = [profiles_trace.divide_time(spans, trace, lambda name: program.place(name).container)
               for spans in trace.devices.values()]  # fmt: skip
     if not shares:
         raise ConfigError(f"profile: JAX's profiler saw no operation on this backend; its raw trace is in {directory}")

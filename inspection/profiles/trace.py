@@ -1,8 +1,8 @@
 """Read a trace of `jax.profiler`, and divide its wall time among the operations.
 
 Operations overlap: a CPU runs several threads, an accelerator several streams. Each moment is shared equally among the
-operations that run in it, so the parts of a profile add up to wall time. Times in a trace are in nanoseconds; `share`
-gives seconds.
+operations that run in it, so the parts of a profile add up to wall time. Times in a trace are in nanoseconds;
+`divide_time` gives seconds.
 """
 
 from collections import defaultdict
@@ -94,7 +94,7 @@ class Shares(NamedTuple):
     threads: float
 
 
-def share(spans: list[Span], trace: Trace, container: Callable[[str], bool]) -> Shares:
+def divide_time(spans: list[Span], trace: Trace, container: Callable[[str], bool]) -> Shares:
     """Divide the time of the steps among the operations of one device. `seconds` and `rest` add up to it.
 
     A loop or a branch (``container(name)`` is True) counts only while no operation inside it runs. While nothing runs,

@@ -14,7 +14,7 @@ from sapwood.core.layer import describe
 from sapwood.core.param import Param
 from sapwood.inspection.data_flow import Flow, live, trace_flow
 from sapwood.inspection.flops import FlopCounter
-from sapwood.inspection.layer_calls import Places, Program, layer_label, places, trace_calls
+from sapwood.inspection.layer_calls import LayersByPath, TracedModel, layer_label, layers_by_path, trace_calls
 from sapwood.inspection.summaries.rows import Row, size
 
 
@@ -136,8 +136,8 @@ def model_name(model: Callable) -> str:
     return getattr(model, "__name__", type(model).__name__)
 
 
-def _rows(program: Program, flow: Flow, counter: FlopCounter, depth: int | None) -> Iterator[Row]:
-    calls = places(program)
+def _rows(program: TracedModel, flow: Flow, counter: FlopCounter, depth: int | None) -> Iterator[Row]:
+    calls = layers_by_path(program)
     variables = {(kind, path): param for kind, tree in zip(("params", "state"), program.spec, strict=True)
                  for path, param in paths.leaves(tree)}  # fmt: skip
     loose = {where for where in variables if not _in_leaf(where[1][:-1], calls)}
@@ -156,7 +156,7 @@ def _rows(program: Program, flow: Flow, counter: FlopCounter, depth: int | None)
             yield _row(path, calls, variables, loose, shared, flow, counter)
 
 
-def _corridors(shown: set[paths.Path], calls: Places) -> set[paths.Path]:
+def _corridors(shown: set[paths.Path], calls: LayersByPath) -> set[paths.Path]:
     """The scopes with exactly one row below them. They need no row, since the path of that row contains them."""
     inside: dict[paths.Path, int] = {}
     for path in shown:
@@ -193,7 +193,7 @@ def _order(flow: Flow) -> dict[paths.Path, tuple[int, int]]:
     return first
 
 
-def _in_leaf(scope: paths.Path, calls: Places) -> bool:
+def _in_leaf(scope: paths.Path, calls: LayersByPath) -> bool:
     """True if a scope is in a layer that has no layers inside. Such a layer's variables have no rows of their own."""
     inside = next((scope[:k] for k in range(len(scope), -1, -1) if scope[:k] in calls), None)
     return inside is not None and inside not in calls.above

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sapwood.core.policy import wide
+from sapwood.core.policy import accumulation_dtype
 
 HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
 """Score of a hidden key, as in `jax.nn.dot_product_attention`.
@@ -118,7 +118,7 @@ class Slopes(NamedTuple):
 
 def start(x: jax.Array, head_dim: int) -> Running:
     """The state of queries that have seen no key yet."""
-    one, dtype = (*x.shape[:-1], 1), wide(x)
+    one, dtype = (*x.shape[:-1], 1), accumulation_dtype(x)
     return Running(
         jnp.full(one, HIDDEN, dtype), jnp.zeros(one, dtype), jnp.zeros((*x.shape[:-1], head_dim), dtype)
     )  # fmt: skip
@@ -161,21 +161,23 @@ def gradients(
         dq, carry = lax.scan(columns, dq, (keys, at, *carry))
         return carry, dq
 
-    zeros = tuple(jnp.zeros(x.shape, wide(queries.x)) for x in (keys.k, keys.v))
+    zeros = tuple(jnp.zeros(x.shape, accumulation_dtype(queries.x)) for x in (keys.k, keys.v))
     (dk, dv), dq = lax.scan(rows, zeros, (queries, slopes, dq))
     return dq, dk, dv
 
 
 def _see(query: Queries, key: Keys, at: Any, running: Running, exact: bool) -> Running:
     """Update `running` of one block of queries with one block of keys."""
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query.x, key.k, preferred_element_type=wide(query.x))
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query.x, key.k, preferred_element_type=accumulation_dtype(query.x))
     seen = _seen(query, key, at) if exact else None
     if seen is not None:
         scores = jnp.where(seen, scores, HIDDEN)
     top = jnp.maximum(running.top, jnp.max(scores, -1, keepdims=True))
     weights, keep = jnp.exp(scores - top), jnp.exp(running.top - top)
     total = running.total * keep + jnp.sum(weights, -1, keepdims=True)
-    values = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(key.v.dtype), key.v, preferred_element_type=wide(query.x))
+    values = jnp.einsum(
+        "bhqk,bhkd->bhqd", weights.astype(key.v.dtype), key.v, preferred_element_type=accumulation_dtype(query.x)
+    )
     return Running(top, total, running.values * keep + values)
 
 
@@ -183,16 +185,18 @@ def _slope(query: Queries, key: Keys, at: Any, slope: Slopes, sums: Any, exact: 
     """What one pair of blocks adds to the gradients of its queries, keys and values."""
     dq, dk, dv = sums
     narrow = query.x.dtype
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query.x, key.k, preferred_element_type=wide(query.x))
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query.x, key.k, preferred_element_type=accumulation_dtype(query.x))
     weights = jnp.exp(scores - slope.lse)
     seen = _seen(query, key, at) if exact else None
     if seen is not None:
         weights = jnp.where(seen, weights, 0)
-    dweights = jnp.einsum("bhqd,bhkd->bhqk", slope.dy, key.v, preferred_element_type=wide(query.x))
+    dweights = jnp.einsum("bhqd,bhkd->bhqk", slope.dy, key.v, preferred_element_type=accumulation_dtype(query.x))
     dscores = (weights * (dweights - slope.delta)).astype(narrow)
-    dv += jnp.einsum("bhqk,bhqd->bhkd", weights.astype(narrow), slope.dy, preferred_element_type=wide(query.x))
-    dk += jnp.einsum("bhqk,bhqd->bhkd", dscores, query.x, preferred_element_type=wide(query.x))
-    dq += jnp.einsum("bhqk,bhkd->bhqd", dscores, key.k, preferred_element_type=wide(query.x))
+    dv += jnp.einsum(
+        "bhqk,bhqd->bhkd", weights.astype(narrow), slope.dy, preferred_element_type=accumulation_dtype(query.x)
+    )
+    dk += jnp.einsum("bhqk,bhqd->bhkd", dscores, query.x, preferred_element_type=accumulation_dtype(query.x))
+    dq += jnp.einsum("bhqk,bhkd->bhqd", dscores, key.k, preferred_element_type=accumulation_dtype(query.x))
     return dq, dk, dv
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sapwood.core.platform import platform
-from sapwood.core.policy import wide
+from sapwood.core.policy import accumulation_dtype
 from sapwood.layers.attentions.blockwise import HIDDEN
 
 LEAST, MOST = 64, 8
@@ -62,7 +62,7 @@ def causal_attention(
 def _block(q: jax.Array, k: jax.Array, v: jax.Array, begin: int, segments: jax.Array | None) -> jax.Array:
     """Queries from position `begin` on, group after group, against all keys up to the last of these queries."""
     rows, end = q.shape[2], k.shape[2]
-    scores = lax.dot_general(q, k, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=wide(q))
+    scores = lax.dot_general(q, k, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=accumulation_dtype(q))
     position = begin + lax.broadcasted_iota(jnp.int32, (1, 1, rows, end), 2) % (end - begin)
     hidden = lax.broadcasted_iota(jnp.int32, (1, 1, rows, end), 3) > position
     if segments is not None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from sapwood.parallel.per_device import alone, platform
+from sapwood.parallel.per_device import is_on_one_device, platform
 from sapwood.parallel.place_activations import shards, split_over
 
 LEAST = 128
@@ -67,7 +67,7 @@ def _splits(k: jax.Array, sharding: Any) -> bool:
     kernel on a single device, and inside a `jax.shard_map` over the whole mesh.
     """
     if sharding is None:
-        return jax.device_count() == 1 or alone()
+        return jax.device_count() == 1 or is_on_one_device()
     if not isinstance(sharding, NamedSharding) or AxisType.Manual in sharding.mesh.axis_types:
         return False
     whole_rows = not split_over(sharding, 1) and not split_over(sharding, 3)

@@ -15,11 +15,11 @@ from sapwood.core.layer import Layer, describe
 from sapwood.core.vars import Vars
 from sapwood.layers import check_inputs
 from sapwood.layers.attentions import ring, ulysses
-from sapwood.layers.attentions.one_device import fit, local_attention
+from sapwood.layers.attentions.one_device import check_and_promote, local_attention
 from sapwood.layers.attentions.positions import Rotary
-from sapwood.layers.expand_rank import aligned
+from sapwood.layers.expand_rank import expand_rank
 from sapwood.layers.linear.matmul import matmul
-from sapwood.parallel.place_activations import meshed, placed
+from sapwood.parallel.place_activations import activation_sharding, has_mesh
 
 
 def attention(
@@ -65,7 +65,7 @@ def attention(
     >>> attention(jnp.zeros_like(x), x, x, causal=True)[0, :, 0, 0]
     Array([0. , 0.5, 1. ], dtype=float32)
     """
-    q, k, v, segments = fit("attention", q, k, v, causal, segments)
+    q, k, v, segments = check_and_promote("attention", q, k, v, causal, segments)
     mask = _mask(mask, q, k)
     if mask is None and ring.chosen(k, sharding):
         return ring.ring_attention(q, k, v, causal, scale, sharding, segments)
@@ -165,7 +165,7 @@ class MultiHeadAttention(Layer):
             q, k = self.rotary(v.rotary, q, positions), self.rotary(v.rotary, k, positions)
         elif positions is not None:
             raise InputError("MultiHeadAttention: positions are used by rotary= alone, which is None here")
-        sharding = placed(v, q, "batch", "length", "heads", "kv")
+        sharding = activation_sharding(v, q, "batch", "length", "heads", "kv")
         if mask is None and ulysses.chosen(v, q, k, sharding):
             y = ulysses.ulysses_attention(q, k, value, self.causal, sharding=sharding, segments=segments)
         else:
@@ -184,13 +184,13 @@ class MultiHeadAttention(Layer):
         """Project `(batch, length, features)` to `(batch, length, heads, head_dim)`."""
         shape = (x.shape[-1], heads, head_dim)
         kernel = v.param("kernel", shape, self.kernel_init, axes=("embed", "heads", "kv"))
-        y = matmul(x, kernel, split=meshed(v))
+        y = matmul(x, kernel, split=has_mesh(v))
         if self.bias:
-            y = y + aligned(v.param("bias", shape[1:], zeros, axes=("heads", "kv")), y)
+            y = y + expand_rank(v.param("bias", shape[1:], zeros, axes=("heads", "kv")), y)
         return v.shard(y, "batch", "length", "heads", "kv")
 
     def _join(self, v: Vars, x: jax.Array, features: int) -> jax.Array:
         """Project `(batch, length, heads, head_dim)` back to `(batch, length, features)`."""
         kernel = v.param("kernel", (*x.shape[2:], features), self.out_init, axes=("heads", "kv", "embed"))
-        y = matmul(x, kernel, 2, split=meshed(v))
-        return y + aligned(v.param("bias", (features,), zeros, axes=("embed",)), y) if self.bias else y
+        y = matmul(x, kernel, 2, split=has_mesh(v))
+        return y + expand_rank(v.param("bias", (features,), zeros, axes=("embed",)), y) if self.bias else y

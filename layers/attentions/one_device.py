@@ -1,7 +1,7 @@
 """Attention without a ring or an all-to-all: input checks, and the choice of the implementation.
 
-`local_attention` chooses between the kernels for TPU and GPU, blocks on a CPU, and XLA's plain form. `fit` checks the
-inputs of every attention function.
+`local_attention` chooses between the kernels for TPU and GPU, blocks on a CPU, and XLA's plain form.
+`check_and_promote` checks the inputs of every attention function.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from sapwood.core.platform import platform
 from sapwood.layers import check_inputs
 from sapwood.layers.attentions import cpu_causal, gpu_cudnn, tpu_splash
 from sapwood.layers.attentions.blockwise import HIDDEN
-from sapwood.layers.masked_values import contained
+from sapwood.layers.masked_values import zero_masked_nonfinite
 
 
 def local_attention(
@@ -36,7 +36,7 @@ def local_attention(
     and no query at all if `mask` hides it from all.
 
     Args:
-        q, k, v: as `fit` returns them.
+        q, k, v: as `check_and_promote` returns them.
         mask: boolean, broadcasts to `(batch, heads, queries, keys)`.
         causal, scale: as in `attention`.
         sharding: the sharding of q on a mesh, if known. The kernels need one that does not split the length.
@@ -51,10 +51,10 @@ def local_attention(
     if gpu_cudnn.chosen(q, k, mask, segments, sharding):
         return gpu_cudnn.cudnn_attention(q, k, v, causal, scale)
     dtype = q.dtype
-    q, k, v = widened(q, k, v)
+    q, k, v = float16_to_float32(q, k, v)
     if mask is not None:
         seen = jnp.any(mask, (1, 2))[:, :, None, None]  # keys that any query may see
-        k, v = contained(k, seen), contained(v, seen)
+        k, v = zero_masked_nonfinite(k, seen), zero_masked_nonfinite(v, seen)
     if not causal:
         return _plain(q, k, v, mask, causal, scale, segments).astype(dtype)
     k, v, late = _until(k, v)
@@ -76,7 +76,7 @@ def _until(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]
     fine = jnp.isfinite(k) & jnp.isfinite(v)
     first = jnp.min(jnp.where(fine, k.shape[1], place), (1, 3), keepdims=True)
     late = jnp.where(place >= first, jnp.inf, 0).astype(v.dtype) * 0  # inf * 0: `jax_debug_nans` rejects a NaN constant
-    return contained(k, False), contained(v, False), late
+    return zero_masked_nonfinite(k, False), zero_masked_nonfinite(v, False), late
 
 
 def _plain(
@@ -96,7 +96,7 @@ def _in_float64(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool, scale: float | None
 ) -> jax.Array:
     """Attention in float64: JAX's own function takes the softmax in float32 for every dtype."""
-    k, v = repeated(k, v, q.shape[2], q.shape[2])
+    k, v = repeat_kv_heads(k, v, q.shape[2], q.shape[2])
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if causal:
         earlier = jnp.tri(q.shape[1], k.shape[1], dtype=bool)
@@ -105,7 +105,7 @@ def _in_float64(
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v)
 
 
-def fit(
+def check_and_promote(
     who: str, q: Any, k: Any, v: Any, causal: bool, segments: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """Check the arrays of an attention and promote q, k and v to one dtype, as `dense` does.
@@ -137,14 +137,14 @@ def fit(
     return q, k, v, segments.astype(jnp.int32)
 
 
-def widened(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+def float16_to_float32(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """Convert float16 to float32, except on a GPU: only there does XLA sum products of float16 in float32."""
     if arrays[0].dtype == jnp.float16 and platform() not in ("gpu", "cuda", "rocm"):
         return tuple(x.astype(jnp.float32) for x in arrays)
     return arrays
 
 
-def repeated(k: jax.Array, v: jax.Array, heads: int, shards: int) -> tuple[jax.Array, jax.Array]:
+def repeat_kv_heads(k: jax.Array, v: jax.Array, heads: int, shards: int) -> tuple[jax.Array, jax.Array]:
     """Repeat the heads of keys and values as few times as lets `shards` split them.
 
     Each shard of the query heads needs its own key heads.

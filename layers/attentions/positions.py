@@ -13,7 +13,7 @@ from sapwood.core.initializers import Initializer, normal
 from sapwood.core.layer import Layer, describe
 from sapwood.core.vars import Vars
 from sapwood.layers import check_inputs
-from sapwood.layers.expand_rank import aligned
+from sapwood.layers.expand_rank import expand_rank
 
 
 def rotary(x: jax.Array, positions: jax.Array | None = None, base: float = 10000.0) -> jax.Array:
@@ -40,8 +40,8 @@ def rotary(x: jax.Array, positions: jax.Array | None = None, base: float = 10000
     wide = np.promote_types(x.dtype, np.float32)
     frequencies = (float(base) ** (-np.arange(0, head_dim, 2) / head_dim)).astype(wide)
     places = positions.astype(wide)[..., None, None]
-    angles = places * aligned(frequencies, places)  # (..., length, 1, head_dim / 2)
-    cos, sin = (aligned(turn, x) for turn in (jnp.cos(angles), jnp.sin(angles)))
+    angles = places * expand_rank(frequencies, places)  # (..., length, 1, head_dim / 2)
+    cos, sin = (expand_rank(turn, x) for turn in (jnp.cos(angles), jnp.sin(angles)))
     first, second = jnp.split(x.astype(wide), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
@@ -94,4 +94,4 @@ class LearnedPositions(Layer):
                 f"LearnedPositions has max_length={self.max_length}, got length {x.shape[1]}: {describe(x)}"
             )
         table = v.param("table", (self.max_length, x.shape[2]), self.table_init, axes=self.axes)
-        return x + aligned(table[: x.shape[1]], x)
+        return x + expand_rank(table[: x.shape[1]], x)

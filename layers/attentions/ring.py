@@ -15,10 +15,10 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sapwood.core.errors import InputError
-from sapwood.core.policy import wide
+from sapwood.core.policy import accumulation_dtype
 from sapwood.layers.attentions import blockwise, ring_zigzag
 from sapwood.layers.attentions.blockwise import Cut, Keys, Queries, Slopes
-from sapwood.layers.attentions.one_device import fit, repeated, widened
+from sapwood.layers.attentions.one_device import check_and_promote, float16_to_float32, repeat_kv_heads
 from sapwood.parallel.per_device import per_device
 from sapwood.parallel.place_activations import shards, split_over
 from sapwood.parallel.rules import describe
@@ -111,11 +111,11 @@ def ring_attention(
     >>> attend(x)
     Array([0. , 0.5, 1. , 1.5], dtype=float32)
     """
-    q, k, v, segments = fit("ring_attention", q, k, v, causal, segments)
+    q, k, v, segments = check_and_promote("ring_attention", q, k, v, causal, segments)
     divides("ring_attention", q, k, sharding)
     dtype, heads = q.dtype, q.shape[2]
-    q, k, v = widened(q, k, v)
-    k, v = repeated(k, v, heads, shards(sharding, 2))
+    q, k, v = float16_to_float32(q, k, v)
+    k, v = repeat_kv_heads(k, v, heads, shards(sharding, 2))
     each = q.shape[0] * heads // (shards(sharding, 0) * shards(sharding, 2))
     most = math.isqrt(SCORES // max(each, 1)) if isinstance(each, int) else LEAST  # a symbolic batch has no value yet
     block = min(BLOCK, max(LEAST, most))
@@ -219,14 +219,14 @@ def _local_backward(
     """
     rows, columns = ring.cuts(q, k)
     turn = _turned(ring, q)
-    delta = jnp.sum(y.astype(wide(y)) * dy.astype(wide(y)), -1, keepdims=True)
+    delta = jnp.sum(y.astype(accumulation_dtype(y)) * dy.astype(accumulation_dtype(y)), -1, keepdims=True)
     slopes = Slopes(*(_rows(rows, x, k.shape[2]) for x in (turn(dy), lse, turn(delta))))
     queries, keys = (
         _queries(ring, rows, columns, turn(q), k, turn(segments)),
         _keys(columns, *map(turn, (k, v, segments))),
     )
     exact = _exact(columns, k, segments)
-    dq = jnp.zeros(queries.x.shape, wide(q))
+    dq = jnp.zeros(queries.x.shape, accumulation_dtype(q))
     dq, *dkv = blockwise.gradients(queries, keys, _places(ring, columns, k, 0), slopes, dq, True)
 
     def step(carry: Any, hop: jax.Array) -> tuple[Any, None]:
@@ -283,7 +283,7 @@ def _unblocked(rows: Cut, x: jax.Array, q: jax.Array) -> jax.Array:
 
 def _queries(ring: _Ring, rows: Cut, columns: Cut, q: jax.Array, k: jax.Array, segments: Any) -> Queries:
     groups = q.shape[2] // k.shape[2]
-    scaled = (q.astype(wide(q)) * ring.scale).astype(q.dtype)
+    scaled = (q.astype(accumulation_dtype(q)) * ring.scale).astype(q.dtype)
     hides = ring.causal or _filled(columns, k)
     return Queries(
         _rows(rows, scaled, k.shape[2]),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sapwood.parallel.per_device import alone, per_device, platform
+from sapwood.parallel.per_device import is_on_one_device, per_device, platform
 from sapwood.parallel.place_activations import split_over
 
 LANES = 128
@@ -41,7 +41,7 @@ def chosen(q: jax.Array, k: jax.Array, mask: jax.Array | None, sharding: Any = N
     if not all(isinstance(n, int) and n % LANES == 0 for n in (q.shape[1], k.shape[1])):  # no symbolic lengths
         return False
     if sharding is None:
-        return jax.device_count() == 1 or alone()
+        return jax.device_count() == 1 or is_on_one_device()
     return isinstance(sharding, NamedSharding) and not split_over(sharding, 1) and not split_over(sharding, 3)
 
 

@@ -12,9 +12,9 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from sapwood.core.errors import InputError
-from sapwood.layers.attentions.one_device import fit, local_attention, repeated
+from sapwood.layers.attentions.one_device import check_and_promote, local_attention, repeat_kv_heads
 from sapwood.layers.attentions.ring import divides, over_mesh
-from sapwood.parallel.place_activations import placed, shards, split_over
+from sapwood.parallel.place_activations import activation_sharding, shards, split_over
 from sapwood.parallel.rules import describe
 
 
@@ -28,7 +28,7 @@ def chosen(v: Any, q: jax.Array, k: jax.Array, sharding: NamedSharding | None) -
     length = split_over(sharding, 1)
     if not length or k.shape[1] % shards(sharding, 1):
         return False
-    heads = placed(v, jax.ShapeDtypeStruct(q.shape[2:3], q.dtype), "attention_heads")
+    heads = activation_sharding(v, jax.ShapeDtypeStruct(q.shape[2:3], q.dtype), "attention_heads")
     return set(length) <= set(split_over(heads, 0))
 
 
@@ -69,11 +69,11 @@ def ulysses_attention(
     >>> jax.jit(lambda x: ulysses_attention(x, x, x, sharding=sharding))(x).shape
     (1, 16, 8, 4)
     """
-    q, k, v, segments = fit("ulysses_attention", q, k, v, causal, segments)
+    q, k, v, segments = check_and_promote("ulysses_attention", q, k, v, causal, segments)
     divides("ulysses_attention", q, k, sharding)
     heads, ways = q.shape[2], shards(sharding, 1)
     _heads_divide(heads, sharding)
-    k, v = repeated(k, v, heads, ways * shards(sharding, 2))
+    k, v = repeat_kv_heads(k, v, heads, ways * shards(sharding, 2))
     names = split_over(sharding, 1)
 
     def local(q: Any, k: Any, v: Any, segments: Any) -> jax.Array:

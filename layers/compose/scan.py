@@ -16,7 +16,7 @@ from sapwood.core.scan import scan
 from sapwood.core.vars import Vars
 from sapwood.layers import check_inputs
 from sapwood.layers.compose import remat, scan_pipeline
-from sapwood.parallel.place_activations import meshed
+from sapwood.parallel.place_activations import has_mesh
 
 LOOPED = "dots_saveable"
 """Default remat policy of a loop on a CPU: save only the results of matrix products.
@@ -86,7 +86,7 @@ class Scan(Layer):
             x, updates = scan_pipeline.pipelined(v, block, self.n, self.axis, x, args, batched)
         else:
             eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]  # breakpoints must see concrete values
-            whole = eager or meshed(v) or self.remat is not None  # on a mesh, recomputing would repeat communication
+            whole = eager or has_mesh(v) or self.remat is not None  # on a mesh, recomputing would repeat communication
             light = block if whole else self._again(block, LOOPED)
 
             def body(block: Callable) -> Callable:

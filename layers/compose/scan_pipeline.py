@@ -16,10 +16,10 @@ from sapwood.core import paths
 from sapwood.core.effects import Updates
 from sapwood.core.errors import ConfigError, EffectError, InputError
 from sapwood.core.scan import scan
-from sapwood.core.vars import Vars, declares
+from sapwood.core.vars import Vars, is_declaring
 from sapwood.parallel.pipeline import engine, timetable
 from sapwood.parallel.pipeline.settings import Pipeline
-from sapwood.parallel.place_activations import Placement, placed, split_over
+from sapwood.parallel.place_activations import Placement, activation_sharding, split_over
 from sapwood.parallel.rules import describe
 
 AXIS = "stage"
@@ -32,7 +32,7 @@ def chosen(v: Vars, axis: str | None) -> bool:
 
     False while variables are declared or initialized: that run sees the whole stack.
     """
-    if not isinstance(v._place, Placement) or axis is None or declares(v):
+    if not isinstance(v._place, Placement) or axis is None or is_declaring(v):
         return False
     return _stages(v, axis) is not None
 
@@ -50,7 +50,7 @@ def _stages(v: Vars, axis: str) -> Any:
     checks the real length.
     """
     size = math.prod(_placement(v).mesh.shape.values())
-    sharding = placed(v, jax.ShapeDtypeStruct((size,), "int32"), axis)
+    sharding = activation_sharding(v, jax.ShapeDtypeStruct((size,), "int32"), axis)
     return sharding if AXIS in split_over(sharding, 0) else None
 
 
@@ -162,7 +162,7 @@ def _batch(v: Vars, x: Any) -> int:
 def _cut(v: Vars, mesh: Any, batch: int, options: Pipeline) -> engine.Cut:
     """How the batch is cut into micro-batches. Raises `ConfigError` if their number does not fit batch or stages."""
     count, wanted = mesh.shape[AXIS], options.microbatches
-    names = split_over(placed(v, jax.ShapeDtypeStruct((batch,), "int32"), "batch"), 0)
+    names = split_over(activation_sharding(v, jax.ShapeDtypeStruct((batch,), "int32"), "batch"), 0)
     others = [name for name in names if name != AXIS]
     shards = math.prod(mesh.shape[name] for name in others)
     rows = batch // shards

@@ -17,7 +17,7 @@ from sapwood.core.layer import describe
 from sapwood.core.platform import platform as default_platform
 from sapwood.layers import check_inputs
 from sapwood.layers.experts import grouped_matmul_cpu
-from sapwood.parallel.per_device import alone
+from sapwood.parallel.per_device import is_on_one_device
 
 LEAST, MOST = 8, 256
 """Least and largest number of rows of a block. Smaller blocks mostly fetch kernels; larger ones cache no better."""
@@ -77,7 +77,9 @@ def _way(platform: str | None, x: jax.Array) -> str:
     mesh.
     """
     way = {"cpu": "blocked", "tpu": "kernel"}.get(platform or default_platform(), "ragged")
-    if way == "kernel" and (x.dtype not in (jnp.bfloat16, jnp.float32) or (jax.device_count() > 1 and not alone())):
+    if way == "kernel" and (
+        x.dtype not in (jnp.bfloat16, jnp.float32) or (jax.device_count() > 1 and not is_on_one_device())
+    ):
         return "ragged"
     return way
 
@@ -138,12 +140,12 @@ _outer.defvjp(_outer_forward, _outer_backward)
 
 def _ragged_multiply(block, turned, x, kernels, sizes):
     kernels = kernels.swapaxes(1, 2) if turned else kernels
-    return lax.ragged_dot(x, kernels, sizes, preferred_element_type=policy.wide(x)).astype(x.dtype)
+    return lax.ragged_dot(x, kernels, sizes, preferred_element_type=policy.accumulation_dtype(x)).astype(x.dtype)
 
 
 def _ragged_outer(block, x, y, sizes):
     rows = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[])
-    return lax.ragged_dot_general(x, y, sizes, rows, preferred_element_type=policy.wide(x))
+    return lax.ragged_dot_general(x, y, sizes, rows, preferred_element_type=policy.accumulation_dtype(x))
 
 
 def _kernel_multiply(block, turned, x, kernels, sizes, interpret=False):
@@ -157,7 +159,7 @@ def _kernel_outer(block, x, y, sizes, interpret=False):
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
     (tiles, x), (_, y) = _tiles(block, x), _tiles(block, y)
-    return tgmm(x.swapaxes(0, 1), y, sizes, policy.wide(x), tiles, interpret=interpret)
+    return tgmm(x.swapaxes(0, 1), y, sizes, policy.accumulation_dtype(x), tiles, interpret=interpret)
 
 
 def _tiles(block: int, x: jax.Array) -> tuple[tuple[int, int, int], jax.Array]:

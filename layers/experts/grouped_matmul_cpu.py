@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sapwood.core.policy import wide
+from sapwood.core.policy import accumulation_dtype
 
 
 def multiply(block: int, turned: bool, x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
@@ -43,11 +43,11 @@ def outer(block: int, x: jax.Array, y: jax.Array, sizes: jax.Array) -> jax.Array
         before = lax.dynamic_index_in_dim(total, group[i], keepdims=False)
         return lax.dynamic_update_index_in_dim(total, before + _dot(left, right, 0, 0), group[i], 0)
 
-    return lax.fori_loop(0, count, step, jnp.zeros((len(sizes), x.shape[1], y.shape[1]), wide(x)))
+    return lax.fori_loop(0, count, step, jnp.zeros((len(sizes), x.shape[1], y.shape[1]), accumulation_dtype(x)))
 
 
 def _dot(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
-    return lax.dot_general(a, b, (((over_a,), (over_b,)), ((), ())), preferred_element_type=wide(a))
+    return lax.dot_general(a, b, (((over_a,), (over_b,)), ((), ())), preferred_element_type=accumulation_dtype(a))
 
 
 def blocks(sizes: jax.Array, block: int, rows: Any) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -25,9 +25,9 @@ from sapwood.layers.compose import scan_pipeline
 from sapwood.layers.experts import routing
 from sapwood.layers.experts.dispatch import through_experts, through_spread_experts
 from sapwood.layers.experts.grouped_matmul import grouped_matmul
-from sapwood.layers.masked_values import leading
+from sapwood.layers.masked_values import broadcast_leading_mask
 from sapwood.parallel.per_device import per_device, platform
-from sapwood.parallel.place_activations import placed, split_over
+from sapwood.parallel.place_activations import activation_sharding, split_over
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,12 @@ class MixtureOfExperts(Layer):
         x = v.policy.cast(check_inputs.floating("MixtureOfExperts", x))
         check_inputs.at_least("MixtureOfExperts", x, 2, "(..., length, features)")
         if mask is not None:
-            mask = jnp.broadcast_to(leading("MixtureOfExperts", mask, x), (*x.shape[:-1], 1))
+            mask = jnp.broadcast_to(broadcast_leading_mask("MixtureOfExperts", mask, x), (*x.shape[:-1], 1))
             x, mask = jnp.where(mask, x, jnp.zeros_like(x, shape=())), mask[..., 0]
         ids, weights = self._route(v, x, mask)
         kernels = self._kernels(v, x.shape[-1])
         names = ("batch", *(None,) * (x.ndim - 3), *(("length",) if x.ndim > 2 else ()), "embed")
-        sharding = placed(v, x, *names)
+        sharding = activation_sharding(v, x, *names)
         if sharding is None:
             return self._apply(None, x, ids, weights, kernels, self._slots(x.shape[-2]))
         return self._spread(v, sharding, x, ids, weights, kernels)
@@ -189,7 +189,7 @@ class MixtureOfExperts(Layer):
         axis = self._axis(v, mesh)
         tokens = PartitionSpec(*sharding.spec[:-1], None)
         over = {name for dim in range(x.ndim - 1) for name in split_over(sharding, dim)}
-        hidden = split_over(placed(v, kernels["up"], "expert", "embed", "mlp"), 2)
+        hidden = split_over(activation_sharding(v, kernels["up"], "expert", "embed", "mlp"), 2)
         # Along an axis that splits the tokens, devices hold different tokens: there are no partial sums to add.
         hidden = tuple(name for name in hidden if name not in over)
         wide, narrow = PartitionSpec(axis, None, hidden), PartitionSpec(axis, hidden, None)
@@ -207,7 +207,7 @@ class MixtureOfExperts(Layer):
     def _axis(self, v: Vars, mesh: Any) -> tuple[str, ...]:
         """Mesh axes that the experts are spread over. Raises `ConfigError` if these do not divide the experts."""
         whole = jax.ShapeDtypeStruct((math.prod(mesh.shape.values()),), "int32")  # a size that every axis divides
-        axis = split_over(placed(v, whole, "expert"), 0)
+        axis = split_over(activation_sharding(v, whole, "expert"), 0)
         devices = math.prod(mesh.shape[name] for name in axis)
         if self.experts % devices:
             fits = [n for n in range(1, self.experts + 1) if self.experts % n == 0 and n <= devices]

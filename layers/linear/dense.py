@@ -10,9 +10,9 @@ from sapwood.core.initializers import Initializer, lecun_normal, zeros
 from sapwood.core.layer import Layer, describe
 from sapwood.core.vars import Vars
 from sapwood.layers import check_inputs
-from sapwood.layers.expand_rank import aligned
+from sapwood.layers.expand_rank import expand_rank
 from sapwood.layers.linear.matmul import matmul
-from sapwood.parallel.place_activations import meshed
+from sapwood.parallel.place_activations import has_mesh
 
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, split: bool = False) -> jax.Array:
@@ -39,7 +39,7 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, spl
     if x.ndim == 0 or kernel.ndim != 2 or x.shape[-1] != kernel.shape[0]:
         raise InputError(f"dense expects x (..., features) and kernel (features, out), got {describe((x, kernel))}")
     y = matmul(x, kernel, split=split)
-    return y if bias is None else y + aligned(bias, y)
+    return y if bias is None else y + expand_rank(bias, y)
 
 
 class Dense(Layer):
@@ -81,4 +81,4 @@ class Dense(Layer):
         kernel = v.param("kernel", (x.shape[-1], self.features), self.kernel_init, axes=self.axes)
         bias_axes = self.axes and self.axes[-1:]
         bias = v.param("bias", (self.features,), self.bias_init, axes=bias_axes) if self.bias else None
-        return dense(x, kernel, bias, split=meshed(v))
+        return dense(x, kernel, bias, split=has_mesh(v))

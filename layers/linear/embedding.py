@@ -17,7 +17,7 @@ from sapwood.core.vars import Vars, as_vars
 from sapwood.layers import check_inputs
 from sapwood.layers.linear.dense import dense
 from sapwood.parallel.per_device import per_device
-from sapwood.parallel.place_activations import placed, split_over, stored
+from sapwood.parallel.place_activations import activation_sharding, parameter_sharding, split_over
 
 
 def embed(ids: jax.Array, table: jax.Array) -> jax.Array:
@@ -119,10 +119,10 @@ class Embed(Layer):
         ids = check_inputs.integer("Embed", ids)
         v.check((ids >= 0) & (ids < self.vocab), f"id outside [0, {self.vocab})")
         table, axes = self._table(v), self.axes or (None, None)
-        computed, rows = placed(v, table, *axes), stored(v, table, *axes)
+        computed, rows = activation_sharding(v, table, *axes), parameter_sharding(v, table, *axes)
         if rows is None or not split_over(rows, 0) or split_over(rows, 0) != split_over(computed, 0):
             return embed(ids, table)
-        out = placed(v, ids, *("batch", "length", *(None,) * ids.ndim)[: ids.ndim])
+        out = activation_sharding(v, ids, *("batch", "length", *(None,) * ids.ndim)[: ids.ndim])
         assert out is not None
         return embed_split(ids, table, rows, out)
 

@@ -10,11 +10,11 @@ from jax import lax
 
 from sapwood.core.initializers import Initializer, ones, zeros
 from sapwood.core.layer import Layer
-from sapwood.core.vars import Vars, declares, frozen
+from sapwood.core.vars import Vars, frozen, is_declaring
 from sapwood.layers import check_inputs
-from sapwood.layers.compute_once import once
-from sapwood.layers.expand_rank import aligned
-from sapwood.layers.masked_values import contained, leading
+from sapwood.layers.compute_once import compute_once
+from sapwood.layers.expand_rank import expand_rank
+from sapwood.layers.masked_values import broadcast_leading_mask, zero_masked_nonfinite
 from sapwood.layers.norm.statistics import affine, moments, scale_and_bias, standardise, widen
 
 
@@ -42,9 +42,13 @@ def batch_norm(
            [ 1.]], dtype=float32)
     """
     x = check_inputs.floating("batch_norm", x)
-    scale = None if scale is None else once(scale)  # its gradient too: fusion into an optimizer changes its rounding
-    gain = affine(lax.rsqrt(aligned(widen(var), x) + eps), scale, None)
-    return standardise(widen(x), aligned(mean, x), gain, 0.0 if bias is None else aligned(bias, x)).astype(x.dtype)
+    scale = (
+        None if scale is None else compute_once(scale)
+    )  # its gradient too: fusion into an optimizer changes its rounding
+    gain = affine(lax.rsqrt(expand_rank(widen(var), x) + eps), scale, None)
+    return standardise(widen(x), expand_rank(mean, x), gain, 0.0 if bias is None else expand_rank(bias, x)).astype(
+        x.dtype
+    )
 
 
 class BatchNorm(Layer):
@@ -98,22 +102,22 @@ class BatchNorm(Layer):
         scale, bias = scale_and_bias(self, v, features)
         mean = v.state("mean", (features,), zeros)
         var = v.state("var", (features,), ones)
-        where = None if mask is None else leading("BatchNorm", mask, x)
-        x = x if where is None else contained(x, where)
+        where = None if mask is None else broadcast_leading_mask("BatchNorm", mask, x)
+        x = x if where is None else zero_masked_nonfinite(x, where)
         if not v.train or frozen(v) or x.size == 0:
             return batch_norm(x, mean, var, scale, bias, self.eps)
         axis = self._axis(v)
         m, s = moments(x, tuple(range(x.ndim - 1)), where, axis)
         if where is not None:
             some = jnp.sum(where) if axis is None else lax.psum(jnp.sum(where), axis)
-            m, s = (jnp.where(some > 0, a, aligned(b, a)) for a, b in ((m, mean), (s, var)))
+            m, s = (jnp.where(some > 0, a, expand_rank(b, a)) for a, b in ((m, mean), (s, var)))
         step = 1 - self.momentum
         v.put(mean=mean + step * (m.reshape(features) - mean), var=var + step * (s.reshape(features) - var))
         return batch_norm(x, m, s, scale, bias, self.eps)
 
     def _axis(self, v: Vars) -> str | tuple[str, ...] | None:
         """The axis to average over. None if variables are declared or initialized outside of that axis."""
-        if self.axis_name is not None and declares(v):
+        if self.axis_name is not None and is_declaring(v):
             try:
                 lax.axis_size(self.axis_name)
             except NameError:

@@ -10,7 +10,7 @@ from sapwood.core.initializers import Initializer, ones
 from sapwood.core.layer import Layer
 from sapwood.core.vars import Vars
 from sapwood.layers import check_inputs
-from sapwood.layers.compute_once import once
+from sapwood.layers.compute_once import compute_once
 from sapwood.layers.norm.statistics import affine, moments, scale_and_bias, widen
 
 
@@ -31,7 +31,7 @@ def layer_norm(
     >>> layer_norm(jnp.array([1.0, 3.0]), eps=0.0)
     Array([-1.,  1.], dtype=float32)
     """
-    x = once(check_inputs.floating("layer_norm", x))
+    x = compute_once(check_inputs.floating("layer_norm", x))
     mean, var = moments(x, (-1,))
     return affine((widen(x) - mean) * lax.rsqrt(var + eps), scale, bias).astype(x.dtype)
 

@@ -11,7 +11,7 @@ from sapwood.core.initializers import Initializer, ones
 from sapwood.core.layer import Layer
 from sapwood.core.vars import Vars
 from sapwood.layers import check_inputs
-from sapwood.layers.compute_once import once
+from sapwood.layers.compute_once import compute_once
 from sapwood.layers.norm.statistics import affine, scale_and_bias, widen
 
 
@@ -23,7 +23,7 @@ def rms_norm(x: jax.Array, scale: jax.Array | None = None, eps: float = 1e-6) ->
     >>> rms_norm(jnp.array([3.0, 3.0]), jnp.array([1.0, 2.0]), eps=0.0)
     Array([1., 2.], dtype=float32)
     """
-    x = once(check_inputs.floating("rms_norm", x))
+    x = compute_once(check_inputs.floating("rms_norm", x))
     wide = widen(x)
     return affine(wide * lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + eps), scale, None).astype(x.dtype)
 

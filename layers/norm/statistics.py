@@ -15,7 +15,7 @@ from jax import lax
 from sapwood.core.initializers import zeros
 from sapwood.core.layer import Layer
 from sapwood.core.vars import Vars
-from sapwood.layers.expand_rank import aligned
+from sapwood.layers.expand_rank import expand_rank
 
 
 def widen(x: jax.Array) -> jax.Array:
@@ -85,8 +85,8 @@ def _standardise_jvp(primals, tangents):
 
 def affine(y: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
     """`y * scale + bias`; None leaves one out."""
-    y = y if scale is None else y * aligned(scale, y)
-    return y if bias is None else y + aligned(bias, y)
+    y = y if scale is None else y * expand_rank(scale, y)
+    return y if bias is None else y + expand_rank(bias, y)
 
 
 def scale_and_bias(layer: Layer, v: Vars, features: int) -> tuple[jax.Array | None, jax.Array | None]:

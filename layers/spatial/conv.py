@@ -12,8 +12,8 @@ from sapwood.core.initializers import Initializer, lecun_normal, zeros
 from sapwood.core.layer import Layer, describe
 from sapwood.core.vars import Vars
 from sapwood.layers import check_inputs
-from sapwood.layers.compute_once import once
-from sapwood.layers.expand_rank import aligned
+from sapwood.layers.compute_once import compute_once
+from sapwood.layers.expand_rank import expand_rank
 from sapwood.layers.spatial import windows
 from sapwood.layers.spatial.windows import Padding, Sizes
 
@@ -76,9 +76,15 @@ def conv(
         dtype = jnp.result_type(x, kernel)
         x, kernel = x.astype(dtype), kernel.astype(dtype)
     y = lax.conv_general_dilated(
-        once(x), kernel, strides, pads, rhs_dilation=dilation, dimension_numbers=_LAYOUT[n], feature_group_count=groups
+        compute_once(x),
+        kernel,
+        strides,
+        pads,
+        rhs_dilation=dilation,
+        dimension_numbers=_LAYOUT[n],
+        feature_group_count=groups,
     )
-    return y if bias is None else y + aligned(bias, y)
+    return y if bias is None else y + expand_rank(bias, y)
 
 
 class Conv(Layer):

@@ -14,7 +14,7 @@ from sapwood.core.layer import Layer
 from sapwood.core.vars import Vars, as_vars
 from sapwood.layers import check_inputs
 from sapwood.layers.compose import remat
-from sapwood.layers.masked_values import leading
+from sapwood.layers.masked_values import broadcast_leading_mask
 
 
 class Decoder(Layer):
@@ -102,7 +102,7 @@ class Decoder(Layer):
         v, tokens = as_vars(v, self), jnp.asarray(tokens)
         check_inputs.rank("Decoder", tokens, "batch", "length")
         if mask is not None:
-            mask = leading("Decoder", mask, tokens[..., None])[..., 0]
+            mask = broadcast_leading_mask("Decoder", mask, tokens[..., None])[..., 0]
             if mask.shape == tokens.shape:  # padding is its own segment; rows never see each other
                 segments = jnp.where(mask, 0 if segments is None else segments, -1)
             mask = jnp.broadcast_to(mask, tokens.shape)

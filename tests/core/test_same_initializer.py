@@ -11,7 +11,7 @@ import pytest
 
 import sapwood as sw
 from sapwood.core.initializers import normal
-from sapwood.core.same_initializer import identity
+from sapwood.core.same_initializer import initializer_key
 
 X = jax.ShapeDtypeStruct((2, 4), jnp.float32)
 
@@ -101,9 +101,9 @@ EVERY = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
 @EVERY
 def test_made_anew_it_is_the_same_and_of_something_else_another(make):
-    assert identity(make(1)) == identity(make(1))
-    assert hash(identity(make(1))) == hash(identity(make(1)))
-    assert identity(make(1)) != identity(make(2))
+    assert initializer_key(make(1)) == initializer_key(make(1))
+    assert hash(initializer_key(make(1))) == hash(initializer_key(make(1)))
+    assert initializer_key(make(1)) != initializer_key(make(2))
 
 
 @EVERY
@@ -126,11 +126,11 @@ def test_two_of_one_path_must_agree(make):
 def test_equal_numbers_of_two_types_are_two(pair):
     """An initialiser may do something else with each: 7 // 2 is not 7 / 2."""
     one, other = map(given, pair)
-    assert identity(one) != identity(other)
-    assert identity((pair[0],)) != identity((pair[1],))
-    assert identity({"a": [pair[0]]}) != identity({"a": [pair[1]]})
-    assert identity(given(pair[0])) == identity(one)
-    assert identity(given(float("nan"))) == identity(given(float("nan")))
+    assert initializer_key(one) != initializer_key(other)
+    assert initializer_key((pair[0],)) != initializer_key((pair[1],))
+    assert initializer_key({"a": [pair[0]]}) != initializer_key({"a": [pair[1]]})
+    assert initializer_key(given(pair[0])) == initializer_key(one)
+    assert initializer_key(given(float("nan"))) == initializer_key(given(float("nan")))
 
 
 def made_with(**names):
@@ -146,26 +146,26 @@ def test_globals_count():
 
     params, _ = sw.init(model, 0, X)
     np.testing.assert_array_equal([params[str(i)]["w"] for i in range(3)], [[0, 0], [1, 1], [2, 2]])
-    assert identity(made_with(scale=1)) == identity(made_with(scale=1, other=3))
-    assert identity(made_with(scale=1)) != identity(made_with(scale=1.0))
-    assert identity(made_with(scale=np.ones(2))) == identity(made_with(scale=np.ones(2)))
-    assert identity(made_with(scale=given(1))) != identity(made_with(scale=given(2)))
+    assert initializer_key(made_with(scale=1)) == initializer_key(made_with(scale=1, other=3))
+    assert initializer_key(made_with(scale=1)) != initializer_key(made_with(scale=1.0))
+    assert initializer_key(made_with(scale=np.ones(2))) == initializer_key(made_with(scale=np.ones(2)))
+    assert initializer_key(made_with(scale=given(1))) != initializer_key(made_with(scale=given(2)))
     with pytest.raises(sw.DeclarationError, match="declared twice with a different init"):
         sw.spec(lambda v, x: [v.param("w", (2,), made_with(scale=i)) for i in range(2)], X)
 
 
 def test_arrays_differ_in_shape_and_dtype_too():
-    one = identity(given(np.zeros(2, "float32")))
-    assert one != identity(given(np.zeros((1, 2), "float32")))
-    assert one != identity(given(np.zeros(2, "int32")))
-    assert one != identity(given(jnp.zeros(2)))
+    one = initializer_key(given(np.zeros(2, "float32")))
+    assert one != initializer_key(given(np.zeros((1, 2), "float32")))
+    assert one != initializer_key(given(np.zeros(2, "int32")))
+    assert one != initializer_key(given(jnp.zeros(2)))
 
 
 def test_random_keys_count_by_object():
     a, b = jax.random.split(jax.random.key(0))
-    assert identity(given(a)) == identity(given(a)) != identity(given(b))
+    assert initializer_key(given(a)) == initializer_key(given(a)) != initializer_key(given(b))
 
 
 def test_a_value_is_itself():
-    assert identity(normal(0.1)) == normal(0.1)
-    assert identity(None) is None
+    assert initializer_key(normal(0.1)) == normal(0.1)
+    assert initializer_key(None) is None

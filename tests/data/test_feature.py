@@ -5,7 +5,7 @@ import pytest
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.data import Feature
 from sapwood.data.check import check, even, stack
-from sapwood.data.feature import cast, infer, narrow
+from sapwood.data.feature import cast, infer, to_device_dtype
 
 
 def said(features, batch, entries=None):
@@ -116,11 +116,11 @@ def test_scale():
 
 
 def test_64_bits_become_32_and_what_does_not_fit_is_refused():
-    assert narrow("x", np.array([1.5])).dtype == np.float32
-    assert narrow("x", np.array([1, 2])).dtype == np.int32
-    assert narrow("x", np.array([2**31 - 1])).tolist() == [2**31 - 1]
+    assert to_device_dtype("x", np.array([1.5])).dtype == np.float32
+    assert to_device_dtype("x", np.array([1, 2])).dtype == np.int32
+    assert to_device_dtype("x", np.array([2**31 - 1])).tolist() == [2**31 - 1]
     with pytest.raises(DataError, match=r"id holds 2147483648, which does not fit int32"):
-        narrow("id", np.array([2**31]))
+        to_device_dtype("id", np.array([2**31]))
 
 
 def test_stacking_names_the_odd_one_out():
@@ -137,16 +137,16 @@ WHERE = "example {}".format
 
 def test_text_of_every_kind_is_strings():
     for values in (["a", "é"], np.array(["a", "é"], np.dtypes.StringDType()), np.char.encode(["a", "é"], "utf-8")):
-        found = narrow("x", values)
+        found = to_device_dtype("x", values)
         assert (found.dtype, found.tolist()) == (object, ["a", "é"])
         assert infer(found) == infer(np.asarray(values)) == Feature((), "str")
     with pytest.raises(DataError, match="x holds bytes that are no text"):
-        narrow("x", np.array([b"\xff\xfe"]))
+        to_device_dtype("x", np.array([b"\xff\xfe"]))
 
 
 def test_lists_of_several_lengths_make_no_array():
     with pytest.raises(DataError, match="x holds lists of several lengths, which make no array; pad them"):
-        narrow("x", [[1, 2], [3]])
+        to_device_dtype("x", [[1, 2], [3]])
     with pytest.raises(DataError, match="x holds lists of several lengths"):
         stack([{"x": [[1, 2], [3]]}], [0], WHERE)
 

@@ -377,7 +377,7 @@ def test_moments_are_shared_and_gaps_told_apart():
         profiles_trace.Span(3e9, 3e9, "of no length", 1),
     ]
     trace = profiles_trace.Trace({}, (0, 12e9), [(8.5e9, 9e9)])
-    found = profiles_trace.share(spans, trace, "while".__eq__)
+    found = profiles_trace.divide_time(spans, trace, "while".__eq__)
     assert found.seconds == {"a": 4.0, "b": 3.0}
     assert found.rest == {
         "(between operations)": 1.0,

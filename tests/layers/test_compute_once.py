@@ -1,4 +1,4 @@
-"""`once`: the numbers and derivatives of its argument; on a CPU what leads up to it is computed in one place."""
+"""`compute_once`: the numbers and derivatives of its argument; on a CPU its argument is computed in one place."""
 
 import re
 
@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sapwood import layers as L
-from sapwood.layers.compute_once import once
+from sapwood.layers.compute_once import compute_once
 
 
 def test_it_is_the_identity_to_every_order():
@@ -17,16 +17,21 @@ def test_it_is_the_identity_to_every_order():
 
     @jax.jit
     def orders(x, at):
-        square, cube = (lambda x, n=n: once(x) ** n for n in (2, 3))
-        return once(x), jax.jvp(once, (at,), (3.0,)), jax.vmap(jax.grad(square))(x), jax.hessian(cube)(at)
+        square, cube = (lambda x, n=n: compute_once(x) ** n for n in (2, 3))
+        return (
+            compute_once(x),
+            jax.jvp(compute_once, (at,), (3.0,)),
+            jax.vmap(jax.grad(square))(x),
+            jax.hessian(cube)(at),
+        )
 
     same, moved, slopes, curve = jax.device_get(orders(x, 2.0))
     assert (same == x).all()
     assert moved == (2.0, 3.0)
     assert slopes.tolist() == (2 * x).tolist()
     assert curve == 12.0
-    assert jax.jvp(once, (2.0,), (3.0,)) == (2.0, 3.0)  # and without jit
-    assert once(x) is x
+    assert jax.jvp(compute_once, (2.0,), (3.0,)) == (2.0, 3.0)  # and without jit
+    assert compute_once(x) is x
 
 
 SHAPE = (2, 4, 4, 4)
@@ -70,7 +75,7 @@ def test_a_split_array_stays_split_and_nothing_is_sent():
     mesh = jax.make_mesh((4, 2), ("data", "tensor"))
     sharding = NamedSharding(mesh, PartitionSpec("data", "tensor"))
     x = jax.ShapeDtypeStruct((8, 4, 3), "float32", sharding=sharding)
-    compiled = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(once(jnp.cos(x)))))).lower(x).compile()
+    compiled = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(compute_once(jnp.cos(x)))))).lower(x).compile()
     assert compiled.output_shardings.is_equivalent_to(sharding, 3)
     sent = re.findall(r" (all-gather|all-to-all|collective-permute)[.\d]*\(", compiled.as_text())
     assert not sent

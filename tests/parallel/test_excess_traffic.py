@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from sapwood.parallel import collectives
-from sapwood.parallel.excess_traffic import excess
+from sapwood.parallel.excess_traffic import excess_traffic_message
 
 MESH = AbstractMesh((8, 2), ("fsdp", "tensor"))
 OVER = "replica_groups=[2,8]<=[8,2]T(1,0)"  # fsdp
@@ -52,11 +52,11 @@ BATCH = NamedSharding(MESH, PartitionSpec("fsdp"))
     ],
 )
 def test_what_is_too_much(lines, said):
-    got = excess(found(*(f"%y.{i} = {line}" for i, line in enumerate(lines))), PARAMS, BATCH, 4)
+    got = excess_traffic_message(found(*(f"%y.{i} = {line}" for i, line in enumerate(lines))), PARAMS, BATCH, 4)
     assert (got is None) if said is None else re.search(said, got)
 
 
 def test_micro_batches_gather_again():
     lines = [f"%y.{i} = {GATHER}" for i in range(6)]
-    assert excess(found(*lines), PARAMS, BATCH, 4) is not None
-    assert excess(found(*lines), PARAMS, BATCH, 4, times=2) is None
+    assert excess_traffic_message(found(*lines), PARAMS, BATCH, 4) is not None
+    assert excess_traffic_message(found(*lines), PARAMS, BATCH, 4, times=2) is None

@@ -13,7 +13,7 @@ from stand_in_chips import CHIPS, StandIn, chips
 
 from sapwood.core.errors import ConfigError
 from sapwood.parallel import AXES, mesh
-from sapwood.parallel.meshes import MeshWarning, abstract, automatic
+from sapwood.parallel.meshes import MeshWarning, abstract, with_auto_axes
 
 # `sapwood.parallel.mesh` the attribute is the function; the module is reached by import alone
 
@@ -154,23 +154,23 @@ def test_an_abstract_mesh_of_no_devices(count):
 
 def test_an_explicit_mesh_becomes_automatic():
     explicit = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Explicit,) * 2)
-    assert automatic(explicit) == Mesh(explicit.devices, ("data", "fsdp"))
-    assert automatic(explicit).axis_types == (AxisType.Auto,) * 2
+    assert with_auto_axes(explicit) == Mesh(explicit.devices, ("data", "fsdp"))
+    assert with_auto_axes(explicit).axis_types == (AxisType.Auto,) * 2
     abstract = AbstractMesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Explicit,) * 2)
-    assert automatic(abstract).axis_types == (AxisType.Auto,) * 2
+    assert with_auto_axes(abstract).axis_types == (AxisType.Auto,) * 2
 
 
 def test_an_explicit_mesh_in_the_context_is_an_error_that_says_what_to_do():
     explicit = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(explicit), pytest.raises(ConfigError, match=r"give it as mesh= instead"):
-        automatic(explicit)
+        with_auto_axes(explicit)
     with jax.set_mesh(mesh("data=8")):
-        assert automatic(explicit) == mesh("data=8")
+        assert with_auto_axes(explicit) == mesh("data=8")
 
 
 def test_a_string_where_a_mesh_belongs():
     with pytest.raises(ConfigError, match=r"expected a jax.sharding.Mesh, got 'data=8'"):
-        automatic("data=8")
+        with_auto_axes("data=8")
 
 
 def _slices(count, each):

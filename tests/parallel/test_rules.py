@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from sapwood.core.errors import ConfigError
-from sapwood.parallel.rule_tables import DEFAULT, PIECES, TABLES, resolve, table, unknown
-from sapwood.parallel.rules import Miss, Rules, assign, assign_beside, assign_largest
+from sapwood.parallel.rule_tables import DEFAULT, STRATEGIES, TABLES, resolve, table, unknown
+from sapwood.parallel.rules import Rules, UnusedAxis, assign, assign_beside, assign_largest
 
 
 def on(**sizes):
@@ -110,8 +110,8 @@ def test_of_several_mesh_axes_as_many_from_the_left_as_divide():
 
 def test_what_was_lost_is_what_stays_unused():
     sizes = {"fsdp": 8, "tensor": 3}
-    assert assign(DEFAULT.rows, ("embed", "mlp"), (100, 300), sizes)[1] == [Miss(0, "fsdp", 8)]
-    assert assign(DEFAULT.rows, ("embed", "mlp"), (100, 304), sizes)[1] == [Miss(1, "tensor", 3)]
+    assert assign(DEFAULT.rows, ("embed", "mlp"), (100, 300), sizes)[1] == [UnusedAxis(0, "fsdp", 8)]
+    assert assign(DEFAULT.rows, ("embed", "mlp"), (100, 304), sizes)[1] == [UnusedAxis(1, "tensor", 3)]
     assert assign(DEFAULT.rows, ("embed",), (1,), sizes)[1] == []  # nobody expects a broadcast dimension to split
 
 
@@ -139,7 +139,7 @@ def test_the_largest_dimension_that_divides():
     assert assign_largest("fsdp", placed, (24, 100, 48), {"fsdp": 8}, skip=0) == []
     assert placed == [(), (), ("fsdp",)]
     placed = [(), ()]
-    assert assign_largest("fsdp", placed, (7, 9), {"fsdp": 8}, skip=0) == [Miss(None, "fsdp", 8)]
+    assert assign_largest("fsdp", placed, (7, 9), {"fsdp": 8}, skip=0) == [UnusedAxis(None, "fsdp", 8)]
     placed = [(), ()]
     assert assign_largest("fsdp", placed, (64, 16), {"fsdp": 8}, skip=1) == []
     assert placed == [(), ("fsdp",)]
@@ -252,11 +252,11 @@ def test_every_table_splits_the_batch_over_all_axes_of_data(name):
 
 def test_names_joined_by_plus_are_one_table_in_any_order():
     for size in (2, 3):
-        for names in itertools.combinations(PIECES, size):
+        for names in itertools.combinations(STRATEGIES, size):
             tables = {table("+".join(order)) for order in itertools.permutations(names)}
             assert len(tables) == 1
             (rules,) = tables
-            assert set(rules.stored) == {row for name in names for row in PIECES[name].stored}
+            assert set(rules.stored) == {row for name in names for row in STRATEGIES[name].stored}
             known = [name for name, target in rules.table if target is not None]
             assert len(known) == len(set(known))
     mesh = on(data=2, fsdp=2, tensor=2, sequence=2)
@@ -306,9 +306,9 @@ def test_what_lies_beside_goes_to_one_dimension_by_the_fast_links_first():
     axes = ("replica", "data", "fsdp")
     for shape, before, after, missed in (
         ((24, 12), [(), ()], [("replica", "data"), ()], []),
-        ((8, 4), [(), ()], [("data",), ()], [Miss(None, "replica", 3)]),
+        ((8, 4), [(), ()], [("data",), ()], [UnusedAxis(None, "replica", 3)]),
         ((48, 5), [("tensor",), ()], [("tensor", "replica", "data"), ()], []),
-        ((5, 7), [(), ()], [(), ()], [Miss(None, "replica", 3), Miss(None, "data", 4)]),
+        ((5, 7), [(), ()], [(), ()], [UnusedAxis(None, "replica", 3), UnusedAxis(None, "data", 4)]),
     ):
         assert assign_beside(axes, before, shape, sizes, 0) == missed
         assert before == after

@@ -31,7 +31,7 @@ from sapwood.parallel.topologies import ENVIRONMENT
 )
 def test_which_axes_are_cut(topology, text, expected):
     mesh = sw.mesh(text, devices=chips(topology, 1))
-    finer = torus_gather.in_two(mesh, "fsdp")
+    finer = torus_gather.split_axis(mesh, "fsdp")
     if expected is None:
         spans = torus_gather._dimensions(
             np.moveaxis(mesh.devices, mesh.axis_names.index("fsdp"), -1).reshape(-1, mesh.shape["fsdp"])
@@ -47,11 +47,11 @@ def test_which_axes_are_cut(topology, text, expected):
 
 
 def test_a_mesh_of_other_devices_is_not_cut():
-    assert torus_gather.in_two(sw.mesh("fsdp=8"), "fsdp") is None
-    assert torus_gather.in_two(jax.sharding.AbstractMesh((64,), ("fsdp",)), "fsdp") is None
+    assert torus_gather.split_axis(sw.mesh("fsdp=8"), "fsdp") is None
+    assert torus_gather.split_axis(jax.sharding.AbstractMesh((64,), ("fsdp",)), "fsdp") is None
     with pytest.warns(sw.parallel.MeshWarning):
         mesh = sw.mesh("fsdp=128", devices=chips("v5p:4x4x4", 2))
-    assert torus_gather.in_two(mesh, "fsdp") is None  # over slices: not tried
+    assert torus_gather.split_axis(mesh, "fsdp") is None  # over slices: not tried
 
 
 def test_values_and_gradients_are_the_same_where_an_axis_is_cut(monkeypatch):
@@ -69,7 +69,7 @@ def test_values_and_gradients_are_the_same_where_an_axis_is_cut(monkeypatch):
 
     given = params, jax.device_put(x, NamedSharding(mesh, PartitionSpec("fsdp")))
     plain = jax.jit(jax.grad(loss)).lower(*given).compile()
-    monkeypatch.setattr(torus_gather, "in_two", lambda mesh, axis: finer if axis == "fsdp" else None)
+    monkeypatch.setattr(torus_gather, "split_axis", lambda mesh, axis: finer if axis == "fsdp" else None)
     cut = jax.jit(jax.grad(lambda *args: loss(*args))).lower(*given).compile()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), cut(*given), plain(*given))
     one, two = (sw.parallel.collectives(program, mesh) for program in (plain, cut))
@@ -81,7 +81,7 @@ def test_without_jit_an_axis_is_not_cut(monkeypatch):
     """Operations that run by themselves fail on arrays of two meshes."""
     mesh = sw.mesh("fsdp=8")
     finer = Mesh(mesh.devices.reshape(4, 2), ("fsdp", "fsdp_inside"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    monkeypatch.setattr(torus_gather, "in_two", lambda mesh, axis: finer if axis == "fsdp" else None)
+    monkeypatch.setattr(torus_gather, "split_axis", lambda mesh, axis: finer if axis == "fsdp" else None)
     place, x = sw.parallel.placement(mesh), np.ones((8, 128), "f")
     params, _ = sw.parallel.init(L.Dense(128), 0, x, mesh=mesh)
 

@@ -132,7 +132,7 @@ def test_a_cached_program_goes_on_where_its_successor_cannot_be_made(large, tmp_
     monkeypatch.setattr(compile_options, "AFTER", 0)
     whole = large.lower().compile()
     for successor in (lambda: None, lambda: 1 / 0):
-        program = compile_options.Relay(whole, successor)
+        program = compile_options.UpgradingProgram(whole, successor)
         for _ in range(3):
             program(jnp.ones((2**16, 64)))
             program.made.exception()

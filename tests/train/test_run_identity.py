@@ -16,8 +16,8 @@ import sapwood as sw
 from sapwood import layers as L
 from sapwood.data.loading import load
 from sapwood.train import EarlyStopping, Trainer, supervised
-from sapwood.train.record.describe_settings import described
-from sapwood.train.record.run_identity import changes, hold, identity
+from sapwood.train.record.describe_settings import describe
+from sapwood.train.record.run_identity import changes, identity, require_same
 
 X, Y = np.arange(40, dtype="float32").reshape(20, 2), np.arange(20) % 2
 FACTOR = 0.5
@@ -92,8 +92,8 @@ def test_what_has_changed_is_named_with_both_sides(now, said):
     found = changes(BEFORE, now())
     assert found[: len(said)] == said
     with pytest.raises(sw.ConfigError, match=r'r cannot go on as another run: .*resume="anyway"'):
-        hold("r", BEFORE, now(), True)
-    assert hold("r", BEFORE, now(), "anyway") == found
+        require_same("r", BEFORE, now(), True)
+    assert require_same("r", BEFORE, now(), "anyway") == found
 
 
 def test_other_data_of_equal_length_and_other_precision():
@@ -116,7 +116,7 @@ def test_the_same_again_is_the_same_wherever_it_runs():
     assert changes({"python": BEFORE["python"]}, BEFORE) == []
     for optimizer in (optax.lbfgs, lambda: cosine(9), lambda: optax.inject_hyperparams(optax.adam)(0.1),
                       lambda: optax.contrib.muon(0.1)):  # fmt: skip
-        assert described(optimizer()) == described(optimizer())
+        assert describe(optimizer()) == describe(optimizer())
     assert changes(written(learned(cosine(9))), written(learned(cosine(18)))) == [
         "optimizer: decay_steps of cosine_decay_schedule was 9 and is now 18"
     ]
@@ -139,13 +139,13 @@ def test_ones_own_code_counts_and_so_does_what_it_calls_by_name():
     assert say(edited(loss, helper=edited(helper, FACTOR=2.0))) == ["objective: helper.FACTOR was 0.5 and is now 2.0"]
     assert say(edited(loss, helper=file["helper"])) == ["objective: the code of helper is another"]
     assert say(functools.partial(loss)) != []
-    assert described(lambda o: o + 1) == described(lambda o: o + 1) != described(lambda o: o + 2)
-    assert described(Block(3)) != described(Block(4))
+    assert describe(lambda o: o + 1) == describe(lambda o: o + 1) != describe(lambda o: o + 2)
+    assert describe(Block(3)) != describe(Block(4))
     body = Block.body
-    before = described(Block())
+    before = describe(Block())
     Block.body = lambda self, v, x: L.Dense(self.width, bias=False)(v.body, x)
     try:
-        assert described(Block()) != before
+        assert describe(Block()) != before
     finally:
         Block.body = body
 
@@ -193,9 +193,9 @@ def test_whatever_holds_numbers_counts_where_code_names_it(one, other):
 
 def test_the_environment_and_objects_of_libraries_do_not_count(monkeypatch):
     seen = edited(lambda outputs, target: E.get(L), E=os.environ, L=np.random.default_rng(0))  # noqa: F821
-    before = described(seen)
+    before = describe(seen)
     monkeypatch.setenv("SOMETHING_ELSE", "1")
-    assert described(seen) == before
+    assert describe(seen) == before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,10 +216,10 @@ class Deep:
 
 
 def test_a_method_uses_the_fields_that_what_it_calls_uses(monkeypatch):
-    before = described(Deep(1.0).model)
-    assert described(Deep(1.0, unused=1).model) == before != described(Deep(2.0).model)
+    before = describe(Deep(1.0).model)
+    assert describe(Deep(1.0, unused=1).model) == before != describe(Deep(2.0).model)
     monkeypatch.setattr(Deep, "constant", 2.0)
-    assert described(Deep(1.0).model) != before
+    assert describe(Deep(1.0).model) != before
 
 
 def test_another_python_compiles_the_same_text_otherwise():
@@ -243,7 +243,7 @@ def test_what_is_large_is_written_briefly(tmp_path):
     table = np.lib.format.open_memmap(tmp_path / "table.npy", mode="w+", dtype="float32", shape=(1 << 12, 1 << 8))
 
     def made(words, table, text="x" * 5000):
-        return described(lambda x: (words, table, text, x))
+        return describe(lambda x: (words, table, text, x))
 
     found = made(words, table)
     assert sum(map(len, found.values())) < 500
@@ -254,14 +254,14 @@ def test_what_is_large_is_written_briefly(tmp_path):
     chain = None
     for _ in range(100_000):
         chain = (chain, chain)
-    assert len(described(lambda x: (chain, x))) < 6000
+    assert len(describe(lambda x: (chain, x))) < 6000
 
 
 def test_what_code_says_of_itself_does_not_count():
     def function(text):
         file: dict = {"__name__": __name__}
         exec(text, file)
-        return described(file["f"])
+        return describe(file["f"])
 
     assert function("def f(x):\n    'said'\n    return x") == function("def f(x):\n    return x  # said")
     assert function("def f(x):\n    'said'\n    return 5") == function("def f(x):\n    return 5")
@@ -293,11 +293,11 @@ def test_what_holds_itself_and_what_has_no_value_is_described():
             return x
 
     odd = Odd()
-    assert described(recursive) == described(recursive)
-    assert described(odd) == described(Odd())
-    assert described(Odd.of) == described(Odd.of)
-    assert described({1: 2, "1": 3, (): odd}) != described({1: 2, "1": 4, (): odd})
-    assert not any(" at 0x" in text for text in described(odd).values())
+    assert describe(recursive) == describe(recursive)
+    assert describe(odd) == describe(Odd())
+    assert describe(Odd.of) == describe(Odd.of)
+    assert describe({1: 2, "1": 3, (): odd}) != describe({1: 2, "1": 4, (): odd})
+    assert not any(" at 0x" in text for text in describe(odd).values())
 
 
 @pytest.mark.costs("a short run that is resumed twice")

@@ -14,7 +14,7 @@ import sapwood as sw
 from sapwood import ConfigError, losses
 from sapwood.metrics import Mean, compute
 from sapwood.train import LossScale, Trainer, TrainState, supervised
-from sapwood.train.optimizers.learning_rate import logged
+from sapwood.train.optimizers.learning_rate import rate_metrics
 from sapwood.train.state import plan
 from sapwood.train.step import checks
 from sapwood.train.step.accumulate import accumulate
@@ -471,7 +471,7 @@ def test_a_given_schedule_is_logged_as_the_optimizer_uses_it():
             state = TrainState(jnp.int32(0), {}, {}, tx.init(jnp.zeros(())), None)
             for _ in range(4):
                 used, opt_state = tx.update(jnp.ones(()), state.opt_state, jnp.zeros(()))
-                said = logged(schedule, state, opt_state)["learning_rate"].compute()
+                said = rate_metrics(schedule, state, opt_state)["learning_rate"].compute()
                 rows.setdefault(name, []).append((said, -used))
                 state = state.replace(step=state.step + 1, opt_state=opt_state)
         return rows

@@ -21,7 +21,7 @@ from sapwood.saving.checkpoints import Checkpoints
 from sapwood.train import Trainer, supervised
 from sapwood.train.record import writer_lock
 from sapwood.train.record.jsonl import JsonlLog, read_rows
-from sapwood.train.record.writer_lock import LOCK, RECORD, Writer
+from sapwood.train.record.writer_lock import LOCK, RECORD, DirectoryLock
 
 DATA = {"x": np.eye(4, dtype="float32"), "label": np.arange(4)}
 TRAINER = Trainer(supervised(lambda v, x: x @ v.param("w", (4, 4), jax.nn.initializers.zeros), inputs="x"),
@@ -44,9 +44,9 @@ def other_machine(directory, **changes):
 
 
 def test_there_is_one_and_it_leaves_nothing(tmp_path):
-    with Writer(tmp_path / "a" / "run") as first:
+    with DirectoryLock(tmp_path / "a" / "run") as first:
         with first, pytest.raises(CheckpointError) as refused:
-            Writer(tmp_path / "a" / "run").__enter__()
+            DirectoryLock(tmp_path / "a" / "run").__enter__()
         assert f"is being written by process {os.getpid()} on {socket.gethostname()}, since 20" in str(refused.value)
         first.check()  # it is still held: it was entered twice
         assert sorted(os.listdir(first)) == [RECORD, LOCK]
@@ -59,19 +59,19 @@ def test_there_is_one_and_it_leaves_nothing(tmp_path):
 def test_a_directory_that_cannot_be_written(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(CheckpointError, match="cannot be written: Permission denied; choose another"):
-        Writer(tmp_path / "run").__enter__()
+        DirectoryLock(tmp_path / "run").__enter__()
 
 
 def test_a_record_of_this_machine_without_a_lock_is_of_a_writer_that_was_killed(tmp_path):
     other_machine(tmp_path, machine=writer_lock.machine())
-    with Writer(tmp_path) as mine:
+    with DirectoryLock(tmp_path) as mine:
         mine.check()
     assert os.listdir(tmp_path) == []
 
 
 def test_a_writer_on_another_machine_that_gives_no_sign_is_gone(tmp_path, quick, capsys):
     other_machine(tmp_path)
-    with Writer(tmp_path) as mine:
+    with DirectoryLock(tmp_path) as mine:
         mine.check()
     assert "was not closed by process 12 on node-7" in capsys.readouterr().err
 
@@ -80,19 +80,19 @@ def test_a_writer_on_another_machine_that_gives_a_sign_lives(tmp_path, quick, mo
     other_machine(tmp_path)
     monkeypatch.setattr(writer_lock.time, "sleep", lambda _: os.utime(tmp_path / RECORD, (1, 1)))
     with pytest.raises(CheckpointError, match="is being written by process 12 on node-7, since 2026-01-01"):
-        Writer(tmp_path).__enter__()
+        DirectoryLock(tmp_path).__enter__()
     assert json.loads((tmp_path / RECORD).read_text())["pid"] == 12
 
 
 def test_it_gives_signs_until_it_ends(tmp_path, quick):
-    with Writer(tmp_path):
+    with DirectoryLock(tmp_path):
         os.utime(tmp_path / RECORD, (1, 1))
         while (tmp_path / RECORD).stat().st_mtime == 1:
             time.sleep(0.001)
 
 
 def test_who_was_taken_over_or_lost_its_directory_writes_no_more(tmp_path):
-    with Writer(tmp_path) as mine:
+    with DirectoryLock(tmp_path) as mine:
         other_machine(tmp_path)
         with pytest.raises(CheckpointError, match="taken over by process 12 on node-7, because this run gave no sign"):
             mine.check()
@@ -156,14 +156,14 @@ def test_a_log_without_an_id_goes_on_as_one_with(tmp_path):
         JsonlLog(tmp_path / "log", after=3, run="b")
 
 
-# Processes of their own: Writer needs no more than this file's imports, so many of them start in a moment.
+# Processes of their own: DirectoryLock needs no more than this file's imports, so many of them start in a moment.
 HOLD = """
 import sys
 from sapwood import CheckpointError
-from sapwood.train.record.writer_lock import Writer
+from sapwood.train.record.writer_lock import DirectoryLock
 for place in sys.stdin:
     try:
-        with Writer(place.strip()):
+        with DirectoryLock(place.strip()):
             print("won", flush=True)
             sys.stdin.readline()  # held until all have tried
     except CheckpointError as error:
@@ -230,7 +230,7 @@ class Here:
             self.said.append("done\n")
             return
         try:
-            self.held.enter_context(Writer(self.told))
+            self.held.enter_context(DirectoryLock(self.told))
             self.said.append("won\n")
         except CheckpointError as error:
             self.said.append(f"lost {error}\n")
@@ -289,7 +289,7 @@ def test_thirty_records_of_other_machines(tmp_path, quick, monkeypatch):
             touch = (lambda _, place=place: os.utime(place / RECORD, (1, 1))) if lives else (lambda _: None)
             patch.setattr(writer_lock.time, "sleep", touch)
             try:
-                with Writer(place):
+                with DirectoryLock(place):
                     found = "won"
             except CheckpointError as error:
                 found = str(error)

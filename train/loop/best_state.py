@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from sapwood.core.errors import ConfigError
-from sapwood.runtime.processes import anyone
+from sapwood.runtime.processes import any_process
 from sapwood.saving.best_metric import Goal, goal
 from sapwood.train.callbacks import Callback, EarlyStopping, better, value
 from sapwood.train.loop.blocks import copy
@@ -20,7 +20,7 @@ def wanted(best: Any, callbacks: Sequence[Callback], before: str | None = None, 
     ``anyway`` may want another best than before.
     """
     stopping = {Goal(c.mode, c.monitor) for c in callbacks if isinstance(c, EarlyStopping) and c.restore}
-    if anyone(bool(stopping)) and anyone(not stopping):
+    if any_process(bool(stopping)) and any_process(not stopping):
         raise ConfigError("fit(callbacks=...): EarlyStopping(restore=True) is given to every process, or to none")
     goals = stopping | ({goal(best)} - {None})
     if len(goals) > 1:

@@ -16,7 +16,7 @@ from jax import lax
 
 from sapwood.core import scan
 from sapwood.core.errors import ConfigError
-from sapwood.runtime.processes import anyone
+from sapwood.runtime.processes import any_process
 from sapwood.train.config import Config
 from sapwood.train.loop.cadence import Cadence
 from sapwood.train.loop.metric_transfer import Packed, pack
@@ -147,7 +147,7 @@ def same_bits(one: Any, several: Any) -> bool:
     False
     """
     same = all(map(_same, jax.tree.leaves(one), jax.tree.leaves(several)))
-    return not anyone(not same)  # all processes go the same way
+    return not any_process(not same)  # all processes go the same way
 
 
 def _same(x: Any, y: Any) -> bool:

@@ -24,7 +24,7 @@ from sapwood.data.batching import batches
 from sapwood.data.device_feed import to_device
 from sapwood.data.learned_features import Learned
 from sapwood.runtime.compile_cache import compile_cache as compiled_in
-from sapwood.runtime.processes import anyone, largest, of_the_first, together
+from sapwood.runtime.processes import all_or_none, any_process, from_first_process, max_over_processes
 from sapwood.runtime.terminal import say
 from sapwood.saving.best_metric import Goal
 from sapwood.train.callbacks import Callback, Event
@@ -174,7 +174,7 @@ def fit(
         loop = Loop(trainer, sender, first.state, stream, features, cadence, evaluation, record, asked, begun, goal)
         if record.directory is not None:
             held_out = None if evaluation is None else evaluation.data
-            loop.identity = together(lambda: run_identity.identity(trainer, data, held_out, asked))
+            loop.identity = all_or_none(lambda: run_identity.identity(trainer, data, held_out, asked))
         loop.restore(first.info, resume)
         show = Progress(cadence.steps, epochs=epochs, start=loop.done, quiet=not progress or jax.process_index() > 0)
         if resume:
@@ -223,11 +223,11 @@ class Loop:
         self.config, self.sender, self.state, self.stream, self.cadence = config, sender, state, stream, cadence
         self.evaluation, self.record, self.callbacks, self.features = evaluation, record, callbacks, features
         self.kept = Kept(goal) if goal is not None and record.directory is None else None
-        self.asks = anyone(bool(callbacks))  # they may be of the first process alone
+        self.asks = any_process(bool(callbacks))  # they may be of the first process alone
         self.progress = Progress(cadence.steps, quiet=True)
         self.history: list[dict[str, Any]] = []
         self.memory: list[dict[str, Any]] = [{} for _ in callbacks]
-        self.called = [run_identity.called(callback) for callback in callbacks]
+        self.called = [run_identity.describe_callback(callback) for callback in callbacks]
         self.done, self.stopped, self.begun = 0, False, begun
         self.stopping: list[int] = []  # the places of the callbacks that ended the run
         self.identity: dict[str, Any] = {}
@@ -242,7 +242,7 @@ class Loop:
     def restore(self, info: dict[str, Any] | None, resume: bool | str = True) -> None:
         """Go on where the checkpoint with this info was taken; `ConfigError` where the run would be another."""
         if info is None:
-            together(lambda: self.record.begin(None))
+            all_or_none(lambda: self.record.begin(None))
             self.done = int(jax.device_get(self.state.step))
             if self.done >= self.cadence.steps:
                 more = self.done + self.cadence.steps
@@ -253,7 +253,7 @@ class Loop:
                     f"steps and epochs count from step 0: {again} adds as many again; trainer.restart(state) begins "
                     "anew from what it learned"
                 )
-            counted = learning_rate.count(self.state.opt_state)
+            counted = learning_rate.update_count(self.state.opt_state)
             if counted is not None and (counted := int(jax.device_get(counted))) > self.done:
                 raise ConfigError(
                     f"fit(state=...): the state is at step {self.done}, but its optimizer's schedule is at update "
@@ -267,9 +267,9 @@ class Loop:
 
         def hold() -> list[str]:  # callbacks may be of the first process alone, and it has written
             old = info.get("identity") if jax.process_index() == 0 else None
-            return run_identity.hold(self.record.directory, old, self.identity, resume)
+            return run_identity.require_same(self.record.directory, old, self.identity, resume)
 
-        self.changed = together(hold)
+        self.changed = all_or_none(hold)
         if self.done > self.cadence.steps:
             raise ConfigError(
                 f"{self.record.directory} is at step {self.done} and is to end at step {self.cadence.steps}; ask for "
@@ -277,7 +277,7 @@ class Loop:
             )
         self.carried = None if self.changed else info.get("pending") or None
         self.saved = self.done
-        self.history = together(lambda: self.record.begin(self.done))
+        self.history = all_or_none(lambda: self.record.begin(self.done))
         self._remember(info, resume)
 
     def begins(self, info: dict[str, Any] | None) -> str:
@@ -316,7 +316,7 @@ class Loop:
                     "it goes on as if unbroken"
                 )
 
-        together(check)
+        all_or_none(check)
         if len(memory) != len(now):
             return
         over = info.get("stopping", ()) if anyway and info["stopped"] else ()
@@ -357,7 +357,7 @@ class Loop:
                 leaves = interrupts.asked if alone else 0
                 if self.cadence.closes_row(self.done):
                     self.close()
-                    leaves = largest(interrupts.asked)  # several processes end at the same step
+                    leaves = max_over_processes(interrupts.asked)  # several processes end at the same step
                 if leaves:
                     interrupts.asked = leaves
                     return self.leave()
@@ -445,7 +445,7 @@ class Loop:
                 self.stopped = bool(said) or self.stopped
                 self.stopping += [i] if said else []
         if self.asks:  # by their own clocks processes would end the run at different steps, and wait for each other
-            self.stopped = of_the_first(self.stopped)
+            self.stopped = from_first_process(self.stopped)
 
     def look(self, row: Row, steps: dict[str, Any]) -> None:
         """Raise where a check failed: the state has not changed since, so that batch can be run again to say why."""

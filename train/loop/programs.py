@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from sapwood import parallel
-from sapwood.parallel.excess_traffic import excess
+from sapwood.parallel.excess_traffic import excess_traffic_message
 from sapwood.runtime import compile_options
 from sapwood.train.config import Code, Config
 from sapwood.train.loop.blocks import train_block, train_one
@@ -89,7 +89,7 @@ class Programs:
         except jax.errors.JaxRuntimeError:  # programs that this jaxlib cannot print
             return
         itemsize, params = jnp.dtype(config.policy.compute).itemsize, jax.tree.leaves(shapes[0].params)
-        if said := excess(found, params, config.batch_sharding, itemsize, config.accumulate):
+        if said := excess_traffic_message(found, params, config.batch_sharding, itemsize, config.accumulate):
             warnings.warn(said, parallel.ShardingWarning, stacklevel=2)
 
     def _send(self, shardings: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from sapwood.core.errors import ConfigError
-from sapwood.core.messages import some
+from sapwood.core.messages import first_names
 from sapwood.data.batching import Batches
 from sapwood.data.device_feed import to_device
-from sapwood.saving.array_bits import kind
+from sapwood.saving.array_bits import describe_type
 from sapwood.saving.digest import describe, named_leaves
 from sapwood.train.config import Config
 from sapwood.train.evaluation import Evaluation, as_given
@@ -70,7 +70,7 @@ def start(
         made = pool.submit(compiled.compile, step, plan.shapes.replace(rng=None), key, programs.batch)
         block = _block(pool, programs, steps_per_call)
         if evaluation is not None:
-            variables, first = ema.variables(plan.shapes), _first(config, evaluation.batches)
+            variables, first = ema.eval_variables(plan.shapes), _first(config, evaluation.batches)
             first = as_given(config, evaluation.batches, first)
             evaluated = pool.submit(compiled.compile, evaluation.step, *variables, _shapes(first))
         restored = record.restore(plan.shapes)
@@ -113,11 +113,17 @@ def _copied(x: Any, place: Any) -> jax.Array:
 
 def _hold(given: dict[str, Any], planned: dict[str, Any]) -> None:
     """Raise the `ConfigError` of `_taken` if the leaves differ. Both arguments map paths to leaves."""
-    kinds = [(name, *(kind(*describe(x[name])) for x in (given, planned))) for name in planned if name in given]
+    kinds = [
+        (name, *(describe_type(*describe(x[name])) for x in (given, planned))) for name in planned if name in given
+    ]
     other = {name: f"{name} is {there} there and {here} here" for name, there, here in kinds if there != here}
-    lacks = some([name for name in planned if name not in given])
-    more = some([name for name in given if name not in planned])
-    parts = [lacks and f"it lacks {lacks}", more and f"it has {more} in addition", some([*other.values()], quote=False)]
+    lacks = first_names([name for name in planned if name not in given])
+    more = first_names([name for name in given if name not in planned])
+    parts = [
+        lacks and f"it lacks {lacks}",
+        more and f"it has {more} in addition",
+        first_names([*other.values()], quote=False),
+    ]
     if any(parts):
         advice = "trainer.init(key, batch) makes one, around parameters of your own with params= and state="
         if not (lacks or more) and [*other] == ["rng"]:

@@ -16,7 +16,7 @@ from sapwood import losses
 from sapwood.core.errors import ConfigError
 from sapwood.losses.linear_head import linear_cross_entropy
 from sapwood.metrics import Mean, lead, wide
-from sapwood.parallel.place_activations import placed
+from sapwood.parallel.place_activations import activation_sharding
 from sapwood.train.objectives.supervised import check_names, counted_rows
 
 
@@ -57,7 +57,7 @@ class NextToken:
         counted = known if each is None else known | ~each.astype(bool)
         v.check(counted, f"target outside the {kernel.shape[1]} tokens 0 to {kernel.shape[1] - 1}")
         logits = jax.ShapeDtypeStruct((*target.shape, kernel.shape[1]), jnp.float32)
-        sharding = placed(v, logits, "batch", "length", "vocab")
+        sharding = activation_sharding(v, logits, "batch", "length", "vocab")
         out = linear_cross_entropy(x, kernel, target, bias, each, sharding=sharding)
         if each is None:
             return out.total / target.size, {"accuracy": Mean.of(out.hits)}

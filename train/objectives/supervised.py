@@ -34,7 +34,7 @@ from sapwood.core import migration_hints
 from sapwood.core.errors import ConfigError, DataError
 from sapwood.core.layer import describe
 from sapwood.core.messages import nearest
-from sapwood.core.model_output import arrays, is_array, named
+from sapwood.core.model_output import arrays, display_name, is_array
 
 Batch = Mapping[str, Any]
 Chosen = str | Callable[..., Any]
@@ -58,7 +58,7 @@ def takes_mask(objective: Any) -> bool:
     return getattr(objective, "takes_mask", False)
 
 
-def fills(objective: Any) -> bool:
+def may_pad_batches(objective: Any) -> bool:
     """Return True if evaluation may pad a batch and mask the padding: the loss and all metrics then leave it out.
 
     It may not if `supervised` has a metric of one's own. Such a metric need not look at its weight, and if it returns
@@ -129,7 +129,7 @@ class Supervised:
             told["mask"] = _rows_of(self.model, weight, inputs[0])
         outputs = self.model(v, *inputs, **told)
         if outputs is None:
-            raise ConfigError(f"{named(self.model)} returned None; does it `return` what it computes?")
+            raise ConfigError(f"{display_name(self.model)} returned None; does it `return` what it computes?")
         return arrays(self.model, outputs)
 
     def __call__(self, v: Any, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
@@ -137,8 +137,9 @@ class Supervised:
         outputs, target = self._outputs(v, batch, weight), _feature(batch, self.target, "target")
         if not is_array(outputs) and self.loss in losses_.LOSSES.values():
             raise ConfigError(
-                f"{named(self.model)} returned a {type(outputs).__name__} of {describe(outputs)}; the loss "
-                f"{named(self.loss)} takes one array. Return that one, or give a loss(outputs, target) of your own"
+                f"{display_name(self.model)} returned a {type(outputs).__name__} of {describe(outputs)}; the loss "
+                f"{display_name(self.loss)} takes one array. Return that one, or give a loss(outputs, target) of your "
+                "own"
             )
         kinds = {kind for _, metric in self.metrics if (kind := metrics_.kind(metric))}
         losses_.check(v, self.loss, outputs, target, weight, kinds)
@@ -153,7 +154,9 @@ class Supervised:
         """Return the loss of each example, (batch, ...), or raise `ConfigError` for another shape."""
         losses = self.loss(outputs, target)
         if not is_array(losses):
-            raise ConfigError(f"the loss {named(self.loss)} returned {losses!r}; one loss per example is expected")
+            raise ConfigError(
+                f"the loss {display_name(self.loss)} returned {losses!r}; one loss per example is expected"
+            )
         if losses.ndim == 0 or losses.shape[0] != target.shape[0]:
             name = getattr(self.loss, "__name__", repr(self.loss))
             raise ConfigError(

@@ -15,9 +15,9 @@ import numpy as np
 import optax
 
 from sapwood.core.errors import ConfigError
-from sapwood.core.unrolled_trees import Stacks, View, blocks_of, stacks
+from sapwood.core.unrolled_trees import StackMapping, Stacks, stacks, unrolled_structs
 from sapwood.train.optimizers.elementwise import is_elementwise
-from sapwood.train.optimizers.stacked_program import rolled
+from sapwood.train.optimizers.stacked_program import run_on_stacks
 
 
 def blockwise(optimizer: Any, params: Any) -> optax.GradientTransformationExtraArgs:
@@ -44,10 +44,10 @@ def blockwise(optimizer: Any, params: Any) -> optax.GradientTransformationExtraA
     >>> jax.tree.map(lambda x: float(x.max()), updates)["blocks"]
     {'bias': 0.0, 'kernel': 1.0}
     """
-    return seen(optimizer, stacks(params))
+    return wrap_for_stacks(optimizer, stacks(params))
 
 
-def seen(optimizer: Any, stacks: Stacks) -> optax.GradientTransformationExtraArgs:
+def wrap_for_stacks(optimizer: Any, stacks: Stacks) -> optax.GradientTransformationExtraArgs:
     """Wrap an optimizer as `blockwise` does, for stacks that `core.unrolled_trees.stacks` has found.
 
     Returns the optimizer itself if nothing is stacked, or if it is elementwise.
@@ -79,7 +79,7 @@ class _Blocks:
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         given = self._view(updates)
-        views = [given, self._state_view(state, updates if params is None else params), View(None, ())]
+        views = [given, self._state_view(state, updates if params is None else params), StackMapping(None, ())]
         if params is not None:
             views[2] = self._view(params)
         views += [given for x in extra.values() if jax.tree.structure(x) == given.stacked]
@@ -92,12 +92,12 @@ class _Blocks:
 
         return self._run(run, views, updates, state, params, *beside.values())
 
-    def _view(self, params: Any) -> View:
-        return View(blocks_of(params, self.stacks), self.stacks)
+    def _view(self, params: Any) -> StackMapping:
+        return StackMapping(unrolled_structs(params, self.stacks), self.stacks)
 
-    def _state_view(self, state: Any, params: Any) -> View:
+    def _state_view(self, state: Any, params: Any) -> StackMapping:
         """Return the `View` of an optimizer state, or raise `ConfigError` if it does not fit the stacked parameters."""
-        view = View(jax.eval_shape(self.optimizer.init, blocks_of(params, self.stacks)), self.stacks)
+        view = StackMapping(jax.eval_shape(self.optimizer.init, unrolled_structs(params, self.stacks)), self.stacks)
         given = [np.shape(x) for x in jax.tree.leaves(state)]
         if jax.tree.structure(state) != view.stacked or given != view.shapes:
             raise ConfigError(
@@ -106,18 +106,18 @@ class _Blocks:
             )
         return view
 
-    def _run(self, function: Callable[..., Any], views: list[View], *trees: Any) -> Any:
+    def _run(self, function: Callable[..., Any], views: list[StackMapping], *trees: Any) -> Any:
         """Run a function of unrolled trees on stacked trees; each tree has its `View`."""
         if all(slot.stack is None for view in views for slot in view.slots):  # no stack among these trees
             return function(*trees)
         if not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-            return rolled(function, views, self.stacks)(*trees)
+            return run_on_stacks(function, views, self.stacks)(*trees)
         # Without jit the function gets concrete arrays, which one can look at.
         result = function(*(view.unfold(tree) for view, tree in zip(views, trees, strict=True)))
-        return View(result, self.stacks).fold(result)
+        return StackMapping(result, self.stacks).fold(result)
 
 
-def _between(function: Callable[..., Any], view: View) -> Callable[..., Any]:
+def _between(function: Callable[..., Any], view: StackMapping) -> Callable[..., Any]:
     """Convert a function of stacked trees into one of unrolled trees. Other arguments and results pass unchanged."""
 
     def run(*args: Any, **options: Any) -> Any:

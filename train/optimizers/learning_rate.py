@@ -35,14 +35,14 @@ def _find(opt_state: Any, key: str, kind: str | None = None) -> Any:
     return found[0][1] if found else None
 
 
-def count(opt_state: Any) -> Any:
+def update_count(opt_state: Any) -> Any:
     """Return how many updates the optimizer's schedule has seen, from its state; None if the state has no count."""
     kinds = ("count", "ScaleByScheduleState"), ("count", "WrappedScheduleState"), ("gradient_step", "MultiStepsState")
     found = (_find(opt_state, key, kind) for key, kind in kinds)
     return next((x for x in found if x is not None), None)
 
 
-def logged(schedule: Any, before: TrainState, opt_state: Any) -> dict[str, Last]:
+def rate_metrics(schedule: Any, before: TrainState, opt_state: Any) -> dict[str, Last]:
     """Make the metrics that log the learning rate of a step.
 
     Args:
@@ -76,13 +76,13 @@ def _updates(state: TrainState) -> Any:
 
     It is the optimizer's own count, or else the number of steps that loss scaling did not skip.
     """
-    own = count(state.opt_state)
+    own = update_count(state.opt_state)
     if own is not None:
         return own
     return state.step if state.scale is None else state.step - state.scale.skipped
 
 
-def multiplied(opt_state: Any, factor: float, least: float, who: str) -> tuple[Any, float]:
+def multiply_rates(opt_state: Any, factor: float, least: float, who: str) -> tuple[Any, float]:
     """Multiply each learning rate in an optimizer state by a factor.
 
     Args:

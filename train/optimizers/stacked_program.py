@@ -1,4 +1,4 @@
-"""`rolled`: a function of the unrolled model's tree, run on stacks with one operation for all blocks that are alike.
+"""`run_on_stacks`: a function of the unrolled model's tree, run on stacks with one operation for all like blocks.
 
 The function is traced on the unrolled tree, so it sees the rank, norm and name of each block. The operations of its
 jaxpr are then grouped by what they do and what they read. An operation that every block of a stack does on its own
@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sapwood.core.fingerprint import Same
-from sapwood.core.unrolled_trees import Index, Stacks, View
+from sapwood.core.unrolled_trees import Index, StackMapping, Stacks
 
 
-def rolled(function: Callable[..., Any], views: Sequence[View], stacks: Stacks) -> Callable[..., Any]:
+def run_on_stacks(function: Callable[..., Any], views: Sequence[StackMapping], stacks: Stacks) -> Callable[..., Any]:
     """Convert a function of unrolled trees into one of stacked trees.
 
     Args:
@@ -49,7 +49,7 @@ def rolled(function: Callable[..., Any], views: Sequence[View], stacks: Stacks) 
         for view, tree in zip(views, trees, strict=True):
             given += program.inputs(view, tree)
         results = program.read(jaxpr, given)
-        view, leaves = View(shape, stacks), []
+        view, leaves = StackMapping(shape, stacks), []
         for slot in view.slots:
             x = program.together([results[i] for i in slot.members], None if slot.stack is None else slot.sizes)
             leaves.append(slot.blocks_in_place(x))
@@ -113,7 +113,7 @@ class _Program:
         self.done[node] = [x]
         return _Value(node, 0, None)
 
-    def inputs(self, view: View, tree: Any) -> list[_Value]:
+    def inputs(self, view: StackMapping, tree: Any) -> list[_Value]:
         """Add the leaves of a stacked tree, and return the values of the unrolled tree's leaves."""
         parts = []
         for slot, x in zip(view.slots, view.stacked.flatten_up_to(tree), strict=True):

@@ -36,7 +36,7 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtyp
 _DOCUMENTED = 0x4000000  # the flag of code with a docstring, since Python 3.13
 
 
-def described(x: Any) -> dict[str, str]:
+def describe(x: Any) -> dict[str, str]:
     """Describe an object as texts by path. Digests of the user's own functions are under paths that start with "code.".
 
     >>> import optax

@@ -16,17 +16,17 @@ import jax
 import numpy as np
 
 from sapwood.core.errors import CheckError, CheckpointError, ConfigError
-from sapwood.core.messages import some
-from sapwood.runtime.processes import by_the_first, together
+from sapwood.core.messages import first_names
+from sapwood.runtime.processes import all_or_none, run_on_first_process
 from sapwood.saving import checksummed_json
 from sapwood.saving.checkpoints import Checkpoints, Info
 from sapwood.saving.orbax_arrays import preload
 from sapwood.train.record.jsonl import JsonlLog, read_rows
 from sapwood.train.record.run_identity import ANYWAY
 from sapwood.train.record.tensorboard import TensorBoardLog
-from sapwood.train.record.writer_lock import Writer
+from sapwood.train.record.writer_lock import DirectoryLock
 from sapwood.train.state.finite import not_finite
-from sapwood.train.state.restore import restored
+from sapwood.train.state.restore import restore_state
 
 
 class Run:
@@ -67,7 +67,7 @@ class Run:
         self.resume, self._held = resume, contextlib.ExitStack()
         if self.directory is None:
             return
-        self.writer = directory if isinstance(directory, Writer) else Writer(self.directory)
+        self.writer = directory if isinstance(directory, DirectoryLock) else DirectoryLock(self.directory)
         self.checkpoints = Checkpoints(self.directory / "checkpoints", keep=keep, best=best)
 
     def __enter__(self) -> "Run":
@@ -81,7 +81,7 @@ class Run:
                     f"{self.directory} already holds a run (newest checkpoint: step {self.newest}); resume it "
                     f"(resume=True, --resume), or choose another directory"
                 )
-            self.id = by_the_first(lambda: self.noted("run") or new_id())
+            self.id = run_on_first_process(lambda: self.noted("run") or new_id())
             held.enter_context(self.checkpoints)
             held.callback(lambda: [log.close() for log in self.logs])
             self._held = held.pop_all()
@@ -102,7 +102,7 @@ class Run:
         """
         if self.checkpoints is None or self.newest is None:
             return None
-        state, found = restored(self.checkpoints, shapes)
+        state, found = restore_state(self.checkpoints, shapes)
         written = found.info.get("run")  # None in files of version 0.1
         if written is not None and self.noted("run") not in (None, written):
             raise CheckpointError(
@@ -133,7 +133,11 @@ class Run:
         assert self.checkpoints is not None
         self.checkpoints.wait()
         step = self.checkpoints.best()
-        return last if step in (None, int(jax.device_get(last.step))) else restored(self.checkpoints, shapes, "best")[0]
+        return (
+            last
+            if step in (None, int(jax.device_get(last.step)))
+            else restore_state(self.checkpoints, shapes, "best")[0]
+        )
 
     def wait(self) -> None:
         """Wait until the checkpoint under way is written."""
@@ -157,11 +161,11 @@ class Run:
         if not self.save_nonfinite and (bad := not_finite(state)):
             kept = f"checkpoint {self.newest} is the newest" if self.newest is not None else "there is no checkpoint"
             raise CheckError(
-                f"after step {step} {some(bad)} {'is' if len(bad) == 1 else 'are'} not finite: nothing is saved over "
-                f"what is in {self.directory}, where {kept}; a smaller learning rate or Trainer(clip=1.0) may help; "
-                "fit(save_nonfinite=True), --save-nonfinite, saves such a state, too"
+                f"after step {step} {first_names(bad)} {'is' if len(bad) == 1 else 'are'} not finite: nothing is saved "
+                f"over what is in {self.directory}, where {kept}; a smaller learning rate or Trainer(clip=1.0) may "
+                "help; fit(save_nonfinite=True), --save-nonfinite, saves such a state, too"
             )
-        together(lambda: self.writer.check() if jax.process_index() == 0 else None)
+        all_or_none(lambda: self.writer.check() if jax.process_index() == 0 else None)
         numbers = {name: x for name, x in metrics.items() if isinstance(x, int | float)}
         rows = self.logs[0].mark if self.logs else None
         self.checkpoints.save(step, state, {**info, "run": self.id, "rows": rows}, numbers)

@@ -2,7 +2,8 @@
 
 `identity` makes the description: nested JSON dicts from a part ("callbacks", "data", or a field of the trainer) to a
 path to a text. Paths that start with "code." hold digests of the user's own functions. `changes` lists the differences
-of two descriptions in words. `hold` raises for differences, unless the caller accepts them with ``resume="anyway"``.
+of two descriptions in words. `require_same` raises for differences, unless the caller accepts them with
+``resume="anyway"``.
 """
 
 import dataclasses
@@ -17,10 +18,10 @@ import numpy as np
 from sapwood.core.errors import ConfigError
 from sapwood.data.dataset import Dataset
 from sapwood.train.config import Config
-from sapwood.train.record.describe_settings import described
+from sapwood.train.record.describe_settings import describe
 
 SAMPLED = 8
-"""Number of examples that `sample` reads to recognize a data set."""
+"""Number of examples that `digest_sample` reads to recognize a data set."""
 
 _ELSEWHERE = ("mesh", "rules", "offload", "jit", "checks", "learning_rate")  # how it runs, or only logged
 ANYWAY = "anyway"
@@ -43,21 +44,21 @@ def identity(trainer: Config, data: Dataset, validation: Dataset | None, callbac
         A dict from each part to its texts by path. "python" maps to the interpreter's cache tag, such as "cpython-313".
     """
     fields = [field.name for field in dataclasses.fields(trainer) if field.name not in _ELSEWHERE]
-    parts = {name: described(getattr(trainer, name)) for name in fields}
-    parts["callbacks"] = described([x for x in callbacks if dataclasses.is_dataclass(x)])
+    parts = {name: describe(getattr(trainer, name)) for name in fields}
+    parts["callbacks"] = describe([x for x in callbacks if dataclasses.is_dataclass(x)])
     for name, one in (("data", data), ("validation", validation)):
-        parts[name] = {} if one is None else {"examples": str(len(one)), **sample(one)}
+        parts[name] = {} if one is None else {"examples": str(len(one)), **digest_sample(one)}
     parts["jax_enable_x64"] = {"": str(jax.config.jax_enable_x64)}  # type: ignore[attr-defined]
     return {"python": f"{sys.implementation.cache_tag}", **parts}
 
 
 def model_changes(old: Mapping[str, Any] | None, trainer: Config) -> list[str]:
     """List in words how the trainer's model, loss, metrics and policy differ from a checkpoint's identity ``old``."""
-    parts = {name: described(getattr(trainer, name)) for name in ("objective", "policy")}
+    parts = {name: describe(getattr(trainer, name)) for name in ("objective", "policy")}
     return changes(old, {"python": f"{sys.implementation.cache_tag}", **parts})
 
 
-def called(callback: Any) -> dict[str, str]:
+def describe_callback(callback: Any) -> dict[str, str]:
     """Describe a callback, so that a resumed run can tell whose saved memory is whose.
 
     A dataclass is described by its name and its options, any other callback by its name.
@@ -66,11 +67,11 @@ def called(callback: Any) -> dict[str, str]:
     >>> called(StopAt("accuracy", 0.9))
     {'': 'sapwood:StopAt', 'monitor': "'accuracy'", 'target': '0.9', 'mode': "'max'"}
     """
-    parts, whole = described(callback), dataclasses.is_dataclass(callback)
+    parts, whole = describe(callback), dataclasses.is_dataclass(callback)
     return {path: text for path, text in parts.items() if not path or (whole and not path.startswith("code."))}
 
 
-def sample(data: Dataset) -> dict[str, str]:
+def digest_sample(data: Dataset) -> dict[str, str]:
     """Digest `SAMPLED` examples of a data set, entry by entry, evenly spaced over its own order.
 
     The examples are read twice. An entry that differs the second time is left out.
@@ -181,7 +182,7 @@ def _data(part: str, name: str, old: str | None, new: str | None) -> str:
     return f"{where} are others: {SAMPLED} examples of {name!r} were {said[0]} and are now {said[1]}"
 
 
-def hold(run: Any, old: Mapping[str, Any] | None, new: Mapping[str, Any], resume: bool | str) -> list[str]:
+def require_same(run: Any, old: Mapping[str, Any] | None, new: Mapping[str, Any], resume: bool | str) -> list[str]:
     """Compare the identity of a run with that of its checkpoint, and return the differences that the user accepts.
 
     Args:

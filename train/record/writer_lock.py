@@ -1,4 +1,4 @@
-"""`Writer`: a lock that lets one process write to a run directory, and a record of who holds it.
+"""`DirectoryLock`: a lock that lets one process write to a run directory, and a record of who holds it.
 
 The operating system releases the lock when its process ends, even by a kill. So a killed run leaves nothing to clean up
 by hand. On some file systems that machines share, locks hold within one machine only. So the writer also touches its
@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from sapwood.core.errors import CheckpointError
-from sapwood.runtime.processes import by_the_first
+from sapwood.runtime.processes import run_on_first_process
 from sapwood.runtime.terminal import say
 from sapwood.saving.checkpoint_directory import Directory
 
@@ -35,7 +35,7 @@ PATIENCE = 30.0
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
-class Writer:
+class DirectoryLock:
     """Exclusive right to write to a run directory: a context manager, which may be entered again while it is held.
 
     It converts to the path of the directory (`os.fspath`), so `fit(run=writer)` writes to a directory that is locked
@@ -72,9 +72,9 @@ class Writer:
     def __fspath__(self) -> str:
         return str(self.directory)
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> "DirectoryLock":
         if self._depth == 0:
-            by_the_first(self._take)
+            run_on_first_process(self._take)
         self._depth += 1
         return self
 

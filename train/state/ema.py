@@ -26,7 +26,7 @@ def first(tree: Any) -> Any:
     return jax.tree.map(lambda x: jnp.copy(x).astype(np.promote_types(x.dtype, np.float32)), tree)
 
 
-def averaged(state: dict) -> dict:
+def averaged_entries(state: dict) -> dict:
     """Return the part of a model state that is averaged: its floating entries.
 
     >>> averaged({"norm": {"mean": jnp.zeros(2), "count": jnp.int32(3)}})
@@ -45,12 +45,12 @@ def decay_of(decay: float, updates: Any) -> jax.Array:
     return jnp.minimum(decay, (1 + updates) / (10 + updates))
 
 
-def moved(mean: Any, tree: Any, keep: jax.Array) -> Any:
+def update(mean: Any, tree: Any, keep: jax.Array) -> Any:
     """Return the running mean after one more step, which keeps ``keep`` of the old mean."""
     return jax.tree.map(lambda old, x: keep.astype(old.dtype) * old + (1 - keep).astype(old.dtype) * x, mean, tree)
 
 
-def variables(state: Any) -> tuple[dict, dict]:
+def eval_variables(state: Any) -> tuple[dict, dict]:
     """Return the parameters and the model state that evaluation uses.
 
     Entries with a mean are that mean, in the dtype of the entry; other entries are as they are. Also takes a state of

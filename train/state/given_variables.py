@@ -1,4 +1,4 @@
-"""`take`: checks variables that were made elsewhere against a model's declarations, and copies them into place."""
+"""`copy_checked`: checks variables made elsewhere against a model's declarations, and copies them into place."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from sapwood.core.traces import is_traced
 from sapwood.saving import array_bits
 
 
-def take(what: str, declared: dict, given: Any, shardings: Any = None) -> dict:
+def copy_checked(what: str, declared: dict, given: Any, shardings: Any = None) -> dict:
     """Copy given arrays, one for each declared `Param`. They are copies because a training step donates its state.
 
     Args:
@@ -50,8 +50,8 @@ def take(what: str, declared: dict, given: Any, shardings: Any = None) -> dict:
             raise ConfigError(f"{what}: {name} is of type {type(leaf).__name__}, an array is expected")
         if (leaf.shape, leaf.dtype) != (struct.shape, struct.dtype):
             came, expected = (
-                array_bits.kind(str(leaf.dtype), leaf.shape),
-                array_bits.kind(str(struct.dtype), struct.shape),
+                array_bits.describe_type(str(leaf.dtype), leaf.shape),
+                array_bits.describe_type(str(struct.dtype), struct.shape),
             )
             raise ConfigError(f"{what}: {name} is {came}, the model declares {expected}")
     where = {paths.join(path): sharding for path, sharding in paths.leaves(shardings or {})}

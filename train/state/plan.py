@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from sapwood import parallel
 from sapwood.core.errors import ConfigError, InputError
-from sapwood.core.init import initializer, quick
+from sapwood.core.init import initializer, run_once_options
 from sapwood.core.paths import leaves, nest
 from sapwood.core.rng import as_key
 from sapwood.core.spec import Spec, spec
@@ -18,9 +18,9 @@ from sapwood.core.unrolled_trees import Stacks, stacks
 from sapwood.parallel.wasted_axes import warn_of_wasted
 from sapwood.train.config import Config
 from sapwood.train.objectives.supervised import takes_mask
-from sapwood.train.optimizers.blockwise import seen
+from sapwood.train.optimizers.blockwise import wrap_for_stacks
 from sapwood.train.state import ema, offload, trainable
-from sapwood.train.state.given_variables import take
+from sapwood.train.state.given_variables import copy_checked
 from sapwood.train.state.train_state import TrainState
 
 
@@ -95,12 +95,14 @@ def _plan(config: Config, batch: dict) -> Plan:
     def make(key: Any, batch: Any, params: Any = None, state: Any = None) -> TrainState:
         key, kinds = as_key(key), zip(("params", "state"), declared, (params, state), born or (None, None), strict=True)
         there = tuple(
-            None if x is None else take(f"Trainer.init: the {kind} given", tree, x, where)
+            None if x is None else copy_checked(f"Trainer.init: the {kind} given", tree, x, where)
             for kind, tree, x, where in kinds
         )
         with config.tracing():
             variables = first(*(x is not None for x in there))(key, batch, there=there)
-            once = jax.jit(complete, out_shardings=shardings, donate_argnums=(1, 2), compiler_options=quick(key))
+            once = jax.jit(
+                complete, out_shardings=shardings, donate_argnums=(1, 2), compiler_options=run_once_options(key)
+            )
             return once(key, *variables)
 
     return Plan(make, shapes, shardings)
@@ -117,10 +119,10 @@ def _complete(config: Config, key: Any, params: dict, state: dict, stacked: Stac
         step=jnp.int32(0),
         params=params,
         state=state,
-        opt_state=seen(config.optimizer, stacked).init(trained),
+        opt_state=wrap_for_stacks(config.optimizer, stacked).init(trained),
         rng=jax.random.fold_in(key, 2),  # init itself draws from the key, and from fold 1 for data-dependent values
         ema=None if config.ema is None else ema.first(trained),
-        ema_state=None if config.ema is None else ema.first(ema.averaged(state)),
+        ema_state=None if config.ema is None else ema.first(ema.averaged_entries(state)),
         scale=None if config.scaling is None else config.scaling.init(),
         ok=jnp.bool_(True) if config.checks else None,
         stacks=stacked,
@@ -209,7 +211,7 @@ class Beside(NamedTuple):
 def _beside(config: Config, declared: Spec, params: dict, state: TrainState) -> Beside:
     moments = parallel.moment_shardings(declared.params, config.mesh, config.rules)
     params, moments, structs = (trainable.split(tree, config.trainable)[0] for tree in (params, moments, state.params))
-    optimizer = seen(config.optimizer, stacks(declared.params))
+    optimizer = wrap_for_stacks(config.optimizer, stacks(declared.params))
     opt_state = parallel.opt_shardings(optimizer, structs, moments, config.mesh)
     host = None if config.offload is None else offload.on_host(opt_state, state.opt_state)
     return Beside(params, moments, opt_state, host)

@@ -1,4 +1,4 @@
-"""`restored`: reads a training state from a checkpoint, also from one of an earlier version.
+"""`restore_state`: reads a training state from a checkpoint, also from one of an earlier version.
 
 Checkpoints of versions up to 0.1 differ in the EMA: that of bfloat16 and float16 parameters was saved in their dtype,
 and there was none of the model state.
@@ -15,7 +15,9 @@ from sapwood.train.state import ema
 from sapwood.train.state.train_state import TrainState
 
 
-def restored(checkpoints: Checkpoints, shapes: TrainState, step: int | str | None = None) -> tuple[TrainState, Info]:
+def restore_state(
+    checkpoints: Checkpoints, shapes: TrainState, step: int | str | None = None
+) -> tuple[TrainState, Info]:
     """Read a state from a checkpoint; see `Checkpoints.restore`.
 
     In a checkpoint of version 0.1 or before, an EMA in bfloat16 or float16 becomes float32, and the EMA of the model
@@ -34,7 +36,7 @@ def restored(checkpoints: Checkpoints, shapes: TrainState, step: int | str | Non
     asked = shapes.replace(ema=_as_saved(saved, shapes.ema), ema_state=None if older else shapes.ema_state)
     found, info = checkpoints.restore(asked, step=step)
     mean = jax.tree.map(lambda x, planned: x.astype(planned.dtype), found.ema, shapes.ema)
-    of_state = ema.first(ema.averaged(found.state)) if older and shapes.ema is not None else found.ema_state
+    of_state = ema.first(ema.averaged_entries(found.state)) if older and shapes.ema is not None else found.ema_state
     return found.replace(ema=mean, ema_state=of_state), info
 
 

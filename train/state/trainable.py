@@ -14,7 +14,7 @@ from sapwood.core.paths import leaves, matches, nest, overlay
 Patterns = str | tuple[str, ...] | Callable[[str], bool]
 
 
-def read(patterns: Any) -> Any:
+def as_patterns(patterns: Any) -> Any:
     """Convert patterns to the form that `Trainer` keeps, or raise `ConfigError` if they are none.
 
     >>> read(["!stem", "**"])
@@ -84,7 +84,7 @@ def join(trained: dict, frozen: dict) -> dict:
     return overlay(frozen, trained) if frozen else trained
 
 
-def frozen(params: dict, patterns: Patterns | None) -> Any:
+def frozen_scopes(params: dict, patterns: Patterns | None) -> Any:
     """Return which scopes train nothing, in the form that a cursor keeps.
 
     It is True if the whole scope is frozen, False if nothing in it is, else pairs of a name and the same for that
@@ -97,15 +97,15 @@ def frozen(params: dict, patterns: Patterns | None) -> Any:
 
 
 def _frozen(trained: Any, params: dict) -> Any:
-    """Compute `frozen` for one scope, from its trained parameters and all its parameters."""
+    """Compute `frozen_scopes` for one scope, from its trained parameters and all its parameters."""
     if not trained:
         return True
     below = [(name, _frozen(trained.get(name), x)) for name, x in sorted(params.items()) if isinstance(x, dict) and x]
     return tuple((name, mark) for name, mark in below if mark) or False
 
 
-def unfrozen(state: dict, marks: Any) -> dict:
-    """Return the entries of a model state that lie in no frozen scope; ``marks`` is what `frozen` returned.
+def without_frozen(state: dict, marks: Any) -> dict:
+    """Return the entries of a model state that lie in no frozen scope; ``marks`` is what `frozen_scopes` returned.
 
     >>> unfrozen({"stem": {"mean": 1}, "count": 2}, (("stem", True),))
     {'count': 2}
@@ -114,7 +114,7 @@ def unfrozen(state: dict, marks: Any) -> dict:
         return state
     below = {} if marks is True else dict(marks)
     return {
-        name: unfrozen(x, below.get(name, False)) if isinstance(x, dict) else x
+        name: without_frozen(x, below.get(name, False)) if isinstance(x, dict) else x
         for name, x in state.items()
         if marks is not True and below.get(name) is not True
     }

@@ -15,7 +15,7 @@ import optax
 
 from sapwood.core.bind import bind, pure
 from sapwood.core.errors import CheckError
-from sapwood.core.messages import some
+from sapwood.core.messages import first_names
 from sapwood.core.paths import join, leaves
 from sapwood.losses.reduction import of_mean
 from sapwood.metrics import Mean, Metric
@@ -159,8 +159,8 @@ def _gradients(config: Config, state: Any, batch: Mapping[str, Any], key: Any) -
     if not bad:
         return None if config.clip is None else _norm(grads, config.clip)
     return (
-        f"the gradient of {some(bad, quote=False)} is not finite, though the loss is: a derivative has no value there, "
-        f"as that of a square root, a norm or a power at 0. Add an epsilon inside, or choose a safe argument by "
+        f"the gradient of {first_names(bad, quote=False)} is not finite, though the loss is: a derivative has no value "
+        f"there, as that of a square root, a norm or a power at 0. Add an epsilon inside, or choose a safe argument by "
         f"jnp.where before it (a jnp.where after it lets NaN through)"
     )
 
@@ -179,7 +179,7 @@ def _norm(grads: Any, clip: float) -> str | None:
 
 def _loss(config: Config, params: Any, model_state: Any, batch: Any, key: Any, train: bool) -> Any:
     """What is minimised, with the losses that layers add."""
-    frozen = trainable.frozen(params, config.trainable)
+    frozen = trainable.frozen_scopes(params, config.trainable)
     v = bind(params, model_state, rng=key, train=train, policy=config.policy, capture=False, frozen=frozen)
     (loss, _), updates = pure(config.objective)(v, batch)
     return sum(jax.tree.leaves(updates.losses), of_mean(loss) if isinstance(loss, Mean) else loss)

@@ -8,7 +8,7 @@ import jax
 from sapwood import metrics
 from sapwood.core.bind import bind, pure
 from sapwood.train.config import Config
-from sapwood.train.objectives.supervised import fills, takes_mask
+from sapwood.train.objectives.supervised import may_pad_batches, takes_mask
 from sapwood.train.step import checks
 from sapwood.train.step.forward import AUXILIARY, examples, forward
 
@@ -29,7 +29,7 @@ def remainder_step(config: Config, params: dict, state: dict, batch: Any, rows: 
     means over every example, and so may objectives that do not say otherwise."""
     some = jax.tree.map(lambda x: x[:rows], batch)
     found = evaluate_step(of_any_rows(config), params, state, some)
-    return {AUXILIARY: found[AUXILIARY]} if fills(config.objective) else found
+    return {AUXILIARY: found[AUXILIARY]} if may_pad_batches(config.objective) else found
 
 
 def of_any_rows(config: Config) -> Config:

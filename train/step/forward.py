@@ -43,7 +43,7 @@ def forward(
 
     Raises `ConfigError` where the objective does not return a loss, a scalar or a `Mean`, and a dict of metrics.
     """
-    frozen = trainable.frozen(params, config.trainable)
+    frozen = trainable.frozen_scopes(params, config.trainable)
     v = bind(params, state, rng=key, train=train, policy=config.policy, place=config.place, capture=False,
              frozen=frozen)  # fmt: skip
     result, updates = pure(config.objective)(v, batch)
@@ -57,7 +57,7 @@ def forward(
             loss = jnp.where(weight == 0, 0, loss * (weight / jnp.where(ordinary == 0, 1, ordinary)))
         loss = loss + found[AUXILIARY]
     ok = checks.flat(updates.checks) if config.checks else {}
-    return Pass(loss, weight, found, overlay(state, trainable.unfrozen(updates.state, frozen)), ok)
+    return Pass(loss, weight, found, overlay(state, trainable.without_frozen(updates.state, frozen)), ok)
 
 
 def _unpack(result: Any, objective: Any) -> tuple[jax.Array | metrics.Mean, dict[str, Any]]:

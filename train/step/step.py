@@ -8,7 +8,7 @@ import optax
 
 from sapwood.train.config import Config
 from sapwood.train.optimizers import learning_rate
-from sapwood.train.optimizers.blockwise import seen
+from sapwood.train.optimizers.blockwise import wrap_for_stacks
 from sapwood.train.state import ema, plan
 from sapwood.train.state.train_state import TrainState
 from sapwood.train.state.trainable import join, split
@@ -53,7 +53,7 @@ def train_step(config: Config, state: TrainState, batch: Any) -> tuple[TrainStat
         if beside is not None:  # each device updates its pieces, and the parameters are gathered again
             trained = jax.lax.with_sharding_constraint(trained, beside.moments)
         with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic mixes dtypes
-            optimizer = seen(config.optimizer, plan.stacks_of(config, state, batch))
+            optimizer = wrap_for_stacks(config.optimizer, plan.stacks_of(config, state, batch))
             updates, opt_state = optimizer.update(
                 grads, state.opt_state, trained,
                 value=out.loss, grad=grads, value_fn=lambda trained: plain(trained, state.state, key, batch)[1].loss,
@@ -62,12 +62,12 @@ def train_step(config: Config, state: TrainState, batch: Any) -> tuple[TrainStat
         after = state.replace(state=out.state, opt_state=opt_state)
         if config.ema is not None:
             keep = ema.decay_of(config.ema, state.step if state.scale is None else state.step - state.scale.skipped)
-            means = ema.moved((state.ema, state.ema_state), (trained, ema.averaged(out.state)), keep)
+            means = ema.update((state.ema, state.ema_state), (trained, ema.averaged_entries(out.state)), keep)
             after = after.replace(ema=means[0], ema_state=means[1])
         if beside is not None:
             trained = jax.lax.with_sharding_constraint(trained, beside.params)
         after, metrics = _gate(config, state, after.replace(params=join(trained, frozen)), out, finite, metrics)
-        metrics = {**metrics, **learning_rate.logged(config.learning_rate, state, after.opt_state)}
+        metrics = {**metrics, **learning_rate.rate_metrics(config.learning_rate, state, after.opt_state)}
         if beside is not None and beside.host is not None:
             after = after.replace(opt_state=jax.device_put(after.opt_state, beside.host))
         return after.replace(step=state.step + 1), metrics
