@@ -1,6 +1,7 @@
 """Training: the `Trainer`, objectives, the pure step, the loop, callbacks, and the record of a run.
 
-Losses, metrics and checkpoints have rooms of their own (`sw.losses`, `sw.metrics`, `sapwood.saving`).
+Losses, metrics and checkpoints are packages of their own: `sw.losses`, `sw.metrics` and `sapwood.saving`. `__all__`
+lists the public names. `sapwood.train.losses` and `sapwood.train.metrics` are former names of two of these packages.
 """
 
 import sys
@@ -23,7 +24,7 @@ from sapwood.train.step.checks import Flags
 from sapwood.train.step.loss_scale import LossScale
 from sapwood.train.trainer import Trainer
 
-# Where these were before: `import sapwood.train.metrics` still works.
+# Former names of the two packages: `import sapwood.train.metrics` still works.
 sys.modules[f"{__name__}.losses"], sys.modules[f"{__name__}.metrics"] = losses, metrics
 
 if not TYPE_CHECKING:

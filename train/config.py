@@ -1,7 +1,8 @@
-"""`Config`: how a model is trained, resolved once. The step, the plan, evaluation and the loop are given this value.
+"""`Config`: the configuration of training, checked and resolved once. Step, plan, evaluation and loop take a `Config`.
 
-`Trainer` is a `Config` with methods. Nothing below `train/trainer.py` knows the trainer, so what a file needs of it
-stands here: fields, and what follows from them (placement, batch sharding, platform).
+`Trainer` is a `Config` with methods. No file below `train/trainer.py` imports the trainer at run time. So this file
+holds everything that they need of it: the fields, and what follows from them (placement, batch sharding, platform).
+`Code` detects edits of the code that a config names.
 """
 
 import contextlib
@@ -34,9 +35,10 @@ _MODELS = ("sapwood.layers.", "sapwood.models.")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A configuration of training, without any array in it. `Trainer` explains the fields.
+    """The configuration of training. It holds no arrays. `Trainer` explains the fields.
 
-    After construction `policy` is a `Policy`, `mesh` a mesh or None, `trainable` a tuple of patterns or None.
+    After construction `policy` is a `Policy`, `mesh` is a mesh or None, and a list of patterns in `trainable` is a
+    tuple. A float16 policy has a `scaling`.
     """
 
     objective: Callable[..., Any]
@@ -55,7 +57,7 @@ class Config:
     checks: bool = True
     compiler_options: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
-    _code = None  # the `Code` of this config; no field, for it says nothing about how a model is trained
+    _code = None  # the `Code` of this config; not a field, because it is no part of the configuration
 
     def __post_init__(self) -> None:
         policy: Policy = as_policy(self.policy)
@@ -94,7 +96,7 @@ class Config:
 
     @functools.cached_property
     def place(self) -> Any:
-        """The placement of activations, which a cursor is given; None without a mesh."""
+        """The `Placement` of activations, which cursors use; None without a mesh."""
         return None if self.mesh is None else parallel.placement(self.mesh, self.rules)
 
     @functools.cached_property
@@ -104,17 +106,17 @@ class Config:
 
     @property
     def platform(self) -> str:
-        """The platform that programs are compiled for: that of the mesh, whose devices need not be here."""
+        """The platform that programs are compiled for, that of the mesh. This machine need not have its devices."""
         return platform(self.mesh)
 
     def put(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch of host arrays on the devices, sharded as `batch_sharding` says."""
+        """Put a batch of host arrays on the devices, under `batch_sharding`."""
         if self.mesh is None:
             return jax.device_put(dict(batch))
         return parallel.put_batch(dict(batch), self.batch_sharding)
 
     def check_batch_size(self, size: int) -> int:
-        """The size itself; `ConfigError` where accumulation or the mesh cannot divide it."""
+        """Return the size. Raises `ConfigError` if it does not divide into micro-batches or over the mesh."""
         if size % self.accumulate:
             raise ConfigError(
                 f"accumulate={self.accumulate} does not divide the batch of {size}; use a batch size "
@@ -131,7 +133,7 @@ class Config:
 
     @property
     def code(self) -> "Code":
-        """The code that this config names, as it is now: another `Code` once anything of it was edited."""
+        """The code that this config names now. After an edit it is a new `Code`."""
         kept = self._code
         if kept is None or kept.edited():
             kept = Code(self, None if kept is None else object())
@@ -139,14 +141,19 @@ class Config:
         return kept
 
     def tracing(self) -> contextlib.AbstractContextManager[None]:
-        """The context in which programs are traced: layers choose for its platform, and code is taken as it is now."""
+        """The context in which programs are traced: for this config's platform, and from the code as it is now."""
         return self.code.tracing()
 
 
 class Code:
-    """The code that a config names (model, loss, optimizer and all that they name), at one moment.
+    """The code that a config names at one moment: model, loss, optimizer and everything that these name.
 
-    `plans` holds what `train.state.plan` made of it, by the shapes of the batch. ``mark`` is what `traced_anew` takes.
+    Args:
+        config: the config.
+        mark: the mark for `traced_anew`, which keeps JAX from reusing traces of earlier code; None reuses them.
+
+    Attributes:
+        plans: the plans that `train.state.plan` made, by the shapes of the batch.
     """
 
     def __init__(self, config: Config, mark: Any = None):
@@ -158,16 +165,16 @@ class Code:
         return fingerprint(*(getattr(self.config, field.name) for field in dataclasses.fields(self.config)))
 
     def edited(self) -> bool:
-        """True if anything was edited since.
+        """Return True if any of this code was edited since this object was made.
 
-        Changes made by tracing itself, such as a list that a model appends to, are no edits.
+        Changes made by tracing itself, such as a list that a model appends to, do not count as edits.
         """
         with self._lock:
             return not self._traces and self._read() != self._fingerprint
 
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:
-        """The context in which this code is traced."""
+        """The context in which this code is traced. At its end the fingerprint is taken again."""
         with self._lock:
             self._traces += 1
         try:

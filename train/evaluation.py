@@ -1,8 +1,10 @@
-"""Evaluation and prediction, exact whatever the batch size.
+"""Evaluation and prediction of a whole data set, exact for any batch size.
 
-The last batch is filled up, so that one compiled program serves. An objective that takes masks counts what fills it as
-nothing (`objective.fills`). Of any other, and of what layers add, the last batch is computed once more for its real
-examples alone.
+The last batch is padded, so that all batches have one shape and one compiled program. If the objective leaves out the
+padding by its mask (`objectives.supervised.fills`), the padded batch is exact. For any other objective, a second
+program (`Programs.remainder`) computes the last batch from its real examples only. The same program computes the losses
+that layers add for the last batch, since layers average over every row. `Evaluation` has two halves, so that training
+goes on while the device evaluates.
 """
 
 import math
@@ -28,15 +30,24 @@ from sapwood.train.step import checks
 from sapwood.train.step.forward import AUXILIARY, hold
 
 BATCH = 256
-"""Examples a batch where the caller names no size: what is evaluated needs no gradient, so it may be large."""
+"""Default number of examples in a batch. It is large, because evaluation keeps nothing for a gradient."""
 
 AHEAD = 16
-"""Steps that may be under way at once. More would hold their batches in memory and gain nothing."""
+"""Largest number of steps under way on the device. More would hold their batches in memory and gain nothing."""
 
 
 def as_dataset(data: Any, learned: Any = None, what: str = "data") -> Dataset:
-    """A data set as it is, and anything else `sapwood.data.load` takes as one, held to what training ``learned`` of its
-    own. Raises `DataError` for an empty one, and one that means something else."""
+    """Return data as a `Dataset`, converted to the features of the training data.
+
+    Args:
+        data: a `Dataset`, or anything that `sapwood.data.load` takes.
+        learned: the features of the training data, such as `TrainState.features`; None converts nothing.
+        what: name of the data, for messages.
+
+    Raises:
+        ConfigError: ``data`` is a `Batches`.
+        DataError: the data set is empty, or cannot be converted to ``learned``.
+    """
     if isinstance(data, Batches):
         raise ConfigError("give the data set itself; fit, evaluate and predict make its batches")
     if not isinstance(data, Dataset):
@@ -55,9 +66,9 @@ def as_dataset(data: Any, learned: Any = None, what: str = "data") -> Dataset:
 
 
 def few_sizes(examples: int) -> int:
-    """The batch that so many examples are predicted in: `BATCH`, or the largest power of four that they fill.
+    """Return the batch size for a prediction of so many examples: the largest power of four that they fill, or `BATCH`.
 
-    So five programs serve any number of them, and what is padded is less than what is not.
+    So five compiled programs serve any number of examples, and there are always fewer padded rows than examples.
 
     >>> [few_sizes(n) for n in (1, 3, 4, 20, 64, 100, 255, 256, 10000)]
     [1, 1, 4, 16, 64, 64, 64, 256, 256]
@@ -66,7 +77,18 @@ def few_sizes(examples: int) -> int:
 
 
 def whole_pass(config: Config, data: Dataset, batch_size: int | None, largest: int = BATCH) -> Batches:
-    """One pass over the data in its order, the last batch padded; a batch size that is not given suits the mesh."""
+    """Return the batches of one pass over the data, in its order. The last batch is padded.
+
+    Args:
+        config: the config, whose mesh must divide the batch.
+        data: the data set.
+        batch_size: examples of a batch. None takes the number of examples, at most ``largest``, rounded up to a
+            multiple that divides over the mesh and the processes.
+        largest: upper limit of that choice.
+
+    Raises:
+        ConfigError: ``batch_size`` does not divide over the mesh.
+    """
     if batch_size is None:
         parts = 1 if config.mesh is None else math.lcm(batch_multiple(config.mesh, config.rules), jax.process_count())
         batch_size = -(-min(largest, len(data)) // parts) * parts
@@ -76,9 +98,21 @@ def whole_pass(config: Config, data: Dataset, batch_size: int | None, largest: i
 
 
 class Evaluation:
-    """Evaluation over one data set, in two halves so that the device need not wait between them.
+    """Evaluation over one data set, in two halves, so that the device can go on with other work between them.
 
-    `send` starts a pass and returns at once; `settle` fetches what it gave and computes the metrics.
+    `send` starts a pass and returns before it is done. `settle` fetches its results and computes the metrics.
+
+    Args:
+        config: the config.
+        programs: its compiled programs.
+        data: the data, converted by `as_dataset`.
+        batch_size: examples of a batch; None chooses a size (`whole_pass`).
+        what: name of the data, for messages.
+        learned: the features of the training data, or None.
+
+    Attributes:
+        batches: the batches of a pass.
+        step: the program ``(params, state, batch) -> metrics``.
     """
 
     def __init__(
@@ -95,7 +129,10 @@ class Evaluation:
         self.step = self.programs.evaluate
 
     def send(self, state: TrainState) -> list[dict[str, Any]]:
-        """Start a pass with the state's parameters (their running mean, where it keeps one)."""
+        """Start a pass with the state's parameters, or with their running means if it keeps some.
+
+        Returns the metrics of each batch, with `Flags` of its checks, on the device.
+        """
         (params, model_state), found = eval_variables(state), []
         masked, rows = may_pad_batches(self.config.objective), len(self.data) % self.batches.batch_size
         for i, batch in enumerate(stream(self.config, self.batches)):
@@ -104,7 +141,7 @@ class Evaluation:
                 found.append(self.step(params, model_state, batch))
                 self.check(found[-1])
             if last and (not masked or AUXILIARY in found[-1]):
-                with warnings.catch_warnings():  # what is left need not divide over a mesh
+                with warnings.catch_warnings():  # the remaining rows need not divide over the mesh
                     warnings.simplefilter("ignore", parallel.ShardingWarning)
                     more = self.programs.remainder(params, model_state, batch, rows)
                 found[i:] = [{**found[i], **more} if masked else more]
@@ -113,14 +150,17 @@ class Evaluation:
         return found
 
     def check(self, found: dict[str, Any]) -> None:
-        """Raise `ConfigError` where metrics, or the structure of one batch's, cannot be put together with others."""
+        """Raise `ConfigError` if the metrics of a batch cannot be merged with those of other batches.
+
+        Only the types and names in ``found`` count, not its numbers. One batch is never an error.
+        """
         if self.batches.steps_per_epoch > 1:
             n, size = len(self.data), self.batches.batch_size
             what = f"evaluating {n} examples in batches of {size} puts their metrics together (batch_size={n} does not)"
             hold(self.config.objective, without_flags(found), what)
 
     def settle(self, found: list[dict[str, Any]], state: TrainState) -> dict[str, Any]:
-        """The metrics of a pass; raises `CheckError` where a check failed in it."""
+        """Fetch the results of `send` and compute the metrics of the pass. Raises `CheckError` if a check failed."""
         fetched = jax.device_get(found)
         for i, tree in enumerate(fetched):
             if failed := tree.get(checks.FLAGS, checks.Flags({})).failed():
@@ -140,12 +180,12 @@ class Evaluation:
 
 
 def without_flags(tree: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of a step without its check bits."""
+    """Return the metrics of a step without the bits of its checks."""
     return {name: value for name, value in tree.items() if name != checks.FLAGS}
 
 
 def stream(config: Config, passed: Batches) -> Iterator[dict[str, Any]]:
-    """The batches of a pass from its beginning, on the devices."""
+    """Yield the batches of a pass from its beginning, on the devices."""
     fed = to_device(passed.seek(0), config.batch_sharding if config.mesh is not None else None)
     try:
         for batch in fed:
@@ -155,14 +195,15 @@ def stream(config: Config, passed: Batches) -> Iterator[dict[str, Any]]:
 
 
 def as_given(config: Config, passed: Batches, batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch of a pass without the mask of what fills it up, unless it is counted by or the data have one."""
+    """Remove the mask of the padding from a batch. The mask stays if the objective uses it (`fills`), or if the data
+    have an entry "mask" of their own."""
     if may_pad_batches(config.objective) or "mask" in passed.dataset.features:
         return batch
     return {name: x for name, x in batch.items() if name != "mask"}
 
 
 def predict(config: Config, programs: Programs, state: TrainState, data: Any, batch_size: int | None) -> Any:
-    """See `Trainer.predict`."""
+    """Compute the outputs for every example; see `Trainer.predict`."""
     if not hasattr(config.objective, "predict"):
         raise ConfigError(
             f"the objective {config.objective!r} has no predict(v, batch); sw.supervised makes one that "
@@ -174,6 +215,6 @@ def predict(config: Config, programs: Programs, state: TrainState, data: Any, ba
     (params, model_state), parts, step = eval_variables(state), [], programs.predict
     for batch in stream(config, whole_pass(config, data, batch_size, few_sizes(len(data)))):
         parts.append(step(params, model_state, batch))
-        if len(parts) > AHEAD:  # outputs may be large, so they leave the device as they come
+        if len(parts) > AHEAD:  # outputs may be large, so old ones leave the device early
             parts[-AHEAD] = jax.device_get(parts[-AHEAD])
     return jax.tree.map(lambda *xs: np.concatenate(xs)[: len(data)], *jax.device_get(parts))

@@ -1,4 +1,10 @@
-"""`Trainer`: how a model is trained, as one frozen value; its methods are thin doors to the files that do the work."""
+"""`Trainer`: the configuration of training as one frozen value, with methods that train, evaluate and predict.
+
+The fields are those of `Config`. Files below this one take a `Config`, so none of them imports this file at run time.
+Each method checks its arguments and calls the file that does the work. The programs that these methods compile are kept
+by `Trainer.compiled` and made again if the code was edited. A call with an unknown option, such as one of Keras, raises
+a `TypeError` that names the option here (`core.migration_hints`).
+"""
 
 import dataclasses
 import functools
@@ -20,7 +26,7 @@ from sapwood.train.step.step import train_step
 
 
 def _of_a_state(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that is given a state and data, and says so where they are something else."""
+    """Decorate a method ``(state, data, batch_size)``: wrong arguments raise a `ConfigError` that says what to pass."""
     what = f"trainer.{method.__name__}"
 
     @functools.wraps(method)
@@ -46,39 +52,44 @@ def _of_a_state(method: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Trainer(Config):
-    """A configuration of training, without any array in it.
+    """The configuration of training: objective, optimizer, mesh, precision and options. It holds no arrays.
 
-    What `fit`, `evaluate` and `predict` compile is kept for the next call. Where the model's code was edited meanwhile,
-    or a function or global that it names, each of them traces it anew.
+    `fit`, `evaluate` and `predict` keep their compiled programs for the next call. If the model's code was edited in
+    between, or a function or global that it names, the next call traces it again.
 
     Attributes:
         objective: a pure function ``(v, batch) -> (loss, metrics)``; `supervised` makes one.
-        optimizer: any optax transformation; it is given ``value``, ``grad`` and ``value_fn``, so L-BFGS with its line
-            search works. So does `optax.contrib.reduce_on_plateau`, which counts steps and watches the training loss;
-            `callbacks.ReduceOnPlateau` counts epochs and watches validation.
-        mesh, rules: where arrays live: `sapwood.mesh` or its string, "replica=2,fsdp=2,tensor=2"; the name of a table,
-            "fsdp+tensor", or `sapwood.parallel.Rules`. None is one device; without rules they follow the mesh.
-        policy: a `Policy` or a compute dtype; "float16" brings dynamic loss scaling.
-        trainable: path patterns of what trains: "head", "**/lora_*", or ("!encoder/norm", "encoder"), of which the
-            first that fits decides; "!stem" is everything but the stem, None is everything. A layer of which nothing
-            trains keeps its state, and its batch norm runs as in evaluation (as in Keras; `sw.frozen` tells a layer).
-        ema: decay of a running mean of the parameters and of batch statistics, which evaluation and saved models use.
-            It begins with less, ``(1 + n) / (10 + n)`` after n steps, so that it is of use in short runs (`train.ema`).
-        accumulate: micro-batches that a batch is cut into, one after the other, for one optimizer step.
-        clip: largest global norm of the gradient.
-        learning_rate: the schedule or number given to the optimizer, once more, to be logged; not needed where the
-            optimizer is made with `optax.inject_hyperparams`.
-        scaling: how the loss scale of float16 moves; made by default for a float16 policy.
-        offload: "optimizer" keeps the optimizer's state in the host's memory between steps; needs a mesh.
+        optimizer: any optax transformation. Its ``update`` gets ``value``, ``grad`` and ``value_fn``, so L-BFGS with
+            its line search works. So does `optax.contrib.reduce_on_plateau`, which counts steps and watches the
+            training loss; `callbacks.ReduceOnPlateau` counts epochs and watches validation.
+        mesh: a mesh made by `sapwood.mesh`, or its string, such as "replica=2,fsdp=2,tensor=2". None is one device.
+        rules: the map from logical axes to mesh axes: a `sapwood.parallel.Rules`, or the name of a table, such as
+            "fsdp+tensor". None takes the default rules, which use the axes that the mesh has. Rules need a mesh.
+        policy: a `Policy` or the name of a compute dtype. "float16" turns on dynamic loss scaling.
+        trainable: path patterns of the parameters that train: "head", "**/lora_*", or ("!encoder/norm", "encoder").
+            The first pattern that matches a path decides. "!stem" trains everything except the stem; None trains
+            everything. A layer of which nothing trains keeps its state, and its batch norm computes as in evaluation,
+            as in Keras. A layer asks `sw.frozen` for this.
+        ema: decay of the exponential moving average of the trainable parameters and of batch statistics, which
+            evaluation and saved models use. It is above 0 and below 1; None keeps no average. After n steps the decay
+            is at most ``(1 + n) / (10 + n)``, so that the average is useful in short runs (`train.state.ema`).
+        accumulate: number of micro-batches of a batch. They run one after the other, for one optimizer step.
+        clip: largest global norm of the gradient, above 0. None does not clip.
+        learning_rate: the schedule or number that the optimizer was made with, given again so that it is logged. It
+            is not needed if the optimizer is made with `optax.inject_hyperparams`.
+        scaling: the `LossScale` that adapts the loss scale of float16. None means `LossScale()` for a float16 policy.
+        offload: "optimizer" keeps the optimizer state in host memory between steps; it needs a mesh. None keeps the
+            state on the devices.
         jit: False runs every step as plain Python, so that a breakpoint in a layer stops there.
-        checks: collect `v.check` and the finiteness of loss and gradients on the device; a failure raises `CheckError`.
-            Gradients of a finite loss are left to an optimizer that looks after them, as `optax.apply_if_finite` and
-            `optax.zero_nans` do. A loss that is not finite fails in any case, for no optimizer keeps batch statistics
-            from it; False leaves that to the optimizer too.
-        compiler_options: XLA's options for what this trainer compiles, by name, such as
-            ``{"xla_tpu_scoped_vmem_limit_kib": 65536}``; they win over XLA_FLAGS. XLA raises for one that it lacks.
+        checks: True collects `v.check` and the finiteness of loss and gradients on the device; a failure raises
+            `CheckError`. Non-finite gradients of a finite loss are no failure if the optimizer handles them, as
+            `optax.apply_if_finite` and `optax.zero_nans` do. A non-finite loss is always a failure, because no
+            optimizer keeps it out of the batch statistics. False leaves that to the optimizer too.
+        compiler_options: XLA's options for the programs of this trainer, a dict by name, such as
+            ``{"xla_tpu_scoped_vmem_limit_kib": 65536}``. They override XLA_FLAGS. XLA raises for an unknown option.
 
-    Raises `ConfigError` for values that cannot be.
+    Raises:
+        ConfigError: a field has an invalid value, or two fields do not fit together.
 
     >>> import optax, jax.numpy as jnp
     >>> from sapwood.train import metrics as M, supervised
@@ -92,35 +103,42 @@ class Trainer(Config):
     (1, {'accuracy': 0.5, 'checks': True, 'loss': 1.0986123085021973})
     """
 
-    _programs = None  # no field, for they say nothing about how a model is trained
+    _programs = None  # the `Programs`; not a field, because they are no part of the configuration
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
             raise migration_hints.attribute(self, name)
 
-    # ---- the parts --------------------------------------------------------------------------------------------------
+    # ---- training, evaluation, prediction ---------------------------------------------------------------------------
 
     def init(self, key: Any, batch: Mapping[str, Any], params: Any = None, state: Any = None) -> TrainState:
-        """The state before the first step, each array born where it will live.
+        """Make the state before the first step. Every array is created under its final sharding.
 
-        ``key`` is a random key or a seed, ``batch`` a batch of arrays or of shapes (arrays where initialisers read
-        data). The parameters are those of ``sw.init(objective, key, batch)``, unless they are given: ``params``, and
-        the model's ``state``, are then copied to where they will live, and nothing is drawn for them. What they were
-        trained on goes with them by ``state.replace(features=artifact.features)``. Raises `ConfigError` where
-        ``trainable`` matches nothing, the batch does not divide over the mesh, or what is given is not what the model
-        declares.
+        The parameters and the model state are those of ``sw.init(objective, key, batch)``, unless they are given. Given
+        arrays are copied to their final sharding, and nothing is drawn for them. To also keep the features that they
+        were trained on, use ``state.replace(features=artifact.features)``.
+
+        Args:
+            key: a random key or an integer seed.
+            batch: a dict of arrays ``(batch, ...)``, or of shapes. Initializers that read data need arrays.
+            params: the model's parameters, a nested dict of arrays; None draws them.
+            state: the model's state, a nested dict of arrays; None makes it.
+
+        Raises:
+            ConfigError: a pattern of ``trainable`` has no effect or nothing is left to train; the batch does not divide
+                into micro-batches or over the mesh; or the given arrays differ from what the model declares.
         """
         batch = _batch("init(key, batch)", batch)
         self.check_batch_size(jax.tree.leaves(batch)[0].shape[0])
         return plan.plan(self, batch).make(key, batch, params, state)
 
     def restart(self, state: TrainState) -> TrainState:
-        """A state's own parameters, model state and features at step 0 again, for another run; not its running means.
+        """Return a state at step 0 for another run, with the parameters, model state and features of ``state``.
 
-        The optimizer's memory, and with it the count that its schedule goes by, running means and loss scale are new,
-        and what is drawn is drawn anew. (``state.replace(step=0)`` would leave a schedule at its end.) The state may be
-        that of another trainer of the same model, with another optimizer.
+        The optimizer state is new, and with it the count that its schedule follows. The running means start again from
+        the parameters, the loss scale starts again, and random draws are new. (``state.replace(step=0)`` would leave a
+        schedule at its end.) ``state`` may come from another trainer of the same model, with another optimizer.
 
         >>> import jax.numpy as jnp, optax
         >>> from sapwood.train import supervised
@@ -135,13 +153,21 @@ class Trainer(Config):
         return plan.restart(self, state)
 
     def step(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
-        """One training step, a pure function: ``jax.jit(trainer.step, donate_argnums=0)`` in a loop of your own;
-        `train.compiling.compiled` compiles that as `fit` does.
+        """Do one training step. It is a pure function.
 
-        The metrics are accumulators (`Metric`) or scalars by name (`metrics.compute` gives values): "loss" and what the
-        objective gives, then "auxiliary_loss" where layers add one, "gradient_norm" with ``clip``, "learning_rate"
-        where the optimizer holds it or the trainer was given it, "skipped_steps" under loss scaling, and with
-        ``checks`` the bits under "checks" (`Flags.failed` lists what failed).
+        In a loop of your own, use ``jax.jit(trainer.step, donate_argnums=0)``. `runtime.compile_options.compiled`
+        compiles that as `fit` does.
+
+        Args:
+            state: the state before the step.
+            batch: a dict of arrays ``(batch, ...)``.
+
+        Returns:
+            The state after the step, and the metrics: a dict of accumulators (`Metric`) or scalars, whose values
+            `metrics.compute` gives. It holds "loss" and the metrics of the objective; "auxiliary_loss" if layers add a
+            loss; "gradient_norm" with ``clip``; "learning_rate" if the optimizer state holds it or the trainer was
+            given it; "skipped_steps" under loss scaling; and with ``checks`` the bits under "checks", of which
+            `Flags.failed` lists the failed ones.
         """
         with self.tracing():
             batch = _batch("step(state, batch)", batch)
@@ -152,7 +178,7 @@ class Trainer(Config):
     def fit(self, data: Any, *targets: Any, **options: Any) -> "fit.Result":
         """Train on a data set; see `sapwood.train.fit` for the options. Returns ``(state, history)``.
 
-        Raises `ConfigError` for ``targets``: inputs and labels are one data set, ``(x, y)``.
+        Raises `ConfigError` if ``targets`` are given: inputs and labels are one data set, ``(x, y)``.
         """
         if targets:
             raise ConfigError(
@@ -163,14 +189,25 @@ class Trainer(Config):
     @migration_hints.answering("Trainer.evaluate", migration_hints.EVALUATE)
     @_of_a_state
     def evaluate(self, state: TrainState, data: Any, batch_size: int | None = None) -> dict[str, Any]:
-        """The metrics over a whole data set, exact whatever the batch size and the mesh.
+        """Compute the metrics over a whole data set. They are exact for any batch size and any mesh.
 
-        As in training, "loss" is the objective's own, and "auxiliary_loss" what layers add to it in this mode: each
-        batch's, weighed by its examples. (A mixture of experts adds its losses in training alone.)
-        ``data`` is a data set or anything `sapwood.data.load` takes; it is held to ``state.features``, what training
-        learned of its own: classes and columns are matched by name (`Dataset.held_to`). The running mean of the
-        parameters is used where there is one. Raises `DataError` for an empty data set and for one that means something
-        else, `CheckError` where a check fails.
+        "loss" is the loss of the objective, as in training. "auxiliary_loss" is what layers add in this mode, averaged
+        over the batches with their numbers of examples as weights. (A mixture of experts adds its losses in training
+        only.) If the state keeps running means of the parameters, these are used.
+
+        Args:
+            state: the state to evaluate.
+            data: a data set, or anything that `sapwood.data.load` takes. It is converted to ``state.features``, the
+                features of the training data: classes and columns are matched by name (`Dataset.held_to`).
+            batch_size: examples of a batch. None takes at most 256, rounded up to what the mesh divides.
+
+        Returns:
+            A dict from the name of each metric to its value.
+
+        Raises:
+            ConfigError: ``state`` or ``batch_size`` is invalid, or the metrics of several batches cannot be merged.
+            DataError: the data set is empty, or cannot be converted to the features of the training data.
+            CheckError: a check fails.
         """
         run = evaluation.Evaluation(self, self.compiled, data, batch_size, learned=state.features)
         return run.settle(run.send(state), state)
@@ -178,19 +215,26 @@ class Trainer(Config):
     @migration_hints.answering("Trainer.predict", migration_hints.EVALUATE)
     @_of_a_state
     def predict(self, state: TrainState, data: Any, batch_size: int | None = None) -> Any:
-        """The model's outputs for every example, in order, as NumPy arrays (examples, ...).
+        """Compute the model's outputs for every example, in order, as NumPy arrays ``(examples, ...)``.
 
-        ``data`` is a data set, or a dict of arrays; its inputs are held to ``state.features``, as in `evaluate`. The
-        objective must have ``predict(v, batch)``, as those of `supervised` do. Raises `ConfigError` where it has not,
-        `DataError` for no data, or data that means something else.
+        The objective must have a method ``predict(v, batch)``; those of `supervised` have it.
+
+        Args:
+            state: the state whose parameters are used; their running means if it keeps some.
+            data: a data set, or a dict of arrays. Its inputs are converted to ``state.features``, as in `evaluate`.
+            batch_size: examples of a batch; None chooses a size.
+
+        Raises:
+            ConfigError: the objective has no ``predict``.
+            DataError: the data set is empty, or cannot be converted to the features of the training data.
         """
         return evaluation.predict(self, self.compiled, state, data, batch_size)
 
-    # ---- what the parts share ---------------------------------------------------------------------------------------
+    # ---- programs and variables that these methods share ------------------------------------------------------------
 
     @property
     def compiled(self) -> programs.Programs:
-        """The programs of this trainer, made when first used, and anew where its code was edited: see `programs`."""
+        """The compiled programs of this trainer. They are made at first use, and again if its code was edited."""
         code, kept = self.code, self._programs
         if kept is None or kept.code is not code:
             kept = programs.Programs(self, code)
@@ -198,12 +242,12 @@ class Trainer(Config):
         return kept
 
     def eval_variables(self, state: TrainState) -> tuple[dict, dict]:
-        """The parameters and model state that evaluation uses: their running means, where the state keeps some."""
+        """Return the parameters and model state that evaluation uses: the running means, if the state keeps some."""
         return ema.eval_variables(state)
 
 
 def _batch(what: str, batch: Any) -> dict[str, Any]:
-    """A batch as a plain dict; `ConfigError` for what is none, as a whole data set is."""
+    """Return a batch as a plain dict. Raises `ConfigError` for an empty one and for other types, such as a data set."""
     if isinstance(batch, Mapping) and batch:
         return dict(batch)
     got = f"a {type(batch).__name__}" if not isinstance(batch, Mapping) else "an empty dict"

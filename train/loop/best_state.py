@@ -1,4 +1,8 @@
-"""The best state of a run, where `fit` is to end with it and not with the last."""
+"""The best state of a run: which metric decides, and a copy of the state for runs without a directory.
+
+`wanted` finds the goal of a run, from `fit(best=)`, from callbacks and from the resumed run. With a run directory, the
+best checkpoint stays there (`Run.best`). Without one, `Kept` holds a copy of the best state on the devices.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,10 +18,16 @@ from sapwood.train.loop.blocks import copy
 
 
 def wanted(best: Any, callbacks: Sequence[Callback], before: str | None = None, anyway: bool = False) -> Goal | None:
-    """What `fit` shall end with: what ``best=`` says, or an `EarlyStopping(restore=True)`, or the run that it resumes.
+    """Return the goal by which a run ends with its best state, or None if it ends with its last state.
 
-    `ConfigError` where these mean different things, and where not all processes have that callback. A run that goes on
-    ``anyway`` may want another best than before.
+    Args:
+        best: the option of `fit`, such as "max:accuracy", or None.
+        callbacks: the callbacks of `fit`. An `EarlyStopping(restore=True)` has a goal, too.
+        before: the goal of the run that is resumed, or None. It is used if nothing else gives a goal.
+        anyway: True lets a resumed run have another goal than before.
+
+    Raises:
+        ConfigError: these goals differ, or only some processes have an `EarlyStopping(restore=True)`.
     """
     stopping = {Goal(c.mode, c.monitor) for c in callbacks if isinstance(c, EarlyStopping) and c.restore}
     if any_process(bool(stopping)) and any_process(not stopping):
@@ -34,15 +44,21 @@ def wanted(best: Any, callbacks: Sequence[Callback], before: str | None = None, 
 
 
 class Kept:
-    """The best state so far where no directory keeps it: a copy of it on the devices."""
+    """A copy of the best state so far, on the devices, for a run without a directory.
+
+    Attributes:
+        goal: the goal.
+        value: the best value of the metric so far; NaN before the first number.
+        state: the copy, or None.
+    """
 
     def __init__(self, goal: Goal):
         self.goal, self.value, self.state = goal, math.nan, None
 
     def offer(self, row: Mapping[str, Any], state: Any) -> None:
-        """Keep a copy of the state of a row that closes an epoch, if it is better."""
+        """Keep a copy of the state if the row, which closes an epoch, has the best value so far."""
         new = value(row, self.goal.metric, f'best="{self.goal}"')
         first = math.isnan(self.value) and not math.isnan(new)
         if first or better(new, self.value, self.goal.mode):
-            rng, rest = state.rng, state.replace(rng=None)  # the key is never used up
+            rng, rest = state.rng, state.replace(rng=None)  # no step donates the key, so it needs no copy
             self.value, self.state = new, jax.tree.map(copy, rest).replace(rng=rng)

@@ -1,7 +1,8 @@
-"""Several training steps in one compiled program: what sending a step costs is paid once for a block of them.
+"""Blocks: several training steps in one compiled program, so that the cost of a call is paid once for all of them.
 
-It pays where steps are short. A block has the same bits as its steps sent one at a time, or it is not used: `same_bits`
-holds one to the other on the state and the batches that training has reached.
+This pays if steps are short. A block is used only if it gives the same bits as its steps sent one at a time.
+`same_bits` compares the two on the state and the batches that training has reached. `dispatch` decides when steps are
+sent in blocks.
 """
 
 import functools
@@ -24,35 +25,47 @@ from sapwood.train.state.train_state import TrainState
 from sapwood.train.step.step import train_step
 
 LARGEST = 64
-"""Steps a block has at most where it is chosen automatically: by then next to nothing of the overhead is left."""
+"""Most steps in a block whose size is chosen automatically. Larger blocks would save next to nothing more."""
 UNROLLED = 16
-"""The same where a block is no loop but its steps one after the other, which take as much longer to compile."""
+"""The same for an unrolled block. Its program holds every step, so n steps take n times as long to compile."""
 ROOM = 2**24
-"""Bytes of the batches of a block that is chosen automatically, at most."""
+"""Most bytes of the batches in a block whose size is chosen automatically."""
 
 
 def train_one(config: Config, state: TrainState, batch: Any) -> tuple[TrainState, Packed]:
-    """The state after a batch, and its metrics, packed."""
+    """Do one training step. Returns the next state, and the metrics as `Packed`."""
     after, found = train_step(config, state, batch)
     return after, pack(found)
 
 
 def train_block(config: Config, state: TrainState, batches: Any) -> tuple[TrainState, Packed]:
-    """The state after a block of batches (block, batch, ...), one step each, and the metrics of each, packed."""
+    """Do one training step for each of the ``batches``, whose arrays are ``(block, batch, ...)``.
 
-    def body(state: TrainState, batch: Any) -> tuple[TrainState, Packed]:  # XLA fuses no step with the one before
+    Returns the state after the last step, and the metrics of all steps as `Packed` with a leading axis ``(block,)``.
+    """
+
+    def body(state: TrainState, batch: Any) -> tuple[TrainState, Packed]:  # the barrier keeps XLA from fusing steps
         return train_one(config, *lax.optimization_barrier((state, batch)))
 
     return scan.scan(body, state, batches)
 
 
 class StepPrograms(NamedTuple):
-    """What sends steps: the compiled ``step``, and what a block of them is compiled from.
+    """The compiled step, and everything that is needed to compile a block of steps.
 
-    ``compiled`` are the programs of the trainer, which keep them for the next run. They take the state without its key,
-    the key's data, and a batch or a block: ``state``, ``key`` and ``batch`` are the shapes. ``seconds`` is how long
-    the step took to compile; ``block`` is compiled already, of ``size`` steps, unless that is 1 (one at a time) or None
-    (not decided yet).
+    A program takes the state without its key, the key's data, and a batch or a block of batches. It returns the next
+    state without its key, and `Packed` metrics.
+
+    Attributes:
+        compiled: the `Programs` of the trainer, which keep what is compiled for the next run.
+        step: the compiled program of one step.
+        seconds: how many seconds compiling the step took.
+        several: the function of a block of any size, not compiled yet.
+        state: the state as shapes.
+        key: the shape of the key's data.
+        batch: one batch as shapes.
+        size: number of steps in a block; 1 sends steps one at a time; None is not decided yet.
+        block: the compiled program of a block of ``size`` steps; None if ``size`` is 1 or None.
     """
 
     compiled: Any
@@ -67,27 +80,27 @@ class StepPrograms(NamedTuple):
 
     @property
     def config(self) -> Config:
-        """Whose steps they are."""
+        """The config whose steps these are."""
         return self.compiled.config
 
     def compile(self, size: int) -> Callable[..., Any]:
-        """The compiled block of so many steps."""
+        """Return the compiled program of a block of ``size`` steps."""
         shapes = self.state.replace(rng=None), self.key, stacked_shapes(self.batch, size)
         return self.compiled.compile(self.several, *shapes)[0]
 
     @property
     def unrolls(self) -> bool:
-        """Whether a block is no loop but its steps one after the other."""
+        """True if `core.scan` unrolls a block, as it does on CPU for a model with convolutions."""
         return scan.unrolls(functools.partial(train_one, self.config), self.state, stacked_shapes(self.batch, 2))
 
     def largest(self, unrolls: bool) -> int:
-        """How many steps a block has at most."""
+        """Return the most steps that a block may have, by `LARGEST` or `UNROLLED`, and by `ROOM`."""
         batch = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.batch))
         return max(1, min(UNROLLED if unrolls else LARGEST, ROOM // max(batch, 1)))
 
 
 def stacked_shapes(batch: Any, size: int) -> Any:
-    """The shapes and shardings of a block of batches, from those of a batch."""
+    """Return the shapes and shardings of a block ``(size, batch, ...)``, from those of one batch."""
 
     def stacked(x: Any) -> jax.ShapeDtypeStruct:
         sharding = x.sharding
@@ -100,7 +113,7 @@ def stacked_shapes(batch: Any, size: int) -> Any:
 
 
 def check_option(steps_per_call: Any) -> int | str:
-    """The option of `fit` as it is; `ConfigError` unless it is "auto" or a whole number, at least 1."""
+    """Return the option of `fit`. Raises `ConfigError` if it is neither "auto" nor an integer of at least 1."""
     if steps_per_call == "auto":
         return steps_per_call
     if not isinstance(steps_per_call, numbers.Integral) or isinstance(steps_per_call, bool) or steps_per_call < 1:
@@ -112,8 +125,9 @@ def check_option(steps_per_call: Any) -> int | str:
 
 
 def size(cadence: Cadence, block: int, step: int) -> int:
-    """How many steps go at once after ``step`` are done: the block, or one where a row closes before its end; 0 at the
-    end of the run.
+    """Return how many steps are sent next, after ``step`` steps are done.
+
+    This is ``block``, or 1 if a row closes before the end of the block, or 0 at the end of the run.
 
     >>> cadence = Cadence(steps=10, steps_per_epoch=10, log_every=5, checkpoint_every=10)
     >>> [size(cadence, 4, step) for step in (0, 1, 4, 5)]
@@ -125,8 +139,10 @@ def size(cadence: Cadence, block: int, step: int) -> int:
 
 
 def best_size(cadence: Cadence, step: int, largest: int) -> int:
-    """The block that makes the fewest calls of the rows after ``step``, of up to ``largest`` steps; what does not fill
-    a block goes one at a time, so a block that divides the rows is best. 1 where rows have a single step.
+    """Return the block size, at most ``largest``, with which the rows after ``step`` need the fewest calls.
+
+    Steps of a row that do not fill a block are sent one at a time, so a size that divides the rows is best. The result
+    is 1 if rows have a single step. At most the next 32 rows are counted.
 
     >>> best_size(Cadence(steps=450, steps_per_epoch=45, log_every=45, checkpoint_every=225), 0, 16)
     15
@@ -139,18 +155,20 @@ def best_size(cadence: Cadence, step: int, largest: int) -> int:
 
 
 def same_bits(one: Any, several: Any) -> bool:
-    """Whether two trees of arrays, alike in shapes and shardings, hold the same bits, NaN like any other.
+    """Return True if two trees of arrays hold the same bits. NaN is compared by its bits, too.
 
-    On the host, because to compile a comparison of so many arrays takes longer than to make it.
+    Both trees have the same shapes and shardings. The comparison is done on the host, because compiling one for so many
+    arrays takes longer. If the bits differ on any process, the result is False on all.
 
     >>> same_bits({"x": jnp.array([0.0])}, {"x": jnp.array([-0.0])})
     False
     """
     same = all(map(_same, jax.tree.leaves(one), jax.tree.leaves(several)))
-    return not any_process(not same)  # all processes go the same way
+    return not any_process(not same)  # all processes get the same answer
 
 
 def _same(x: Any, y: Any) -> bool:
+    """Return True if this process's shards of two arrays hold the same bits."""
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x, y = jax.random.key_data(x), jax.random.key_data(y)
     if not isinstance(x, jax.Array) or x.is_fully_addressable:
@@ -160,5 +178,5 @@ def _same(x: Any, y: Any) -> bool:
 
 
 def copy(x: Any) -> jax.Array:
-    """A copy that may be donated, where the array lies; nothing is compiled for it."""
+    """Copy an array under its own sharding, so that the copy can be donated. Nothing is compiled for it."""
     return jax.device_put(x, getattr(x, "sharding", None), may_alias=False)

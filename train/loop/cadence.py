@@ -1,4 +1,8 @@
-"""When a run logs, evaluates and saves: arithmetic on step numbers, so a resumed run does it at the same steps."""
+"""`Cadence`: the steps at which a run logs, evaluates and saves.
+
+It is arithmetic on step numbers only, so a resumed run does all this at the same steps as an unbroken one. A step
+number counts the steps done, from 1.
+"""
 
 import dataclasses
 
@@ -7,9 +11,17 @@ from sapwood.core.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-    """``steps`` in all, ``steps_per_epoch``; a row every ``log_every`` steps of an epoch, a checkpoint every
-    ``checkpoint_every`` steps, and at the end of each epoch with ``every_epoch``. Rows also close at the end of an
-    epoch, at each checkpoint and at the last step, so no row is ever cut by a resume.
+    """The steps at which a run closes a row of metrics and saves a checkpoint.
+
+    Rows also close at the end of an epoch, at each checkpoint and at the last step. So these checkpoints never lie
+    inside a row, and a resume cuts no row.
+
+    Attributes:
+        steps: number of steps of the run.
+        steps_per_epoch: number of steps of an epoch.
+        log_every: steps between rows, counted from the beginning of the epoch.
+        checkpoint_every: steps between checkpoints, counted from the beginning of the run.
+        every_epoch: True saves a checkpoint at the end of each epoch, too.
 
     >>> cadence = Cadence(steps=10, steps_per_epoch=5, log_every=3, checkpoint_every=7)
     >>> [s for s in range(1, 11) if cadence.closes_row(s)], [s for s in range(1, 11) if cadence.saves(s)]
@@ -24,28 +36,28 @@ class Cadence:
 
     @property
     def epochs(self) -> int:
-        """The epoch in which the run ends."""
+        """The number of the last epoch."""
         return self.epoch(self.steps)
 
     def epoch(self, step: int) -> int:
-        """The epoch, from 1, that a step belongs to; ``step`` counts the steps done, from 1."""
+        """Return the number of the epoch, from 1, that step number ``step``, from 1, belongs to."""
         return (step - 1) // self.steps_per_epoch + 1
 
     def ends_epoch(self, step: int) -> bool:
-        """Whether a step is the last of its epoch, or of the run."""
+        """Return True if a step is the last of its epoch, or of the run."""
         return step % self.steps_per_epoch == 0 or step == self.steps
 
     def saves(self, step: int) -> bool:
-        """Whether a checkpoint is due after a step."""
+        """Return True if a checkpoint is saved after a step."""
         return step % self.checkpoint_every == 0 or step == self.steps or (self.every_epoch and self.ends_epoch(step))
 
     def closes_row(self, step: int) -> bool:
-        """Whether a row of metrics is due after a step."""
+        """Return True if a row of metrics closes after a step."""
         within = step % self.steps_per_epoch
         return within % self.log_every == 0 or self.ends_epoch(step) or self.saves(step)
 
     def row_end(self, step: int) -> int:
-        """The number of steps done when the row closes that the step after ``step`` belongs to.
+        """Return the last step of the row that the step after ``step`` belongs to.
 
         >>> Cadence(steps=10, steps_per_epoch=5, log_every=3, checkpoint_every=7).row_end(5)
         7
@@ -64,12 +76,20 @@ def cadence_of(
     checkpoint_every: int | None,
     best: bool,
 ) -> Cadence:
-    """The cadence from the options of `fit`.
+    """Return the cadence for the options of `fit`.
 
-    A row an epoch, and every 100 steps where epochs are longer than 200. A checkpoint an epoch; where epochs are
-    shorter than 200 steps, only as often as makes 200. To keep the best one, each epoch has one, whose metrics are
-    those of its end. Raises `ConfigError` unless exactly
-    one of ``epochs`` and ``steps`` is given, and for numbers below 1.
+    Args:
+        steps_per_epoch: number of steps of an epoch.
+        epochs: number of epochs of the run, or None.
+        steps: number of steps of the run, or None.
+        log_every: steps between rows. None is one row an epoch, or one every 100 steps if an epoch has more than 200.
+        checkpoint_every: steps between checkpoints. None is one an epoch; if epochs are shorter than 200 steps, one
+            after as many whole epochs as make 200 steps.
+        best: True if the best checkpoint is kept. Then every epoch ends with a checkpoint, which has the metrics of
+            that end.
+
+    Raises:
+        ConfigError: not exactly one of ``epochs`` and ``steps`` is given, or a number is below 1 or not whole.
 
     >>> cadence_of(45, epochs=10, steps=None, log_every=None, checkpoint_every=None, best=False)
     Cadence(steps=450, steps_per_epoch=45, log_every=45, checkpoint_every=225, every_epoch=False)

@@ -1,12 +1,10 @@
-"""How `fit` dispatches training steps: one step per call, or a block of several steps as one compiled program.
+"""How `fit` sends its steps to the device: one at a time, or in blocks of several. The results have the same bits.
 
-Both ways must give the same bits. `Sender` runs the first block as single steps too, and compares the results. If any
-bit differs, it keeps the results of the single steps and dispatches no further block.
-
-`Auto` measures which way is faster, for ``steps_per_call="auto"``. It begins with single steps and times them. If they
-are short, and enough steps are left to repay a second compilation, a thread compiles a block while training goes on.
-Then comes a race: stretches of single steps and stretches of blocks take turns and are timed. They are training steps
-like all others, so no work is lost. Blocks win if they take less than 0.98 of the time.
+`Sender` has a fixed block size. `Auto` (``steps_per_call="auto"``) begins with single steps and goes through stages.
+`_pace` measures single steps. If they are short, and enough of them are left to repay a second compilation, a block is
+compiled in a thread, while `_wait` goes on with single steps. The first block is compared with single steps bit for bit
+(`_hold`). Then `_race` alternates stretches of single steps and of blocks; each step is a step of the training. Blocks
+stay if they are faster by a fiftieth.
 """
 
 import functools
@@ -25,32 +23,32 @@ from sapwood.train.loop.metric_transfer import Packed, join
 from sapwood.train.state.train_state import TrainState
 
 SHORT = 5e-3
-"""Seconds that a step may take at most for blocks to be tried. In longer steps the cost of dispatch is negligible."""
+"""Longest step, in seconds, for which blocks are tried. The cost of sending a longer step is negligible."""
 SAVED = 0.25
-"""Fraction of the time of short steps that blocks are expected to save."""
+"""Share of the time of short steps that blocks are expected to save."""
 MARGIN = 2.0
-"""A block is compiled only if it should save at least this many times its compile time, since both are estimates."""
+"""Blocks are tried if the expected saving is at least this many times the time to compile. Both are estimates."""
 WINDOW = 16
-"""Steps in each stretch of single steps that is timed before the race."""
+"""Single steps in one stretch of the measurement that comes before the race."""
 STRETCH = 4
-"""Blocks in each stretch of blocks in the race. A stretch of single steps in the race has as many steps."""
+"""Blocks, or as many single steps as these have, in each stretch of the race."""
 ROUNDS = 5
-"""Stretches of single steps that are timed before a block is compiled, and stretches of each kind in the race."""
+"""Stretches that are measured before a decision: of single steps at first, and of each kind in the race."""
 
 
 class Sender:
-    """Dispatches steps: a block if it ends within the current row of metrics, else a single step.
+    """Sends steps in blocks, or one at a time where a row closes before the end of a block.
 
-    The first block is run as single steps too. If any bit differs, all later steps are single steps.
+    The first block is run both ways. If they differ in a bit, all later steps are sent one at a time.
 
     Attributes:
-        cadence: the steps at which rows of metrics close.
-        programs: the compiled step, and the compiled block if there is one.
-        block: steps in a block; 1 means only single steps.
-        several: the compiled block; None if there is none yet.
-        held: True once a block has had the same bits as single steps.
-        key: the run's key and its data on the devices, from the last call; None before the first call.
-        chosen: `block`, for the run's config; None while it is not decided.
+        cadence: the cadence of the run.
+        programs: the compiled step and block.
+        block: number of steps of a block; 1 sends steps one at a time.
+        several: the compiled program of a block, or None.
+        held: True once a block gave the same bits as single steps.
+        key: the run's key and its data on the devices, kept from call to call.
+        chosen: how many steps are sent at once, for the config of the run; None is not decided yet.
     """
 
     def __init__(self, cadence: Cadence, programs: StepPrograms):
@@ -59,23 +57,15 @@ class Sender:
         self.held = False
         self.key: tuple[Any, Any] | None = None
         self.chosen = programs.size
-        """Steps in a block, for the run's config; None while that is not decided."""
 
     def size(self, done: int) -> int:
-        """The number of steps in the next call, when ``done`` steps are done; 0 at the end of the run."""
+        """Return how many steps are sent next, after ``done`` steps."""
         return size(self.cadence, self.block, done)
 
     def send(self, state: TrainState, batch: Any, size: int) -> tuple[TrainState, list[Packed]]:
-        """Dispatch one step or one block.
+        """Send one step, or a block of ``size`` steps. The state is donated.
 
-        Args:
-            state: the state before; its arrays are donated.
-            batch: a batch, or for a block its batches stacked along a first dimension, ``(block, batch, ...)``.
-            size: the number of steps: 1 or `block`.
-
-        Returns:
-            The state after these steps, and a list of their metrics: one `Packed` for the call, or for the first block
-            one `Packed` for each step.
+        Returns the next state, and the metrics in one part or several.
         """
         if size > 1 and not self.held:
             return self._hold(state, batch, size)
@@ -83,6 +73,7 @@ class Sender:
         return state, [found]
 
     def _call(self, program: Any, state: TrainState, batch: Any) -> tuple[TrainState, Packed]:
+        """Call a program, which takes the key's data apart from the state."""
         key = state.rng
         if self.key is None or self.key[0] is not key:
             self.key = key, _data(key, self.programs.key.sharding)
@@ -90,19 +81,16 @@ class Sender:
         return _with_key(after, key), found
 
     def before(self, done: int, state: TrainState) -> None:
-        """Called before each call of `send`. `Auto` starts to time a stretch here; this class does nothing."""
+        """Called before each `send`, after ``done`` steps. `Auto` starts its clock here."""
 
     def after(self, done: int, state: TrainState) -> None:
-        """Called after each call of `send`. `Auto` may change `block` here; this class does nothing."""
+        """Called after each `send`, after ``done`` steps. `Auto` stops its clock here, and may change `block`."""
 
     def interrupt(self) -> None:
-        """Called when something other than a step takes time. `Auto` drops the stretch that it times."""
+        """Called before work other than steps, so that its time is not measured."""
 
     def _hold(self, state: TrainState, batches: Any, size: int) -> tuple[TrainState, list[Packed]]:
-        """Run the block as single steps and as one program, and compare every bit of the results.
-
-        Returns the state and the metrics of the single steps. Sets `held`, or calls `differs`.
-        """
+        """Run the block as single steps and as one program, and compare the bits. Returns the single steps' results."""
         nth, other, each = _nth(self.programs.config.batch_sharding), jax.tree.map(copy, state), []
         for i in range(size):
             state, found = self._call(self.programs.step, state, nth(batches, i))
@@ -114,7 +102,7 @@ class Sender:
         return state, each
 
     def differs(self, size: int) -> None:
-        """Dispatch only single steps from now on, since a block gave other bits. This class warns; `Auto` does not."""
+        """Called if a block gave other bits: send single steps from now on, and warn."""
         self.block = self.chosen = 1
         warnings.warn(
             f"steps_per_call={size}: a block does not give the bits of single steps here; they go one at a time",
@@ -123,10 +111,7 @@ class Sender:
 
 
 def _with_key(state: TrainState, key: Any) -> TrainState:
-    """A copy of the state with this key (None for no key), and without its `features`.
-
-    It runs twice a call. ``state.replace(rng=key)`` takes ten times as long.
-    """
+    """Return ``state.replace(rng=key)``, in a tenth of its time. Each call of a program does this twice."""
     return TrainState(
         state.step, state.params, state.state, state.opt_state, key, state.ema, state.ema_state,
         state.scale, state.ok, stacks=state.stacks,
@@ -134,27 +119,26 @@ def _with_key(state: TrainState, key: Any) -> TrainState:
 
 
 def _data(key: jax.Array, sharding: Any) -> jax.Array:
+    """Return the data of a key, under a sharding."""
     data = jax.random.key_data(key)
     return data if sharding is None else jax.device_put(data, sharding)
 
 
 @functools.cache
 def _nth(sharding: Any) -> Callable[[Any, int], Any]:
-    """A compiled function ``(batches, i) -> batch``: batch i of a block, with the sharding of a batch."""
+    """Return a function that takes batch ``i`` out of a block, under the sharding of a batch."""
     return jax.jit(lambda batches, i: jax.tree.map(lambda x: x[i], batches), out_shardings=sharding)
 
 
 class Auto(Sender):
-    """Dispatches single steps until a block has proved to have the same bits and to be faster.
+    """Sends steps one at a time, until blocks are found to have the same bits and to be faster.
 
     Attributes:
-        stage: the method to call after each timed stretch, with the steps done and the median seconds per step:
-            `_pace`, then `_wait`, then `_race`; None once `block` is final.
-        begun: the stretch that is being timed: its first step, its end, and the time at its start; None if there is
-            none.
-        compiled: the future of `_compile`; None before.
-        tried: steps in the block of the race; 1 before the race.
-        seconds: seconds per step of each timed stretch, by the block that it used. The race begins with an empty dict.
+        stage: the method that is called after each stretch: `_pace`, `_wait` or `_race`; None once it is decided.
+        compiled: the result of `_compile`, from a thread.
+        tried: the block size of the race.
+        seconds: seconds per step of the stretches measured so far, by block size.
+        begun: the stretch under way: its first step, its end, and the clock at its beginning; None if there is none.
     """
 
     def __init__(self, cadence: Cadence, programs: StepPrograms):
@@ -169,11 +153,7 @@ class Auto(Sender):
         self.begun: tuple[int, int, float] | None = None
 
     def before(self, done: int, state: TrainState) -> None:
-        """Start to time a stretch, if none is being timed and the current row of metrics has room for it.
-
-        If rows are shorter than a stretch, the stretch is a whole row. In the race nothing is timed until the first
-        block has been compared with single steps.
-        """
+        """Begin a stretch if the row has room for one, or if a short row begins: then with what fits into the row."""
         racing = self.stage == self._race
         if self.stage is None or self.begun is not None or (racing and not self.held):
             return
@@ -181,12 +161,12 @@ class Auto(Sender):
         steps = min(wanted, left // self.block * self.block)
         if steps == wanted or (
             steps and (done == 0 or self.cadence.closes_row(done))
-        ):  # at the start of a row: rows are short, and this stretch is a whole row
+        ):  # a short row: take as much of it as fits
             jax.block_until_ready(state.step)
             self.begun = done, done + steps, time.perf_counter()
 
     def after(self, done: int, state: TrainState) -> None:
-        """If the timed stretch is over, note its seconds per step and call `stage`."""
+        """End a stretch at its last step, and call `stage` with the median seconds per step of this block size."""
         if self.stage is None or self.begun is None or done < self.begun[1]:
             return
         begin, _, clock = self.begun
@@ -199,13 +179,13 @@ class Auto(Sender):
         self._settle(1)
 
     def _settle(self, block: int) -> None:
+        """Send ``block`` steps at once for the rest of the run."""
         self.block, self.chosen, self.stage = block, block, None
 
     def _pace(self, done: int, seconds: float) -> None:
-        """First stage: after `ROUNDS` stretches of single steps, compile a block in a thread if that may pay.
+        """Measure `ROUNDS` stretches of single steps, then begin to compile a block if that may pay.
 
-        It cannot pay if steps take longer than `SHORT`, if too few steps are left, or if rows of metrics have no room
-        for a block. Then only single steps are used. Very long steps are decided after the first stretch.
+        Steps that are four times longer than `SHORT` are decided after one stretch.
         """
         if len(self.seconds[1]) < ROUNDS and seconds < 4 * SHORT:
             return
@@ -218,11 +198,7 @@ class Auto(Sender):
         self.stage = self._wait
 
     def _compile(self, done: int, saving: float) -> tuple[int, Callable[..., Any] | None]:
-        """The best number of steps in a block, and the compiled block; ``(1, None)`` if compiling it does not pay.
-
-        On a CPU a block with convolutions is unrolled (`StepPrograms.unrolls`). It then takes about ``size`` times as
-        long to compile as a step.
-        """
+        """Return the best block size and the compiled block; (1, None) if compiling takes longer than it may save."""
         unrolls = self.programs.unrolls
         size = best_size(self.cadence, done, self.programs.largest(unrolls))
         if size == 1 or (unrolls and saving < MARGIN * size * self.programs.seconds):
@@ -230,7 +206,10 @@ class Auto(Sender):
         return size, self.programs.compile(size)
 
     def _wait(self, done: int, seconds: float) -> None:
-        """Second stage: single steps until the block is compiled; then the race, unless there is no block."""
+        """Go on with single steps until the block is compiled, then start the race.
+
+        If compiling failed or would not pay, settle for single steps.
+        """
         assert self.compiled is not None
         if not self.compiled.done():
             return
@@ -240,10 +219,7 @@ class Auto(Sender):
         self.seconds, self.stage, self.block = {}, self._race, self.tried
 
     def _race(self, done: int, seconds: float) -> None:
-        """Third stage: stretches of single steps and of blocks take turns. After `ROUNDS` of each, one is kept.
-
-        Blocks are kept if their median time per step is below 0.98 of that of single steps.
-        """
+        """Alternate stretches of single steps and of blocks, and settle for the faster way after `ROUNDS` of each."""
         if all(len(self.seconds.get(size, ())) >= ROUNDS for size in (1, self.tried)):
             one, several = (statistics.median(self.seconds[size]) for size in (1, self.tried))
             return self._settle(self.tried if several < 0.98 * one else 1)

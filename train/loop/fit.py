@@ -1,8 +1,10 @@
-"""`fit`: the loop around the pure step. It sends steps and never waits for the device without need.
+"""`fit`: the loop around the pure step, which sends steps to the device and waits for it only if it must.
 
-Metrics stay on the device until a row of them closes, are then fetched asynchronously and read one row later; only
-callbacks and checkpoints make it wait. Everything that decides what happens next is in the checkpoint, so a run that
-was killed and resumed ends bit for bit where an unbroken one does.
+Metrics stay on the device until a row of them closes. They are then fetched asynchronously and read one row later. The
+loop waits for the device if `AHEAD` steps are under way, and for callbacks, checkpoints, a copy of the best state and
+the end of the run. A checkpoint holds everything that decides what happens next, so a run that was killed and resumed
+gives the same bits as an unbroken one. `Loop` is the run itself: `Loop.run` sends steps, `Loop.close` closes a row,
+`Loop.read` reads a closed row, and `Loop.save` writes a checkpoint.
 """
 
 import dataclasses
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from sapwood.train.trainer import Trainer
 
 ROOM = 4 << 20
-"""Characters of the metrics of a row that is under way, in a checkpoint, at most."""
+"""Most characters that the metrics of an unfinished row may take in a checkpoint."""
 
 
 class _Pair(NamedTuple):
@@ -59,10 +61,13 @@ class _Pair(NamedTuple):
 
 
 class Result(_Pair):
-    """What `fit` gives: the state after the last step, or the best where that was asked for, and one dict per row.
+    """The result of `fit`: a pair ``(state, history)``.
 
-    ``stopped`` is None, or what ended the run before its last step: "Ctrl-C" or "SIGTERM". What an `EarlyStopping` or
-    another callback ends has ended as it should.
+    Attributes:
+        state: the state after the last step; with ``best``, the best state.
+        history: the rows of metrics, one dict per row.
+        stopped: name of the signal that ended the run before its last step, such as "Ctrl-C" or "SIGTERM"; None
+            otherwise. It is also None if a callback such as `EarlyStopping` ended the run.
     """
 
     stopped: str | None = None
@@ -93,46 +98,60 @@ def fit(
     grace: float | None = 30.0,
     save_nonfinite: bool = False,
 ) -> Result:
-    """Train ``trainer`` on ``data`` (a data set, or anything `sapwood.data.load` takes).
+    """Train ``trainer`` on ``data``.
+
+    Ctrl-C ends the run after the step under way, saves a checkpoint in ``run``, and returns what was trained so far, as
+    if the run had been shorter; ``fit(...).stopped`` says so. A second Ctrl-C raises `KeyboardInterrupt` at once.
+    SIGTERM saves, too, and then ends the process with exit code 143 (`sapwood.train.loop.interrupts`). After both,
+    ``resume`` continues the run and gives the same bits as an unbroken run.
 
     Args:
-        epochs, steps: how long; exactly one of them.
-        batch_size: examples of a global batch; the last batch of an epoch is filled from the next one.
+        trainer: the trainer.
+        data: a data set, or anything that `sapwood.data.load` takes.
+        epochs: length of the run in epochs. Exactly one of ``epochs`` and ``steps`` is given.
+        steps: length of the run in steps.
+        batch_size: examples of a global batch. The last batch of an epoch is filled from the next epoch.
         validation: data evaluated at the end of each epoch; its metrics are "validation_loss" and so on. Its classes
             and columns are matched by name with those of ``data`` (`Dataset.held_to`), as in `evaluate` later. A number
-            such as 0.2 is the share of ``data`` to hold out, in proportion for each class (`Dataset.split`). It is the
-            same one whatever ``seed`` is, so that who goes on from a ``state`` validates on what it has not seen.
-        seed: of the first parameters, the order of the data and every random draw.
-        state: start from this state instead of a fresh one; it is copied to where the trainer's mesh has it.
+            such as 0.2 is the share of ``data`` to hold out, in proportion for each class (`Dataset.split`). The share
+            does not depend on ``seed``, so a run that continues from a ``state`` validates on examples that it has
+            not seen.
+        seed: seed of the first parameters, of the order of the data and of every random draw.
+        state: the state to start from, which is copied to the shardings of the trainer. None makes a new state.
         run: directory for ``metrics.jsonl``, TensorBoard events and checkpoints; None writes nothing.
-        resume: go on from the newest whole checkpoint in ``run``; from the beginning where there is none. The trainer
-            and the data must be those of before, as far as can be seen (`sapwood.train.record.run_identity`); more
-            epochs or steps may be asked for. "anyway" goes on whatever has changed, and where a callback had ended the
-            run: that one begins afresh, as any does that is another.
-        checkpoint_every: steps between checkpoints, and `keep` how many of them stay.
-        best: end with the state where a metric was best at the end of an epoch, "max:validation_accuracy" or
-            "min:loss", and not with the last one. Its checkpoint is kept in ``run`` beside the newest, from which a
-            resume goes on, by the same metric; without ``run`` a copy of it stays on the devices. What reads the run
-            takes the best.
-        log_every: steps between rows of metrics; each row averages since the one before.
-        callbacks: functions ``(event, memory) -> bool | TrainState | None``, see `sapwood.train.callbacks`.
-        steps_per_call: steps that go to the device as one program, where no row closes between them. The numbers are
-            the same bit for bit whatever it is, or steps go one at a time. "auto" measures whether it pays.
-        compile_cache: directory for compiled programs, so that the next start need not compile; True is the user's own,
-            see `sapwood.runtime.compile_cache`. None leaves JAX's setting as it is.
-        progress: show rows and, in a terminal, a bar.
-        grace: seconds that a SIGTERM leaves to end the step and save; then the process ends. None: as long as it takes.
-        save_nonfinite: save a checkpoint also where a parameter is NaN or infinite, or anything else in it NaN.
+        resume: True continues from the newest whole checkpoint in ``run``, or starts from the beginning if there is
+            none. Trainer and data must be the same as before, as far as can be detected
+            (`sapwood.train.record.run_identity`); more epochs or steps may be asked for. "anyway" accepts every change,
+            and continues a run that a callback had ended. That callback, and any that has changed, then starts with
+            an empty memory.
+        checkpoint_every: steps between checkpoints. None is one an epoch, or every 200 steps or so if epochs are
+            shorter (`train.loop.cadence`).
+        keep: number of newest checkpoints that stay.
+        best: the metric whose best state, of those at the end of an epoch, is returned in place of the last state:
+            "max:validation_accuracy" or "min:loss". Its checkpoint stays in ``run`` beside the newest, from which a
+            resume continues, with the same metric. Without ``run``, a copy of it stays on the devices. Whatever reads
+            the run directory takes the best checkpoint.
+        log_every: steps between rows of metrics. Each row is an average over the steps since the row before. None is
+            one row an epoch, or one every 100 steps if an epoch has more than 200.
+        callbacks: functions ``(event, memory) -> bool | TrainState | None``; see `sapwood.train.callbacks`.
+        steps_per_call: steps that are sent to the device as one program, if no row closes between them. The results
+            have the same bits for every value; if they would not, steps are sent one at a time. "auto" measures whether
+            more than one is faster.
+        compile_cache: directory that keeps compiled programs, so that the next start need not compile. True is the
+            directory of the user; see `sapwood.runtime.compile_cache`. None leaves JAX's setting unchanged.
+        progress: True shows the rows and, in a terminal, a bar.
+        grace: seconds that a SIGTERM leaves to end the step and to save; then the process ends. None sets no limit.
+        save_nonfinite: True saves a checkpoint even if a parameter is NaN or infinite, or anything else in it is NaN.
 
-    Ctrl-C ends the run after the step under way, saves a checkpoint in ``run``, and hands back what was trained so far,
-    as if the run had been shorter: ``fit(...).stopped`` says so. A second one is a `KeyboardInterrupt` at once. SIGTERM
-    saves, too, and then ends the process with exit code 143 (`sapwood.train.loop.interrupts`). Either way ``resume``
-    goes on as if nothing had happened, bit for bit.
+    Returns:
+        The last state and the rows, as a `Result`. With ``best`` it is the best state, whose ``step`` says which.
 
-    Returns the last state (with ``best`` the best one, whose ``step`` says which) and the rows. Raises `ConfigError`
-    for options that do not fit together, `DataError` for bad data, `CheckError` where a check fails in a step (nothing
-    after that step has changed the state) or a state is not to be saved because it is not finite, `CheckpointError`
-    where ``run`` cannot be written, or is being written by another process.
+    Raises:
+        ConfigError: options do not fit together.
+        DataError: the data are invalid.
+        CheckError: a check fails in a step, and no later step has changed the variables; or a state is not saved
+            because it is not finite.
+        CheckpointError: ``run`` cannot be written, or another process writes to it.
 
     >>> import numpy as np, optax
     >>> from sapwood.train import Trainer, supervised
@@ -159,7 +178,7 @@ def fit(
     stream = batches(data, batch_size, seed=seed)
     goal = wanted(best, asked, saved and saved.best, resume == run_identity.ANYWAY)
     if goal is not None and goal.metric.startswith("validation_") and validation is None:
-        asks = f'fit(best="{goal}")' if best is not None else f'the best by "{goal}"'  # of a callback, or of the run
+        asks = f'fit(best="{goal}")' if best is not None else f'the best by "{goal}"'  # set by a callback, or the run
         raise ConfigError(f"{asks} needs fit(validation=...)")
     cadence = cadence_of(
         stream.steps_per_epoch, epochs=epochs, steps=steps, log_every=log_every,
@@ -195,7 +214,10 @@ def fit(
 
 
 def _steps_per_call(config: Config, option: int | str) -> int | None:
-    """The steps of a block; None where that is to be found out. Several processes must not find out differently."""
+    """Return the number of steps in a block, or None if it is to be measured.
+
+    On several processes "auto" is 1, because each process could come to another result. Without jit it is always 1.
+    """
     several = check_option(option)
     if not config.jit or (several == "auto" and jax.process_count() > 1):
         return 1
@@ -204,7 +226,14 @@ def _steps_per_call(config: Config, option: int | str) -> int | None:
 
 @dataclasses.dataclass
 class Row:
-    """A row that is closed but not read yet: its metrics are on the device, or on their way from there."""
+    """A row that is closed but not read yet. Its metrics are on the device, or on their way to the host.
+
+    Attributes:
+        step: the last step of the row.
+        steps: the metrics of its steps, in one part or several.
+        validation: the metrics of a validation pass, a dict for each batch, or None.
+        rate: steps per second.
+    """
 
     step: int
     steps: list[Packed]
@@ -213,7 +242,29 @@ class Row:
 
 
 class Loop:
-    """The state of one run of `fit`, and the loop itself."""
+    """One run of `fit`: its state between steps, and the loop.
+
+    Args:
+        config: the config.
+        sender: sends the steps.
+        state: the state to begin from.
+        stream: the batches of the training data, `Batches`.
+        features: the features of the training data.
+        cadence: when rows close and checkpoints are saved.
+        evaluation: the evaluation of the validation data, or None.
+        record: the run directory.
+        callbacks: the callbacks.
+        begun: when `fit` began, in seconds as from `time.time`.
+        goal: the goal of the best state, or None.
+
+    Attributes:
+        history: the rows so far.
+        memory: the memory of each callback.
+        done: number of steps done.
+        stopped: True if a callback has ended the run.
+        pending: the metrics of the steps since the last row.
+        late: rows that are closed but not read.
+    """
 
     def __init__(
         self, config: Config, sender: Sender, state: TrainState, stream: Any, features: Learned, cadence: Cadence,
@@ -223,24 +274,29 @@ class Loop:
         self.config, self.sender, self.state, self.stream, self.cadence = config, sender, state, stream, cadence
         self.evaluation, self.record, self.callbacks, self.features = evaluation, record, callbacks, features
         self.kept = Kept(goal) if goal is not None and record.directory is None else None
-        self.asks = any_process(bool(callbacks))  # they may be of the first process alone
+        self.asks = any_process(bool(callbacks))  # True if any process has callbacks
         self.progress = Progress(cadence.steps, quiet=True)
         self.history: list[dict[str, Any]] = []
         self.memory: list[dict[str, Any]] = [{} for _ in callbacks]
         self.called = [run_identity.describe_callback(callback) for callback in callbacks]
         self.done, self.stopped, self.begun = 0, False, begun
-        self.stopping: list[int] = []  # the places of the callbacks that ended the run
+        self.stopping: list[int] = []  # indices of the callbacks that ended the run
         self.identity: dict[str, Any] = {}
         self.changed: list[str] = []
         self.pending: list[Packed] = []
-        self.carried: dict[str, Any] | None = None  # of the row in whose middle the run was stopped and resumed
+        self.carried: dict[str, Any] | None = None  # metrics of an unfinished row, from the checkpoint
         self.saved: int | None = None
-        self.measured = True  # the last row's metrics are of this model, which no callback has changed since
-        self.skipped = 0  # steps in a row, up to the last row that was read
+        self.measured = True  # False if a callback changed the model after the metrics of the last row were measured
+        self.skipped = 0  # steps that loss scaling skipped in a row, up to the last row that was read
         self.late: deque[Row] = deque()
 
     def restore(self, info: dict[str, Any] | None, resume: bool | str = True) -> None:
-        """Go on where the checkpoint with this info was taken; `ConfigError` where the run would be another."""
+        """Set the loop to the step of the checkpoint with this info, or of the state if ``info`` is None.
+
+        Raises:
+            ConfigError: the resumed run differs from the earlier one; the state is past the end of the run; or the
+                schedule of a given state's optimizer is ahead of the state's step.
+        """
         if info is None:
             all_or_none(lambda: self.record.begin(None))
             self.done = int(jax.device_get(self.state.step))
@@ -265,7 +321,7 @@ class Loop:
         self.stream.restore(info["data"])
         self.done, self.stopped = self.stream.position, info["stopped"] and resume != run_identity.ANYWAY
 
-        def hold() -> list[str]:  # callbacks may be of the first process alone, and it has written
+        def hold() -> list[str]:  # the first process wrote the identity; others may lack its callbacks
             old = info.get("identity") if jax.process_index() == 0 else None
             return run_identity.require_same(self.record.directory, old, self.identity, resume)
 
@@ -281,7 +337,7 @@ class Loop:
         self._remember(info, resume)
 
     def begins(self, info: dict[str, Any] | None) -> str:
-        """Where a run that is resumed goes on, in words."""
+        """Say in words where a resumed run continues."""
         run = self.record.directory
         if info is None:
             return f"{run} has no checkpoint: from the beginning"
@@ -293,12 +349,16 @@ class Loop:
         return f"{run} {'is over, at' if over else 'goes on from'} {at}{although}"
 
     def _remember(self, info: dict[str, Any], resume: bool | str) -> None:
-        """Give the callbacks what they knew. It was saved by the first process, which may be the only one with any.
+        """Restore the memory of the callbacks.
 
-        Under "anyway" another callback begins afresh, and so does what had ended the run: it would end it again.
+        The first process saved it, and may be the only one that has callbacks. With ``resume="anyway"``, a callback
+        that has changed starts with an empty memory. So does one that had ended the run, since it would end it again.
+
+        Raises:
+            ConfigError: the callbacks have changed, and ``resume`` is not "anyway".
         """
         memory, now = info["callbacks"], self.called
-        before, anyway = info.get("called"), resume == run_identity.ANYWAY  # None in what 0.1 wrote
+        before, anyway = info.get("called"), resume == run_identity.ANYWAY  # `before` is None in checkpoints of 0.1
 
         def check() -> None:
             if jax.process_index() > 0 or anyway:
@@ -324,7 +384,7 @@ class Loop:
         self.memory = [{} if i in afresh else known for i, known in enumerate(memory)]
 
     def ended(self, by: str | None) -> str:
-        """Where a run ended before its last step, and how to go on, in words."""
+        """Say in words where a run ended before its last step, and how to continue."""
         run = self.record.directory
         where = f"stopped by {by} after step {self.done} of {self.cadence.steps}"
         if run is None:
@@ -332,7 +392,7 @@ class Loop:
         return f"{where}, which is saved in {run}; --resume, or resume=True, goes on from there"
 
     def run(self, interrupts: Interrupts) -> None:
-        """Send every step that is left, or those until something asks for the end."""
+        """Send all remaining steps, or fewer if a callback or a signal asks for the end."""
         if self.stopped:
             return
         config = self.config
@@ -352,12 +412,12 @@ class Loop:
                     jax.block_until_ready(self.pending[-ahead])
                 self.sender.after(self.done, self.state)
                 if self.sender.block != block:
-                    feed.seek(self.done)  # what it read ahead is of another size
+                    feed.seek(self.done)  # drop batches that were read ahead for the old size
                 self.progress.advance(self.done)
                 leaves = interrupts.asked if alone else 0
                 if self.cadence.closes_row(self.done):
                     self.close()
-                    leaves = max_over_processes(interrupts.asked)  # several processes end at the same step
+                    leaves = max_over_processes(interrupts.asked)  # all processes end at the same step
                 if leaves:
                     interrupts.asked = leaves
                     return self.leave()
@@ -365,7 +425,7 @@ class Loop:
             feed.close()
 
     def leave(self) -> None:
-        """Look at what has been sent, and save it, in the middle of a row: whoever resumes it closes that row."""
+        """End in the middle of a row: check the steps that were sent, and save. The resumed run closes the row."""
         while self.late:
             self.read(self.late.popleft())
         if self.pending:
@@ -375,17 +435,20 @@ class Loop:
             self.save({})
 
     def take_up(self, of: Any) -> Packed:
-        """The metrics of a row's steps before the run was stopped, so that the row is that of an unbroken run."""
+        """Return the metrics of the steps of a row that came before the run was stopped, from the checkpoint.
+
+        With them the row is the same as in an unbroken run. ``of`` is `Packed.of` of the steps.
+        """
         carried, self.carried = self.carried or {}, None
         return Packed({kind: from_text(kind, *x) for kind, x in carried.items()}, of)
 
     def close(self) -> None:
-        """Close the row of this step, read what has arrived, and save where a checkpoint is due."""
+        """Close the row of this step, read earlier rows, and save if a checkpoint is due."""
         self.sender.interrupt()
         validation = None
         if self.evaluation is not None and self.cadence.ends_epoch(self.done):
             validation = self.evaluation.send(self.state)
-        now = time.perf_counter()  # steps are sent at the pace of the device, give or take AHEAD of them
+        now = time.perf_counter()  # the host is at most AHEAD steps ahead of the device
         rate = (self.done - self.clocked) / max(now - self.clock, 1e-9)
         self.clock, self.clocked = now, self.done
         self.late.append(Row(self.done, self.pending, validation, rate))
@@ -400,7 +463,10 @@ class Loop:
             self.save(self.history[-1] if self.cadence.ends_epoch(self.done) and self.measured else {})
 
     def save(self, row: dict[str, Any]) -> None:
-        """Save all that decides what happens next; `row` holds the metrics of a checkpoint at the end of an epoch."""
+        """Save a checkpoint of everything that decides what happens next.
+
+        ``row`` has the metrics of the state if it is one at the end of an epoch. It is empty otherwise.
+        """
         pending = {kind: to_text(x) for kind, x in self.pending[0].vectors.items()} if self.pending else {}
         if sum(len(text) for _, text in pending.values()) > ROOM:
             pending = {}
@@ -413,13 +479,13 @@ class Loop:
         self.saved = self.done
 
     def best(self, shapes: TrainState) -> TrainState:
-        """The best state of the run; the last one where no epoch's end had a number."""
+        """Return the best state of the run, or the last one if no epoch ended with a number for the metric."""
         if self.kept is not None:
             return self.state if self.kept.state is None else self.kept.state
         return self.record.best(shapes, self.state)
 
     def read(self, row: Row) -> None:
-        """Fetch a row, look at its checks, log it, and ask the callbacks."""
+        """Fetch a row, look at its checks, log it, and call the callbacks."""
         steps = unpack(join(row.steps))
         self.look(row, steps)
         self.count_skips(row, steps)
@@ -438,17 +504,20 @@ class Loop:
         for i, (callback, memory) in enumerate(zip(self.callbacks, self.memory, strict=True)):
             state = self.state.replace(features=self.features)
             said = callback(Event(row.step, self.cadence.steps, line["epoch"], ends, line, state, self.begun), memory)
-            if isinstance(said, TrainState):  # to go on with
+            if isinstance(said, TrainState):  # the run continues with this state
                 self.measured &= _same_model(said, self.state)
                 self.state = said.replace(features=None)
             else:
                 self.stopped = bool(said) or self.stopped
                 self.stopping += [i] if said else []
-        if self.asks:  # by their own clocks processes would end the run at different steps, and wait for each other
+        if self.asks:  # processes whose callbacks end at different steps would wait for each other
             self.stopped = from_first_process(self.stopped)
 
     def look(self, row: Row, steps: dict[str, Any]) -> None:
-        """Raise where a check failed: the state has not changed since, so that batch can be run again to say why."""
+        """Raise `CheckError` if a check failed in a row.
+
+        Parameters and model state have not changed since the failed step, so its batch is run again to say why.
+        """
         flags = steps.get(checks.FLAGS, checks.Flags({})).ok
         if all(ok.all() for ok in flags.values()):
             return
@@ -466,7 +535,7 @@ class Loop:
         raise CheckError(f"{'; '.join(failed)}, {where}")
 
     def count_skips(self, row: Row, steps: dict[str, Any]) -> None:
-        """Raise where loss scaling skips step after step: the run would end, and have learned nothing."""
+        """Raise `CheckError` if loss scaling skipped `LossScale.patience` steps in a row, or all steps of the run."""
         if SKIPPED not in steps:
             return
         assert self.config.scaling is not None
@@ -487,13 +556,13 @@ class Loop:
 
 
 def _same_model(one: TrainState, other: TrainState) -> bool:
-    """Whether two states hold the same arrays of parameters and model state."""
+    """Return True if two states hold the same array objects as parameters, model state and running means."""
     pairs = [jax.tree.leaves((x.params, x.state, x.ema, x.ema_state)) for x in (one, other)]
     return len(pairs[0]) == len(pairs[1]) and all(a is b for a, b in zip(*pairs, strict=True))
 
 
 def _start_copies(tree: Any) -> None:
-    """Send arrays on their way to the host; on a CPU they are there."""
+    """Begin to copy arrays to the host, without waiting. On a CPU they are there already."""
     if jax.default_backend() != "cpu":
         for x in jax.tree.leaves(tree):
             if isinstance(x, jax.Array):

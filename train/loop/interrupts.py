@@ -1,11 +1,12 @@
-"""Ctrl-C and SIGTERM while a run trains: a request to end after the step, not in the middle of it.
+"""Ctrl-C, SIGTERM and SIGHUP during a run: requests to end after the step under way, not in the middle of it.
 
-The first Ctrl-C lets the step under way end, and what was trained be saved and handed back; the second is a
-`KeyboardInterrupt` at once. SIGTERM, by which schedulers take a machine back, does as the first one; the process then
-ends with exit code 143, after `grace` seconds at the latest. So it is with SIGHUP, when a terminal is closed, and 129.
+After the first Ctrl-C, the step under way ends, and the state so far is saved and returned. A second Ctrl-C raises
+`KeyboardInterrupt` at once. SIGTERM, which schedulers send to take a machine back, acts like the first Ctrl-C; then the
+process ends with exit code 143, after `grace` seconds at the latest. SIGHUP, sent when a terminal is closed, acts like
+SIGTERM, with exit code 129.
 
-Handlers are set in the main thread alone, Python allows no other, and put back after the block. Somebody else's handler
-is not lost: it gets the signal when all is saved. A signal that is ignored (``nohup``) stays ignored.
+Handlers are set only in the main thread, as Python requires, and the earlier handlers are restored after the block. An
+earlier handler of other code gets the signal after everything is saved. An ignored signal (``nohup``) stays ignored.
 """
 
 import os
@@ -18,14 +19,20 @@ from sapwood.core.errors import ConfigError
 from sapwood.runtime.terminal import say
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-if hasattr(signal, "SIGHUP"):  # the terminal was closed; Windows has no such signal
+if hasattr(signal, "SIGHUP"):  # sent when the terminal is closed; Windows has no such signal
     NAMES[signal.SIGHUP] = "SIGHUP"
 
 
 class Interrupts:
-    """A context manager around the steps of a run. ``asked`` is the signal that came, 0 while none has.
+    """A context manager around the steps of a run, which catches the signals that ask for its end.
 
-    ``grace`` is how many seconds after a SIGTERM the process ends in any case, None for as long as it takes.
+    Attributes:
+        asked: number of the first signal that came; 0 if there was none.
+        grace: seconds from a SIGTERM or SIGHUP until the process ends in any case; None sets no limit. There is no
+            limit either if other code had set a handler for the signal.
+
+    Raises:
+        ConfigError: ``grace`` is negative or too large for a timer.
 
     >>> with Interrupts(None) as interrupts:
     ...     signal.raise_signal(signal.SIGTERM)
@@ -42,7 +49,7 @@ class Interrupts:
 
     @property
     def name(self) -> str | None:
-        """What asked for the end, in words; None where nothing has."""
+        """Name of the signal that came, such as "Ctrl-C"; None if there was none."""
         return NAMES[signal.Signals(self.asked)] if self.asked else None
 
     def __enter__(self) -> "Interrupts":
@@ -57,6 +64,7 @@ class Interrupts:
             signal.signal(number, before)
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler. A second Ctrl-C raises `KeyboardInterrupt`."""
         before = self._before[number]
         if number == signal.SIGINT and self.asked:
             if callable(before):
@@ -72,11 +80,16 @@ class Interrupts:
         say(f"\nsapwood: {NAMES[signal.Signals(number)]}: ending after this step{again}")
 
     def _give_up(self, number: int) -> None:
+        """End the process at once, after `grace` seconds."""
         say(f"sapwood: the step and its checkpoint took longer than the {self.grace:g} s of grace; ends without them")
         os._exit(128 + number)
 
     def hand_on(self) -> None:
-        """Deliver the signal that came to whom it was meant for, now that all is saved: see this file's head."""
+        """Pass the signal on, after everything is saved.
+
+        It goes to the handler that was set before the block. If there was none, SIGTERM and SIGHUP raise `SystemExit`
+        with 128 plus their number, and Ctrl-C does nothing more.
+        """
         if self._timer is not None:
             self._timer.cancel()
         before = self._before.get(self.asked)
@@ -84,5 +97,5 @@ class Interrupts:
             return
         if callable(before):
             signal.raise_signal(self.asked)
-        elif self.asked != signal.SIGINT:  # also where another process got it
+        elif self.asked != signal.SIGINT:  # also if only another process got the signal
             raise SystemExit(128 + self.asked)

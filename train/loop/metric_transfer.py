@@ -1,4 +1,8 @@
-"""Metrics on their way to the host: all numbers of a step as one vector, because fetching costs by the array."""
+"""`Packed`: the metrics of a step as few vectors for the transfer to the host, since each array that is fetched costs.
+
+`pack` runs in the compiled step. `join` and `unpack` run on the host. Every number keeps its bits. `to_text` and
+`from_text` put vectors into a checkpoint's JSON, for a row of metrics that is not closed yet.
+"""
 
 import base64
 import dataclasses
@@ -17,9 +21,12 @@ WORD = "uint32"
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """The leaves of a tree as vectors, bit for bit: one of words for bits and all that has 32 bits, and one for each
-    other dtype. ``of`` is the tree's structure and its leaves' shapes and dtypes; the vectors may have leading axes
-    in addition, as a loop gives them.
+    """The leaves of a tree as vectors, bit for bit.
+
+    Attributes:
+        vectors: dict from a dtype to a vector ``(numbers,)``. "uint32" holds booleans and all numbers of 32 bits; every
+            other dtype has a vector of its own. Vectors may have leading axes, such as those of a loop.
+        of: the structure of the tree, and the shape and dtype of each leaf; static.
     """
 
     vectors: dict[str, Any]
@@ -27,7 +34,7 @@ class Packed:
 
 
 def pack(tree: Any) -> Packed:
-    """A tree of numbers as few vectors, in a compiled program.
+    """Pack a tree of arrays into few vectors, in a compiled program.
 
     >>> tree = {"loss": jnp.float32(0.5), "ok": jnp.array([True, False]), "half": jnp.bfloat16(2)}
     >>> packed = pack(tree)
@@ -45,7 +52,7 @@ def pack(tree: Any) -> Packed:
 
 
 def unpack(packed: Packed) -> Any:
-    """The tree of NumPy arrays, each with the vectors' leading axes."""
+    """Return the tree as NumPy arrays, each with the leading axes of the vectors."""
     structure, kinds = packed.of
     vectors = {kind: np.asarray(x) for kind, x in packed.vectors.items()}
     begin = dict.fromkeys(vectors, 0)
@@ -62,7 +69,9 @@ def unpack(packed: Packed) -> Any:
 
 
 def join(parts: Sequence[Packed]) -> Packed:
-    """Vectors of steps ``(numbers,)`` and of blocks ``(block, numbers)`` as one on the host, ``(steps, numbers)``.
+    """Join the vectors of steps, ``(numbers,)``, and of blocks, ``(block, numbers)``, on the host.
+
+    The vectors of the result are ``(steps, numbers)``.
 
     >>> one, two = pack({"x": jnp.float32(1)}), jax.vmap(pack)({"x": jnp.array([2., 3.])})
     >>> unpack(join([one, two]))["x"].tolist()
@@ -76,7 +85,7 @@ def join(parts: Sequence[Packed]) -> Packed:
 
 
 def to_text(vector: np.ndarray) -> list[Any]:
-    """A vector's shape and its bits, as JSON holds them.
+    """Return the shape of a vector, and its bytes in base64, as values for JSON.
 
     >>> from_text("float16", *to_text(np.float16([[1, 2]]))).tolist()
     [[1.0, 2.0]]
@@ -85,15 +94,17 @@ def to_text(vector: np.ndarray) -> list[Any]:
 
 
 def from_text(kind: str, shape: list[int], bits: str) -> np.ndarray:
-    """What `to_text` wrote, of a dtype."""
+    """Return the array that `to_text` wrote. ``kind`` is its dtype."""
     return np.frombuffer(base64.b64decode(bits), jnp.dtype(kind)).reshape(shape)
 
 
 def _kind(dtype: Any) -> str:
+    """Return the name of the vector that holds leaves of a dtype."""
     return WORD if dtype.kind == "b" or (dtype.itemsize == 4 and dtype.kind in "fiu") else dtype.name
 
 
 def _bits(x: jax.Array) -> jax.Array:
+    """Return an array in the dtype of its vector."""
     if x.dtype == bool:
         return x.astype(WORD)
     return lax.bitcast_convert_type(x, WORD) if _kind(x.dtype) == WORD and x.dtype != WORD else x

@@ -1,8 +1,8 @@
-"""The compiled programs of a trainer: each traced and compiled once, the state donated to the training step.
+"""`Programs`: the compiled programs of a trainer, each traced and compiled once.
 
-One rule for all of them: each call of `fit`, `evaluate`, `predict` and `init` looks at what the trainer is made of, the
-code of its model and all that this names (`core.fingerprint`). As long as that is the same, whatever was traced and
-compiled is kept; where anything was edited, all of it is made anew.
+Training programs donate the state. Each call of `fit`, `evaluate`, `predict` and `init` takes the fingerprint of the
+trainer: of its fields, the code of its model and everything that this names (`core.fingerprint`). As long as it is the
+same, all programs are kept. After any edit, all of them are traced and compiled again.
 """
 
 import functools
@@ -24,7 +24,13 @@ from sapwood.train.step.step import train_step
 
 
 class Programs:
-    """The compiled programs of a config and its code: `train` for shardings of the state, `evaluate`, `predict`."""
+    """The compiled programs of a config and its code.
+
+    Attributes:
+        config: the config.
+        code: its `Code` when these programs were made.
+        whole: the replicated sharding on the mesh; None without a mesh.
+    """
 
     def __init__(self, config: Config, code: Code):
         self.config, self.code = config, code
@@ -39,23 +45,27 @@ class Programs:
 
     @functools.cached_property
     def remainder(self) -> Callable[..., Any]:
-        """``(params, state, batch, rows) -> metrics`` of the first so many examples, a Python number."""
+        """``(params, state, batch, rows) -> metrics`` of the first ``rows`` examples, a static Python integer."""
         return self._compile(remainder_step, self.whole, static_argnums=3)
 
     @functools.cached_property
     def predict(self) -> Callable[..., Any]:
-        """``(params, state, batch) -> outputs``, whole on every device."""
+        """``(params, state, batch) -> outputs``, replicated over the devices."""
         return self._compile(predict_step, self.whole)
 
     def train(self, shardings: Any) -> Callable[..., Any]:
-        """``(state, batch) -> (state, metrics)`` in place: the state given is used up."""
+        """Return the training step ``(state, batch) -> (state, metrics)`` for shardings of the state, or None.
+
+        The state is donated.
+        """
         return self._compile(train_step, None if shardings is None else (shardings, self.whole), donate_argnums=0)
 
     def sent(self, shardings: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """What `fit` sends, a step and a block: ``(state, key, batch) -> (state, packed metrics)`` in place.
+        """Return the two functions that `fit` sends: a step, and a block of steps.
 
-        The run's key, which no step changes, stays outside the state, as its data ``key``: JAX wraps each key that a
-        program gives back, in Python.
+        Both are ``(state, key, batch) -> (state, packed metrics)``, and the state is donated. ``key`` is the data of
+        the run's key, which no step changes. The key is kept out of the state, because JAX wraps every key that a
+        program returns in Python code, which takes time in each call.
         """
         alike = tuple(jax.tree.leaves(shardings))
         if alike not in self._sent:
@@ -63,9 +73,10 @@ class Programs:
         return self._sent[alike]
 
     def compile(self, function: Any, *shapes: Any) -> tuple[Callable[..., Any], float]:
-        """A program for arguments of these shapes, plain Python where nothing is compiled, and the seconds that took.
+        """Compile a function for arguments of these shapes. Returns the program, and the seconds that this took.
 
-        What JAX need not trace again is not compiled again.
+        With ``jit=False`` the program is the function itself. If the same jaxpr was compiled before, for the same
+        shardings and default device, that program is returned, with the seconds that it took then.
         """
         if not self.config.jit:
             return function, 0.0
@@ -80,19 +91,24 @@ class Programs:
         return self._compiled[alike]
 
     def _warn_of_excess(self, function: Any, program: Any, shapes: Any) -> None:
-        """Of a training step of an accelerator, for which reading its text takes little beside compiling it."""
+        """Warn of a training step that sends much more between devices than FSDP needs.
+
+        This is done on a mesh of an accelerator only, where reading the program's text takes little time compared with
+        compiling it.
+        """
         config = self.config
         if config.mesh is None or config.platform == "cpu" or getattr(function, "__name__", "") != "train_step":
             return
         try:
             found = parallel.collectives(program, config.place.mesh)
-        except jax.errors.JaxRuntimeError:  # programs that this jaxlib cannot print
+        except jax.errors.JaxRuntimeError:  # this jaxlib cannot print the program
             return
         itemsize, params = jnp.dtype(config.policy.compute).itemsize, jax.tree.leaves(shapes[0].params)
         if said := excess_traffic_message(found, params, config.batch_sharding, itemsize, config.accumulate):
             warnings.warn(said, parallel.ShardingWarning, stacklevel=2)
 
     def _send(self, shardings: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Make the two functions of `sent`."""
         out = None if shardings is None else (shardings.replace(rng=None), self.whole)
 
         def named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -100,19 +116,20 @@ class Programs:
                 after, found = function(config, state.replace(rng=jax.random.wrap_key_data(key)), batch)
                 return after.replace(rng=None), found
 
-            run.__name__ = name  # what profiles show
+            run.__name__ = name  # the name in profiles
             return self._compile(run, out, donate_argnums=0)
 
         return named(train_one, "train_step"), named(train_block, "train_block")
 
     def _compile(self, function: Callable[..., Any], out_shardings: Any, **options: Any) -> Callable[..., Any]:
+        """Return `jax.jit` of ``function`` with the config as its first argument; with ``jit=False``, plain Python."""
         config = self.config
 
         def run(*args):
             with config.tracing():
                 return function(config, *args)
 
-        run.__name__ = function.__name__  # what profiles show
+        run.__name__ = function.__name__  # the name in profiles
         if not config.jit:
             return eager(run)
         how = compile_options.options(config.platform, config.compiler_options) or None
@@ -120,7 +137,7 @@ class Programs:
 
 
 def eager(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function as plain Python, every operation by itself."""
+    """Return the function as plain Python, in which every operation runs by itself."""
 
     @functools.wraps(function)
     def run(*args):

@@ -1,7 +1,7 @@
-"""The start of a run: its programs are compiled while its state is made or restored.
+"""`start`: everything before the first step of a run, side by side.
 
-Threads compile the step, the block of steps and the evaluation. Meanwhile the calling thread makes the first parameters
-or reads a checkpoint.
+While threads compile the step, the block and the evaluation, the main thread makes the first parameters or reads a
+checkpoint. A given state is checked against the plan and copied, so the caller's state stays valid (`_taken`).
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,12 +27,12 @@ from sapwood.train.state.train_state import TrainState
 
 
 class Start(NamedTuple):
-    """What `start` returns.
+    """The result of `start`.
 
     Attributes:
-        programs: the compiled step, and the compiled block if there is one.
-        state: the state to begin from.
-        info: the info of the checkpoint that the state was read from; None if it was not read from a checkpoint.
+        programs: the compiled programs of the steps.
+        state: the state before the first step.
+        info: the info of the checkpoint that the state came from; None if it came from none.
     """
 
     programs: StepPrograms
@@ -47,19 +47,18 @@ def start(
     """Make or restore the state of a run, and compile its programs at the same time.
 
     Args:
-        config: how the model is trained.
-        compiled: the programs of ``config``, which keep what they have compiled.
-        stream: the batches of the training data. It is left at its beginning.
-        evaluation: the evaluation of the validation data, or None. It gets its compiled step.
-        record: the run directory. If it holds a checkpoint to resume from, that is the state.
-        seed: seed of the first parameters.
-        state: a state to copy if there is no checkpoint; None makes a new one from ``seed``.
-        steps_per_call: steps in a block. None means the number that the run chose before, if it is resumed and had
-            chosen one. Otherwise it stays None, and `dispatch.Auto` chooses.
+        config: the config.
+        compiled: its programs.
+        stream: the batches of the training data.
+        evaluation: the evaluation of the validation data, or None. Its step is compiled, too.
+        record: the run directory, from which the newest checkpoint is restored.
+        seed: the seed of the first parameters.
+        state: a state to begin from, which is copied; None makes one.
+        steps_per_call: number of steps in a block. None takes what the resumed run has found to be best, or leaves it
+            undecided.
 
     Raises:
-        ConfigError: ``state`` does not fit ``config``, or metrics of several batches cannot be combined.
-        CheckpointError: the checkpoint cannot be restored.
+        ConfigError: ``state`` is not one of this config, or metrics of the evaluation cannot be merged.
     """
     batch = _first(config, stream)
     plan = state_plan.plan(config, batch)
@@ -87,17 +86,16 @@ def start(
         )
         if evaluation is not None:
             evaluation.step, _ = evaluated.result()
-            if config.jit:  # metrics that cannot be combined are an error now, not at the end of the first epoch
+            if config.jit:  # metrics that cannot be merged raise here, before the first epoch
                 tree = evaluation.step.out_tree
                 evaluation.check(jax.tree.unflatten(tree, [0] * tree.num_leaves))
         return Start(programs, begin, info)
 
 
 def _taken(state: Any, plan: state_plan.Plan, batch: dict[str, Any]) -> TrainState:
-    """A copy of the state that the user gave. The given state is not donated and stays usable.
+    """Copy a given state under the shardings of the plan; without a mesh, to the device of the batch.
 
-    Each array gets its sharding in the plan, or without a mesh the sharding of the batch. Raises `ConfigError` if
-    paths, dtypes or shapes are not those of the plan; the message names the paths that differ.
+    Raises `ConfigError` with the paths that differ, if shapes, dtypes or paths are not those of the plan.
     """
     _hold(named_leaves(jax.eval_shape(lambda x: x, state)), named_leaves(plan.shapes))
     given, beside = named_leaves(state), jax.tree.leaves(batch)[0].sharding
@@ -106,13 +104,14 @@ def _taken(state: Any, plan: state_plan.Plan, batch: dict[str, Any]) -> TrainSta
 
 
 def _copied(x: Any, place: Any) -> jax.Array:
-    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # JAX moves no key between processes
+    """Copy an array to a sharding."""
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # JAX moves no keys between processes
         return jax.random.wrap_key_data(_copied(jax.random.key_data(x), place), impl=jax.random.key_impl(x))
-    return copy(jax.device_put(x, place))  # copy last: device_put may share the memory of shards that do not move
+    return copy(jax.device_put(x, place))  # copy last: `device_put` reuses shards that need not move
 
 
 def _hold(given: dict[str, Any], planned: dict[str, Any]) -> None:
-    """Raise the `ConfigError` of `_taken` if the leaves differ. Both arguments map paths to leaves."""
+    """Raise the `ConfigError` of `_taken` if a state differs from the plan. Both are dicts from path to leaf."""
     kinds = [
         (name, *(describe_type(*describe(x[name])) for x in (given, planned))) for name in planned if name in given
     ]
@@ -137,20 +136,18 @@ def _hold(given: dict[str, Any], planned: dict[str, Any]) -> None:
 
 
 def _key(plan: state_plan.Plan) -> jax.ShapeDtypeStruct:
-    """The shape and sharding of the data of the run's key."""
+    """Return the shape and sharding of the data of the run's key."""
     data = jax.eval_shape(jax.random.key_data, plan.shapes.rng)
     return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=plan.shapes.rng.sharding)
 
 
 def _block(pool: ThreadPoolExecutor, programs: StepPrograms, size: int | None) -> Future | None:
+    """Begin to compile a block in a thread, if it has a size above 1."""
     return None if size in (None, 1) else pool.submit(programs.compile, size)
 
 
 def _first(config: Config, passed: Batches) -> dict[str, Any]:
-    """The first batch, on the devices. Errors that all of the data have are raised here, before anything compiles.
-
-    ``passed`` is at its beginning again afterwards.
-    """
+    """Return the first batch, on the devices. An error in the data is raised here, before anything compiles."""
     feed = to_device(passed.seek(0), config.batch_sharding, prefetch=0)
     batch = next(feed)
     passed.seek(0)
@@ -158,4 +155,5 @@ def _first(config: Config, passed: Batches) -> dict[str, Any]:
 
 
 def _shapes(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return the shapes and shardings of a batch."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)

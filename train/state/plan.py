@@ -1,4 +1,10 @@
-"""The birth of a training state: shapes and shardings from the declarations alone, then every array in its place."""
+"""`plan`: the shapes and shardings of a training state, from the model's declarations, and the function that makes it.
+
+A plan needs only shapes; no array is made for it. It is made once for each shape of the batch and kept in `Code.plans`.
+`Plan.make` then creates every array under its final sharding. `laid_out` gives the state after a step the same
+shardings. `beside` has the shardings of gradients, moments and optimizer state, for a step in which these are split
+further than the parameters (ZeRO-1) or offloaded.
+"""
 
 import functools
 import warnings
@@ -25,9 +31,13 @@ from sapwood.train.state.train_state import TrainState
 
 
 class Plan(NamedTuple):
-    """How a state will be: ``make(key, batch, params, state)``, its ``shapes`` (with shardings), those ``shardings``.
+    """The layout of a training state, and the function that makes it.
 
-    ``shardings`` is None without a mesh. What is given of parameters and state is not drawn.
+    Attributes:
+        make: ``make(key, batch, params=None, state=None)`` returns the state. Given ``params`` and ``state`` are copied
+            and not drawn.
+        shapes: the state as `jax.ShapeDtypeStruct`, with shardings if there is a mesh.
+        shardings: the state as shardings; None without a mesh.
     """
 
     make: Callable[..., TrainState]
@@ -36,7 +46,10 @@ class Plan(NamedTuple):
 
 
 def plan(config: Config, batch: Any) -> Plan:
-    """The plan of the training state of a trainer for batches like this one (arrays or shapes), made once for them."""
+    """Return the plan of the training state for batches like this one, a dict of arrays or shapes.
+
+    It is made once for each structure, shapes and dtypes of a batch, and kept as long as the code is not edited.
+    """
     batch = jax.eval_shape(lambda x: x, dict(batch))
     leaves, structure = jax.tree.flatten(batch)
     flags = jax.config.jax_enable_x64, jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
@@ -49,7 +62,7 @@ def plan(config: Config, batch: Any) -> Plan:
 
 
 def _what_it_was_given(objective: Any, batch: dict, error: Exception) -> Iterator[str]:
-    """Of an objective of one's own that failed, perhaps since it is a model, or since a dict was taken for a cursor."""
+    """Yield hints for an error in a user's own objective. It may be a model, or use a plain dict like a cursor."""
     name = getattr(objective, "__name__", type(objective).__name__)
     if isinstance(getattr(error, "obj", None), dict):
         yield "(a plain function reads its variables from a cursor: sw.bind(params) makes one of a dict)"
@@ -62,6 +75,7 @@ def _what_it_was_given(objective: Any, batch: dict, error: Exception) -> Iterato
 
 
 def _plan(config: Config, batch: dict) -> Plan:
+    """Make the plan for the shapes of a batch."""
     try:
         declared = spec(config.objective, batch, policy=config.policy)
     except (TypeError, AttributeError, InputError) as error:
@@ -91,7 +105,7 @@ def _plan(config: Config, batch: dict) -> Plan:
             data=True, policy=config.policy, place=config.place, shardings=born, given=given,
         )  # fmt: skip
 
-    @jax.transfer_guard("allow")  # as in sw.init
+    @jax.transfer_guard("allow")  # the caller asks for these transfers, as in `sw.init`
     def make(key: Any, batch: Any, params: Any = None, state: Any = None) -> TrainState:
         key, kinds = as_key(key), zip(("params", "state"), declared, (params, state), born or (None, None), strict=True)
         there = tuple(
@@ -113,14 +127,17 @@ def _struct(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
 
 
 def _complete(config: Config, key: Any, params: dict, state: dict, stacked: Stacks = ()) -> TrainState:
-    """The state around first parameters: fresh optimizer state, key, and what the trainer's options need."""
+    """Make the state at step 0 from parameters and model state.
+
+    It gets a new optimizer state, a key folded from ``key``, and what options need: running means, loss scale, ``ok``.
+    """
     trained, _ = trainable.split(params, config.trainable)
     return TrainState(
         step=jnp.int32(0),
         params=params,
         state=state,
         opt_state=wrap_for_stacks(config.optimizer, stacked).init(trained),
-        rng=jax.random.fold_in(key, 2),  # init itself draws from the key, and from fold 1 for data-dependent values
+        rng=jax.random.fold_in(key, 2),  # init draws from the key itself, and from fold 1 for data-dependent values
         ema=None if config.ema is None else ema.first(trained),
         ema_state=None if config.ema is None else ema.first(ema.averaged_entries(state)),
         scale=None if config.scaling is None else config.scaling.init(),
@@ -130,11 +147,11 @@ def _complete(config: Config, key: Any, params: dict, state: dict, stacked: Stac
 
 
 def restart(config: Config, state: TrainState) -> TrainState:
-    """See `Trainer.restart`."""
+    """Return a state at step 0 with the variables of another; see `Trainer.restart`."""
 
     stacked = stacks_of(config, state)
 
-    def fresh(key: Any, *variables: dict) -> TrainState:  # copies, so that both states may be trained on
+    def fresh(key: Any, *variables: dict) -> TrainState:  # it copies, so that training one state leaves the other whole
         key = jax.random.fold_in(key, state.step)
         return _complete(config, key, *jax.tree.map(jnp.copy, variables), stacked=stacked)
 
@@ -142,6 +159,7 @@ def restart(config: Config, state: TrainState) -> TrainState:
 
 
 def _shardings(config: Config, declared: Spec, shapes: TrainState) -> TrainState:
+    """Return the shardings of the whole state on the mesh."""
     params = parallel.param_shardings(declared.params, config.mesh, config.rules)
     states = parallel.state_shardings(declared.state, config.mesh)
     there = dict(leaves(states))
@@ -162,24 +180,29 @@ def _shardings(config: Config, declared: Spec, shapes: TrainState) -> TrainState
 
 
 def laid_out(config: Config, state: TrainState, batch: Any) -> TrainState:
-    """A state that was computed on the mesh of the trainer, each array where `Plan.make` puts it.
+    """Constrain a state that a step computed to the shardings of `Plan.make`.
 
-    Where XLA is not told, it chooses: a bias that lay whole came out in pieces, and the next step was another program.
-    A batch that takes another way through the model may declare less: the plan is the one that the state was born by.
+    Without this constraint XLA chooses the shardings: it split a bias that was replicated before, and the next step
+    needed another program. The plan is the one that the state was made by, found by its shapes, since a batch that
+    takes another path through the model may declare less. A state of another structure than the plan's is returned
+    unchanged.
     """
     shardings = _plan_of(config, state, batch).shardings
     if shardings is None or jax.tree.structure(shardings) != jax.tree.structure(state):
         return state
-    if config.offload is not None:  # it is on the host, where a constraint reaches nothing
+    if config.offload is not None:  # the optimizer state is in host memory, where a constraint has no effect
         shardings, host = shardings.replace(opt_state=None), state.opt_state
         return jax.lax.with_sharding_constraint(state.replace(opt_state=None), shardings).replace(opt_state=host)
     return jax.lax.with_sharding_constraint(state, shardings)
 
 
 def stacks_of(config: Config, state: TrainState, batch: Any = None) -> Stacks:
-    """The stacks of a state's parameters, which a state that was made by hand does not name.
+    """Return which parameters of a state are stacks of blocks.
 
-    ConfigError where there is no batch either, by which the model would tell them.
+    A state that was made by hand does not hold this. It is then taken from the plan for ``batch``.
+
+    Raises:
+        ConfigError: the state does not hold its stacks, and ``batch`` is None.
     """
     if state.stacks is None and batch is None:
         raise ConfigError("this TrainState does not say which parameters are stacks: take one that Trainer.init made")
@@ -187,19 +210,25 @@ def stacks_of(config: Config, state: TrainState, batch: Any = None) -> Stacks:
 
 
 def _plan_of(config: Config, state: TrainState, batch: Any) -> Plan:
+    """Return an existing plan that has the shapes of the state, or else the plan for the batch."""
     known = next((made for made in config.code.plans.values() if _is_of(made, state)), None)
     return known or plan(config, batch)
 
 
 def _is_of(plan: Plan, state: TrainState) -> bool:
+    """Return True if the plan has the structure and the shapes of the state."""
     (planned, one), (there, other) = (jax.tree.flatten(x.replace(stacks=None)) for x in (plan.shapes, state))
     return one == other and all(a.shape == b.shape for a, b in zip(planned, there, strict=True))
 
 
 class Beside(NamedTuple):
-    """Shardings of the parameters that train, of what is kept beside them, and of the optimizer's state on the devices.
+    """Shardings that a step imposes on parameters, gradients, moments and optimizer state.
 
-    `host` is where the optimizer's state is between steps, if not there.
+    Attributes:
+        params: shardings of the trainable parameters.
+        moments: shardings of their gradients, moments and running means.
+        opt_state: shardings of the optimizer state during a step.
+        host: shardings of the optimizer state between steps if it is offloaded to host memory, else None.
     """
 
     params: dict
@@ -209,6 +238,7 @@ class Beside(NamedTuple):
 
 
 def _beside(config: Config, declared: Spec, params: dict, state: TrainState) -> Beside:
+    """Make the `Beside`, from the shardings of all parameters and from the shapes in ``state``."""
     moments = parallel.moment_shardings(declared.params, config.mesh, config.rules)
     params, moments, structs = (trainable.split(tree, config.trainable)[0] for tree in (params, moments, state.params))
     optimizer = wrap_for_stacks(config.optimizer, stacks(declared.params))
@@ -218,11 +248,14 @@ def _beside(config: Config, declared: Spec, params: dict, state: TrainState) -> 
 
 
 def beside(config: Config, state: TrainState, batch: Any) -> Beside | None:
-    """What a step must be told of these shardings; None where all lies as the parameters do, which XLA sees itself."""
+    """Return the shardings that a step must impose on gradients, moments and optimizer state.
+
+    None means that these are sharded like the parameters. XLA infers that by itself.
+    """
     if config.offload is None and (config.place is None or not config.place.rules.beside):
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", parallel.ShardingWarning)  # given when the state was laid out
+        warnings.simplefilter("ignore", parallel.ShardingWarning)  # these warnings came when the plan was made
         declared = spec(config.objective, jax.eval_shape(lambda x: x, batch), policy=config.policy)
         params = parallel.param_shardings(declared.params, config.mesh, config.rules)
         return _beside(config, declared, params, state)

@@ -1,1 +1,1 @@
-"""The pure training step: forward pass, gradient, accumulation, checks, loss scale. It touches no clock and no file."""
+"""The pure training step: forward pass, gradient, accumulation, checks, loss scale. It reads no clock and no file."""

@@ -1,14 +1,15 @@
 """Gradient accumulation: one optimizer step from several micro-batches that together are the batch.
 
-Micro-batches count by what their loss counts (`Mean.weight`: examples, tokens, or the sum of mask and weights), so the
-gradient is that of the whole batch however tokens and padding fall, and it is summed in float32 at least, whatever the
-parameters are. A loss that does not say what it counts is refused (`forward.hold`). Batch statistics are those of the
-micro-batches, one after the other.
+Each micro-batch is weighted by what its loss counts (`Mean.weight`: examples, tokens, or the sum of mask and weights).
+So the gradient is that of the whole batch, for any distribution of tokens and padding over the micro-batches. Gradients
+are summed in float32 at least, for parameters of any dtype. A loss that does not say what it counts is an error
+(`forward.hold`). Batch statistics are updated by one micro-batch after the other.
 
-What layers add is a mean over examples, of which micro-batches have the same number, so it counts the same in each. The
-two are one scalar with one gradient, in which the loss counts by its weight over the mean weight. That is known
-beforehand only by a first look at all micro-batches, of which the compiler keeps what their weights depend on. So here
-an objective of one's own must not divide by what it has counted where that is nothing; `Mean` does not.
+Losses that layers add are means over examples. All micro-batches have the same number of examples, so these losses
+count the same in each. They are added to the objective's loss, which is first multiplied by its weight over the mean
+weight of the micro-batches; the sum has one gradient. The mean weight is needed before the first gradient, so a first
+pass runs over all micro-batches, of which the compiler keeps only what the weights depend on. In this case an objective
+of one's own must not divide by its count if that is 0, or the gradient is NaN; `Mean` does not.
 """
 
 import functools
@@ -30,10 +31,10 @@ Gradient = Callable[..., tuple[Any, Pass]]
 
 
 def split(batch: Any, n: int) -> Any:
-    """A batch as ``n`` micro-batches along a new leading axis: example ``i`` goes to micro-batch ``i % n``.
+    """Split a batch into ``n`` micro-batches along a new leading axis: example ``i`` goes to micro-batch ``i % n``.
 
-    So the rows that a device holds become its rows of every micro-batch, and no example moves. Raises `ConfigError`
-    where ``n`` does not divide the batch.
+    So the rows of each device are spread over all micro-batches, and no example moves to another device. Raises
+    `ConfigError` if ``n`` does not divide the batch.
 
     >>> split({"x": jnp.arange(4)}, 2)["x"].tolist()
     [[0, 2], [1, 3]]
@@ -51,7 +52,13 @@ def split(batch: Any, n: int) -> Any:
 
 
 def accumulate(gradient: Gradient, n: int, plain: Gradient | None = None) -> Gradient:
-    """The same gradient taken over ``n`` micro-batches, one after the other; ``plain`` is the pass without one."""
+    """Return a function like ``gradient`` that runs over the ``n`` micro-batches of a batch, one after the other.
+
+    Args:
+        gradient: the gradient of one micro-batch.
+        n: number of micro-batches.
+        plain: the forward pass without a gradient, for the pass that computes the weights; None uses ``gradient``.
+    """
 
     def whole(trained: dict, model_state: dict, key: Any, batch: Any) -> tuple[Any, Pass]:
         def body(carry, xs):
@@ -86,12 +93,12 @@ def accumulate(gradient: Gradient, n: int, plain: Gradient | None = None) -> Gra
 
 
 def _counted(x: jax.Array, weight: Any) -> jax.Array:
-    """``x * weight``; what weighs nothing is 0, also where a mean over nothing was NaN."""
+    """Return ``x * weight``, and 0 for a weight of 0, even if ``x`` is NaN, as a mean over no examples is."""
     return jnp.where(weight != 0, x * weight, 0)
 
 
 def _merge(stacked: dict[str, Any], weights: jax.Array, n: int) -> dict[str, Any]:
-    """The metrics of the whole batch from those of its micro-batches, stacked along the first axis."""
+    """Merge the metrics of ``n`` micro-batches, stacked along the first axis, into those of the whole batch."""
 
     def one(name: str, value: Any) -> Metric:
         if name == AUXILIARY:

@@ -1,7 +1,8 @@
-"""Checks of a step: bits collected on the device, and the replay that turns a false one into a sentence.
+"""Checks of a step: bits collected on the device, and the replay that explains a failed check.
 
-While all is well a check costs its own comparison. Where one fails the parameters stop changing (`TrainState.ok`),
-the host finds out when it fetches the metrics, and that one batch is run again without jit, on the state it met.
+A check that passes costs only its own comparison. From a failed check on, the parameters and the model state do not
+change (`TrainState.ok`). The host sees the failure when it fetches the metrics. `explain` then runs that one batch
+again without jit, on the state before it, and raises an error that names the layer and the entry.
 """
 
 import operator
@@ -24,7 +25,7 @@ from sapwood.train.objectives.supervised import takes_mask
 from sapwood.train.state import trainable
 
 FLAGS = "checks"
-"""Where a step's metrics hold its `Flags`, if it has any."""
+"""Name of the `Flags` in the metrics of a step, if it has any."""
 
 FINITE = "the loss is not finite"
 GRADIENTS = "the gradients are not finite"
@@ -32,8 +33,11 @@ NORM = "the norm of the gradients is not finite"
 
 
 def guarded(opt_state: Any) -> bool:
-    """Whether the optimizer itself looks after gradients that are not finite, so that they are no failure:
-    `optax.apply_if_finite`, `optax.zero_nans`, `optax.MultiSteps(should_skip_update_fn=...)`."""
+    """Return True if the optimizer itself handles non-finite gradients, so that they are no failure.
+
+    Such optimizers are `optax.apply_if_finite`, `optax.zero_nans` and `optax.MultiSteps(should_skip_update_fn=...)`.
+    They are recognized by the optimizer state.
+    """
 
     def guards(x: Any) -> bool:
         return isinstance(x, optax.ApplyIfFiniteState | optax.ZeroNansState) or bool(
@@ -44,7 +48,11 @@ def guarded(opt_state: Any) -> bool:
 
 
 class Flags(Metric):
-    """The checks of one or several steps: ``ok`` maps a message to one bit, true where all was well."""
+    """The checks of one or several steps.
+
+    Attributes:
+        ok: dict from a message to a boolean scalar, True if the check passed in all steps.
+    """
 
     ok: dict[str, Any]
 
@@ -55,12 +63,12 @@ class Flags(Metric):
         return all(bool(ok) for ok in self.ok.values())
 
     def failed(self) -> list[str]:
-        """The messages of what failed."""
+        """Return the messages of the checks that failed."""
         return [message for message, ok in self.ok.items() if not bool(ok)]
 
 
 def flat(checks: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested checks of ``updates.checks`` as one dict from "layer path: message" to a bit."""
+    """Flatten the nested checks of ``updates.checks`` into a dict from "layer path: message" to a boolean scalar."""
     return {f"{join(path[:-1])}: {path[-1]}": ok for path, ok in leaves(dict(checks))}
 
 
@@ -74,10 +82,22 @@ def explain(
     where: str,
     name: Callable[[int], str],
 ) -> None:
-    """Run one batch without jit and raise a `CheckError` that says what is wrong, in which layer, at which entry.
+    """Run one batch without jit, and raise a `CheckError` that says what is wrong, in which layer, at which entry.
 
-    ``state`` is the `TrainState` that the batch met, ``where`` names the batch and ``name`` the example of a row of it.
-    Returns where nothing is found.
+    Args:
+        config: the config.
+        state: the `TrainState` before the batch.
+        batch: the batch, a dict of arrays ``(batch, ...)``.
+        key: the random key of the step; None in evaluation.
+        train: True for a training step, whose gradients are examined too.
+        where: text that names the batch, for the message.
+        name: function from the number of a row to the name of its example.
+
+    Returns:
+        None, if nothing is found.
+
+    Raises:
+        CheckError: an input, a variable, the loss or a gradient is not finite, or a `v.check` fails.
     """
     try:
         with jax.disable_jit():
@@ -100,6 +120,7 @@ def explain(
 
 
 def _inputs(batch: Mapping[str, Any], masked: bool) -> None:
+    """Raise `CheckError` if an input is not finite. With ``masked``, entries that the mask leaves out do not count."""
     mask = np.asarray(batch["mask"]) if masked and "mask" in batch else None
     for name, x in batch.items():
         if not jnp.issubdtype(x.dtype, jnp.inexact):
@@ -122,6 +143,7 @@ def _inputs(batch: Mapping[str, Any], masked: bool) -> None:
 
 
 def _variables(state: Any) -> None:
+    """Raise `CheckError` if a parameter or an entry of the model state is not finite."""
     for kind in ("params", "state"):
         for path, x in leaves(getattr(state, kind)):
             if jnp.issubdtype(x.dtype, jnp.inexact) and not bool(jnp.isfinite(x).all()):
@@ -132,7 +154,10 @@ def _variables(state: Any) -> None:
 
 
 def _first_nan(config: Config, state: Any, batch: Mapping[str, Any], key: Any, train: bool) -> str | None:
-    """What makes the loss non-finite; the eager `v.check` of the forward pass raises before that."""
+    """Return a message that says where the loss becomes non-finite, or None if it is finite.
+
+    A `v.check` that fails in the forward pass raises first, since the pass runs eagerly.
+    """
 
     def run():
         return _loss(config, state.params, state.state, batch, key, train)
@@ -144,14 +169,14 @@ def _first_nan(config: Config, state: Any, batch: Mapping[str, Any], key: Any, t
         with jax.debug_nans(True):
             run()
     except FloatingPointError as error:
-        # Layers add their place to what is raised inside them, the innermost first.
+        # Each layer adds a note with its path to an error that is raised inside it. The innermost layer comes first.
         notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("in ")]
         return f"{FINITE}: the first NaN arises {notes[0] if notes else 'outside any layer'}"
     return f"{FINITE} ({float(total)}): the inputs and the variables are, so it overflowed in the forward pass"
 
 
 def _gradients(config: Config, state: Any, batch: Mapping[str, Any], key: Any) -> str | None:
-    """Which gradients are not finite, of a loss that is."""
+    """Return a message that names the non-finite gradients of a finite loss, or None if all are finite."""
     trained, frozen = trainable.split(state.params, config.trainable)
     loss = lambda trained: _loss(config, trainable.join(trained, frozen), state.state, batch, key, True)  # noqa: E731
     grads = jax.grad(loss)(trained)
@@ -166,7 +191,7 @@ def _gradients(config: Config, state: Any, batch: Mapping[str, Any], key: Any) -
 
 
 def _norm(grads: Any, clip: float) -> str | None:
-    """What is wrong with the norm by which finite gradients are clipped."""
+    """Return a message if the norm of finite gradients, used for clipping, overflows; else None."""
     squares = sum(jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads))
     if bool(jnp.isfinite(squares)):
         return None
@@ -178,7 +203,7 @@ def _norm(grads: Any, clip: float) -> str | None:
 
 
 def _loss(config: Config, params: Any, model_state: Any, batch: Any, key: Any, train: bool) -> Any:
-    """What is minimised, with the losses that layers add."""
+    """Compute the total loss that is minimized: that of the objective plus those that layers add."""
     frozen = trainable.frozen_scopes(params, config.trainable)
     v = bind(params, model_state, rng=key, train=train, policy=config.policy, capture=False, frozen=frozen)
     (loss, _), updates = pure(config.objective)(v, batch)

@@ -1,4 +1,8 @@
-"""The steps that evaluate and predict: pure functions of parameters, state and one batch."""
+"""The steps that evaluate and predict: pure functions of parameters, model state and one batch.
+
+`evaluate_step` serves batches of the full size. `remainder_step` serves the last, smaller batch of a pass, for what
+padding would change. These steps have no random key.
+"""
 
 import dataclasses
 from typing import Any
@@ -14,7 +18,15 @@ from sapwood.train.step.forward import AUXILIARY, examples, forward
 
 
 def evaluate_step(config: Config, params: dict, state: dict, batch: Any) -> dict[str, metrics.Metric]:
-    """The metrics of one batch in evaluation mode. Scalars count as `forward.hold` says; layers' by examples."""
+    """Compute the metrics of one batch in evaluation mode.
+
+    The losses that layers add become a `Mean` weighted by the number of examples. Scalars of an objective with
+    ``takes_mask`` become a `Mean` weighted by mask and weights. Scalars of any other objective stay scalars, which
+    `forward.hold` rejects if several batches are merged.
+
+    Returns:
+        The metrics by name, with `Flags` under "checks" if the model has checks.
+    """
     out = forward(config, params, state, None, batch, train=False)
     found: dict[str, Any] = dict(out.metrics)
     if AUXILIARY in found:
@@ -25,16 +37,22 @@ def evaluate_step(config: Config, params: dict, state: dict, batch: Any) -> dict
 
 
 def remainder_step(config: Config, params: dict, state: dict, batch: Any, rows: int) -> dict[str, Any]:
-    """What `evaluate_step` gives for the first `rows` examples of a batch, of all that knows no mask: layers take their
-    means over every example, and so may objectives that do not say otherwise."""
+    """Compute, for the first `rows` examples of a batch, the metrics that padding would change.
+
+    If the objective masks the padding (`fills`), these are only the losses that layers add, which are means over every
+    row. For any other objective these are all metrics of `evaluate_step`.
+    """
     some = jax.tree.map(lambda x: x[:rows], batch)
     found = evaluate_step(of_any_rows(config), params, state, some)
     return {AUXILIARY: found[AUXILIARY]} if may_pad_batches(config.objective) else found
 
 
 def of_any_rows(config: Config) -> Config:
-    """The same trainer, whose mesh takes any number of examples: what they do not divide over is left whole, and no
-    stack is cut into stages, which may have more micro-batches than there are examples."""
+    """Return a copy of the config for batches of any size.
+
+    A batch that does not divide over the mesh is replicated. Pipelining is off, because a pipeline may have more
+    micro-batches than there are examples.
+    """
     if config.mesh is None:
         return config
     rules = config.place.rules
@@ -47,6 +65,6 @@ def _axes(target: Any) -> tuple[str, ...]:
 
 
 def predict_step(config: Config, params: dict, state: dict, batch: Any) -> Any:
-    """The objective's prediction for one batch in evaluation mode."""
+    """Compute the objective's prediction for one batch in evaluation mode."""
     v = bind(params, state, policy=config.policy, place=config.place, capture=False)
     return pure(config.objective.predict)(v, batch)[0]

@@ -1,4 +1,8 @@
-"""One pass through the objective: the loss with its auxiliary losses, metrics, next model state and checks."""
+"""`forward`: one pass through the objective. It gives total loss, metrics, next model state and checks.
+
+The training step differentiates it; evaluation calls it as it is. The objective's result is checked here (`_unpack`),
+while it is traced. `hold` rejects scalars where metrics of several batches are combined.
+"""
 
 from typing import Any, NamedTuple
 
@@ -16,14 +20,20 @@ from sapwood.train.state import trainable
 from sapwood.train.step import checks
 
 AUXILIARY = "auxiliary_loss"
-"""The metric that holds what layers add to the objective's "loss"; what is minimised is the sum of the two."""
+"""Name of the metric with the losses that layers add. The total that is minimized is the objective's "loss" plus it."""
 
 
 class Pass(NamedTuple):
-    """What one pass gives: the total loss, what it weighs, metrics by name, the next model state, and check bits.
+    """The results of one pass.
 
-    The weight is that of the objective's own loss; the weight of a plain number is that of the batch's examples,
-    whatever it counts: see `hold`. What layers add is a mean over the examples of the batch: see `examples`.
+    Attributes:
+        loss: the total loss, a scalar: that of the objective plus those of layers.
+        weight: what the objective's own loss counts, a scalar. For a `Mean` it is ``Mean.weight``. For a plain number
+            it is the sum of mask and weights, or the number of examples, even if the number counts something else;
+            see `hold`. Losses of layers are means over the examples of the batch (`examples`).
+        metrics: the metrics by name.
+        state: the next model state.
+        ok: dict from the message of a check to a boolean scalar; empty without checks.
     """
 
     loss: jax.Array
@@ -36,12 +46,21 @@ class Pass(NamedTuple):
 def forward(
     config: Config, params: dict, state: dict, key: Any, batch: Any, *, train: bool, ordinary: Any = None
 ) -> Pass:
-    """Run the trainer's objective on one batch.
+    """Run the objective of the config on one batch.
 
-    ``ordinary`` is what a micro-batch weighs on average. Where it is given, the objective's own loss counts in the
-    total by its weight over that, and what layers add counts once, as micro-batches have the same number of examples.
+    Args:
+        config: the config.
+        params: all parameters.
+        state: the model state.
+        key: the random key of the step; None in evaluation.
+        batch: a dict of arrays ``(batch, ...)``.
+        train: True in training.
+        ordinary: the mean weight of the micro-batches of a batch, or None. If layers add losses, the objective's own
+            loss is multiplied by its weight over ``ordinary``. Losses of layers are not, because all micro-batches have
+            the same number of examples.
 
-    Raises `ConfigError` where the objective does not return a loss, a scalar or a `Mean`, and a dict of metrics.
+    Raises:
+        ConfigError: the objective does not return a loss, which is a scalar or a `Mean`, and a dict of metrics.
     """
     frozen = trainable.frozen_scopes(params, config.trainable)
     v = bind(params, state, rng=key, train=train, policy=config.policy, place=config.place, capture=False,
@@ -61,6 +80,7 @@ def forward(
 
 
 def _unpack(result: Any, objective: Any) -> tuple[jax.Array | metrics.Mean, dict[str, Any]]:
+    """Check what an objective returned. Return its loss, and a copy of its dict of metrics."""
     name = _name(objective)
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
         raise ConfigError(
@@ -94,10 +114,15 @@ def _unpack(result: Any, objective: Any) -> tuple[jax.Array | metrics.Mean, dict
 
 
 def hold(objective: Any, found: dict[str, Any], what: str) -> None:
-    """Raise `ConfigError` for plain numbers, where metrics of several batches are to be put together.
+    """Raise `ConfigError` for metrics that are plain numbers, since these cannot be combined over several batches.
 
-    Those of layers (`AUXILIARY`) are means over the examples of a batch by contract; those of an objective with
-    ``takes_mask`` are means over what mask and weight leave.
+    Two kinds of numbers are allowed. The losses of layers (`AUXILIARY`) are means over the examples of a batch by
+    contract. The numbers of an objective with ``takes_mask`` are means over what mask and weight leave.
+
+    Args:
+        objective: the objective.
+        found: its metrics by name.
+        what: the beginning of the message, which says why batches are combined.
     """
     plain = [name for name, x in found.items() if not isinstance(x, metrics.Metric) and name != AUXILIARY]
     if plain and not takes_mask(objective):
@@ -114,7 +139,7 @@ def _name(objective: Any) -> str:
 
 
 def _weight(objective: Any, batch: Any) -> Any:
-    """What a batch counts beside others: the sum of its mask and weights, or its number of examples."""
+    """Return the weight of a batch among others: the sum of its mask and weights, or its number of examples."""
     weight = losses.example_weight(batch) if takes_mask(objective) else None
     if weight is None:
         return examples(batch)
@@ -122,5 +147,5 @@ def _weight(objective: Any, batch: Any) -> Any:
 
 
 def examples(batch: Any) -> jax.Array:
-    """The number of examples in a batch, which is what layers take their means over."""
+    """Return the number of examples in a batch as float32. The losses of layers are means over these examples."""
     return jnp.float32(jax.tree.leaves(batch)[0].shape[0])

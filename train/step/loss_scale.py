@@ -1,10 +1,10 @@
 """Dynamic loss scaling for float16, whose gradients underflow below 6e-8 (Micikevicius et al. 2018, arXiv:1710.03740).
 
-The loss is multiplied by a scale before the gradient is taken. A step whose gradients overflow is skipped and halves
-the scale; after a run of good steps it doubles. A row of `fit` counts the skipped steps ("skipped_steps"). At a scale
-of 1 nothing is left to halve: gradients that are not finite there fail a check. `fit` ends with an error after
-`LossScale.patience` skipped steps in a row, and where it skipped every step. bfloat16 has float32's range and needs
-none of this.
+The loss is multiplied by a scale before the gradient is taken, and the gradient is divided by it. A step whose
+gradients overflow is skipped and halves the scale; after `LossScale.interval` good steps the scale doubles. A row of
+`fit` counts the skipped steps ("skipped_steps"). A scale of 1 is not halved: non-finite gradients then fail a check.
+`fit` raises an error after `LossScale.patience` skipped steps in a row, and if it skipped every step. bfloat16 has the
+range of float32 and needs no loss scaling.
 """
 
 import dataclasses
@@ -25,7 +25,13 @@ from sapwood.metrics import Metric
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ScaleState:
-    """The scale (float32), the good steps since it last changed, and the steps skipped so far (int32); all scalars."""
+    """The state of loss scaling; all fields are scalars.
+
+    Attributes:
+        scale: the factor of the loss, float32.
+        good: number of good steps since the scale last changed, int32.
+        skipped: number of steps skipped so far, int32.
+    """
 
     scale: Any
     good: Any
@@ -36,8 +42,18 @@ class ScaleState:
 
 @dataclasses.dataclass(frozen=True)
 class LossScale:
-    """How the scale starts and moves: doubled after ``interval`` good steps, halved (down to 1) by an overflow. `fit`
-    ends with a `CheckError` where ``patience`` steps in a row overflow; it looks at the end of each row.
+    """How the loss scale starts and changes.
+
+    Attributes:
+        initial: the first scale, at least 1.
+        interval: number of good steps in a row after which the scale grows.
+        factor: the scale is multiplied by this after ``interval`` good steps, and divided by it, down to 1, after an
+            overflow. Above 1.
+        patience: number of overflows in a row after which `fit` raises a `CheckError`. `fit` counts them at the end of
+            each row.
+
+    Raises:
+        ConfigError: a field is out of its range.
 
     >>> scaling = LossScale(initial=8, interval=2)
     >>> state = scaling.init()
@@ -61,20 +77,22 @@ class LossScale:
             )
 
     def init(self) -> ScaleState:
-        """The state before the first step."""
+        """Return the state before the first step."""
         return ScaleState(jnp.float32(self.initial), jnp.int32(0), jnp.int32(0))
 
     def update(self, state: ScaleState, finite: jax.Array) -> ScaleState:
-        """The state after a step whose gradients were all finite, or not."""
+        """Return the state after a step. ``finite`` is a boolean scalar: True if all its gradients were finite."""
         grow = finite & (state.good + 1 >= self.interval)
         up, down = state.scale * self.factor, jnp.maximum(state.scale / self.factor, 1.0)
-        # A scale that reached infinity could never come back, so it stops where float32 still holds it.
+        # The scale stops at 2**126, which float32 can hold. An infinite scale could never become finite again.
         scale = jnp.where(grow, jnp.minimum(up, 2.0**126), jnp.where(finite, state.scale, down))
         return ScaleState(scale, jnp.where(finite & ~grow, state.good + 1, 0), state.skipped + ~finite)
 
 
 def unscaled(gradient: jax.Array, scale: jax.Array) -> jax.Array:
-    """The gradient of a loss from that of its multiple, in the same dtype. float16 does not hold a scale above 65504.
+    """Divide the gradient of a scaled loss by the scale. The result has the dtype of the gradient.
+
+    The division is done in float32 at least, because float16 cannot hold a scale above 65504.
 
     >>> unscaled(jnp.float16(32768), jnp.float32(2.0**17))
     Array(0.25, dtype=float16)
@@ -84,11 +102,11 @@ def unscaled(gradient: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 SKIPPED = "skipped_steps"
-"""Where a step's metrics hold its `Skipped`, under loss scaling."""
+"""Name of the `Skipped` in the metrics of a step, under loss scaling."""
 
 
 class Skipped(Metric):
-    """How many steps loss scaling skipped, because their gradients overflowed."""
+    """The number of steps that loss scaling skipped because their gradients overflowed."""
 
     steps: Any
 
@@ -97,7 +115,14 @@ class Skipped(Metric):
 
 
 def skips(before: int, steps: np.ndarray) -> tuple[int, int]:
-    """How many steps in a row are skipped at the end, and at most, where ``before`` ones came before these.
+    """Count the steps skipped in a row.
+
+    Args:
+        before: number of steps skipped in a row directly before these.
+        steps: 1 for a skipped step, else 0, ``(steps,)``.
+
+    Returns:
+        The number of steps skipped in a row at the end, and the largest such number so far.
 
     >>> skips(2, np.array([1, 0, 1, 1]))
     (2, 3)
@@ -110,11 +135,11 @@ def skips(before: int, steps: np.ndarray) -> tuple[int, int]:
 
 
 def all_finite(tree: Any, alone: bool = False) -> jax.Array:
-    """Whether every number of a tree is finite: a boolean scalar.
+    """Return a boolean scalar, True if every number of a tree is finite.
 
-    ``alone`` says that no array is split over devices. On a CPU a matrix is then summed down its columns by a product,
-    which takes a fifth of the time of a reduction, next to nothing of a small network's step. (What is not finite stays
-    so under the factor, and what is finite does not overflow.)
+    With ``alone``, no array is split over devices. On a CPU a large matrix is then summed down its columns by a matrix
+    product, which takes a fifth of the time of a reduction: next to nothing of a small network's step. The factor
+    2**-30 in that product keeps finite sums from overflowing, and non-finite numbers stay non-finite.
 
     >>> bool(all_finite({"a": jnp.ones(2), "b": jnp.array([jnp.inf])}))
     False

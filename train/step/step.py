@@ -1,4 +1,9 @@
-"""The pure training step: gradient, update and what follows from it. What a run does not use adds no operation."""
+"""The pure training step: gradient, clipping, optimizer update, running means, and the result of checks.
+
+An option that a run does not use adds no operation to the compiled step. The gradient is that of `forward`, over
+micro-batches by `accumulate`. On a mesh, `plan.beside` says how gradients and optimizer state are split during the
+step. `_gate` keeps the old values in a step that fails a check or overflows.
+"""
 
 from typing import Any
 
@@ -19,9 +24,9 @@ from sapwood.train.step.loss_scale import SKIPPED, Skipped, all_finite, unscaled
 
 
 def train_step(config: Config, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-    """The state after one batch, and the metrics of that batch; see `Trainer.step`."""
+    """Return the state after one batch, and the metrics of that batch; see `Trainer.step`."""
     trained, frozen = split(state.params, config.trainable)
-    key = jax.random.fold_in(state.rng, state.step)  # dropped by the compiler where the model draws nothing
+    key = jax.random.fold_in(state.rng, state.step)  # the compiler removes this if the model draws nothing
     scale = None if state.scale is None else state.scale.scale
     beside = plan.beside(config, state, batch)
     if beside is not None and beside.host is not None:
@@ -40,7 +45,7 @@ def train_step(config: Config, state: TrainState, batch: Any) -> tuple[TrainStat
         n = config.accumulate
         gradient, plain = accumulate(gradient, n, plain), accumulate(plain, n)
     grads, out = gradient(trained, state.state, key, batch)
-    with jax.named_scope("optimizer"):  # how profiles tell the update from the model
+    with jax.named_scope("optimizer"):  # profiles show the update under this name, apart from the model
         if scale is not None:
             grads = jax.tree.map(lambda g: unscaled(g, scale), grads)
         metrics = out.metrics
@@ -50,7 +55,7 @@ def train_step(config: Config, state: TrainState, batch: Any) -> tuple[TrainStat
             metrics["gradient_norm"], finite = norm, jnp.isfinite(norm)
         elif scale is not None or config.checks:
             finite = all_finite(grads, alone=config.mesh is None)
-        if beside is not None:  # each device updates its pieces, and the parameters are gathered again
+        if beside is not None:  # each device updates its shards; the parameters are gathered below
             trained = jax.lax.with_sharding_constraint(trained, beside.moments)
         with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic mixes dtypes
             optimizer = wrap_for_stacks(config.optimizer, plan.stacks_of(config, state, batch))
@@ -74,7 +79,7 @@ def train_step(config: Config, state: TrainState, batch: Any) -> tuple[TrainStat
 
 
 def _in_pieces(gradient: Any, beside: plan.Beside) -> Any:
-    """The same gradient, summed over the devices straight into the pieces that each of them updates."""
+    """Return the same gradient function, with a sharded result: each device gets the sum for the shards it updates."""
 
     def pieces(*args: Any) -> tuple[Any, Pass]:
         grads, out = gradient(*args)
@@ -84,9 +89,9 @@ def _in_pieces(gradient: Any, beside: plan.Beside) -> Any:
 
 
 def clip(grads: Any, limit: float) -> tuple[Any, jax.Array]:
-    """Gradients scaled down to a global norm of at most ``limit``, and the norm they had, both taken in float32.
+    """Scale gradients down to a global norm of at most ``limit``. Pascanu et al. 2013, arXiv:1211.5063.
 
-    (Pascanu et al. 2013, arXiv:1211.5063.)
+    Returns the gradients in their own dtypes, and the norm that they had, in float32.
 
     >>> grads, norm = clip({"w": jnp.array([3., 4.])}, 1.0)
     >>> [round(x, 3) for x in grads["w"].tolist()], float(norm)
@@ -98,11 +103,20 @@ def clip(grads: Any, limit: float) -> tuple[Any, jax.Array]:
 
 
 def _gate(config: Config, before: TrainState, after: TrainState, out: Pass, finite: Any, metrics: dict):
-    """Keep what was before where the step is not to count.
+    """Return the state and metrics of a step, with the old values where the step must not count.
 
-    After a failed check, now or earlier, the variables stay as they were, so that the step can be replayed; what else
-    the state holds is not looked at again. Under loss scaling a step whose gradients overflowed is no failure while the
-    scale can fall: it is skipped, and changes nothing else.
+    After a failed check, in this step or an earlier one, parameters and model state keep their old values, so that the
+    host can replay the step. The other fields of the state may change; nothing reads them after that. Under loss
+    scaling, a step whose gradients overflow is no failure while the scale is above 1. It is skipped: it changes the
+    scale, and no variables, optimizer state or running means.
+
+    Args:
+        config: the config.
+        before: the state before the step.
+        after: the state that the step computed.
+        out: the result of the forward pass.
+        finite: boolean scalar, True if all gradients (with ``clip``, their norm) are finite; None if nothing needs it.
+        metrics: the metrics of the step so far.
     """
     scaled, good = before.scale is not None, None
     if config.checks:
@@ -112,7 +126,7 @@ def _gate(config: Config, before: TrainState, after: TrainState, out: Pass, fini
         else:
             flags[checks.FINITE] = known = jnp.isfinite(out.loss)
             if not checks.guarded(before.opt_state):
-                flags[gradients] = finite | ~known  # the loss has said it
+                flags[gradients] = finite | ~known  # a non-finite loss is reported once, as FINITE
         metrics = {**metrics, checks.FLAGS: checks.Flags(flags)}
         good = before.ok
         for flag in flags.values():
@@ -136,5 +150,5 @@ def _gate(config: Config, before: TrainState, after: TrainState, out: Pass, fini
 
 
 def _keep(good: jax.Array, new: Any, old: Any) -> Any:
-    """The new tree where ``good``, else the old one; what did not change anyway is left alone."""
+    """Return the new tree if ``good`` is True, else the old one. A leaf that is the same in both adds no operation."""
     return jax.tree.map(lambda n, o: n if n is o else jnp.where(good, n, o), new, old)
