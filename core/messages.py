@@ -25,7 +25,7 @@ def short(error: BaseException) -> str:
 def first_names(names: list[str], quote: bool = True) -> str:
     """The first five names, and how many more there are.
 
-    >>> some(list("abcdefg"))
+    >>> first_names(list("abcdefg"))
     "'a', 'b', 'c', 'd', 'e' and 2 more"
     """
     shown = ", ".join(f"{name!r}" if quote else name for name in names[:5])

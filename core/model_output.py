@@ -15,7 +15,7 @@ def refuse_lazy(f: Callable, y: Any) -> Any:
 
     >>> def model(v, x):
     ...     yield x
-    >>> computed(model, model(None, 1))
+    >>> refuse_lazy(model, model(None, 1))
     Traceback (most recent call last):
     sapwood.core.errors.ConfigError: model returned a generator, since it has a `yield`: nothing was computed. \
 Write `return`, and for several results a tuple

@@ -32,7 +32,7 @@ def trusted(trust: Trust) -> tuple[str, ...]:
 def is_in_packages(names: Sequence[str], module: str) -> bool:
     """True if a module is one of these packages or inside one.
 
-    >>> covers(("my_project",), "my_project.models"), covers(("my_project",), "my_projects")
+    >>> is_in_packages(("my_project",), "my_project.models"), is_in_packages(("my_project",), "my_projects")
     (True, False)
     """
     return any(module == name or module.startswith(f"{name}.") for name in names)

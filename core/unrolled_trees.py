@@ -124,7 +124,7 @@ class StackMapping:
         stacks: the stacked parameters of the model, from `stacks`.
 
     >>> up = StackedLeaf(("blocks", "up"), (1,), (2,), (3,))
-    >>> view = View({"mu": {"blocks": {"0": {"up": np.zeros(3)}, "1": {"up": np.ones(3)}}}, "count": 0}, (up,))
+    >>> view = StackMapping({"mu": {"blocks": {"0": {"up": np.zeros(3)}, "1": {"up": np.ones(3)}}}, "count": 0}, (up,))
     >>> view.fold(view.unfold({"mu": {"blocks": {"up": np.ones((2, 3))}}, "count": 7}))["mu"]["blocks"]["up"].shape
     (2, 3)
     """

@@ -22,7 +22,7 @@ def fills_how(steps: list[dis.Instruction]) -> str | None:
     ...     log["loss"] = x
     >>> steps = [step for step in dis.get_instructions(note) if step.opname != "CACHE"]
     >>> loaded = [step.argval for step in steps].index("log")
-    >>> filled(steps[loaded + 1 :])
+    >>> fills_how(steps[loaded + 1 :])
     '[]='
     """
     height, item, called = 1, False, False

@@ -253,7 +253,7 @@ def source_text(value: Any, short: bool = False) -> str:
     With `short`, only the class name.
 
     >>> from sapwood import layers as L
-    >>> written(L.Dense(10)), written(L.Dense(4, axes=(None, "mlp"))), written(L.Dense(10), short=True)
+    >>> source_text(L.Dense(10)), source_text(L.Dense(4, axes=(None, "mlp"))), source_text(L.Dense(10), short=True)
     ('Dense(10)', "Dense(4, axes=(None, 'mlp'))", 'Dense')
     """
     if hasattr(value, "function"):

@@ -23,7 +23,7 @@ def compute_once(x: jax.Array) -> jax.Array:
     `sapwood.core.platform.compiling_for`. An x that is not traced is returned as it is.
 
     >>> import jax.numpy as jnp
-    >>> once(jnp.array([1.0, 2.0]))
+    >>> compute_once(jnp.array([1.0, 2.0]))
     Array([1., 2.], dtype=float32)
     """
     if platform() != "cpu" or not is_traced(x):

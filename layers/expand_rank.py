@@ -15,7 +15,7 @@ def expand_rank(a: Any, x: Any) -> jax.Array:
 
     `a + x` does the same by itself, unless `jax_numpy_rank_promotion` forbids it.
 
-    >>> aligned(jnp.ones(3), jnp.ones((5, 4, 3))).shape
+    >>> expand_rank(jnp.ones(3), jnp.ones((5, 4, 3))).shape
     (1, 1, 3)
     """
     return lax.expand_dims(a, range(jnp.ndim(x) - jnp.ndim(a)))

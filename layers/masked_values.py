@@ -17,7 +17,7 @@ def zero_masked_nonfinite(x: jax.Array, counts: jax.Array | bool) -> jax.Array:
     `counts` is boolean and broadcasts to x. Leaving an entry out of a sum is not enough: its gradient is multiplied by
     0, and 0 x inf is NaN. No gradient passes through a replaced entry.
 
-    >>> contained(jnp.array([1.0, jnp.inf, jnp.nan, 2.0]), jnp.array([True, True, False, False]))
+    >>> zero_masked_nonfinite(jnp.array([1.0, jnp.inf, jnp.nan, 2.0]), jnp.array([True, True, False, False]))
     Array([ 1., inf,  0.,  2.], dtype=float32)
     """
     return jnp.where(counts | jnp.isfinite(x), x, jnp.zeros_like(x, shape=()))
@@ -29,7 +29,7 @@ def broadcast_leading_mask(who: str, mask: jax.Array, x: jax.Array) -> jax.Array
     Raises `InputError` for a mask that is not boolean, or whose shape is not that of some, but not all, leading
     dimensions of x. `who` names the layer in the message.
 
-    >>> leading("BatchNorm", jnp.array([True, False]), jnp.ones((2, 5, 3))).shape
+    >>> broadcast_leading_mask("BatchNorm", jnp.array([True, False]), jnp.ones((2, 5, 3))).shape
     (2, 1, 1)
     """
     mask = jnp.asarray(mask)

@@ -36,7 +36,7 @@ def per_device(f: Callable, mesh: AnyMesh, in_specs: Any, out_specs: Any) -> Cal
 def is_on_one_device() -> bool:
     """True inside a `shard_map` over every axis of its mesh: the traced code runs on each device by itself.
 
-    >>> alone()
+    >>> is_on_one_device()
     False
     """
     mesh = jax.sharding.get_abstract_mesh()

@@ -105,7 +105,7 @@ def activation_sharding(v: Any, x: Any, *axes: str | None) -> NamedSharding | No
 
     >>> import jax, sapwood as sw
     >>> v = sw.bind({}, place=placement(jax.sharding.AbstractMesh((4,), ("data",))))
-    >>> tuple(placed(v, jax.ShapeDtypeStruct((8, 4), "float32"), "batch", "embed").spec)
+    >>> tuple(activation_sharding(v, jax.ShapeDtypeStruct((8, 4), "float32"), "batch", "embed").spec)
     ('data', None)
     """
     place = v._place
@@ -140,8 +140,8 @@ def parameter_sharding(v: Any, parameter: Any, *axes: str | None) -> NamedShardi
     >>> import jax, sapwood as sw
     >>> v = sw.bind({}, place=placement(jax.sharding.AbstractMesh((2, 4), ("fsdp", "tensor"))))
     >>> table, small = (jax.ShapeDtypeStruct((size, 128), "float32") for size in (32000, 80))
-    >>> tuple(stored(v, table, "vocab", "embed").spec), tuple(stored(v, small, "vocab", "embed").spec)
-    (('tensor', 'fsdp'), (None, None))
+    >>> [tuple(parameter_sharding(v, x, "vocab", "embed").spec) for x in (table, small)]
+    [('tensor', 'fsdp'), (None, None)]
     """
     place = v._place
     if not isinstance(place, Placement) or _inside(place.mesh) is not place.mesh:
@@ -154,7 +154,7 @@ def has_mesh(v: Any) -> bool:
     """True if a cursor runs on a mesh.
 
     >>> import sapwood as sw
-    >>> meshed(sw.bind({}))
+    >>> has_mesh(sw.bind({}))
     False
     """
     return v._place is not None

@@ -24,7 +24,7 @@ def split_axis(mesh: AnyMesh, axis: str) -> Mesh | None:
     helps, if `axis` spans several slices, or if the devices are no TPU chips.
 
     >>> import sapwood as sw
-    >>> in_two(sw.mesh("fsdp=-1"), "fsdp") is None
+    >>> split_axis(sw.mesh("fsdp=-1"), "fsdp") is None
     True
     """
     if not isinstance(mesh, Mesh) or mesh.devices.flat[0].platform != "tpu" or mesh.shape.get(axis, 1) == 1:

@@ -25,7 +25,7 @@ def all_or_none(attempt: Callable[[], _Result], mild: type[CheckpointError] = Ch
     If another process met a more severe error than this one, that error is raised here too: as `mild` if it is of that
     class (the least severe one), else as `CheckpointError`. Success is less severe than any error.
 
-    >>> together(lambda: 3)
+    >>> all_or_none(lambda: 3)
     3
     """
     try:
@@ -55,7 +55,7 @@ def _heed(error: Exception | None, mild: type[CheckpointError]) -> None:
 def any_process(says: bool) -> bool:
     """True if `says` is True on any process.
 
-    >>> anyone(False)
+    >>> any_process(False)
     False
     """
     if jax.process_count() == 1:
@@ -68,7 +68,7 @@ def any_process(says: bool) -> bool:
 def from_first_process(value: bool) -> bool:
     """The value on the first process.
 
-    >>> of_the_first(True)
+    >>> from_first_process(True)
     True
     """
     if jax.process_count() == 1:
@@ -83,7 +83,7 @@ def run_on_first_process(attempt: Callable[[], Any]) -> Any:
 
     If it raises, all processes raise (see `all_or_none`).
 
-    >>> by_the_first(lambda: "runs/digits-001")
+    >>> run_on_first_process(lambda: "runs/digits-001")
     'runs/digits-001'
     """
     if jax.process_count() == 1:
@@ -99,7 +99,7 @@ def run_on_first_process(attempt: Callable[[], Any]) -> Any:
 def max_over_processes(number: int) -> int:
     """The largest of the processes' numbers, each below 2^31.
 
-    >>> largest(3)
+    >>> max_over_processes(3)
     3
     """
     if jax.process_count() == 1:

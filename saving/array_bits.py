@@ -22,7 +22,7 @@ _KEYS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg
 def describe_type(dtype: str, shape: Any) -> str:
     """Dtype and shape as messages show them.
 
-    >>> kind("float32", (3, 4))
+    >>> describe_type("float32", (3, 4))
     'float32[3,4]'
     """
     return f"{dtype}[{','.join(map(str, shape))}]"

@@ -102,7 +102,7 @@ def divide_time(spans: list[Span], trace: Trace, container: Callable[[str], bool
     `HOST`.
 
     >>> spans = [Span(0, 4e9, "a"), Span(2e9, 4e9, "b"), Span(0, 6e9, "while")]
-    >>> share(spans, Trace({}, (0, 10e9), [(7e9, 10e9)]), "while".__eq__)[:2]
+    >>> divide_time(spans, Trace({}, (0, 10e9), [(7e9, 10e9)]), "while".__eq__)[:2]
     ({'a': 3.0, 'b': 1.0, 'while': 2.0}, {'(waiting for data)': 3.0, '(waiting for the host)': 1.0})
     """
     first, last = trace.window

@@ -150,7 +150,7 @@ def repeat_kv_heads(k: jax.Array, v: jax.Array, heads: int, shards: int) -> tupl
     Each shard of the query heads needs its own key heads.
 
     >>> x = jnp.ones((1, 5, 2, 8))
-    >>> repeated(x, x, heads=8, shards=4)[0].shape
+    >>> repeat_kv_heads(x, x, heads=8, shards=4)[0].shape
     (1, 5, 4, 8)
     """
     kv_heads = k.shape[2]

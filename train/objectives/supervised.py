@@ -65,7 +65,7 @@ def may_pad_batches(objective: Any) -> bool:
     sums of its own they would count the padding.
 
     >>> own = lambda outputs, target, weight: metrics_.Mean.of(outputs[:, 0] > target)
-    >>> [fills(supervised(len, metrics=metric)) for metric in ("accuracy", own)]
+    >>> [may_pad_batches(supervised(len, metrics=metric)) for metric in ("accuracy", own)]
     [True, False]
     """
     return takes_mask(objective) and not (

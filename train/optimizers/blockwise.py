@@ -96,7 +96,7 @@ class _Blocks:
         return StackMapping(unrolled_structs(params, self.stacks), self.stacks)
 
     def _state_view(self, state: Any, params: Any) -> StackMapping:
-        """Return the `View` of an optimizer state, or raise `ConfigError` if it does not fit the stacked parameters."""
+        """Return the `StackMapping` of an optimizer state, or raise `ConfigError` if it does not fit the stacked parameters."""
         view = StackMapping(jax.eval_shape(self.optimizer.init, unrolled_structs(params, self.stacks)), self.stacks)
         given = [np.shape(x) for x in jax.tree.leaves(state)]
         if jax.tree.structure(state) != view.stacked or given != view.shapes:
@@ -107,7 +107,7 @@ class _Blocks:
         return view
 
     def _run(self, function: Callable[..., Any], views: list[StackMapping], *trees: Any) -> Any:
-        """Run a function of unrolled trees on stacked trees; each tree has its `View`."""
+        """Run a function of unrolled trees on stacked trees; each tree has its `StackMapping`."""
         if all(slot.stack is None for view in views for slot in view.slots):  # no stack among these trees
             return function(*trees)
         if not jax.config.jax_disable_jit:  # type: ignore[attr-defined]

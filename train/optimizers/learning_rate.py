@@ -56,11 +56,11 @@ def rate_metrics(schedule: Any, before: TrainState, opt_state: Any) -> dict[str,
 
     >>> tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.25)
     >>> state = TrainState(step=6, params={}, state={}, opt_state=(), rng=None)
-    >>> {name: float(x.compute()) for name, x in logged(None, state, tx.init({"w": jnp.ones(2)})).items()}
+    >>> {name: float(x.compute()) for name, x in rate_metrics(None, state, tx.init({"w": jnp.ones(2)})).items()}
     {'learning_rate': 0.25}
-    >>> float(logged(optax.linear_schedule(1.0, 0.0, 8), state, ())["learning_rate"].compute())
+    >>> float(rate_metrics(optax.linear_schedule(1.0, 0.0, 8), state, ())["learning_rate"].compute())
     0.25
-    >>> logged(None, state, optax.sgd(0.25).init({"w": jnp.ones(2)}))
+    >>> rate_metrics(None, state, optax.sgd(0.25).init({"w": jnp.ones(2)}))
     {}
     """
     rate, scale = _find(opt_state, NAME), _find(opt_state, "scale", "ReduceLROnPlateauState")
@@ -98,7 +98,7 @@ def multiply_rates(opt_state: Any, factor: float, least: float, who: str) -> tup
         ConfigError: the state holds no learning rate, or one that a schedule sets in each step.
 
     >>> tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
-    >>> multiplied(tx.init({"w": jnp.ones(2)}), 0.1, 0.1, "me")[1]
+    >>> multiply_rates(tx.init({"w": jnp.ones(2)}), 0.1, 0.1, "me")[1]
     0.1
     """
     names = [_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(opt_state)]

@@ -28,16 +28,16 @@ def run_on_stacks(function: Callable[..., Any], views: Sequence[StackMapping], s
 
     Args:
         function: the function of unrolled trees.
-        views: the `View` of each of its arguments.
+        views: the `StackMapping` of each of its arguments.
         stacks: the stacks of the parameters.
 
     Returns:
-        The function of stacked trees. Its results are stacked too, as `View` does it.
+        The function of stacked trees. Its results are stacked too, as `StackMapping` does it.
 
     >>> from sapwood.core.unrolled_trees import StackedLeaf
     >>> tree = {"blocks": {"0": {"up": jnp.zeros(2)}, "1": {"up": jnp.zeros(2)}}}
     >>> stacks = (StackedLeaf(("blocks", "up"), (1,), (2,), (2,)),)
-    >>> unit = rolled(lambda x: jax.tree.map(lambda x: x / jnp.abs(x).max(), x), [View(tree, stacks)], stacks)
+    >>> unit = run_on_stacks(lambda x: jax.tree.map(lambda x: x / jnp.abs(x).max(), x), [StackMapping(tree, stacks)], stacks)
     >>> unit({"blocks": {"up": jnp.array([[1.0, 4.0], [2.0, 1.0]])}})["blocks"]["up"].tolist()
     [[0.25, 1.0], [1.0, 0.5]]
     """

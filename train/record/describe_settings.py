@@ -40,10 +40,10 @@ def describe(x: Any) -> dict[str, str]:
     """Describe an object as texts by path. Digests of the user's own functions are under paths that start with "code.".
 
     >>> import optax
-    >>> one, other = described(optax.adam(0.1)), described(optax.nadam(0.1))
+    >>> one, other = describe(optax.adam(0.1)), describe(optax.nadam(0.1))
     >>> [f"{path}: {one[path]} or {other[path]}" for path in one if one[path] != other[path]]
     ['update.update_fns.0.tx.update.nesterov: False or True']
-    >>> one, other = described(optax.sgd(0.1)), described(optax.sgd(0.2))
+    >>> one, other = describe(optax.sgd(0.1)), describe(optax.sgd(0.2))
     >>> [f"{path}: {one[path]} or {other[path]}" for path in one if one[path] != other[path]]
     ['update.update_fns.1.tx.update.step_size: -0.1 or -0.2']
     """

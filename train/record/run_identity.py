@@ -64,7 +64,7 @@ def describe_callback(callback: Any) -> dict[str, str]:
     A dataclass is described by its name and its options, any other callback by its name.
 
     >>> from sapwood.train.callbacks import StopAt
-    >>> called(StopAt("accuracy", 0.9))
+    >>> describe_callback(StopAt("accuracy", 0.9))
     {'': 'sapwood:StopAt', 'monitor': "'accuracy'", 'target': '0.9', 'mode': "'max'"}
     """
     parts, whole = describe(callback), dataclasses.is_dataclass(callback)
@@ -81,7 +81,7 @@ def digest_sample(data: Dataset) -> dict[str, str]:
 
     >>> import sapwood.data
     >>> one, other = (sapwood.data.load({"x": np.arange(9), "y": np.arange(9) * k}) for k in (1, 2))
-    >>> [name for name in sample(one) if sample(one)[name] != sample(other)[name]]
+    >>> [name for name in digest_sample(one) if digest_sample(one)[name] != digest_sample(other)[name]]
     ['y']
     """
     places = np.unique(np.linspace(0, len(data) - 1, SAMPLED).astype(int))

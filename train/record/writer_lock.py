@@ -52,9 +52,9 @@ class DirectoryLock:
 
     >>> import tempfile
     >>> directory = tempfile.mkdtemp()
-    >>> with Writer(directory) as writer:
+    >>> with DirectoryLock(directory) as writer:
     ...     try:
-    ...         Writer(directory).__enter__()
+    ...         DirectoryLock(directory).__enter__()
     ...     except CheckpointError as error:
     ...         print(f"process {os.getpid()} on {socket.gethostname()}" in str(error))
     True

@@ -29,7 +29,7 @@ def first(tree: Any) -> Any:
 def averaged_entries(state: dict) -> dict:
     """Return the part of a model state that is averaged: its floating entries.
 
-    >>> averaged({"norm": {"mean": jnp.zeros(2), "count": jnp.int32(3)}})
+    >>> averaged_entries({"norm": {"mean": jnp.zeros(2), "count": jnp.int32(3)}})
     {'norm': {'mean': Array([0., 0.], dtype=float32)}}
     """
     return nest((path, x) for path, x in leaves(state) if jnp.issubdtype(x.dtype, jnp.floating))

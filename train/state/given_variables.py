@@ -29,7 +29,7 @@ def copy_checked(what: str, declared: dict, given: Any, shardings: Any = None) -
 
     >>> import sapwood as sw
     >>> spec = sw.spec(lambda v, x: x @ v.head.param("w", (3, 1), jax.nn.initializers.zeros), np.ones((2, 3), "f4"))
-    >>> take("params", spec.params, {"head": {"w": np.ones((3, 1), "float32")}})["head"]["w"].shape
+    >>> copy_checked("params", spec.params, {"head": {"w": np.ones((3, 1), "float32")}})["head"]["w"].shape
     (3, 1)
     """
     if not isinstance(given, dict):

@@ -17,7 +17,7 @@ Patterns = str | tuple[str, ...] | Callable[[str], bool]
 def as_patterns(patterns: Any) -> Any:
     """Convert patterns to the form that `Trainer` keeps, or raise `ConfigError` if they are none.
 
-    >>> read(["!stem", "**"])
+    >>> as_patterns(["!stem", "**"])
     ('!stem', '**')
     """
     if patterns is None or callable(patterns) or isinstance(patterns, str):
@@ -90,7 +90,7 @@ def frozen_scopes(params: dict, patterns: Patterns | None) -> Any:
     It is True if the whole scope is frozen, False if nothing in it is, else pairs of a name and the same for that
     scope. A scope without parameters counts with the scope around it.
 
-    >>> frozen({"stem": {"w": 1}, "head": {"norm": {"b": 2}, "w": 3}}, ("!stem", "!**/b"))
+    >>> frozen_scopes({"stem": {"w": 1}, "head": {"norm": {"b": 2}, "w": 3}}, ("!stem", "!**/b"))
     (('head', (('norm', True),)), ('stem', True))
     """
     return False if patterns is None else _frozen(split(params, patterns)[0], params)
@@ -107,7 +107,7 @@ def _frozen(trained: Any, params: dict) -> Any:
 def without_frozen(state: dict, marks: Any) -> dict:
     """Return the entries of a model state that lie in no frozen scope; ``marks`` is what `frozen_scopes` returned.
 
-    >>> unfrozen({"stem": {"mean": 1}, "count": 2}, (("stem", True),))
+    >>> without_frozen({"stem": {"mean": 1}, "count": 2}, (("stem", True),))
     {'count': 2}
     """
     if not marks:
