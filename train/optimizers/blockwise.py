@@ -96,7 +96,7 @@ class _Blocks:
         return StackMapping(unrolled_structs(params, self.stacks), self.stacks)
 
     def _state_view(self, state: Any, params: Any) -> StackMapping:
-        """Return the `StackMapping` of an optimizer state, or raise `ConfigError` if it does not fit the stacked parameters."""
+        """Return the `StackMapping` of an optimizer state; `ConfigError` if it does not fit the stacked parameters."""
         view = StackMapping(jax.eval_shape(self.optimizer.init, unrolled_structs(params, self.stacks)), self.stacks)
         given = [np.shape(x) for x in jax.tree.leaves(state)]
         if jax.tree.structure(state) != view.stacked or given != view.shapes:

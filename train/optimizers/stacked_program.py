@@ -37,7 +37,8 @@ def run_on_stacks(function: Callable[..., Any], views: Sequence[StackMapping], s
     >>> from sapwood.core.unrolled_trees import StackedLeaf
     >>> tree = {"blocks": {"0": {"up": jnp.zeros(2)}, "1": {"up": jnp.zeros(2)}}}
     >>> stacks = (StackedLeaf(("blocks", "up"), (1,), (2,), (2,)),)
-    >>> unit = run_on_stacks(lambda x: jax.tree.map(lambda x: x / jnp.abs(x).max(), x), [StackMapping(tree, stacks)], stacks)
+    >>> by_largest = lambda x: jax.tree.map(lambda x: x / jnp.abs(x).max(), x)
+    >>> unit = run_on_stacks(by_largest, [StackMapping(tree, stacks)], stacks)
     >>> unit({"blocks": {"up": jnp.array([[1.0, 4.0], [2.0, 1.0]])}})["blocks"]["up"].tolist()
     [[0.25, 1.0], [1.0, 0.5]]
     """
