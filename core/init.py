@@ -23,10 +23,10 @@ from sapwood.core.effects import Collector
 from sapwood.core.errors import DeclarationError
 from sapwood.core.initializers import FLAT_BELOW
 from sapwood.core.param import Param
-from sapwood.core.platform import platform
 from sapwood.core.rng import as_key, fold, path_hash
 from sapwood.core.same_initializer import initializer_key
 from sapwood.core.spec import Spec, arrays_apart, spec
+from sapwood.core.target_platform import platform
 from sapwood.core.traces import is_traced
 from sapwood.core.vars import with_collector
 

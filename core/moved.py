@@ -8,6 +8,7 @@ MOVED = {
     **{f"sapwood.core.{name}": f"sapwood.{name}" for name in (
         "Layer", "Param", "Policy", "Spec", "Updates", "Vars", "frozen", "params", "pure", "stack", "state",
         "unstack")},
+    "sapwood.core.Stacked": "sapwood.core.param.Stacked",
     "sapwood.parallel.Activation": "sapwood.inspection.Activation",
     "sapwood.parallel.activations": "sapwood.inspection.activations",
     "sapwood.parallel.show": "sapwood.inspection.show",
@@ -28,11 +29,11 @@ def find_moved(module: str, name: str) -> Any:
     ...     warnings.simplefilter("always")
     ...     found = find_moved("sapwood.train", "profile")
     >>> str(said[0].message)
-    'sapwood.train.profile is sapwood.inspection.profile now; the old name goes in 0.3'
+    'sapwood.train.profile is sapwood.inspection.profile now; the old name goes in 0.4'
     """
     new = MOVED.get(f"{module}.{name}")
     if new is None:
         return None
-    warnings.warn(f"{module}.{name} is {new} now; the old name goes in 0.3", DeprecationWarning, stacklevel=3)
+    warnings.warn(f"{module}.{name} is {new} now; the old name goes in 0.4", DeprecationWarning, stacklevel=3)
     room, _, attribute = new.rpartition(".")
     return getattr(importlib.import_module(room), attribute)

@@ -12,7 +12,7 @@ import jax
 from jax import lax
 
 from sapwood.core.jaxpr import equations
-from sapwood.core.platform import platform
+from sapwood.core.target_platform import platform
 
 
 def scan(

@@ -8,7 +8,7 @@ from sapwood.inspection.graphs.graph import Graph, graph
 from sapwood.inspection.layouts.activations import Activation, activations
 from sapwood.inspection.layouts.table import Layout, show
 from sapwood.inspection.layouts.training import layout
-from sapwood.inspection.profiles.profile import Profile, profile
+from sapwood.inspection.profiles.measure import Profile, profile
 from sapwood.inspection.summaries.summary import Summary, summary
 
 __all__ = [

@@ -23,8 +23,8 @@ from sapwood.layers.linear.embedding import Embed, embed
 from sapwood.layers.norm.batch_norm import BatchNorm, batch_norm
 from sapwood.layers.norm.group_norm import GroupNorm, group_norm
 from sapwood.layers.norm.layer_norm import LayerNorm, layer_norm
+from sapwood.layers.norm.moments import moments
 from sapwood.layers.norm.rms_norm import RMSNorm, rms_norm
-from sapwood.layers.norm.statistics import moments
 from sapwood.layers.regularize.dropout import Dropout, dropout
 from sapwood.layers.spatial.conv import Conv, conv
 from sapwood.layers.spatial.flatten import Flatten, flatten

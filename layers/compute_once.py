@@ -7,7 +7,7 @@ platforms.
 import jax
 from jax import lax
 
-from sapwood.core.platform import platform
+from sapwood.core.target_platform import platform
 from sapwood.core.traces import is_traced
 
 
@@ -20,7 +20,7 @@ def compute_once(x: jax.Array) -> jax.Array:
 
     An `optimization_barrier` does not help: XLA removes it before it fuses. A call that may not be inlined stays, and
     costs no copy. A program that is exported on a CPU for another platform must be traced within
-    `sapwood.core.platform.compiling_for`. An x that is not traced is returned as it is.
+    `sapwood.core.target_platform.compiling_for`. An x that is not traced is returned as it is.
 
     >>> import jax.numpy as jnp
     >>> compute_once(jnp.array([1.0, 2.0]))

@@ -4,6 +4,9 @@ A `Metric` is an accumulator: a pytree of sums that merges exactly over batches 
 value. `METRICS` lists the metrics by name.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from sapwood.core import migration_hints
 from sapwood.metrics.accumulators import (
     ExpMean,
     Last,
@@ -55,6 +58,12 @@ from sapwood.metrics.regression import (
     root_mean_squared_error,
 )
 from sapwood.metrics.shapes import labels, lead, same_shape, wide
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        return migration_hints.missing("sapwood.metrics", migration_hints.METRICS, name, __all__)
+
 
 __all__ = [
     "AUC", "F1", "KINDS", "METRICS", "R2", "Confusion", "ExpMean", "Last", "Mean", "Metric", "Precision", "Recall",

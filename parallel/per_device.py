@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh
 
-from sapwood.core import platform as compiled_for
+from sapwood.core import target_platform
 from sapwood.parallel.meshes import AnyMesh
 
 
@@ -52,4 +52,4 @@ def platform(mesh: AnyMesh | None) -> str:
     >>> platform(sw.mesh("data=-1")) == jax.default_backend()
     True
     """
-    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else compiled_for.platform()
+    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else target_platform.platform()

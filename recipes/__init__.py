@@ -12,3 +12,6 @@ def __getattr__(name: str) -> Any:
     if (found := find_moved(__name__, name)) is not None:
         return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__: list[str] = []

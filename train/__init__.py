@@ -4,6 +4,7 @@ Losses, metrics and checkpoints are packages of their own: `sw.losses`, `sw.metr
 lists the public names. `sapwood.train.losses` and `sapwood.train.metrics` are former names of two of these packages.
 """
 
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,9 @@ from sapwood.train.step.checks import Flags
 from sapwood.train.step.loss_scale import LossScale
 from sapwood.train.trainer import Trainer
 
-# Former names of the two packages: `import sapwood.train.metrics` still works.
-sys.modules[f"{__name__}.losses"], sys.modules[f"{__name__}.metrics"] = losses, metrics
+# Former names of the two packages and of their modules: `import sapwood.train.metrics` still works, and loads no copy.
+for _name in [name for name in sys.modules if re.match(r"sapwood\.(losses|metrics)(\.|$)", name)]:
+    sys.modules[_name.replace("sapwood.", "sapwood.train.", 1)] = sys.modules[_name]
 
 if not TYPE_CHECKING:
 

@@ -18,8 +18,8 @@ from sapwood import parallel
 from sapwood.core.errors import ConfigError
 from sapwood.core.fingerprint import fingerprint, separate_traces
 from sapwood.core.layer import Layer
-from sapwood.core.platform import compiling_for
 from sapwood.core.policy import Policy, as_policy
+from sapwood.core.target_platform import compiling_for
 from sapwood.parallel.per_device import platform
 from sapwood.runtime import compile_options
 from sapwood.train.state import offload, trainable

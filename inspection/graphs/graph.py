@@ -35,7 +35,7 @@ class Graph:
 
     def html(self) -> str:
         """The drawing as one HTML page that loads no other files. A click opens or closes a group."""
-        from sapwood.inspection.graphs.html import html
+        from sapwood.inspection.graphs.html_page import html
 
         return html(self)
 
@@ -47,7 +47,7 @@ class Graph:
         file.write_text(self.svg() if file.suffix == ".svg" else self.html(), encoding="utf-8")
 
     def _repr_html_(self) -> str:
-        from sapwood.inspection.graphs.html import frame
+        from sapwood.inspection.graphs.html_page import frame
 
         return frame(self)
 

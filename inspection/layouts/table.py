@@ -101,7 +101,7 @@ class Layout(NamedTuple):
 
     def html(self) -> str:
         """The layout as one HTML page that loads no other files. It shows which device holds which slice."""
-        from sapwood.inspection.layouts.html import html
+        from sapwood.inspection.layouts.html_page import html
 
         return html(self)
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sapwood.core.platform import platform
 from sapwood.core.policy import accumulation_dtype
+from sapwood.core.target_platform import platform
 from sapwood.layers.attentions.blockwise import HIDDEN
 
 LEAST, MOST = 64, 8

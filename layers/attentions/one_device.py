@@ -12,7 +12,7 @@ from jax import lax
 
 from sapwood.core.errors import InputError
 from sapwood.core.layer import describe
-from sapwood.core.platform import platform
+from sapwood.core.target_platform import platform
 from sapwood.layers import check_inputs
 from sapwood.layers.attentions import cpu_causal, gpu_cudnn, tpu_splash
 from sapwood.layers.attentions.blockwise import HIDDEN

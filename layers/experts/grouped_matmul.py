@@ -14,7 +14,7 @@ from jax import lax
 from sapwood.core import policy
 from sapwood.core.errors import InputError
 from sapwood.core.layer import describe
-from sapwood.core.platform import platform as default_platform
+from sapwood.core.target_platform import platform as default_platform
 from sapwood.layers import check_inputs
 from sapwood.layers.experts import grouped_matmul_cpu
 from sapwood.parallel.per_device import is_on_one_device

@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from sapwood.core.platform import platform
+from sapwood.core.target_platform import platform
 
 
 def matmul(x: jax.Array, kernel: jax.Array, dims: int = 1, *, split: bool = False) -> jax.Array:

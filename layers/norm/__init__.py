@@ -1,1 +1,1 @@
-"""Normalization layers, one a file. `statistics` has the mean and variance that they share."""
+"""Normalization layers, one a file. `moments` has the mean and variance that they share."""

@@ -15,7 +15,7 @@ from sapwood.layers import check_inputs
 from sapwood.layers.compute_once import compute_once
 from sapwood.layers.expand_rank import expand_rank
 from sapwood.layers.masked_values import broadcast_leading_mask, zero_masked_nonfinite
-from sapwood.layers.norm.statistics import affine, moments, scale_and_bias, standardise, widen
+from sapwood.layers.norm.moments import affine, moments, scale_and_bias, standardise, widen
 
 
 def batch_norm(

@@ -11,7 +11,7 @@ from sapwood.core.initializers import Initializer, ones
 from sapwood.core.layer import Layer, describe
 from sapwood.core.vars import Vars
 from sapwood.layers import check_inputs
-from sapwood.layers.norm.statistics import affine, moments, scale_and_bias, widen
+from sapwood.layers.norm.moments import affine, moments, scale_and_bias, widen
 
 
 def group_norm(

@@ -11,7 +11,7 @@ from sapwood.core.layer import Layer
 from sapwood.core.vars import Vars
 from sapwood.layers import check_inputs
 from sapwood.layers.compute_once import compute_once
-from sapwood.layers.norm.statistics import affine, moments, scale_and_bias, widen
+from sapwood.layers.norm.moments import affine, moments, scale_and_bias, widen
 
 
 def layer_norm(

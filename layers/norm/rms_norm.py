@@ -12,7 +12,7 @@ from sapwood.core.layer import Layer
 from sapwood.core.vars import Vars
 from sapwood.layers import check_inputs
 from sapwood.layers.compute_once import compute_once
-from sapwood.layers.norm.statistics import affine, scale_and_bias, widen
+from sapwood.layers.norm.moments import affine, scale_and_bias, widen
 
 
 def rms_norm(x: jax.Array, scale: jax.Array | None = None, eps: float = 1e-6) -> jax.Array:

@@ -12,7 +12,7 @@ from jax import lax
 
 from sapwood.core.errors import ConfigError, InputError
 from sapwood.core.layer import Layer, describe
-from sapwood.core.platform import platform
+from sapwood.core.target_platform import platform
 from sapwood.core.vars import Vars
 from sapwood.layers import check_inputs
 from sapwood.layers.spatial import windows

@@ -24,6 +24,14 @@ def test_losses_and_metrics_are_found_where_they_were():
 
     assert sapwood.train.metrics is sw.metrics
     assert sw.train.losses is sapwood.train.losses is sw.losses
+    assert importlib.import_module("sapwood.train.metrics.accumulators") is sw.metrics.accumulators  # and no copy
+
+
+def test_what_keras_calls_a_loss_or_metric_is_answered():
+    with pytest.raises(AttributeError, match=r"'sapwood.losses' has no attribute 'mse': here it is \"squared_error\""):
+        _ = sw.losses.mse
+    with pytest.raises(AttributeError, match=r"'sapwood.metrics' has no attribute 'mse': here it is"):
+        _ = sw.metrics.mse
 
 
 @pytest.mark.parametrize("module", ["core", "parallel", "recipes"])

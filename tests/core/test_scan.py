@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from sapwood.core import platform, scan
+from sapwood.core import scan, target_platform
 
 
 def convolve(x, kernel):
@@ -58,11 +58,11 @@ def test_other_platforms_keep_the_loop(start, monkeypatch):
 
 
 def test_a_chosen_default_device_counts():
-    assert platform.platform() == "cpu"
+    assert target_platform.platform() == "cpu"
     with jax.default_device("cpu"):
-        assert platform.platform() == "cpu"
+        assert target_platform.platform() == "cpu"
     with jax.default_device(jax.devices("cpu")[1]):
-        assert platform.platform() == "cpu"
+        assert target_platform.platform() == "cpu"
 
 
 def test_same_bits_as_a_python_loop(start):
@@ -90,7 +90,7 @@ def test_takes_a_length_as_lax_does():
 
 
 def test_what_is_traced_for_one_platform_is_not_used_for_another():
-    inner = jax.jit(lambda x: x + (platform.platform() == "tpu"))
-    with platform.compiling_for("tpu"):
+    inner = jax.jit(lambda x: x + (target_platform.platform() == "tpu"))
+    with target_platform.compiling_for("tpu"):
         assert inner(1) == 2
     assert inner(1) == 1

@@ -222,6 +222,12 @@ def test_no_room_has_the_name_of_a_module_of_python(root):
     assert {room for room in ARROWS if room in sys.stdlib_module_names} == set()
 
 
+def test_no_file_has_the_name_of_a_module_of_python(root):
+    """Python that is started in a folder imports from there first. (A command's file is called as the command is.)"""
+    files = {path.relative_to(root).as_posix() for _room, path in modules(root) if path.stem in sys.stdlib_module_names}
+    assert files == {"command/profile.py"}
+
+
 def test_every_room_says_what_is_in_it(root):
     silent = [folder for folder in packages(root) if not ast.get_docstring(tree(folder / "__init__.py"))]
     assert silent == []

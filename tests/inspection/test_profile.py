@@ -21,8 +21,7 @@ import sapwood as sw
 from sapwood import layers as L
 from sapwood.core.errors import ConfigError
 from sapwood.inspection import Profile, profile
-from sapwood.inspection.profiles import profile as profiles_profile
-from sapwood.inspection.profiles import trace as profiles_trace
+from sapwood.inspection.profiles import device_trace, measure
 from sapwood.inspection.profiles.attribution import OBJECTIVE, OPTIMIZER, Program
 from sapwood.runtime.compile_cache import compile_cache
 from sapwood.train import Trainer, supervised
@@ -65,21 +64,21 @@ def one_after_the_other(trace, sizes):
             begin, now = now, now + (0 if span.name is None else sizes[span.name])
             devices[device].append(span._replace(start=begin, end=now))
         end = max(end, now)
-    return profiles_trace.Trace(devices, (0.0, end), [])
+    return device_trace.Trace(devices, (0.0, end), [])
 
 
 @pytest.fixture(autouse=True, scope="module")
 def by_work():
     """Profiles in which time is work."""
-    read, texts = profiles_trace.read, []
+    read, texts = device_trace.read, []
 
     def kept(text, calls):
         texts.append(text)
         return Program(text, calls)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profiles_profile, "Program", kept)
-        patch.setattr(profiles_trace, "read", lambda file, name: one_after_the_other(read(file, name), work(texts[-1])))
+        patch.setattr(measure, "Program", kept)
+        patch.setattr(device_trace, "read", lambda file, name: one_after_the_other(read(file, name), work(texts[-1])))
         yield read
 
 
@@ -141,7 +140,7 @@ def test_rows_add_up_to_the_time_of_a_step(which, request):
 def test_the_clock_says_the_same(monkeypatch, by_work):
     """The window that the trace saw lies within what `time.perf_counter` measured around the same steps, and around
     what it measured from the first of them being fed to the last being done."""
-    measured, inner, run, ready = [], [], profiles_profile._Loop.run, jax.block_until_ready
+    measured, inner, run, ready = [], [], measure._Loop.run, jax.block_until_ready
 
     def watched(self, steps):
         following, times = self.following, []
@@ -154,8 +153,8 @@ def test_the_clock_says_the_same(monkeypatch, by_work):
         self.following = following
         return measured[-1]
 
-    monkeypatch.setattr(profiles_profile._Loop, "run", watched)
-    monkeypatch.setattr(profiles_trace, "read", by_work)
+    monkeypatch.setattr(measure._Loop, "run", watched)
+    monkeypatch.setattr(device_trace, "read", by_work)
     found = profile(trainer(uneven), batch(), steps=4)
     assert 0.999 * inner[-1] <= 4 * found.seconds <= 1.001 * measured[-1]
     assert found.untraced == measured[-2] / 4
@@ -362,22 +361,22 @@ def test_what_is_read_of_a_trace(monkeypatch, by_work):
     found = by_work("a.xplane.pb", "jit_train_step")
     assert (found.window, found.waits) == ((10.0, 900.0), [(20.0, 30.0)])
     assert found.devices == {
-        0: [profiles_trace.Span(100.0, 300.0, "dot.1", 7), profiles_trace.Span(400.0, 450.0, None)],
-        1: [profiles_trace.Span(300.0, 320.0, "add.2", 7)],
-        "/device:TPU:0": [profiles_trace.Span(50.0, 60.0, "fusion.3", 8)],
+        0: [device_trace.Span(100.0, 300.0, "dot.1", 7), device_trace.Span(400.0, 450.0, None)],
+        1: [device_trace.Span(300.0, 320.0, "add.2", 7)],
+        "/device:TPU:0": [device_trace.Span(50.0, 60.0, "fusion.3", 8)],
     }
 
 
 def test_moments_are_shared_and_gaps_told_apart():
     spans = [
-        profiles_trace.Span(0, 4e9, "a", 1),
-        profiles_trace.Span(2e9, 6e9, "b", 1),
-        profiles_trace.Span(7e9, 8e9, "a", 1),
-        profiles_trace.Span(11e9, 12e9, None),
-        profiles_trace.Span(3e9, 3e9, "of no length", 1),
+        device_trace.Span(0, 4e9, "a", 1),
+        device_trace.Span(2e9, 6e9, "b", 1),
+        device_trace.Span(7e9, 8e9, "a", 1),
+        device_trace.Span(11e9, 12e9, None),
+        device_trace.Span(3e9, 3e9, "of no length", 1),
     ]
-    trace = profiles_trace.Trace({}, (0, 12e9), [(8.5e9, 9e9)])
-    found = profiles_trace.divide_time(spans, trace, "while".__eq__)
+    trace = device_trace.Trace({}, (0, 12e9), [(8.5e9, 9e9)])
+    found = device_trace.divide_time(spans, trace, "while".__eq__)
     assert found.seconds == {"a": 4.0, "b": 3.0}
     assert found.rest == {
         "(between operations)": 1.0,

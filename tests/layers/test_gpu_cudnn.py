@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import sapwood as sw
 from sapwood import layers as L
-from sapwood.core.platform import compiling_for
+from sapwood.core.target_platform import compiling_for
 from sapwood.layers.attentions import gpu_cudnn
 from sapwood.models import Decoder
 

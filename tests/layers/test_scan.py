@@ -7,7 +7,7 @@ import pytest
 
 import sapwood as sw
 from sapwood import layers as L
-from sapwood.core.platform import compiling_for
+from sapwood.core.target_platform import compiling_for
 from sapwood.parallel.place_activations import placement
 
 N = 3

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import sapwood as sw
 from sapwood import layers as L
-from sapwood.core import platform as compiled_for
+from sapwood.core import target_platform
 from sapwood.layers.attentions import tpu_splash
 
 
@@ -82,7 +82,7 @@ def test_on_a_mesh_it_is_the_same(mesh, spec, heads, kv_heads):
 
 
 def chosen(monkeypatch, platform="tpu", **options):
-    monkeypatch.setattr(compiled_for, "platform", lambda: platform)  # of the default device
+    monkeypatch.setattr(target_platform, "platform", lambda: platform)  # of the default device
     devices, mask, sharding = options.pop("devices", 1), options.pop("mask", None), options.pop("sharding", None)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     q, k, _, _ = arrays(**{"batch": 1, "length": 128, "heads": 1, "kv_heads": 1, **options})

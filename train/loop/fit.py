@@ -20,8 +20,8 @@ import numpy as np
 
 from sapwood import metrics
 from sapwood.core.errors import CheckError, ConfigError
-from sapwood.core.platform import platform
 from sapwood.core.short_repr import in_brief
+from sapwood.core.target_platform import platform
 from sapwood.data.batching import batches
 from sapwood.data.device_feed import to_device
 from sapwood.data.learned_features import Learned

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sapwood.core.errors import ConfigError
-from sapwood.core.platform import platform
 from sapwood.core.short_repr import in_brief
+from sapwood.core.target_platform import platform
 from sapwood.metrics import Metric
 
 

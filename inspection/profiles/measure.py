@@ -22,7 +22,7 @@ from sapwood.core.paths import Path
 from sapwood.data.batching import batches
 from sapwood.data.device_feed import to_device
 from sapwood.inspection.layer_calls import trace_calls
-from sapwood.inspection.profiles import trace as profiles_trace
+from sapwood.inspection.profiles import device_trace
 from sapwood.inspection.profiles.attribution import BACKWARD, FORWARD, UNKNOWN, Place, Program
 from sapwood.train.evaluation import AHEAD, as_dataset
 from sapwood.train.state import plan as state_plan
@@ -110,7 +110,7 @@ class Profile:
 
     def html(self) -> str:
         """One HTML page with the flame chart and the table; it loads no other files."""
-        from sapwood.inspection.profiles.html import html
+        from sapwood.inspection.profiles.html_page import html
 
         return html(self)
 
@@ -118,7 +118,7 @@ class Profile:
         return self.table()
 
     def _repr_html_(self) -> str:
-        from sapwood.inspection.profiles.html import frame
+        from sapwood.inspection.profiles.html_page import frame
 
         return frame(self)
 
@@ -174,7 +174,7 @@ def profile(
         loop.run(WARM)
         untraced = loop.run(steps)
         file = _traced(loop, steps, directory)
-    return _profile(program, profiles_trace.read(file, program.name), steps, untraced / steps, str(directory))
+    return _profile(program, device_trace.read(file, program.name), steps, untraced / steps, str(directory))
 
 
 @contextlib.contextmanager
@@ -224,9 +224,9 @@ class _Loop:
         pending: deque[Any] = deque()
         jax.block_until_ready(self.state)
         begin = time.perf_counter()
-        with jax.profiler.TraceAnnotation(profiles_trace.STEPS):
+        with jax.profiler.TraceAnnotation(device_trace.STEPS):
             for number in range(steps):
-                with jax.profiler.TraceAnnotation(profiles_trace.FEED):
+                with jax.profiler.TraceAnnotation(device_trace.FEED):
                     batch = self.following()
                 with jax.profiler.StepTraceAnnotation("train", step_num=number):
                     self.state, found = self.step(self.state, batch)
@@ -254,9 +254,9 @@ def _traced(loop: _Loop, steps: int, directory: File) -> File:
     return file
 
 
-def _profile(program: Program, trace: profiles_trace.Trace, steps: int, untraced: float, directory: str) -> Profile:
+def _profile(program: Program, trace: device_trace.Trace, steps: int, untraced: float, directory: str) -> Profile:
     """The `Profile` of a trace: the mean of its devices. ``untraced`` is in seconds a step."""
-    shares = [profiles_trace.divide_time(spans, trace, lambda name: program.place(name).container)
+    shares = [device_trace.divide_time(spans, trace, lambda name: program.place(name).container)
               for spans in trace.devices.values()]  # fmt: skip
     if not shares:
         raise ConfigError(f"profile: JAX's profiler saw no operation on this backend; its raw trace is in {directory}")
