@@ -27,8 +27,9 @@ def scan(
         init: the first carry.
         xs: pytree of arrays that are scanned along their first dimension; or None.
         length: the number of steps; None takes it from `xs`.
-        looped: a body that replaces `body` if the loop runs on CPU and is not unrolled. It is not used if `body` has
-            effects, such as a `jax.debug.print`, which would not happen as often. None keeps `body`.
+        looped: a body that replaces `body` if the loop runs on CPU and is not unrolled. None keeps `body`. A `body`
+            with effects, such as `jax.debug.print`, is not replaced, because `looped` may run the effects a different
+            number of times.
 
     >>> import jax.numpy as jnp
     >>> scan(lambda total, x: (total + x, total), jnp.zeros(()), jnp.arange(3.0))
@@ -36,7 +37,7 @@ def scan(
     """
     if platform() != "cpu":
         return lax.scan(body, init, xs, length)
-    xs, tree = jax.tree.flatten(xs)  # flatten once: each flattening of a cursor gives it other keys
+    xs, tree = jax.tree.flatten(xs)  # once: each flattening gives a cursor (`Vars`) new keys
 
     def flat(body: Callable) -> Callable:
         return lambda carry, leaves: body(carry, jax.tree.unflatten(tree, leaves))

@@ -1,4 +1,7 @@
-"""One-line texts of values that hold arrays: `brief` of a value, and `__repr__ = in_brief` for a class with fields."""
+"""One-line representations of values that hold arrays.
+
+`brief` represents any value. A class with fields gets such a representation by ``__repr__ = in_brief``.
+"""
 
 import dataclasses
 import math
@@ -18,7 +21,10 @@ NAMES = 6
 
 
 def brief(value: Any) -> str:
-    """Any value in one line: an array by dtype and shape, a dict of arrays by top-level names and number of arrays.
+    """Represent any value in one line.
+
+    An array is shown by its dtype and shape. A dict of arrays is shown by its top-level names, the number of arrays in
+    it and the number of elements of all arrays.
 
     >>> brief({"stem": {"kernel": np.zeros((9, 4)), "bias": np.zeros(4)}, "head": np.zeros((4, 2))})
     '{head, stem: 3 arrays, 48 numbers}'

@@ -1,9 +1,10 @@
-"""Consent: records which recipe files the user has run on purpose, so that commands that read a run may run them again.
+"""Consent: records which recipe files the user has run on purpose.
 
-A run directory may come from a stranger, with everything in it: the path of its recipe, a digest of it, and the recipe
-itself. So consent is stored outside of it, in the user's state directory: one empty file for each version of each
-recipe file that the user has named (`sapwood train my_recipe.py`, `sapwood evaluate RUN --trust my_recipe.py`). An
-edited file is a new version and needs consent again.
+A command that reads a run directory may run the recipe file of that run again, if consent to the file is recorded. A
+run directory may come from a stranger. The stranger then wrote everything in the directory: the path of the recipe, the
+digest of the recipe, and the recipe itself. So consent is not stored in the run directory, but in the user's state
+directory: one empty file for each version of each recipe file that the user has named (`sapwood train my_recipe.py`,
+`sapwood evaluate RUN --trust my_recipe.py`). An edited file is a new version and needs consent again.
 """
 
 import contextlib

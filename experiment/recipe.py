@@ -19,7 +19,8 @@ class Recipe:
         epochs: passes over the training data.
         batch_size: examples in a global batch.
         seed: seed of the initial parameters, the order of the data, every random draw and the validation split.
-        policy: the dtype that layers compute in, such as "bfloat16"; "float32" sets no policy.
+        policy: the dtype that layers compute in, such as "bfloat16". With "float32" layers cast nothing, and dtypes
+            follow JAX's promotion.
         validation: the fraction of the training data that is held out for validation; 0 for none.
 
     >>> import sapwood as sw
@@ -57,7 +58,8 @@ class Recipe:
     def trainer(self, steps: int, **options: Any) -> Any:
         """The trainer for a run of ``steps`` steps.
 
-        ``options`` (mesh, rules, jit) depend on the machine and override the recipe's own.
+        ``options`` are arguments of `Trainer` that depend on the machine, such as mesh, rules and jit. An argument in
+        ``options`` replaces the one that the recipe sets.
         """
         from sapwood.train.trainer import Trainer
 

@@ -56,19 +56,20 @@ def linear_cross_entropy(
     Logits, softmax and sums are float32. The total has gradients with respect to x, kernel and bias only. A position
     of weight 0 adds nothing to the total or the gradients.
 
-    On a mesh, each device computes the logits of its own examples, positions and classes. For each chunk, devices that
-    hold other classes of the same positions agree on the largest logit and on the sum of exponentials, one number per
-    position each. The kernel's gradient is summed over a device's own positions and reduced over the devices once, at
-    the end; without ``sharding`` it would be reduced after every chunk. (Vocabulary parallelism: Shoeybi et al. 2019,
-    "Megatron-LM", arXiv:1909.08053.)
+    On a mesh, each device computes the logits of its own examples, positions and classes. If the classes are split over
+    devices, these devices exchange a few numbers for each position of each chunk: the largest logit, the sum of
+    exponentials, the logit of the label and the predicted class. The kernel's gradient is summed over a device's own
+    positions and reduced over the devices once, at the end; without ``sharding`` it would be reduced after every chunk.
+    (Vocabulary parallelism: Shoeybi et al. 2019, "Megatron-LM", arXiv:1909.08053.)
 
     Args:
         x: the inputs of the head, `(batch, length, features)`.
         kernel: `(features, classes)`.
         labels: integer classes, `(batch, length)`.
         bias: `(classes,)`; None is a bias of 0.
-        weight: what each position counts, a mask or numbers, `(batch, length)`; None is 1 for all.
-        chunk: positions of the length per chunk; None takes as many as make `ELEMENTS` logits.
+        weight: the weight of each position's loss, a mask or numbers, `(batch, length)`; None is 1 for all.
+        chunk: the size of a chunk along the length. None takes the largest size with at most `ELEMENTS` logits in a
+            chunk on each device, but at least 1.
         sharding: the sharding that the logits `(batch, length, classes)` would have on a mesh.
 
     Raises:
@@ -156,9 +157,10 @@ def _everywhere(chunk: int | None, sharding: NamedSharding | None, train: bool, 
 def _local(
     chunk: int | None, train: bool, names: Names, x: Any, kernel: Any, bias: Any, labels: Any, weight: Any
 ) -> tuple[Any, Any]:
-    """The loss of one device's positions, by a scan over chunks of the length; while training the gradients, too.
+    """The `LinearCrossEntropy` of one device's positions, by a scan over chunks of the length, and the gradients.
 
-    ``names`` are the mesh axes that the classes are split over.
+    The gradients are those of x, kernel and bias if ``train`` is True, else an empty tuple. ``names`` are the mesh axes
+    that the classes are split over.
     """
     batch, length = labels.shape
     chunk = min(chunk or max(1, ELEMENTS // (batch * kernel.shape[1])), length)
@@ -195,7 +197,7 @@ def _local(
 
 
 def _chunk(train: bool, names: Names, kernel: Any, bias: Any, x: Any, labels: Any, weight: Any) -> tuple[Any, ...]:
-    """Losses and hits (batch, chunk) of one chunk; while training the gradients of x, kernel and bias, too.
+    """Losses and hits (batch, chunk) of one chunk. If ``train`` is True, also the gradients of x, kernel and bias.
 
     Labels are relative to the first class of this device, so labels of other devices' classes match no class here.
     """

@@ -28,9 +28,10 @@ def static(default: Any) -> Any:
 class Metric:
     """Base class of all accumulators: a pytree of sums.
 
-    A subclass becomes a frozen dataclass whose fields are arrays, or `static` options. `merge` adds the fields, so the
-    result does not depend on the order of batches or how they are split; `compute` turns the sums into the value. Both
-    use only operators, so they work on traced arrays, on device arrays, and on the host in float64.
+    A subclass becomes a frozen dataclass whose fields are arrays, or `static` options. The inherited `merge` adds the
+    fields, so the result does not depend on the order of the batches or on how the examples are split into batches.
+    `compute` turns the sums into the value. A method that uses only Python operators, such as the inherited `merge`,
+    works on traced arrays, on device arrays, and on NumPy arrays of float64 on the host.
 
     >>> class Range(Metric):
     ...     low: jax.Array
@@ -50,7 +51,7 @@ class Metric:
     __repr__ = in_brief
 
     def merge(self, other: Self) -> Self:
-        """The accumulator of the examples of both."""
+        """The accumulator of the examples of `self` and the examples of `other` together."""
         return jax.tree.map(operator.add, self, other)
 
     def compute(self) -> Any:
@@ -71,8 +72,8 @@ class Mean(Metric):
         ``weight`` is a boolean mask or numbers of shape (batch,), (batch, length), ...; None counts every value as 1. A
         value of weight 0 does not count, even if it is NaN.
 
-        A single number is refused without a weight: it is a mean already, and does not say of how many examples. Give
-        the values before averaging, or their number as the weight, ``Mean.of(x, 32)``.
+        A single number without a weight is refused: it looks like a mean, and the number of examples in that mean is
+        unknown. Pass the value of each example, or pass the number of examples as the weight, ``Mean.of(x, 32)``.
 
         Raises `ConfigError` for a single number without a weight, `DataError` if the values' shape does not start with
         the weight's shape.
@@ -127,7 +128,7 @@ def as_metric(value: Any, weight: Any = 1.0) -> Metric:
 def merge(trees: Sequence[dict[str, Any]]) -> dict[str, Metric]:
     """Merge the dicts of accumulators of several batches into one, on the host in float64.
 
-    Sums of many batches stay exact there (integers below 2**53). Numbers become the `Mean` over the batches.
+    In float64, sums of integers are exact below 2**53. A plain number in the dicts becomes the `Mean` over the batches.
 
     >>> merge([{"loss": 1.0, "hits": Mean(3.0, 4.0)}, {"loss": 2.0, "hits": Mean(1.0, 2.0)}])["hits"]
     Mean(total=4.0, weight=6.0)

@@ -57,7 +57,7 @@ def binary_precision(
 ) -> Precision:  # fmt: skip
     """Precision: of the examples for which a label was predicted, the fraction that have it.
 
-    `functools.partial` sets options for `supervised`.
+    To set an option of a metric in `supervised`, pass it as ``functools.partial(binary_precision, average=None)``.
 
     Args:
         outputs: logits (..., labels), or (examples,) for one label.
@@ -201,8 +201,9 @@ def auc(outputs: jax.Array, target: jax.Array, weight: jax.Array | None = None, 
 def _area(score: Any, positive: Any, weight: Any) -> Any:
     """The area of one label; all arguments are (examples,).
 
-    It is the mean over the positives of the share of negatives with a smaller score plus half of those with an equal
-    one.
+    Each positive example has a share: the fraction of the negative examples with a smaller score, plus half of the
+    fraction with an equal score. The area is the mean of this share over the positive examples. Means and fractions are
+    weighted.
     """
     np_ = namespace(score)
     order = np_.argsort(score)

@@ -49,9 +49,9 @@ def shards(sharding: NamedSharding) -> int:
 def batch_multiple(mesh: AnyMesh, rules: Rules | str | None = None) -> int:
     """A batch size that is a multiple of this number works with every model on this mesh.
 
-    Without pipeline stages it is the number of shards (`shards`). With stages it is the least common multiple of that
-    and of the number of micro-batches (default: the number of stages) times the number of parts into which the other
-    axes split the batch.
+    Without pipeline stages it is the number of shards (`shards`). With stages it is the least common multiple of the
+    number of shards and ``m * n``. Here ``m`` is the number of micro-batches (default: the number of stages), and ``n``
+    is the number of parts into which the mesh axes other than "stage" split the batch.
 
     >>> import dataclasses
     >>> from jax.sharding import AbstractMesh

@@ -97,7 +97,7 @@ def save(
 ) -> Path:
     """Write a model to the directory `path`, atomically.
 
-    An existing artifact is replaced. With several processes all of them call it, and the first one writes.
+    An existing artifact is replaced. With several processes, every process calls `save`, and the first one writes.
 
     Args:
         path: the directory to write.
@@ -256,8 +256,8 @@ def load(
     Raises:
         CheckpointError: the file is missing, damaged, or does not fit `into`. A differing shape is an error and never
             skipped: exclude the path with `match` if it is meant to be fresh.
-        ConfigError: a pattern of `match` has no effect, `match` is given without `into`, nothing at all is loaded and
-            `match` does not say so, or a `jax.ShapeDtypeStruct` of `into` is not loaded.
+        ConfigError: a pattern of `match` has no effect, `match` is given without `into`, no path in the file equals a
+            path in `into` and `match` is not given, or a `jax.ShapeDtypeStruct` of `into` is not loaded.
 
     >>> import tempfile
     >>> path = save(tempfile.mkdtemp() + "/model", {"backbone": {"w": jnp.ones(2)}, "head": {"w": jnp.ones((2, 9))}})
@@ -373,8 +373,8 @@ def _about(path: Path) -> dict[str, Any]:
 def _described(arrays: Any) -> bool:
     """Whether `arrays` maps paths to `[dtype, shape, digest]`.
 
-    The non-zero sizes of an array without elements may have a product of at most `_EMPTY`: such an array takes no bytes
-    in the file, so a file of any size could name a huge one.
+    An array with a dimension of size 0 takes no bytes in the file, so a small file could declare huge sizes for its
+    other dimensions. The product of these other sizes may be at most `_EMPTY`.
     """
 
     def is_path(name: str) -> bool:
@@ -533,9 +533,10 @@ def _into(source: _Source, wanted: Spec, patterns: Mapping[str, str | None] | No
 
 
 def _pairs(there: list[str], here: list[str], patterns: Mapping[str, str | None] | None) -> dict[str, str]:
-    """`match` over paths without "params/" or "state/", so that one pattern serves parameters and state.
+    """Map each path of `here` that is loaded to the path of `there` that it is loaded from.
 
-    Returns full paths. A target keeps the collection (params or state) that it has in `here`.
+    `match` pairs the paths without "params/" or "state/", so one pattern serves parameters and state. The paths in the
+    result are full: each has the prefix that it has in `here` or `there`.
     """
     kinds = {_bare(name): name.split("/")[0] for name in here}
     same = [_bare(name) for name in there]

@@ -2,8 +2,8 @@
 
 A callback is any function ``callback(event, memory) -> bool | TrainState | None``. True ends the run. A `TrainState`
 replaces the state of the run: ``event.state.replace(...)`` with arrays of the same shapes, dtypes and shardings, equal
-on all processes. The metrics of the row are those of the state before the change, and `fit(best=)` goes by that state:
-a checkpoint whose model has changed since it was measured is never the best.
+on all processes. The metrics of the row were measured before the change. So if a callback changes the model,
+`fit(best=)` never takes the checkpoint of the changed model as the best.
 
 ``memory`` is a dict of JSON values for each callback, empty at first. `fit` saves it in every checkpoint, so a resumed
 run continues as if unbroken. Each process calls its own callbacks. The first process decides for all whether the run
@@ -184,8 +184,8 @@ class ReduceOnPlateau:
         patience: number of epochs in a row without improvement before the rate falls; at least 1.
         mode: "min" if smaller is better, "max" if larger is.
         delta: an improvement must be larger than this.
-        cooldown: epochs after a change of the rate until epochs without improvement count again; the last of them
-            counts, as in Keras.
+        cooldown: length in epochs of a pause after each change of the rate. In the pause, epochs without improvement do
+            not count toward ``patience``, except the last epoch of the pause, as in Keras.
         least: the rate does not fall below this.
 
     Raises:
@@ -267,7 +267,8 @@ class StopAt:
 class TimeLimit:
     """Ends the run after some seconds of wall time, which include compilation and earlier parts of a resumed run.
 
-    With this the length of a run depends on the machine. Use `StopAt`, or ``steps`` of `fit`, if it must not.
+    The number of steps of such a run depends on the speed of the machine. `StopAt` and ``steps`` of `fit` end a run
+    independently of the speed.
     """
 
     seconds: float

@@ -33,7 +33,8 @@ class ImageColumn(Sequence[np.ndarray]):
             where: a function from an index to the name of the image in error messages.
             size: (height, width) to resize to; None keeps each image's size.
             grey: whether images have 1 channel; None finds out from the images.
-            beside: other images that must be gray, too, for 1 channel, such as those of other splits.
+            beside: more images, such as those of other splits. If `grey` is None, there is 1 channel only if these
+                images are gray, too.
         """
         self.pictures, self.where, self.size = pictures, where, size
         height, width, channels = survey(pictures, where, sizes=size is None)
@@ -51,5 +52,5 @@ class ImageColumn(Sequence[np.ndarray]):
         return self.seen(self.pictures[index], index)
 
     def seen(self, picture: Any, index: int) -> np.ndarray:
-        """Decode `picture`, which was read from position `index` already."""
+        """Decode `picture`, an encoded image that the caller has taken from `pictures[index]` already."""
         return decode(picture, grey=self.feature.shape[-1] == 1, size=self.size, name=self.where(index))

@@ -13,8 +13,8 @@ class Node:
         kind: what the box stands for.
             "layer": a layer with no layers inside.
             "op": operations between layers.
-            "scope": the operations of a plain function with a cursor and no layers; or operations outside layers and
-            such functions that use the parameters of one scope.
+            "scope": the operations of one plain function that takes a cursor and calls no layers. Also operations that
+            are outside of all layers and such functions, and that use the parameters of one scope.
             "input", "output": an input or a result of the model.
             "in", "out": a port, where values enter or leave a group.
         path: the path of the layer or scope, joined by "/".
@@ -39,7 +39,8 @@ class Node:
 class Edge:
     """Values that flow between two items of one group. `shape` is their dtypes and shapes.
 
-    `source` and `target` are ids of items; "GROUP|PORT" names a port of a group among them.
+    `source` and `target` are ids. An end at a node is the id of the node. An end at an inner group is the id of one
+    of that group's ports, "GROUP|PORT".
     """
 
     source: str

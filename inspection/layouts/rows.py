@@ -1,6 +1,6 @@
-"""The rows of a layout: one array each, with its axes, its sharding, and its bytes on one device.
+"""The rows of a `Layout`, the table of the arrays on a mesh.
 
-Also the texts of a row's cells in a table.
+Each row describes one array: its axes, its sharding, and its bytes on one device. `Row.cells` formats a row as text.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
     Attributes:
         path: its path, joined by "/".
-        shape: its global shape, of one copy.
+        shape: its global shape. If there are several `copies`, this is the shape of one.
         axes: the logical axis of each dimension; None if they are unknown.
         spec: its `PartitionSpec` on the mesh.
         nbytes: the bytes that one device holds, of all `copies` together.

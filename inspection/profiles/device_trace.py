@@ -85,8 +85,12 @@ _HOST_NOISE = frozenset(("ThreadpoolListener::Record", "ThunkExecutor::Execute")
 class Shares(NamedTuple):
     """The time of the steps on one device, in seconds.
 
-    `seconds` is by operation, `rest` by kind of idle time and for other programs (`BETWEEN`, `HOST`, `DATA`, `OTHER`).
-    `threads` is the sum of the durations of all operations, so overlapping ones count more than once.
+    Attributes:
+        seconds: the time of each operation, by name.
+        rest: the other time, by kind: the idle times `BETWEEN`, `HOST` and `DATA`, and the time of other programs,
+            `OTHER`.
+        threads: the sum of the durations of all operations except loops and branches. Moments in which several
+            operations run count once for each of them.
     """
 
     seconds: dict[str, float]
@@ -95,7 +99,9 @@ class Shares(NamedTuple):
 
 
 def divide_time(spans: list[Span], trace: Trace, container: Callable[[str], bool]) -> Shares:
-    """Divide the time of the steps among the operations of one device. `seconds` and `rest` add up to it.
+    """Divide the time of the steps among the operations of one device.
+
+    All entries of `seconds` and `rest` in the result together add up to the time of the steps.
 
     A loop or a branch (``container(name)`` is True) counts only while no operation inside it runs. While nothing runs,
     the time is `BETWEEN` within a run of the program. Outside runs it is `DATA` while the host waits for data, else

@@ -1,6 +1,6 @@
 """Dropout: in training, random entries become zero and the others are scaled up to keep the mean.
 
-`dropout` takes a random key as argument. `Dropout` draws its key from the run's, at the layer's path.
+`dropout` takes a random key as an argument. `Dropout` derives its key from the run's key and the path of the layer.
 """
 
 import jax
@@ -32,9 +32,9 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
 class Dropout(Layer):
     """Zero entries with probability `rate` in training, and divide the others by `1 - rate`; the identity in eval mode.
 
-    Takes any shape and has no parameters. The mask comes from the run's key and the layer's path, so each layer, step,
-    row and call has its own. Raises `ConfigError` for a rate outside [0, 1), `InputError` for an x that is not
-    floating.
+    The input has any shape. There are no parameters. The mask is drawn with a key that is derived from the run's key
+    and the layer's path. Each layer, each training step and each call has its own mask, and each example in a batch has
+    its own part of it. Raises `ConfigError` for a rate outside [0, 1), `InputError` for an x that is not floating.
 
     Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting".
 

@@ -18,12 +18,16 @@ from sapwood.train.loop.blocks import copy
 
 
 def wanted(best: Any, callbacks: Sequence[Callback], before: str | None = None, anyway: bool = False) -> Goal | None:
-    """Return the goal by which a run ends with its best state, or None if it ends with its last state.
+    """Return the goal of a run: the metric that decides which state is best, and whether "min" or "max" of it is best.
+
+    A run with a goal ends with its best state. None means that the run ends with its last state.
 
     Args:
         best: the option of `fit`, such as "max:accuracy", or None.
-        callbacks: the callbacks of `fit`. An `EarlyStopping(restore=True)` has a goal, too.
-        before: the goal of the run that is resumed, or None. It is used if nothing else gives a goal.
+        callbacks: the callbacks of `fit`. The ``mode`` and ``monitor`` of an `EarlyStopping(restore=True)` are a goal,
+            too.
+        before: the goal of the run that is resumed, such as "max:accuracy", or None. It is used if nothing else gives a
+            goal.
         anyway: True lets a resumed run have another goal than before.
 
     Raises:
@@ -47,7 +51,7 @@ class Kept:
     """A copy of the best state so far, on the devices, for a run without a directory.
 
     Attributes:
-        goal: the goal.
+        goal: the metric, and whether its smallest or its largest value is best.
         value: the best value of the metric so far; NaN before the first number.
         state: the copy, or None.
     """

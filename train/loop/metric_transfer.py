@@ -69,9 +69,10 @@ def unpack(packed: Packed) -> Any:
 
 
 def join(parts: Sequence[Packed]) -> Packed:
-    """Join the vectors of steps, ``(numbers,)``, and of blocks, ``(block, numbers)``, on the host.
+    """Join the metrics of several calls of the compiled program into those of all steps, in order, on the host.
 
-    The vectors of the result are ``(steps, numbers)``.
+    The vectors of a part are ``(numbers,)`` for one step, and ``(steps, numbers)`` for a block, which is several steps
+    in one call. The vectors of the result are ``(steps, numbers)`` with all steps.
 
     >>> one, two = pack({"x": jnp.float32(1)}), jax.vmap(pack)({"x": jnp.array([2., 3.])})
     >>> unpack(join([one, two]))["x"].tolist()
