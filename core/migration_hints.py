@@ -419,7 +419,7 @@ STATE: dict[str, tuple[str, ...]] = {
 """Methods and attributes of a `TrainState`."""
 
 METHODS: dict[str, tuple[str, ...]] = {
-    "compiling": ("trainer.tracing()",),
+    "compiling": ("", "it is trainer.tracing() now"),
     "predict_proba": ("jax.nn.softmax", "of the logits that trainer.predict gives"),
     "predict_classes": ("jnp.argmax", "of the logits that trainer.predict gives"),
     "partial_fit": ("trainer.fit", "which takes state="),
