@@ -99,7 +99,7 @@ def _in_float64(
     k, v = repeat_kv_heads(k, v, q.shape[2], q.shape[2])
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if causal:
-        earlier = jnp.tri(q.shape[1], k.shape[1], dtype=bool)
+        earlier = jnp.tri(q.shape[1], k.shape[1], dtype=bool)[None, None]
         mask = earlier if mask is None else mask & earlier
     scores = scores if mask is None else jnp.where(mask, scores, HIDDEN)
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v)

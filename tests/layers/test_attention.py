@@ -175,3 +175,10 @@ def test_refuses_bad_options(options, message):
 def test_explains_an_input_that_does_not_fit(layer, xs, options, message):
     with pytest.raises(ValueError, match=message):
         sw.spec(lambda v, *xs: layer(v, *xs, **options), *(jax.ShapeDtypeStruct(x, "float32") for x in xs))
+
+
+def test_float64_with_a_mask_promotes_no_rank():
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
+        x, mask = np.ones((2, 3, 1, 4)), np.ones((2, 1, 3, 3), bool)
+        y = L.attention(x, x, x, mask, causal=True)
+    np.testing.assert_allclose(y, x)

@@ -77,3 +77,9 @@ def test_a_run_whose_steps_are_skipped_ends_with_an_error(steps, options, messag
 def test_values_that_cannot_be(options):
     with pytest.raises(ConfigError, match="at least 1"):
         LossScale(**options)
+
+
+def test_it_moves_under_strict_dtypes_too():
+    with jax.numpy_dtype_promotion("strict"):
+        state = LossScale().update(LossScale().init(), jnp.bool_(False))
+    assert (int(state.skipped), state.skipped.dtype) == (1, jnp.int32)

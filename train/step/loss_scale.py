@@ -86,7 +86,7 @@ class LossScale:
         up, down = state.scale * self.factor, jnp.maximum(state.scale / self.factor, 1.0)
         # The scale stops at 2**126, which float32 can hold. An infinite scale could never become finite again.
         scale = jnp.where(grow, jnp.minimum(up, 2.0**126), jnp.where(finite, state.scale, down))
-        return ScaleState(scale, jnp.where(finite & ~grow, state.good + 1, 0), state.skipped + ~finite)
+        return ScaleState(scale, jnp.where(finite & ~grow, state.good + 1, 0), state.skipped + jnp.int32(~finite))
 
 
 def unscaled(gradient: jax.Array, scale: jax.Array) -> jax.Array:
