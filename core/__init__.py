@@ -10,9 +10,7 @@ from sapwood.core.moved import find_moved
 
 
 def __getattr__(name: str) -> Any:
-    if (found := find_moved(__name__, name)) is not None:
-        return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return find_moved(__name__, name)
 
 
 __all__: list[str] = []

@@ -22,7 +22,7 @@ MOVED = {
 
 
 def find_moved(module: str, name: str) -> Any:
-    """What `module.name` is now, or None where no such name has moved.
+    """The object that `module.name` names now. Raises AttributeError if that name has not moved.
 
     >>> import warnings
     >>> with warnings.catch_warnings(record=True) as said:
@@ -33,7 +33,7 @@ def find_moved(module: str, name: str) -> Any:
     """
     new = MOVED.get(f"{module}.{name}")
     if new is None:
-        return None
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
     warnings.warn(f"{module}.{name} is {new} now; the old name goes in 0.4", DeprecationWarning, stacklevel=3)
     room, _, attribute = new.rpartition(".")
     return getattr(importlib.import_module(room), attribute)

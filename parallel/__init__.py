@@ -29,9 +29,7 @@ from sapwood.parallel.topologies import topology
 
 
 def __getattr__(name: str) -> Any:
-    if (found := find_moved(__name__, name)) is not None:
-        return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return find_moved(__name__, name)
 
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sapwood import losses, metrics
 from sapwood.core import migration_hints
-from sapwood.core.moved import find_moved
+from sapwood.core.moved import MOVED, find_moved
 from sapwood.metrics import Last, Mean, Metric
 from sapwood.saving.checkpoints import Checkpoints
 from sapwood.train import callbacks
@@ -32,8 +32,8 @@ for _name in [name for name in sys.modules if re.match(r"sapwood\.(losses|metric
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        if (found := find_moved(__name__, name)) is not None:
-            return found
+        if f"{__name__}.{name}" in MOVED:
+            return find_moved(__name__, name)
         return migration_hints.missing("sapwood.train", migration_hints.TRAIN, name, __all__)
 
 
